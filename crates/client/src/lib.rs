@@ -1,0 +1,1 @@
+//! The verifying client: attested session, data contract, uploads, runs, receipts.

@@ -1,0 +1,11 @@
+//! Tensor programs as data: the `.pt2` reader, the batch-axis type checker, and the canonical typed graph.
+//!
+//! Pure: no I/O, no libtorch. In call order:
+//! [`contract`] (what one record looks like) → [`archive`] (`.pt2` bytes → untyped program) →
+//! [`check()`] (program × contract → [`typed::TypedGraph`], or every refusal at once) →
+//! [`typed`] (the only form the trainer ever sees; its SHA-256 is the graph's digest).
+#![forbid(unsafe_code)]
+
+pub mod contract;
+pub mod dtype;
+pub mod typed;

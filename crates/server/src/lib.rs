@@ -1,0 +1,1 @@
+//! gRPC over attested TLS, governance, and supervision of trainers.

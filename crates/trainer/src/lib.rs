@@ -1,0 +1,1 @@
+//! The DP training engine over libtorch; a process of its own.

@@ -1,0 +1,1 @@
+//! Sealed blocks, keys and the ledger's persistence; synchronous, behind a BlockStore trait.
