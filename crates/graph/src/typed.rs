@@ -311,7 +311,9 @@ pub struct TypedGraph {
 #[non_exhaustive]
 pub enum DecodeError {
     /// Written by a newer version.
-    #[error("typed graph version {found} is not {TYPED_GRAPH_VERSION}; update the trainer with the server")]
+    #[error(
+        "typed graph version {found} is not {TYPED_GRAPH_VERSION}; update the trainer with the server"
+    )]
     Version {
         /// The version byte found.
         found: u8,
@@ -352,7 +354,8 @@ impl TypedGraph {
 
     /// The canonical encoding: version byte, then postcard of the fields in order.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let body = postcard::to_stdvec(self).expect("postcard encodes every field type of TypedGraph");
+        let body =
+            postcard::to_stdvec(self).expect("postcard encodes every field type of TypedGraph");
         let mut bytes = Vec::with_capacity(body.len() + 1);
         bytes.push(TYPED_GRAPH_VERSION);
         bytes.extend_from_slice(&body);
@@ -369,7 +372,11 @@ impl TypedGraph {
             return Err(DecodeError::Version { found });
         }
         let (graph, rest) = postcard::take_from_bytes::<Self>(body)?;
-        if rest.is_empty() { Ok(graph) } else { Err(DecodeError::Length) }
+        if rest.is_empty() {
+            Ok(graph)
+        } else {
+            Err(DecodeError::Length)
+        }
     }
 
     /// SHA-256 of [`TypedGraph::to_bytes`]: the graph's digest (rule T9).
