@@ -4,7 +4,6 @@
 
 /// The gRPC contract `bastionai.v1`; `proto/bastionai/v1/bastionai.proto` documents every field.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
-
 pub mod v1 {
     tonic::include_proto!("bastionai.v1");
 }

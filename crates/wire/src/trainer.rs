@@ -1,9 +1,12 @@
 //! Server ↔ trainer messages: postcard bodies, each framed by its length (u32, little-endian).
 //!
-//! The server writes one [`Job`] frame, then raw frames: every parameter and constant of the typed
-//! graph in order (one frame each), then every dataset's columns (one frame per column, all rows).
+//! The server writes one [`Job`] frame, then raw frames: every parameter, then every constant of the typed
+//! graph in order (one frame each). It then waits for [`Report::Ready`], makes the run's start durable, and
+//! only then sends records: for every dataset in run order, one frame per *graph input* in
+//! `TypedGraph::inputs` order (the column that input names, all rows, padding included; a column used by two
+//! inputs is sent twice). It keeps its end open: end of file means that the server is gone.
 //! The trainer answers with [`Report`] frames; after [`Report::Finished`] it writes one raw frame per
-//! trainable parameter, in graph order. The trainer holds no key and gets no file (soundness A2).
+//! trainable parameter, in graph order, and exits. The trainer holds no key and gets no file (soundness A2).
 
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
@@ -96,7 +99,7 @@ pub enum Optimizer {
 /// What a trainer says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Report {
-    /// Job read, graph decoded, self-tests passed; no record was touched yet.
+    /// Job, parameters and constants read, graph decoded, self-tests passed; no record was received yet.
     Ready,
     /// Step `step` (from 1) is complete; its noisy loss mean, if released. Not public until the server
     /// has made its ledger entry durable (rule D1).
