@@ -1,1 +1,32 @@
-//! Evidence bytes to verified to appraised; no network, no async, time passed in.
+//! Evidence bytes → verified → appraised. No network, no async, no clock: time is passed in.
+//!
+//! What a relying party (the data owner's client) needs to decide whether a server may see data, and
+//! what a server needs to ask its platform for evidence. In call order:
+//! [`claims`] (what the measured software says about how it runs, rule A4) →
+//! [`binding`] (ties evidence to one TLS session, or to one boot for offline receipts, rule A6) →
+//! [`evidence`] (the [`Attester`] and the bytes it makes) →
+//! [`mod@verify`] (cryptography up to a trust anchor) → [`mod@appraise`] (policy) → [`AttestationResult`].
+//! [`insecure_simulated`] is the development attester; its evidence can be forged by anyone.
+//!
+//! Two steps on purpose: [`verify`] says *who made these bytes*, [`VerifiedEvidence::appraise`] says
+//! *whether that is good enough for me*. Only the second yields an [`AttestationResult`], and neither
+//! type can be made in any other way. Words are those of RFC 9334 (RATS).
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod appraise;
+pub mod binding;
+pub mod claims;
+mod encoding;
+pub mod evidence;
+pub mod insecure_simulated;
+pub mod verify;
+
+pub use appraise::{
+    AppraisalError, AppraisalPolicy, AttestationResult, ReferenceValues, Refusal, Rule,
+};
+pub use binding::{Binding, BootBinding, Role};
+pub use claims::{ClaimsError, Freshness, RuntimeClaims};
+pub use evidence::{AttestError, Attester, Evidence};
+pub use insecure_simulated::InsecureSimulatedAttester;
+pub use verify::{TrustAnchors, VerifiedEvidence, VerifyError, verify};

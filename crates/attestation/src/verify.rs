@@ -1,0 +1,177 @@
+//! Verification: cryptography up to a trust anchor, offline, with the time passed in. No policy here.
+
+use crate::evidence::Evidence;
+use crate::insecure_simulated;
+use serde::Serialize;
+
+/// The roots evidence may chain to, per kind of evidence.
+#[derive(Clone, Debug)]
+pub struct TrustAnchors {
+    simulated_root: Option<[u8; 32]>,
+}
+
+impl TrustAnchors {
+    /// The roots that come with this version: the well-known development key.
+    ///
+    /// That it is here only says that simulated evidence can be *read*; whether it is good enough is
+    /// `AppraisalPolicy::allow_simulated`.
+    pub fn bundled() -> Self {
+        Self {
+            simulated_root: Some(insecure_simulated::development_public_key()),
+        }
+    }
+
+    /// No root at all: every evidence is refused.
+    pub fn none() -> Self {
+        Self {
+            simulated_root: None,
+        }
+    }
+}
+
+/// Why evidence is not authentic.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum VerifyError {
+    /// This version cannot read that kind of evidence, or has no root for it.
+    #[error("no trust anchor for evidence of type {0:?}")]
+    UnknownMediaType(String),
+    /// Longer than any evidence is.
+    #[error("evidence has {found} bytes, at most {most} are read")]
+    TooLong {
+        /// Bytes received.
+        found: usize,
+        /// Bytes read at most.
+        most: usize,
+    },
+    /// Not in the format its media type names.
+    #[error("evidence is malformed: {0}")]
+    Malformed(String),
+    /// Signed by another key, or changed on the way.
+    #[error("the signature on the evidence does not verify against its trust anchor")]
+    Signature,
+}
+
+/// What authentic evidence says, in words common to all platforms.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// Launch measurement.
+    #[serde(serialize_with = "crate::claims::as_hex")]
+    pub measurement: [u8; 48],
+    /// Identity of the chip.
+    #[serde(serialize_with = "crate::claims::as_hex")]
+    pub chip_id: [u8; 64],
+    /// Whether the host can read the guest's memory.
+    pub debug: bool,
+    /// What the guest asked the platform to sign.
+    #[serde(serialize_with = "crate::claims::as_hex")]
+    pub report_data: [u8; 64],
+    /// Made by the development attester: forgeable by anyone.
+    pub simulated: bool,
+}
+
+/// Authentic evidence, not yet appraised. Only [`verify`] makes one.
+#[derive(Clone, Debug)]
+pub struct VerifiedEvidence {
+    pub(crate) media_type: String,
+    pub(crate) report: Report,
+    pub(crate) verified_unix_ms: u64,
+}
+
+impl VerifiedEvidence {
+    /// What the evidence says. Not a decision: see [`VerifiedEvidence::appraise`].
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+}
+
+/// Checks that evidence was made by the platform it names, at `now_unix_ms`.
+///
+/// The time matters to platforms whose certificates and collateral expire; it is also recorded in the
+/// result. Nothing is fetched and nothing but the arguments is read.
+///
+/// # Errors
+/// [`VerifyError`]; anything unknown is refused.
+pub fn verify(
+    evidence: &Evidence,
+    anchors: &TrustAnchors,
+    now_unix_ms: u64,
+) -> Result<VerifiedEvidence, VerifyError> {
+    if evidence.bytes.len() > MAX_EVIDENCE_BYTES {
+        return Err(VerifyError::TooLong {
+            found: evidence.bytes.len(),
+            most: MAX_EVIDENCE_BYTES,
+        });
+    }
+    let report = match (evidence.media_type.as_str(), &anchors.simulated_root) {
+        (insecure_simulated::MEDIA_TYPE, Some(root)) => {
+            insecure_simulated::verify(&evidence.bytes, root)?
+        }
+        (other, _) => {
+            return Err(VerifyError::UnknownMediaType(
+                other.chars().take(128).collect(),
+            ));
+        }
+    };
+    Ok(VerifiedEvidence {
+        media_type: evidence.media_type.clone(),
+        report,
+        verified_unix_ms: now_unix_ms,
+    })
+}
+
+/// Longest evidence read: reports with their certificate chains are some tens of KiB (rule 8).
+pub const MAX_EVIDENCE_BYTES: usize = 256 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn unknown_kinds_of_evidence_are_refused() {
+        let evidence = Evidence {
+            media_type: "application/unknown".into(),
+            bytes: vec![],
+        };
+        let error = verify(&evidence, &TrustAnchors::bundled(), 0).unwrap_err();
+        assert_eq!(
+            error,
+            VerifyError::UnknownMediaType("application/unknown".into())
+        );
+    }
+
+    #[test]
+    fn without_a_root_nothing_verifies() {
+        use crate::evidence::Attester;
+        let evidence = crate::InsecureSimulatedAttester::new()
+            .attest(&[0; 64])
+            .unwrap();
+        assert!(matches!(
+            verify(&evidence, &TrustAnchors::none(), 0),
+            Err(VerifyError::UnknownMediaType(_))
+        ));
+    }
+
+    #[test]
+    fn huge_evidence_is_refused_before_it_is_read() {
+        let bytes = vec![0; MAX_EVIDENCE_BYTES + 1];
+        let evidence = Evidence {
+            media_type: insecure_simulated::MEDIA_TYPE.into(),
+            bytes,
+        };
+        assert!(matches!(
+            verify(&evidence, &TrustAnchors::bundled(), 0),
+            Err(VerifyError::TooLong { .. })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_are_refused_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let evidence = Evidence { media_type: insecure_simulated::MEDIA_TYPE.into(), bytes };
+            prop_assert!(verify(&evidence, &TrustAnchors::bundled(), 0).is_err());
+        }
+    }
+}
