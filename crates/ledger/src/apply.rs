@@ -1,0 +1,197 @@
+//! Entries change the state here and nowhere else: check everything, then mutate.
+
+use crate::amount::Amount;
+use crate::chain::Head;
+use crate::entry::{Body, Entry, Genesis, Outcome, RunReserved};
+use crate::id::{DatasetId, EntryHash, LedgerId};
+use crate::rules::{Refusal, dataset_digests};
+use crate::state::{Dataset, Ledger, Run, RunStatus};
+use std::collections::BTreeMap;
+
+/// Why an entry does not continue a chain.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChainError {
+    /// No entries.
+    #[error("the ledger is empty: its genesis is missing")]
+    Empty,
+    /// The first entry is of another kind.
+    #[error("the ledger does not begin with its genesis")]
+    NoGenesis,
+    /// An entry is missing, repeated or out of place.
+    #[error("ledger entry {found} stands where entry {expected} belongs")]
+    Sequence {
+        /// Sequence expected.
+        expected: u64,
+        /// Sequence found.
+        found: u64,
+    },
+    /// The previous hash differs.
+    #[error("ledger entry {sequence} does not continue the entry before it: the chain is broken")]
+    Broken {
+        /// Where.
+        sequence: u64,
+    },
+    /// Ledger time ran backwards (rule A8).
+    #[error("ledger entry {sequence} is older than the entry before it")]
+    Time {
+        /// Where.
+        sequence: u64,
+    },
+    /// The event may not happen in this state.
+    #[error("ledger entry {sequence} is not allowed: {source}")]
+    Refused {
+        /// Where.
+        sequence: u64,
+        /// Why.
+        source: Refusal,
+    },
+}
+
+impl Ledger {
+    /// The first entry of a new ledger.
+    pub fn genesis(ledger: LedgerId, now_unix_ms: u64) -> Entry {
+        Entry::new(0, EntryHash::NONE, now_unix_ms, Body::Genesis(Genesis { ledger }))
+    }
+
+    /// The state that `entries`, from the genesis on, add up to.
+    ///
+    /// # Errors
+    /// [`ChainError`] at the first entry that is out of place or not allowed.
+    pub fn replay(entries: impl IntoIterator<Item = Entry>) -> Result<Self, ChainError> {
+        let mut entries = entries.into_iter();
+        let first = entries.next().ok_or(ChainError::Empty)?;
+        let Body::Genesis(Genesis { ledger }) = first.body() else { return Err(ChainError::NoGenesis) };
+        check_place(&Head { ledger: *ledger, sequence: 0, entry_hash: EntryHash::NONE }, 0, &first)?;
+        let mut ledger = Self {
+            id: *ledger,
+            entries: vec![first],
+            boots: Vec::new(),
+            datasets: BTreeMap::new(),
+            names: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            run_order: Vec::new(),
+        };
+        entries.try_for_each(|entry| ledger.apply(entry))?;
+        Ok(ledger)
+    }
+
+    /// Appends an entry: one proposed by this ledger and durable by now, or the next of a stored chain.
+    ///
+    /// # Errors
+    /// [`ChainError`]; nothing has changed then.
+    pub fn apply(&mut self, entry: Entry) -> Result<(), ChainError> {
+        check_place(&self.head(), self.last_time_unix_ms(), &entry)?;
+        self.check(entry.body(), entry.time_unix_ms())
+            .map_err(|source| ChainError::Refused { sequence: entry.sequence(), source })?;
+        self.mutate(entry.body(), entry.time_unix_ms());
+        self.entries.push(entry);
+        Ok(())
+    }
+
+    /// Every lookup here succeeds: [`Ledger::check`] has passed.
+    fn mutate(&mut self, body: &Body, time_unix_ms: u64) {
+        match body {
+            Body::Genesis(_) => {}
+            Body::BootStarted(boot) => self.boots.push(boot.clone()),
+            Body::DatasetCreated(created) => {
+                let (contract_digest, policy_digest) = dataset_digests(created);
+                self.names.insert(created.name.clone(), created.dataset);
+                let dataset = Dataset {
+                    created: created.clone(),
+                    contract_digest,
+                    policy_digest,
+                    created_unix_ms: time_unix_ms,
+                    withdrawn: false,
+                    committed: Amount::ZERO,
+                    reserved: Amount::ZERO,
+                    failed_runs: 0,
+                    starts: BTreeMap::new(),
+                };
+                self.datasets.insert(created.dataset, dataset);
+            }
+            Body::DatasetWithdrawn(withdrawn) => self.dataset_mut(withdrawn.dataset).withdrawn = true,
+            Body::RunReserved(reserved) => self.reserve(reserved, time_unix_ms),
+            Body::RunStarted(started) => self.run_mut(started.run).status = RunStatus::Started,
+            Body::RunAdvanced(advanced) => self.run_mut(advanced.run).released_step = advanced.released_step,
+            Body::RunCommitted(committed) => {
+                let run = self.run_mut(committed.run);
+                run.status = RunStatus::Committed(committed.outcome);
+                run.weights_digest = committed.weights_digest;
+                run.ended_unix_ms = Some(time_unix_ms);
+                let reserved = run.reserved.clone();
+                self.charge(&reserved, committed.outcome);
+            }
+            Body::RunRefunded(refunded) => {
+                let run = self.run_mut(refunded.run);
+                run.status = RunStatus::Refunded(refunded.reason);
+                run.ended_unix_ms = Some(time_unix_ms);
+                let reserved = run.reserved.clone();
+                self.refund(&reserved);
+            }
+            Body::Released(released) => {
+                let recipients = &mut self.run_mut(released.run).released_to;
+                if !recipients.contains(&released.recipient) {
+                    recipients.push(released.recipient);
+                }
+            }
+        }
+    }
+
+    fn reserve(&mut self, reserved: &RunReserved, time_unix_ms: u64) {
+        for charge in &reserved.charges {
+            let dataset = self.dataset_mut(charge.dataset);
+            dataset.reserved = dataset.reserved.checked_add(charge.amount).expect(FITS);
+            dataset.starts.insert(reserved.run, time_unix_ms);
+        }
+        let run = Run {
+            reserved: reserved.clone(),
+            reserved_unix_ms: time_unix_ms,
+            status: RunStatus::Reserved,
+            released_step: 0,
+            ended_unix_ms: None,
+            weights_digest: None,
+            released_to: Vec::new(),
+        };
+        self.run_order.push(reserved.run);
+        self.runs.insert(reserved.run, run);
+    }
+
+    fn charge(&mut self, reserved: &RunReserved, outcome: Outcome) {
+        for charge in &reserved.charges {
+            let dataset = self.dataset_mut(charge.dataset);
+            dataset.reserved = dataset.reserved.checked_sub(charge.amount).expect(FITS);
+            dataset.committed = dataset.committed.checked_add(charge.amount).expect(FITS);
+            dataset.failed_runs = dataset.failed_runs.saturating_add(u32::from(outcome == Outcome::Failed));
+        }
+    }
+
+    fn refund(&mut self, reserved: &RunReserved) {
+        for charge in &reserved.charges {
+            let dataset = self.dataset_mut(charge.dataset);
+            dataset.reserved = dataset.reserved.checked_sub(charge.amount).expect(FITS);
+            dataset.starts.remove(&reserved.run);
+        }
+    }
+
+    fn dataset_mut(&mut self, id: DatasetId) -> &mut Dataset {
+        self.datasets.get_mut(&id).expect("check() found the dataset")
+    }
+
+    fn run_mut(&mut self, id: crate::id::RunId) -> &mut Run {
+        self.runs.get_mut(&id).expect("check() found the run")
+    }
+}
+
+fn check_place(head: &Head, last_time_unix_ms: u64, entry: &Entry) -> Result<(), ChainError> {
+    let sequence = entry.sequence();
+    if sequence != head.sequence {
+        return Err(ChainError::Sequence { expected: head.sequence, found: sequence });
+    }
+    if entry.previous() != head.entry_hash {
+        return Err(ChainError::Broken { sequence });
+    }
+    if entry.time_unix_ms() < last_time_unix_ms { Err(ChainError::Time { sequence }) } else { Ok(()) }
+}
+
+const FITS: &str = "every reservation was checked against the lifetime";

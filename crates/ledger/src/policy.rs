@@ -1,0 +1,169 @@
+//! What an owner allows: the terms under which a dataset entered the ledger. They never change;
+//! their hash is bound into every stored block (rule A10).
+
+use crate::amount::{Amount, Delta};
+use crate::id::{Digest32, Principal};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// Whether a dataset's rows are anybody's secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DatasetKind {
+    /// People's data: has a budget.
+    Private,
+    /// The owner states that anyone may know the rows: no budget.
+    Public,
+    /// Nobody's data: no budget.
+    Synthetic,
+}
+
+/// How rollback and forks of the ledger are dealt with (rule A1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Freshness {
+    /// Development: detectable by clients that remember heads, not prevented.
+    None,
+}
+
+/// How noise is made; the mode is in the run digest and the receipt (rule D2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoiseMode {
+    /// Rounded Gaussian on an integer grid from ChaCha20, float slack in the charged sensitivity.
+    Standard,
+}
+
+/// Principals that may train.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MayTrain {
+    /// Every client.
+    Anyone,
+    /// These.
+    Only(BTreeSet<Principal>),
+}
+
+/// Limits beside the budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunLimits {
+    /// Runs reserved and not refunded in any 24 hours (rule A13).
+    pub max_starts_per_day: u32,
+    /// Failed runs in the dataset's life: each failure may tell one bit outside the noise (rule G4).
+    pub max_failed_runs: u32,
+}
+
+/// The terms of a dataset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// Lifetime budget: present exactly for private datasets.
+    pub lifetime: Option<Amount>,
+    /// Who may train.
+    pub may_train: MayTrain,
+    /// Who receives weights, beside the scientist.
+    pub recipients: BTreeSet<Principal>,
+    /// Whether the scientist of a run receives its weights.
+    pub scientist_receives: bool,
+    /// No run may be reserved from this time on.
+    pub expires_unix_ms: Option<u64>,
+    /// Freshness level the owner accepts.
+    pub freshness: Freshness,
+    /// Further limits; they bind private datasets only.
+    pub limits: RunLimits,
+}
+
+/// Why a policy is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PolicyError {
+    /// Private without a lifetime.
+    #[error("a private dataset needs a lifetime budget: set lifetime ε and δ")]
+    NoLifetime,
+    /// A lifetime where none can be spent.
+    #[error("a public or synthetic dataset has no budget: leave lifetime ε and δ out")]
+    UnneededLifetime,
+    /// A lifetime that allows no run, or promises nothing.
+    #[error("lifetime {lifetime} is no guarantee: ε must be above 0, δ above 0 and below 1")]
+    Lifetime {
+        /// What was asked for.
+        lifetime: Amount,
+    },
+    /// Too many principals.
+    #[error("a policy names at most {MAX_PRINCIPALS} principals in each list")]
+    TooManyPrincipals,
+    /// Limits of zero allow no run at all.
+    #[error("run limits must be at least 1")]
+    ZeroLimits,
+}
+
+impl Default for RunLimits {
+    fn default() -> Self {
+        Self { max_starts_per_day: 1000, max_failed_runs: 100 }
+    }
+}
+
+impl Policy {
+    /// Checks the policy for a dataset of this kind.
+    ///
+    /// # Errors
+    /// [`PolicyError`] says which rule is broken.
+    pub fn check(&self, kind: DatasetKind) -> Result<(), PolicyError> {
+        match (kind, self.lifetime) {
+            (DatasetKind::Private, None) => return Err(PolicyError::NoLifetime),
+            (DatasetKind::Private, Some(lifetime)) => check_lifetime(lifetime)?,
+            (_, Some(_)) => return Err(PolicyError::UnneededLifetime),
+            (_, None) => {}
+        }
+        let trainers = match &self.may_train {
+            MayTrain::Anyone => 0,
+            MayTrain::Only(principals) => principals.len(),
+        };
+        if trainers.max(self.recipients.len()) > MAX_PRINCIPALS {
+            return Err(PolicyError::TooManyPrincipals);
+        }
+        if self.limits.max_starts_per_day == 0 || self.limits.max_failed_runs == 0 {
+            return Err(PolicyError::ZeroLimits);
+        }
+        Ok(())
+    }
+
+    /// Whether `principal` may train.
+    pub fn allows_training_by(&self, principal: &Principal) -> bool {
+        match &self.may_train {
+            MayTrain::Anyone => true,
+            MayTrain::Only(principals) => principals.contains(principal),
+        }
+    }
+
+    /// Whether `principal` may receive the weights of a run started by `scientist`.
+    pub fn allows_release_to(&self, principal: &Principal, scientist: &Principal) -> bool {
+        self.recipients.contains(principal) || (self.scientist_receives && principal == scientist)
+    }
+
+    /// Whether the policy has expired at this time.
+    pub fn is_expired(&self, now_unix_ms: u64) -> bool {
+        self.expires_unix_ms.is_some_and(|expiry| now_unix_ms >= expiry)
+    }
+
+    /// SHA-256 over a label and the canonical encoding.
+    pub fn digest(&self) -> Digest32 {
+        let mut bytes = POLICY_LABEL.to_vec();
+        bytes.extend(postcard::to_stdvec(self).expect("postcard encodes every field type of Policy"));
+        Digest32::of(&bytes)
+    }
+}
+
+fn check_lifetime(lifetime: Amount) -> Result<(), PolicyError> {
+    let below_one = lifetime.delta < Delta::from_units(10u64.pow(Delta::DECIMALS));
+    if lifetime.epsilon.units() == 0 || lifetime.delta.units() == 0 || !below_one {
+        return Err(PolicyError::Lifetime { lifetime });
+    }
+    Ok(())
+}
+
+/// Longest list of principals.
+pub const MAX_PRINCIPALS: usize = 1024;
+
+const POLICY_LABEL: &[u8] = b"bastionai/v1/policy\0";

@@ -1,0 +1,390 @@
+//! Receipts: what was done to whose data, at what cost, under which code; checkable offline (rule A6).
+
+use crate::amount::{Delta, Epsilon};
+use crate::dsse::{self, EnvelopeError};
+use crate::entry::{Charge, Outcome};
+use crate::id::{BootId, DatasetId, Digest32, LedgerPublicKey, Principal, RunId};
+use crate::chain::Head;
+use crate::key::LedgerKey;
+use crate::policy::{DatasetKind, Freshness, NoiseMode};
+use crate::state::{Ledger, Run, RunStatus};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bastionai_privacy::event::{DpEvent, NeighboringRelation};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// DSSE payload type of a receipt.
+pub const RECEIPT_PAYLOAD_TYPE: &str = "application/vnd.bastionai.receipt+json;version=1";
+
+/// The signed statement about one run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Receipt {
+    /// 1.
+    pub version: u32,
+    /// When it was issued, in ledger time.
+    pub issued_unix_ms: u64,
+    /// The ledger when it was issued; the totals below are as of this head.
+    pub ledger_head: Head,
+    /// How rollback and forks are dealt with (rule A1).
+    pub freshness: Freshness,
+    /// The run.
+    pub run: RunStatement,
+    /// One per dataset, in run order.
+    pub datasets: Vec<DatasetStatement>,
+    /// What the numbers mean and rest on.
+    pub accounting: AccountingStatement,
+    /// The boot whose key signs this receipt, with its evidence.
+    pub issuer: RuntimeEvidence,
+    /// The boot that ran the run, when it is another.
+    pub runner: Option<RuntimeEvidence>,
+}
+
+/// The run of a receipt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunStatement {
+    /// Its id.
+    pub id: RunId,
+    /// Digest of everything that was agreed (rule A11).
+    pub run_digest: Digest32,
+    /// Digest of the canonical typed graph.
+    pub graph_digest: Digest32,
+    /// Digest of the weights ([`crate::weights::weights_digest`]); none unless it succeeded.
+    pub weights_digest: Option<Digest32>,
+    /// Who started it.
+    pub scientist: Principal,
+    /// Name given by the scientist.
+    pub model_name: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Steps planned: all of them are charged.
+    pub steps: u64,
+    /// Last step whose progress was released.
+    pub released_step: u64,
+    /// How noise was made (rule D2).
+    pub noise_mode: NoiseMode,
+    /// The boot that ran it.
+    pub boot: BootId,
+    /// When its budget was reserved.
+    pub reserved_unix_ms: u64,
+    /// When it was charged.
+    pub committed_unix_ms: u64,
+}
+
+/// One dataset of a receipt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetStatement {
+    /// Its id.
+    pub id: DatasetId,
+    /// Its name.
+    pub name: String,
+    /// Private, public or synthetic.
+    pub kind: DatasetKind,
+    /// Who lent it.
+    pub owner: Principal,
+    /// SHA-256 of its data contract.
+    pub contract_digest: Digest32,
+    /// Hash of its owner's terms.
+    pub policy_digest: Digest32,
+    /// Version root of its stored blocks.
+    pub root: Digest32,
+    /// Declared number of records.
+    pub declared_size: u64,
+    /// The mechanism charged, in full.
+    pub event: DpEvent,
+    /// Which pairs of datasets the guarantee compares.
+    pub relation: NeighboringRelation,
+    /// ε charged for this run.
+    pub epsilon: Epsilon,
+    /// δ charged for this run.
+    pub delta: Delta,
+    /// The dataset's total spend (rule D12); none for public and synthetic datasets.
+    pub budget: Option<BudgetStatement>,
+}
+
+/// A dataset's account as of the receipt's ledger head (rule D12).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BudgetStatement {
+    /// ε spent by all committed runs, this one included.
+    pub total_epsilon: Epsilon,
+    /// δ spent by all committed runs, this one included.
+    pub total_delta: Delta,
+    /// ε held by runs in flight.
+    pub reserved_epsilon: Epsilon,
+    /// δ held by runs in flight.
+    pub reserved_delta: Delta,
+    /// Lifetime ε.
+    pub lifetime_epsilon: Epsilon,
+    /// Lifetime δ.
+    pub lifetime_delta: Delta,
+}
+
+/// What the numbers of a receipt mean and rest on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccountingStatement {
+    /// What is protected (rule D9).
+    pub privacy_unit: String,
+    /// How runs add up (rule D6).
+    pub composition: String,
+    /// What the guarantee rests on.
+    pub assumptions: Vec<String>,
+}
+
+/// A boot: its key, its runtime claims and the evidence that binds them (rules A4, A6).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuntimeEvidence {
+    /// The boot.
+    pub boot: BootId,
+    /// Its ledger key.
+    pub ledger_key: LedgerPublicKey,
+    /// Canonical runtime claims; opaque here, checked by crate `attestation`.
+    #[serde(with = "base64_bytes")]
+    pub claims: Vec<u8>,
+    /// Kind of evidence.
+    pub evidence_media_type: String,
+    /// Evidence over label ‖ ledger key ‖ boot id ‖ genesis ‖ claims; opaque here.
+    #[serde(with = "base64_bytes")]
+    pub evidence: Vec<u8>,
+}
+
+/// Why there is no receipt.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum IssueError {
+    /// The run is not committed (or unknown): nothing to attest to.
+    #[error("run {run} has no receipt: it is not committed in the ledger")]
+    NotCommitted {
+        /// The run.
+        run: RunId,
+    },
+    /// The evidence is of another boot than the ledger names.
+    #[error("the runtime evidence is not of the boot that the ledger names")]
+    OtherBoot,
+}
+
+/// Why a receipt is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReceiptError {
+    /// The envelope.
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+    /// Issued by a newer program.
+    #[error("the receipt has version {found}; this program reads version {RECEIPT_VERSION}")]
+    Version {
+        /// The version found.
+        found: u32,
+    },
+    /// Signed, but not a receipt of this version.
+    #[error("the payload is not a receipt of version {RECEIPT_VERSION}")]
+    Malformed,
+    /// It contradicts itself.
+    #[error("the receipt contradicts itself: {what}")]
+    Inconsistent {
+        /// Where.
+        what: &'static str,
+    },
+}
+
+impl Receipt {
+    /// The statement about a committed run. `issuer` is the current boot; `runner` the boot that ran the
+    /// run, needed exactly when it is another.
+    ///
+    /// # Errors
+    /// [`IssueError::NotCommitted`]; [`IssueError::OtherBoot`] when the evidence is not of the boots that the
+    /// ledger names.
+    pub fn issue(
+        ledger: &Ledger,
+        run: &RunId,
+        issuer: RuntimeEvidence,
+        runner: Option<RuntimeEvidence>,
+        now_unix_ms: u64,
+    ) -> Result<Self, IssueError> {
+        let not_committed = IssueError::NotCommitted { run: *run };
+        let run = ledger.run(run).ok_or(not_committed.clone())?;
+        let RunStatus::Committed(outcome) = run.status() else { return Err(not_committed) };
+        check_boots(ledger, run, &issuer, runner.as_ref())?;
+        let freshness = ledger.current_boot().map_or(Freshness::None, |boot| boot.freshness);
+        Ok(Self {
+            version: RECEIPT_VERSION,
+            issued_unix_ms: now_unix_ms.max(ledger.last_time_unix_ms()),
+            ledger_head: ledger.head(),
+            freshness,
+            run: run_statement(run, outcome),
+            datasets: run.charges().iter().filter_map(|charge| dataset_statement(ledger, charge)).collect(),
+            accounting: accounting_statement(),
+            issuer,
+            runner,
+        })
+    }
+
+    /// Signs the receipt: the JSON of a DSSE envelope.
+    pub fn sign(&self, key: &LedgerKey) -> Vec<u8> {
+        let payload = serde_json::to_vec(self).expect("every field type of Receipt has a JSON form");
+        dsse::seal(&payload, RECEIPT_PAYLOAD_TYPE, key)
+    }
+
+    /// Checks an envelope offline and reads it.
+    ///
+    /// # Guarantee
+    /// On success the holder of `expected_key` signed exactly this receipt. That the key lives in an attested
+    /// server is checked by appraising `issuer.evidence` (crate `attestation`), which binds key and claims.
+    /// # Errors
+    /// [`ReceiptError`]; any changed byte of the envelope is refused.
+    pub fn verify_offline(envelope: &[u8], expected_key: &LedgerPublicKey) -> Result<Self, ReceiptError> {
+        let payload = dsse::open(envelope, RECEIPT_PAYLOAD_TYPE, expected_key)?;
+        let version: VersionOnly = serde_json::from_slice(&payload).map_err(|_| ReceiptError::Malformed)?;
+        if version.version != RECEIPT_VERSION {
+            return Err(ReceiptError::Version { found: version.version });
+        }
+        let receipt: Self = serde_json::from_slice(&payload).map_err(|_| ReceiptError::Malformed)?;
+        receipt.check_consistency(expected_key)?;
+        Ok(receipt)
+    }
+
+    fn check_consistency(&self, key: &LedgerPublicKey) -> Result<(), ReceiptError> {
+        let fault = |what| Err(ReceiptError::Inconsistent { what });
+        if self.issuer.ledger_key != *key {
+            return fault("it is signed by another key than its issuer's");
+        }
+        let runner = self.runner.as_ref().unwrap_or(&self.issuer);
+        if runner.boot != self.run.boot {
+            return fault("its evidence is not of the boot that ran the run");
+        }
+        if self.run.weights_digest.is_some() != (self.run.outcome == Outcome::Succeeded) {
+            return fault("weights and outcome disagree");
+        }
+        if self.datasets.is_empty() || self.datasets.iter().any(|dataset| !dataset.is_consistent()) {
+            return fault("a dataset's charge and budget disagree");
+        }
+        Ok(())
+    }
+}
+
+impl DatasetStatement {
+    fn is_consistent(&self) -> bool {
+        match &self.budget {
+            Some(budget) => {
+                let within = |total: Option<Epsilon>, limit| total.is_some_and(|total| total <= limit);
+                let within_delta = |total: Option<Delta>, limit| total.is_some_and(|total| total <= limit);
+                self.kind == DatasetKind::Private
+                    && self.epsilon <= budget.total_epsilon
+                    && self.delta <= budget.total_delta
+                    && within(budget.total_epsilon.checked_add(budget.reserved_epsilon), budget.lifetime_epsilon)
+                    && within_delta(budget.total_delta.checked_add(budget.reserved_delta), budget.lifetime_delta)
+            }
+            None => self.kind != DatasetKind::Private && self.epsilon == Epsilon::ZERO && self.delta == Delta::ZERO,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct VersionOnly {
+    version: u32,
+}
+
+fn check_boots(ledger: &Ledger, run: &Run, issuer: &RuntimeEvidence, runner: Option<&RuntimeEvidence>) -> Result<(), IssueError> {
+    let current = ledger.current_boot().ok_or(IssueError::OtherBoot)?;
+    let run_boot = run.reservation().boot;
+    let runner_is_due = run_boot != current.boot;
+    let known = |evidence: &RuntimeEvidence| {
+        ledger.boots().iter().any(|boot| {
+            boot.boot == evidence.boot
+                && boot.ledger_key == evidence.ledger_key
+                && boot.claims_digest == Digest32::of(&evidence.claims)
+        })
+    };
+    let runner_fits = match runner {
+        Some(runner) => runner_is_due && runner.boot == run_boot && known(runner),
+        None => !runner_is_due,
+    };
+    if issuer.boot == current.boot && known(issuer) && runner_fits { Ok(()) } else { Err(IssueError::OtherBoot) }
+}
+
+fn run_statement(run: &Run, outcome: Outcome) -> RunStatement {
+    let reserved = run.reservation();
+    RunStatement {
+        id: run.id(),
+        run_digest: reserved.run_digest,
+        graph_digest: reserved.graph_digest,
+        weights_digest: run.weights_digest(),
+        scientist: reserved.scientist,
+        model_name: reserved.model_name.clone(),
+        outcome,
+        steps: reserved.steps,
+        released_step: run.released_step(),
+        noise_mode: reserved.noise_mode,
+        boot: reserved.boot,
+        reserved_unix_ms: run.created_unix_ms(),
+        committed_unix_ms: run.ended_unix_ms().unwrap_or_default(),
+    }
+}
+
+fn dataset_statement(ledger: &Ledger, charge: &Charge) -> Option<DatasetStatement> {
+    let dataset = ledger.dataset(&charge.dataset)?;
+    let budget = dataset.budget().map(|budget| BudgetStatement {
+        total_epsilon: budget.committed.epsilon,
+        total_delta: budget.committed.delta,
+        reserved_epsilon: budget.reserved.epsilon,
+        reserved_delta: budget.reserved.delta,
+        lifetime_epsilon: budget.lifetime.epsilon,
+        lifetime_delta: budget.lifetime.delta,
+    });
+    Some(DatasetStatement {
+        id: dataset.id(),
+        name: dataset.name().to_owned(),
+        kind: dataset.kind(),
+        owner: dataset.owner(),
+        contract_digest: dataset.contract_digest(),
+        policy_digest: dataset.policy_digest(),
+        root: dataset.root(),
+        declared_size: dataset.declared_size(),
+        event: charge.event.clone(),
+        relation: charge.relation,
+        epsilon: charge.amount.epsilon,
+        delta: charge.amount.delta,
+        budget,
+    })
+}
+
+fn accounting_statement() -> AccountingStatement {
+    AccountingStatement {
+        privacy_unit: PRIVACY_UNIT.to_owned(),
+        composition: COMPOSITION.to_owned(),
+        assumptions: ASSUMPTIONS.iter().map(|&text| text.to_owned()).collect(),
+    }
+}
+
+mod base64_bytes {
+    use super::{Deserialize, Deserializer, Engine, STANDARD, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        STANDARD.decode(text).map_err(serde::de::Error::custom)
+    }
+}
+
+/// Version of receipts.
+pub const RECEIPT_VERSION: u32 = 1;
+
+/// Rule D9: two datasets of one run may hold the same person.
+const PRIVACY_UNIT: &str = "per record, per dataset";
+/// Rule D6.
+const COMPOSITION: &str = "basic composition of (epsilon, delta); the full reserve of every started run stays charged";
+const ASSUMPTIONS: &[&str] = &[
+    "neighbouring datasets differ by adding or removing one record of one dataset",
+    "the rounded Gaussian is exact up to the approximation of the normal stated in docs/privacy.md",
+    "at one physical batch size the loss of a record does not depend on its position or on other records",
+    "code execution inside libtorch is outside the guarantee",
+    "rollback and forks of the ledger are detectable by clients that remember heads, not prevented, at freshness level none",
+    "erasure is best effort at freshness level none",
+];

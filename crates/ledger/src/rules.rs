@@ -1,0 +1,408 @@
+//! Which event may follow which state. The same rules refuse a proposal and a replayed chain.
+
+use crate::amount::Amount;
+use crate::entry::{
+    Body, BootStarted, Charge, DatasetCreated, DatasetWithdrawn, Outcome, Released, RunAdvanced, RunCommitted, RunRefunded,
+    RunReserved, RunStarted,
+};
+use crate::event::{self, EventError};
+use crate::id::{DatasetId, Digest32, Principal, RunId};
+use crate::policy::{DatasetKind, PolicyError};
+use crate::state::{Dataset, Ledger, Run, RunStatus};
+use std::collections::BTreeSet;
+
+/// Why an event may not enter the ledger. Nothing has changed when this is returned.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The name is taken, for ever: also by withdrawn datasets.
+    #[error("a dataset named `{name}` exists already; choose another name")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// The name cannot be shown.
+    #[error("a name has 1 to {MAX_NAME_CHARACTERS} characters, no control characters, and no space at its ends")]
+    BadName,
+    /// The contract is empty or too long.
+    #[error("a data contract has 1 to {MAX_CONTRACT_BYTES} bytes")]
+    ContractLength,
+    /// No records declared.
+    #[error("declared size must be at least 1")]
+    ZeroSize,
+    /// The policy makes no sense.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// An id is used already.
+    #[error("the id is used already")]
+    IdTaken,
+    /// No such dataset.
+    #[error("there is no dataset {dataset}")]
+    NoDataset {
+        /// The id.
+        dataset: DatasetId,
+    },
+    /// Only the owner may do this.
+    #[error("only the owner of `{name}` may do this")]
+    NotOwner {
+        /// The dataset.
+        name: String,
+    },
+    /// The owner withdrew the dataset.
+    #[error("`{name}` was withdrawn by its owner")]
+    Withdrawn {
+        /// The dataset.
+        name: String,
+    },
+    /// The policy has expired.
+    #[error("the policy of `{name}` has expired")]
+    Expired {
+        /// The dataset.
+        name: String,
+    },
+    /// The policy does not name this principal.
+    #[error("the policy of `{name}` does not allow {principal} to train on it")]
+    MayNotTrain {
+        /// The dataset.
+        name: String,
+        /// Who asked.
+        principal: Principal,
+    },
+    /// The dataset started as many runs today as its policy allows.
+    #[error("`{name}` allows {limit} runs in 24 hours and has had them; try again later")]
+    TooManyStarts {
+        /// The dataset.
+        name: String,
+        /// Its limit.
+        limit: u32,
+    },
+    /// Too many runs failed (rule G4).
+    #[error("{limit} runs on `{name}` have failed, as many as its policy allows")]
+    TooManyFailures {
+        /// The dataset.
+        name: String,
+        /// Its limit.
+        limit: u32,
+    },
+    /// No datasets, or more than a run may have.
+    #[error("a run uses 1 to {MAX_DATASETS_PER_RUN} datasets, not {found}")]
+    DatasetCount {
+        /// Datasets named.
+        found: usize,
+    },
+    /// The same dataset twice (rule D3).
+    #[error("dataset {dataset} is named twice; the datasets of a run are distinct")]
+    DatasetTwice {
+        /// The id.
+        dataset: DatasetId,
+    },
+    /// No steps.
+    #[error("a run has at least one step")]
+    ZeroSteps,
+    /// The mechanism cannot be priced.
+    #[error("the mechanism charged to `{name}` is refused: {source}")]
+    Event {
+        /// The dataset.
+        name: String,
+        /// What is wrong with it.
+        source: EventError,
+    },
+    /// A private dataset must be charged, a public one must not.
+    #[error("the charge {amount} to `{name}` is impossible: private datasets are charged ε above 0 and δ below 1, others nothing")]
+    Charge {
+        /// The dataset.
+        name: String,
+        /// What was asked for.
+        amount: Amount,
+    },
+    /// The budget does not suffice. Nothing was reserved on any dataset of the run.
+    #[error("the budget of `{name}` does not suffice: the run needs {requested}, {remaining} is left")]
+    BudgetExceeded {
+        /// The dataset.
+        name: String,
+        /// Its id.
+        dataset: DatasetId,
+        /// What the run needs.
+        requested: Amount,
+        /// What is left.
+        remaining: Amount,
+    },
+    /// No such run.
+    #[error("there is no run {run}")]
+    NoRun {
+        /// The id.
+        run: RunId,
+    },
+    /// The run is not in a state where this can happen.
+    #[error("run {run} is {status:?}: it cannot be {action}")]
+    RunStatus {
+        /// The run.
+        run: RunId,
+        /// Where it is.
+        status: RunStatus,
+        /// What was asked.
+        action: &'static str,
+    },
+    /// The run belongs to another boot.
+    #[error("the run belongs to another boot of the server")]
+    OtherBoot,
+    /// Steps are released once, in order, and no further than planned.
+    #[error("run {run} cannot advance to step {to}: it has released {released} of {steps}")]
+    ReleasedStep {
+        /// The run.
+        run: RunId,
+        /// Asked for.
+        to: u64,
+        /// Released so far.
+        released: u64,
+        /// Planned.
+        steps: u64,
+    },
+    /// Weights go with success, and success with all steps.
+    #[error("run {run} cannot be committed like this: success needs all steps released and weights, anything else has none")]
+    Outcome {
+        /// The run.
+        run: RunId,
+    },
+    /// The owners' policies do not allow it.
+    #[error("the policies of run {run}'s datasets do not allow its weights to be released to {principal}")]
+    MayNotReceive {
+        /// The run.
+        run: RunId,
+        /// Who asked.
+        principal: Principal,
+    },
+    /// Other weights than were committed.
+    #[error("the weights of run {run} are not those committed in the ledger")]
+    OtherWeights {
+        /// The run.
+        run: RunId,
+    },
+    /// A second genesis.
+    #[error("the genesis is the first entry and the only one of its kind")]
+    Genesis,
+    /// Amounts overflow.
+    #[error("amounts overflow the ledger's range")]
+    Overflow,
+}
+
+impl Ledger {
+    /// Checks that `body` may happen now. `time_unix_ms` is ledger time, not the clock's.
+    pub(crate) fn check(&self, body: &Body, time_unix_ms: u64) -> Result<(), Refusal> {
+        match body {
+            Body::Genesis(_) => Err(Refusal::Genesis),
+            Body::BootStarted(boot) => self.check_boot(boot),
+            Body::DatasetCreated(created) => self.check_created(created),
+            Body::DatasetWithdrawn(withdrawn) => self.check_withdrawn(withdrawn),
+            Body::RunReserved(reserved) => self.check_reserved(reserved, time_unix_ms),
+            Body::RunStarted(started) => self.check_started(started),
+            Body::RunAdvanced(advanced) => self.check_advanced(advanced),
+            Body::RunCommitted(committed) => self.check_committed(committed),
+            Body::RunRefunded(refunded) => self.check_refunded(refunded),
+            Body::Released(released) => self.check_released(released),
+        }
+    }
+
+    fn check_boot(&self, boot: &BootStarted) -> Result<(), Refusal> {
+        if self.boots.iter().any(|earlier| earlier.boot == boot.boot) { Err(Refusal::IdTaken) } else { Ok(()) }
+    }
+
+    /// Whether a dataset of this name, kind and policy could be created; an upload asks before it stores anything.
+    ///
+    /// # Errors
+    /// [`Refusal`] says what is wrong.
+    pub fn check_new_dataset(&self, created: &DatasetCreated) -> Result<(), Refusal> {
+        self.check_created(created)
+    }
+
+    fn check_created(&self, created: &DatasetCreated) -> Result<(), Refusal> {
+        check_name(&created.name)?;
+        if created.contract_json.is_empty() || created.contract_json.len() > MAX_CONTRACT_BYTES {
+            return Err(Refusal::ContractLength);
+        }
+        if created.declared_size == 0 {
+            return Err(Refusal::ZeroSize);
+        }
+        created.policy.check(created.kind)?;
+        if self.names.contains_key(&created.name) {
+            return Err(Refusal::NameTaken { name: created.name.clone() });
+        }
+        if self.datasets.contains_key(&created.dataset) { Err(Refusal::IdTaken) } else { Ok(()) }
+    }
+
+    fn check_withdrawn(&self, withdrawn: &DatasetWithdrawn) -> Result<(), Refusal> {
+        let dataset = self.existing_dataset(withdrawn.dataset)?;
+        let name = dataset.name().to_owned();
+        if dataset.owner() != withdrawn.by {
+            return Err(Refusal::NotOwner { name });
+        }
+        if dataset.withdrawn { Err(Refusal::Withdrawn { name }) } else { Ok(()) }
+    }
+
+    fn check_reserved(&self, reserved: &RunReserved, time_unix_ms: u64) -> Result<(), Refusal> {
+        check_name(&reserved.model_name)?;
+        self.check_current_boot(reserved)?;
+        if self.runs.contains_key(&reserved.run) {
+            return Err(Refusal::IdTaken);
+        }
+        if reserved.steps == 0 {
+            return Err(Refusal::ZeroSteps);
+        }
+        let found = reserved.charges.len();
+        if found == 0 || found > MAX_DATASETS_PER_RUN {
+            return Err(Refusal::DatasetCount { found });
+        }
+        let mut seen = BTreeSet::new();
+        for charge in &reserved.charges {
+            if !seen.insert(charge.dataset) {
+                return Err(Refusal::DatasetTwice { dataset: charge.dataset });
+            }
+            let dataset = self.existing_dataset(charge.dataset)?;
+            dataset.check_usable(&reserved.scientist, time_unix_ms)?;
+            dataset.check_charge(charge)?;
+        }
+        Ok(())
+    }
+
+    fn check_started(&self, started: &RunStarted) -> Result<(), Refusal> {
+        let run = self.existing_run(started.run)?;
+        self.check_current_boot(&run.reserved)?;
+        run.expect_status(RunStatus::Reserved, "started")
+    }
+
+    fn check_advanced(&self, advanced: &RunAdvanced) -> Result<(), Refusal> {
+        let run = self.existing_run(advanced.run)?;
+        self.check_current_boot(&run.reserved)?;
+        run.expect_status(RunStatus::Started, "advanced")?;
+        if advanced.released_step <= run.released_step || advanced.released_step > run.steps() {
+            return Err(Refusal::ReleasedStep {
+                run: advanced.run,
+                to: advanced.released_step,
+                released: run.released_step,
+                steps: run.steps(),
+            });
+        }
+        Ok(())
+    }
+
+    fn check_committed(&self, committed: &RunCommitted) -> Result<(), Refusal> {
+        let run = self.existing_run(committed.run)?;
+        run.expect_status(RunStatus::Started, "committed")?;
+        let succeeded = committed.outcome == Outcome::Succeeded;
+        let complete = run.released_step == run.steps();
+        if succeeded != committed.weights_digest.is_some() || (succeeded && !complete) {
+            return Err(Refusal::Outcome { run: committed.run });
+        }
+        // Nobody holds the trainer of an earlier boot any more: its runs can only have failed.
+        if committed.outcome != Outcome::Failed { self.check_current_boot(&run.reserved) } else { Ok(()) }
+    }
+
+    fn check_refunded(&self, refunded: &RunRefunded) -> Result<(), Refusal> {
+        self.existing_run(refunded.run)?.expect_status(RunStatus::Reserved, "refunded")
+    }
+
+    fn check_released(&self, released: &Released) -> Result<(), Refusal> {
+        let run = self.existing_run(released.run)?;
+        run.expect_status(RunStatus::Committed(Outcome::Succeeded), "released")?;
+        if run.weights_digest != Some(released.weights_digest) {
+            return Err(Refusal::OtherWeights { run: released.run });
+        }
+        if self.may_receive(&released.run, &released.recipient) {
+            Ok(())
+        } else {
+            Err(Refusal::MayNotReceive { run: released.run, principal: released.recipient })
+        }
+    }
+
+    fn check_current_boot(&self, reserved: &RunReserved) -> Result<(), Refusal> {
+        let current = self.current_boot().is_some_and(|boot| boot.boot == reserved.boot);
+        if current { Ok(()) } else { Err(Refusal::OtherBoot) }
+    }
+
+    fn existing_dataset(&self, dataset: DatasetId) -> Result<&Dataset, Refusal> {
+        self.datasets.get(&dataset).ok_or(Refusal::NoDataset { dataset })
+    }
+
+    pub(crate) fn existing_run(&self, run: RunId) -> Result<&Run, Refusal> {
+        self.runs.get(&run).ok_or(Refusal::NoRun { run })
+    }
+}
+
+impl Dataset {
+    fn check_usable(&self, scientist: &Principal, time_unix_ms: u64) -> Result<(), Refusal> {
+        let name = || self.name().to_owned();
+        let limits = self.policy().limits;
+        if self.withdrawn {
+            return Err(Refusal::Withdrawn { name: name() });
+        }
+        if self.policy().is_expired(time_unix_ms) {
+            return Err(Refusal::Expired { name: name() });
+        }
+        if !self.policy().allows_training_by(scientist) {
+            return Err(Refusal::MayNotTrain { name: name(), principal: *scientist });
+        }
+        if self.kind() != DatasetKind::Private {
+            return Ok(());
+        }
+        if self.failed_runs >= limits.max_failed_runs {
+            return Err(Refusal::TooManyFailures { name: name(), limit: limits.max_failed_runs });
+        }
+        let day_ago = time_unix_ms.saturating_sub(DAY_MS);
+        let today = self.starts.values().filter(|&&start| start > day_ago || start == time_unix_ms).count();
+        if today >= limits.max_starts_per_day as usize {
+            return Err(Refusal::TooManyStarts { name: name(), limit: limits.max_starts_per_day });
+        }
+        Ok(())
+    }
+
+    fn check_charge(&self, charge: &Charge) -> Result<(), Refusal> {
+        let name = || self.name().to_owned();
+        event::check(&charge.event).map_err(|source| Refusal::Event { name: name(), source })?;
+        let Some(budget) = self.budget() else {
+            let free = charge.amount.is_zero();
+            return if free { Ok(()) } else { Err(Refusal::Charge { name: name(), amount: charge.amount }) };
+        };
+        if charge.amount.epsilon.units() == 0 {
+            return Err(Refusal::Charge { name: name(), amount: charge.amount });
+        }
+        if !charge.amount.fits_within(budget.remaining) {
+            return Err(Refusal::BudgetExceeded {
+                name: name(),
+                dataset: self.id(),
+                requested: charge.amount,
+                remaining: budget.remaining,
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Run {
+    fn expect_status(&self, status: RunStatus, action: &'static str) -> Result<(), Refusal> {
+        if self.status == status {
+            Ok(())
+        } else {
+            Err(Refusal::RunStatus { run: self.id(), status: self.status, action })
+        }
+    }
+}
+
+fn check_name(name: &str) -> Result<(), Refusal> {
+    let length = name.chars().count();
+    let shown = !name.chars().any(char::is_control) && name.trim() == name;
+    if (1..=MAX_NAME_CHARACTERS).contains(&length) && shown { Ok(()) } else { Err(Refusal::BadName) }
+}
+
+/// The digest of a policy and of a contract, as kept beside a dataset.
+pub(crate) fn dataset_digests(created: &DatasetCreated) -> (Digest32, Digest32) {
+    (Digest32::of(created.contract_json.as_bytes()), created.policy.digest())
+}
+
+/// Longest name of a dataset or model.
+pub const MAX_NAME_CHARACTERS: usize = 128;
+/// Longest data contract.
+pub const MAX_CONTRACT_BYTES: usize = 1 << 20;
+/// Most datasets in one run.
+pub const MAX_DATASETS_PER_RUN: usize = 1024;
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
