@@ -1,0 +1,188 @@
+//! Rounded Gaussian noise on an integer grid (dp.md, rule 8).
+//!
+//! Adds round(N(0, s²)) to integer sums. As f + round(Z) = round(f + Z) for integer f, the result is
+//! a post-processing of the continuous Gaussian mechanism on f, so its accounting applies unchanged;
+//! there are no floating-point outputs whose gaps could betray f (Mironov 2012).
+//!
+//! **How exact it is** (soundness.md D11). Value pair (2p, 2p+1) of (step, tensor) is a Box–Muller pair
+//! of two uniforms of 128 bits from ChaCha20. The vectorised path computes it from their first 64 bits
+//! in f64 with a proven error bound, and is used only where no value within that bound rounds otherwise;
+//! the rest, about one pair in five thousand, are redone with all 128 bits in 106-bit arithmetic. The
+//! integer is therefore the exact rounding of the exact Gaussian but for an event of probability below
+//! [`total_variation_per_value`]. Which path is taken depends on the noise alone, never on the sums.
+
+mod double_double;
+mod exact;
+mod vector;
+
+use thiserror::Error;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::stream::{Purpose, STREAM_BYTES, SubKey};
+use vector::{BLOCK_VALUES, RoundedBlock};
+
+/// Why noise could not be drawn. Nothing has been added then.
+#[derive(Clone, Copy, Debug, PartialEq, Error)]
+#[non_exhaustive]
+pub enum NoiseError {
+    /// A standard deviation the sampler has no error bound for.
+    #[error(
+        "standard deviation {value} (in grid units) is not in (0, {MAX_STANDARD_DEVIATION:e}]; choose a coarser grid"
+    )]
+    StandardDeviation {
+        /// What was passed.
+        value: f64,
+    },
+    /// More values than one stream holds.
+    #[error(
+        "values {first_index}.. ({length} of them) of a tensor reach beyond the {MAX_VALUES} one stream holds; split the tensor"
+    )]
+    TooManyValues {
+        /// First index asked for.
+        first_index: u64,
+        /// How many.
+        length: u64,
+    },
+}
+
+/// The Gaussian noise of one run. The key is wiped on drop and never shown.
+pub struct NoiseStream {
+    head: SubKey,
+    tail: SubKey,
+}
+
+impl NoiseStream {
+    /// Noise for one run. `key` is the run key: fresh from the system's randomness at every start of a
+    /// trainer (soundness.md D1), never persisted, never logged.
+    pub fn new(key: [u8; 32]) -> Self {
+        let key = Zeroizing::new(key);
+        Self {
+            head: SubKey::derive(&key, Purpose::Noise),
+            tail: SubKey::derive(&key, Purpose::NoiseTail),
+        }
+    }
+
+    /// Adds round(N(0, `standard_deviation`²)) to each of `sums`, independently.
+    ///
+    /// `standard_deviation` is in grid units; `sums` are values `first_index..` of `tensor` at `step`, so
+    /// the chunks of a tensor can be done in parallel and give what one call gives. Additions saturate:
+    /// a clamp of the noisy value is post-processing and, unlike an error, tells nobody about the sum.
+    ///
+    /// # Guarantee
+    /// The noise is a function of (key, step, tensor, index, `standard_deviation`) alone. Never call it
+    /// twice for one (step, tensor, index) with different sums: the noise would cancel (soundness.md D1).
+    /// # Errors
+    /// [`NoiseError`]; `sums` are then untouched.
+    pub fn add_rounded_gaussian(
+        &self,
+        step: u64,
+        tensor: u32,
+        first_index: u64,
+        sums: &mut [i64],
+        standard_deviation: f64,
+    ) -> Result<(), NoiseError> {
+        check(first_index, sums.len() as u64, standard_deviation)?;
+        let mut pair = first_index / 2;
+        let mut skip = (first_index % 2) as usize;
+        let mut stream = self.head.stream(step, tensor, pair * PAIR_BYTES);
+        let mut words = Zeroizing::new([0_u8; BLOCK_VALUES * 8]);
+        let mut block = RoundedBlock::new(standard_deviation);
+        let mut rest = sums;
+        while !rest.is_empty() {
+            let wanted = rest.len().min(BLOCK_VALUES - skip);
+            let bytes = &mut words[..(skip + wanted).div_ceil(2) * PAIR_BYTES as usize];
+            stream.fill(bytes);
+            block.round(&words);
+            self.settle(step, tensor, pair, &words, skip..skip + wanted, &mut block);
+            let (now, later) = rest.split_at_mut(wanted);
+            add(now, &block.values[skip..skip + wanted]);
+            rest = later;
+            pair += (BLOCK_VALUES / 2) as u64;
+            skip = 0;
+        }
+        block.values.zeroize();
+        Ok(())
+    }
+
+    /// One value: round(N(0, `standard_deviation`²)), what [`Self::add_rounded_gaussian`] adds at index 0.
+    ///
+    /// For single numbers on an integer grid, such as the loss sum. Give it a tensor id of its own.
+    ///
+    /// # Errors
+    /// [`NoiseError::StandardDeviation`].
+    pub fn rounded_gaussian(
+        &self,
+        step: u64,
+        tensor: u32,
+        standard_deviation: f64,
+    ) -> Result<i64, NoiseError> {
+        let mut value = [0];
+        self.add_rounded_gaussian(step, tensor, 0, &mut value, standard_deviation)?;
+        Ok(value[0])
+    }
+
+    /// Replaces the values of a block that 64 bits did not settle by the exact ones.
+    fn settle(
+        &self,
+        step: u64,
+        tensor: u32,
+        first_pair: u64,
+        words: &[u8; BLOCK_VALUES * 8],
+        wanted: std::ops::Range<usize>,
+        block: &mut RoundedBlock,
+    ) {
+        if !block.any_unsettled() {
+            return;
+        }
+        for position in wanted {
+            if block.settled[position] == 0 {
+                let pair = position / 2;
+                let mut head = [0_u8; 16];
+                head.copy_from_slice(&words[16 * pair..16 * pair + 16]);
+                let mut tail = [0_u8; 16];
+                self.tail
+                    .stream(step, tensor, (first_pair + pair as u64) * PAIR_BYTES)
+                    .fill(&mut tail);
+                block.values[position] =
+                    exact::rounded_value(&head, &tail, position % 2 == 1, block.standard_deviation);
+            }
+        }
+    }
+}
+
+/// Bound on the total variation between one value and the exact rounded Gaussian, ChaCha20 being ideal.
+///
+/// A value differs only if the exact Gaussian lies within the error of the 106-bit arithmetic
+/// (relative 2^−92, proven bound 2^−96) of a rounding boundary, or beyond the 13 standard deviations
+/// that 128 bits reach. At 2^30 grid units: 2^−60.
+pub fn total_variation_per_value(standard_deviation: f64) -> f64 {
+    2.0 * 16.0 * standard_deviation * 2.0_f64.powi(-96) + 2.0_f64.powi(-120)
+}
+
+fn check(first_index: u64, length: u64, standard_deviation: f64) -> Result<(), NoiseError> {
+    if !(standard_deviation > 0.0 && standard_deviation <= MAX_STANDARD_DEVIATION) {
+        return Err(NoiseError::StandardDeviation {
+            value: standard_deviation,
+        });
+    }
+    match first_index.checked_add(length) {
+        Some(end) if end <= MAX_VALUES => Ok(()),
+        _ => Err(NoiseError::TooManyValues { first_index, length }),
+    }
+}
+
+fn add(sums: &mut [i64], noise: &[i64]) {
+    for (sum, noise) in sums.iter_mut().zip(noise) {
+        *sum = sum.saturating_add(*noise);
+    }
+}
+
+/// Largest standard deviation in grid units. Values stay below 14 × 2^44 < 2^48, exact in f64.
+pub const MAX_STANDARD_DEVIATION: f64 = (1_u64 << 44) as f64;
+/// A pair of values takes two 64-bit words of a stream.
+const PAIR_BYTES: u64 = 16;
+/// Values of a tensor one stream holds: nearly 2^35.
+const MAX_VALUES: u64 = STREAM_BYTES / 8;
+
+#[cfg(test)]
+mod tests;
