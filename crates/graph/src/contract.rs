@@ -176,9 +176,7 @@ impl DataContract {
     /// The first [`ContractError`], in the order of the fields.
     pub fn validate(&self) -> Result<(), ContractError> {
         if self.version != CONTRACT_VERSION {
-            return Err(ContractError::Version {
-                found: self.version,
-            });
+            return Err(ContractError::Version { found: self.version });
         }
         if self.columns.is_empty() || self.columns.len() > MAX_COLUMNS {
             let found = self.columns.len();
@@ -197,9 +195,10 @@ impl DataContract {
                 return Err(wrong("the name appears twice".into()));
             }
         }
-        let bytes = self.columns.iter().fold(0u64, |sum, column| {
-            sum.saturating_add(column.record_bytes())
-        });
+        let bytes = self
+            .columns
+            .iter()
+            .fold(0u64, |sum, column| sum.saturating_add(column.record_bytes()));
         if bytes > MAX_RECORD_BYTES {
             return Err(ContractError::Extent(format!(
                 "a record has {bytes} bytes, more than {MAX_RECORD_BYTES}"
@@ -261,8 +260,7 @@ impl Column {
 
     /// Bytes of one record.
     pub fn record_bytes(&self) -> u64 {
-        self.elements()
-            .saturating_mul(self.dtype.size_bytes() as u64)
+        self.elements().saturating_mul(self.dtype.size_bytes() as u64)
     }
 
     /// This column as a model's input.
@@ -278,10 +276,7 @@ impl Column {
     fn validate(&self) -> Result<(), String> {
         validate_name(&self.name)?;
         if self.shape.len() > MAX_COLUMN_RANK {
-            return Err(format!(
-                "{} axes, more than {MAX_COLUMN_RANK}",
-                self.shape.len()
-            ));
+            return Err(format!("{} axes, more than {MAX_COLUMN_RANK}", self.shape.len()));
         }
         if self.shape.contains(&0) {
             return Err("an axis of extent 0 holds nothing".into());
@@ -386,9 +381,7 @@ fn validate_bound(bound: f64, dtype: DType) -> Result<(), String> {
         ));
     }
     if !dtype.is_float() && bound.fract() != 0.0 {
-        return Err(format!(
-            "bound {bound} of an integer column is not an integer"
-        ));
+        return Err(format!("bound {bound} of an integer column is not an integer"));
     }
     Ok(())
 }

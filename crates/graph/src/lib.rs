@@ -7,6 +7,9 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod archive;
 pub mod contract;
 pub mod dtype;
+pub mod program;
+pub mod schema;
 pub mod typed;

@@ -136,7 +136,8 @@ pub enum Argument {
     OptionalValues(Vec<Option<ValueId>>),
     /// An integer (never mentions B).
     Int(i64),
-    /// A size list; only here may B appear.
+    /// A size list; only here may B appear. The `end` of an `arange` whose result is a `BatchIota`
+    /// is the one-element list `[Batch(1)]`.
     Sizes(Vec<Extent>),
     /// An integer list (dims, strides, …); `-1` in a size list is resolved by the checker.
     Ints(Vec<i64>),
@@ -154,6 +155,18 @@ pub enum Argument {
     DType(DType),
     /// A number in a Tensor slot (`add.Tensor(x, 1)`): a wrapped number.
     NumberAsTensor(Number),
+    /// A memory format (`clone`, `contiguous`).
+    MemoryFormat(MemoryFormat),
+}
+
+/// Memory formats with a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryFormat {
+    /// `torch.contiguous_format`
+    Contiguous,
+    /// `torch.preserve_format`
+    Preserve,
 }
 
 /// An f64 by its bits.
@@ -184,7 +197,8 @@ pub enum Number {
 }
 
 /// A named argument. Arguments the archive omitted are filled from the pinned schema table (T7),
-/// so a node lists *every* argument of its schema, in schema order.
+/// so a node lists *every* argument of its schema, in schema order. `layout`, `device` and `pin_memory`
+/// are always None: the engine places tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NamedArgument {
     /// The schema's argument name.
@@ -204,7 +218,7 @@ pub struct TypedNode {
     pub overload: String,
     /// All arguments in schema order.
     pub arguments: Vec<NamedArgument>,
-    /// Output values.
+    /// Output values; a returned tensor list (`split`, `unbind`, `broadcast_tensors`) is flattened.
     pub outputs: Vec<ValueId>,
     /// How per-sample gradients of the trainable parameters used here are obtained, if any are.
     pub tap: Option<Tap>,
@@ -311,9 +325,7 @@ pub struct TypedGraph {
 #[non_exhaustive]
 pub enum DecodeError {
     /// Written by a newer version.
-    #[error(
-        "typed graph version {found} is not {TYPED_GRAPH_VERSION}; update the trainer with the server"
-    )]
+    #[error("typed graph version {found} is not {TYPED_GRAPH_VERSION}; update the trainer with the server")]
     Version {
         /// The version byte found.
         found: u8,
@@ -354,8 +366,7 @@ impl TypedGraph {
 
     /// The canonical encoding: version byte, then postcard of the fields in order.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let body =
-            postcard::to_stdvec(self).expect("postcard encodes every field type of TypedGraph");
+        let body = postcard::to_stdvec(self).expect("postcard encodes every field type of TypedGraph");
         let mut bytes = Vec::with_capacity(body.len() + 1);
         bytes.push(TYPED_GRAPH_VERSION);
         bytes.extend_from_slice(&body);

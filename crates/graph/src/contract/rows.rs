@@ -120,9 +120,7 @@ impl Column {
             };
             return Err(error(None, reason));
         }
-        let record = usize::try_from(self.record_bytes())
-            .unwrap_or(usize::MAX)
-            .max(1);
+        let record = usize::try_from(self.record_bytes()).unwrap_or(usize::MAX).max(1);
         for (row, record) in bytes.chunks_exact(record).enumerate() {
             self.check_record(record)
                 .map_err(|reason| error(Some(row as u64), reason))?;
@@ -139,16 +137,14 @@ impl Column {
                 .map_or(Ok(()), |element| Err(RowReason::NotABool { element })),
             Domain::Classes { names } => {
                 let range = 0..names.len() as i64;
-                values.into_iter().try_for_each(|(element, bytes)| {
-                    check_class(integer(bytes, self.dtype), element, &range)
-                })
+                values
+                    .into_iter()
+                    .try_for_each(|(element, bytes)| check_class(integer(bytes, self.dtype), element, &range))
             }
-            Domain::Range { minimum, maximum } => {
-                values.into_iter().try_for_each(|(element, bytes)| {
-                    let bounds = (bound_at(minimum, element), bound_at(maximum, element));
-                    check_range(bytes, self.dtype, element, bounds)
-                })
-            }
+            Domain::Range { minimum, maximum } => values.into_iter().try_for_each(|(element, bytes)| {
+                let bounds = (bound_at(minimum, element), bound_at(maximum, element));
+                check_range(bytes, self.dtype, element, bounds)
+            }),
         }
     }
 }
@@ -163,12 +159,7 @@ fn check_class(value: i64, element: usize, range: &Range<i64>) -> Result<(), Row
     })
 }
 
-fn check_range(
-    bytes: &[u8],
-    dtype: DType,
-    element: usize,
-    (low, high): (f64, f64),
-) -> Result<(), RowReason> {
+fn check_range(bytes: &[u8], dtype: DType, element: usize, (low, high): (f64, f64)) -> Result<(), RowReason> {
     let outside = |side, bound: f64| RowReason::OutOfRange {
         element,
         side,

@@ -50,14 +50,8 @@ fn batch() -> Vec<Vec<u8>> {
             .iter()
             .flat_map(|value| value.to_le_bytes())
             .collect(),
-        [0i64, 1]
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect(),
-        [0i32, 120]
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect(),
+        [0i64, 1].iter().flat_map(|value| value.to_le_bytes()).collect(),
+        [0i32, 120].iter().flat_map(|value| value.to_le_bytes()).collect(),
         vec![0, 1, 1, 0],
         vec![1, 9],
     ]
@@ -88,10 +82,7 @@ fn ladder_is_two_rungs_a_power_from_16_to_2_to_the_31() {
 fn canonical_json_round_trips_and_is_pinned() {
     let json = contract().to_canonical_json();
     assert_eq!(DataContract::parse_json(&json).unwrap(), contract());
-    assert_eq!(
-        DataContract::parse_json(&json).unwrap().to_canonical_json(),
-        json
-    );
+    assert_eq!(DataContract::parse_json(&json).unwrap().to_canonical_json(), json);
     let text = String::from_utf8(json).unwrap();
     assert!(text.starts_with(
         r#"{"version":1,"columns":[{"name":"x","dtype":"f32","shape":[2],"domain":{"range":{"minimum":[0.0,-1.0],"maximum":[1.0,0.1]}}}"#
@@ -109,10 +100,7 @@ fn unknown_and_repeated_fields_are_refused() {
             .to_string()
             .contains("rows")
     );
-    let twice = text.replace(
-        "\"declared_size\"",
-        "\"declared_size\":16,\"declared_size\"",
-    );
+    let twice = text.replace("\"declared_size\"", "\"declared_size\":16,\"declared_size\"");
     assert!(
         DataContract::parse_json(twice.as_bytes())
             .unwrap_err()
