@@ -1,0 +1,173 @@
+//! A run's steps, each durable before it takes effect:
+//! reserve → start → advance … → commit → release, or reserve → refund.
+
+use crate::database::{Id, RELEASED};
+use crate::error::{AdvanceError, CommitError, ReleaseError, StorageError, TransactError};
+use crate::results::{StoredResult, Weights};
+use crate::vault::Vault;
+use bastionai_ledger::{
+    BudgetReceipt, BudgetReservation, Ledger, Outcome, Principal, RefundReason, Refusal, RunId, RunReserved, StartedRun,
+};
+
+/// One released value: a step that is complete, with its noisy loss, if the run releases any.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ReleasedValue {
+    /// Steps completed.
+    pub step: u64,
+    /// Noisy clipped loss sum over the expected batch; paid for.
+    pub noisy_loss: Option<f64>,
+}
+
+/// How a started run ended.
+#[derive(Debug)]
+pub enum RunEnd {
+    /// All steps taken, with its weights.
+    Succeeded(Weights),
+    /// Anything went wrong. Never says what (rule G4).
+    Failed,
+    /// Stopped on request; the caller has destroyed the weights (rule D5).
+    Cancelled,
+}
+
+impl Vault {
+    /// Sets the full cost of a run aside on all its datasets, or on none.
+    ///
+    /// # Errors
+    /// [`TransactError::Refused`] with the dataset and the reason.
+    pub fn reserve_run(&self, reserved: RunReserved, now_unix_ms: u64) -> Result<BudgetReservation, TransactError> {
+        let run = reserved.run;
+        self.transact(|ledger| ledger.propose_reservation(reserved, now_unix_ms))?;
+        self.read(|ledger| ledger.reservation(&run)).ok_or(TransactError::Refused(Refusal::NoRun { run }))
+    }
+
+    /// Starts a run: call it before any record reaches the trainer. From here on the reserve stays charged.
+    ///
+    /// # Errors
+    /// [`TransactError`]; a refused start leaves the run reserved: [`Ledger::reservation`] finds it again.
+    pub fn start_run(&self, reservation: BudgetReservation, now_unix_ms: u64) -> Result<StartedRun, TransactError> {
+        let run = reservation.run();
+        self.transact(|ledger| ledger.propose_start(&reservation, now_unix_ms))?;
+        self.read(|ledger| ledger.started(&run)).ok_or(TransactError::Refused(Refusal::NoRun { run }))
+    }
+
+    /// Makes progress through `released_step` durable, values and ledger entry in one transaction. Only when
+    /// this returns may any of it leave (rule D1).
+    ///
+    /// # Errors
+    /// [`AdvanceError::Steps`] unless the values' steps rise, lie above the last released step, and end at or
+    /// below `released_step`; [`AdvanceError::Transact`].
+    pub fn advance_run(
+        &self,
+        run: &StartedRun,
+        released_step: u64,
+        values: &[ReleasedValue],
+        now_unix_ms: u64,
+    ) -> Result<(), AdvanceError> {
+        let released = self.read(|ledger| ledger.run(&run.run()).map_or(0, |run| run.released_step()));
+        let rising = values.windows(2).all(|pair| pair[0].step < pair[1].step);
+        if !rising || values.iter().any(|value| value.step <= released || value.step > released_step) {
+            return Err(AdvanceError::Steps);
+        }
+        let id = *run.run().as_bytes();
+        let sealed = values.iter().map(|value| self.seal_value(&id, value)).collect::<Result<Vec<_>, _>>()?;
+        self.transact_with(
+            |ledger| ledger.propose_advance(run, released_step, now_unix_ms),
+            |write, _| {
+                let mut table = write.open_table(RELEASED).map_err(StorageError::database)?;
+                for (step, value) in &sealed {
+                    table.insert((id, *step), value.as_slice()).map_err(StorageError::database)?;
+                }
+                Ok(())
+            },
+        )?;
+        Ok(())
+    }
+
+    /// Ends a started run: weights are stored and durable before the entry that names them.
+    ///
+    /// # Errors
+    /// [`CommitError`]; the run is still started then: [`Ledger::started`] finds it again.
+    pub fn commit_run(&self, run: StartedRun, end: RunEnd, now_unix_ms: u64) -> Result<BudgetReceipt, CommitError> {
+        let id = run.run();
+        match end {
+            RunEnd::Succeeded(weights) => self.commit_success(&run, &weights, now_unix_ms)?,
+            RunEnd::Failed => self.commit_without_weights(&run, Outcome::Failed, now_unix_ms)?,
+            RunEnd::Cancelled => self.commit_without_weights(&run, Outcome::Cancelled, now_unix_ms)?,
+        }
+        self.read(|ledger| ledger.budget_receipt(&id)).ok_or(Refusal::NoRun { run: id }.into())
+    }
+
+    fn commit_without_weights(&self, run: &StartedRun, outcome: Outcome, now_unix_ms: u64) -> Result<(), CommitError> {
+        self.transact(|ledger| ledger.propose_commit(run, outcome, None, now_unix_ms))?;
+        Ok(())
+    }
+
+    fn commit_success(&self, run: &StartedRun, weights: &Weights, now_unix_ms: u64) -> Result<(), CommitError> {
+        let digest = weights.checked_digest()?;
+        let propose = |ledger: &Ledger| ledger.propose_commit(run, Outcome::Succeeded, Some(digest), now_unix_ms);
+        // Ask first: a commit that would be refused should not write gigabytes.
+        self.read(|ledger| propose(ledger).map(drop))?;
+        let mut stored = StoredResult::write(self, run.run(), weights)?;
+        self.transact_with(propose, |write, _| stored.enter(write))?;
+        Ok(())
+    }
+
+    /// Frees the reserve of a run that never started.
+    ///
+    /// # Errors
+    /// [`TransactError`].
+    pub fn refund_run(&self, reservation: BudgetReservation, reason: RefundReason, now_unix_ms: u64) -> Result<(), TransactError> {
+        self.transact(|ledger| ledger.propose_refund(&reservation, reason, now_unix_ms))?;
+        Ok(())
+    }
+
+    /// Hands out the weights of a committed run. The release is in the ledger, durably, before they are
+    /// returned; a repeated release to the same recipient adds no entry.
+    ///
+    /// # Errors
+    /// [`ReleaseError`]: not entitled, no weights, or stored bytes that do not open.
+    pub fn release_weights(&self, receipt: BudgetReceipt, recipient: Principal, now_unix_ms: u64) -> Result<Weights, ReleaseError> {
+        let run = receipt.run();
+        if !self.read(|ledger| ledger.may_receive(&run, &recipient)) {
+            return Err(Refusal::MayNotReceive { run, principal: recipient }.into());
+        }
+        let weights = self.read_weights(&run)?;
+        let repeated = self.read(|ledger| ledger.run(&run).is_some_and(|run| run.released_to().contains(&recipient)));
+        if !repeated {
+            self.transact(|ledger| ledger.propose_release(receipt, recipient, now_unix_ms))?;
+        }
+        Ok(weights)
+    }
+
+    /// Values released so far, from a step on, for watchers that join late: they are stored, never recomputed.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub fn released_values(&self, run: &RunId, from_step: u64) -> Result<Vec<ReleasedValue>, StorageError> {
+        // Only what memory calls released: a durable entry whose transaction we saw fail has not taken effect.
+        let released = self.read(|ledger| ledger.run(run).map_or(0, |run| run.released_step()));
+        let stored = self.inner.store.released(run.as_bytes(), from_step)?;
+        stored.into_iter().filter(|(step, _)| *step <= released).map(|(step, sealed)| self.open_value(run, step, &sealed)).collect()
+    }
+
+    fn seal_value(&self, run: &Id, value: &ReleasedValue) -> Result<(u64, Vec<u8>), StorageError> {
+        let mut plain = [0; 9];
+        plain[0] = u8::from(value.noisy_loss.is_some());
+        plain[1..].copy_from_slice(&value.noisy_loss.unwrap_or(0.0).to_le_bytes());
+        Ok((value.step, self.inner.store.records.seal(&value_aad(run, value.step), &plain)?))
+    }
+
+    fn open_value(&self, run: &RunId, step: u64, sealed: &[u8]) -> Result<ReleasedValue, StorageError> {
+        let what = "a released value";
+        let plain = self.inner.store.records.open(&value_aad(run.as_bytes(), step), sealed, what)?;
+        let (&[flag], loss) = plain.split_first_chunk::<1>().ok_or(StorageError::Sealed { what })?;
+        let loss = f64::from_le_bytes(loss.try_into().map_err(|_| StorageError::Sealed { what })?);
+        Ok(ReleasedValue { step, noisy_loss: (flag == 1).then_some(loss) })
+    }
+}
+
+fn value_aad(run: &Id, step: u64) -> Vec<u8> {
+    [VALUE_LABEL, run, &step.to_le_bytes()].concat()
+}
+
+const VALUE_LABEL: &[u8] = b"released-value\0";
