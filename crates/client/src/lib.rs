@@ -1,1 +1,62 @@
-//! The verifying client: attested session, data contract, uploads, runs, receipts.
+//! The verifying client: attested session, data contract, uploads, runs, receipts. Everything a front end
+//! (command line, Python) needs, and the only place where a server is trusted with anything.
+//!
+//! In call order:
+//! [`identity`] (who I am) → [`connect`] → [`UnappraisedSession`] (TLS, nothing sent) →
+//! [`UnappraisedSession::appraise`] with an [`AppraisalPolicy`] and a [`HeadMemory`] → [`AppraisedPeer`],
+//! which has one method per verb: [`datasets`], [`models`], [`runs`], [`fetch`], [`ledger`].
+//! [`blocking`] is the same without async; [`synth`] draws rows from a contract for rehearsals.
+//!
+//! # Guarantee
+//! Nothing but a request for evidence crosses before the evidence was verified and appraised, and
+//! everything after crosses on that same TLS session. When it ends, so does the [`AppraisedPeer`]:
+//! every call then fails with [`ClientError::SessionEnded`]; nothing here ever reconnects (rule A3).
+//!
+//! ```no_run
+//! # async fn tour() -> Result<(), Box<dyn std::error::Error>> {
+//! use bastionai_client::{AppraisalPolicy, ConnectOptions, HeadMemory, Identity, connect};
+//! let me = Identity::load("me.pem")?;
+//! let heads = HeadMemory::open("heads.json");
+//! let session = connect("127.0.0.1:7443", &me, &ConnectOptions::default()).await?;
+//! let peer = session.appraise(&AppraisalPolicy::insecure_development(), 0, &heads).await?;
+//! for dataset in peer.list_datasets().await? {
+//!     println!("{} {:?}", dataset.name, dataset.budget);
+//! }
+//! # Ok(()) }
+//! ```
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod convert;
+mod link;
+mod outgoing;
+mod tls;
+
+pub mod blocking;
+pub mod datasets;
+pub mod errors;
+pub mod fetch;
+pub mod heads;
+pub mod identity;
+pub mod ledger;
+pub mod models;
+pub mod rows;
+pub mod runs;
+pub mod session;
+pub mod synth;
+
+pub use bastionai_attestation::{
+    AppraisalPolicy, AttestationResult, Freshness, ReferenceValues, RuntimeClaims,
+};
+pub use bastionai_graph::contract::DataContract;
+pub use bastionai_ledger::amount::{Amount, Delta, Epsilon};
+pub use bastionai_ledger::id::{DatasetId, Digest32, LedgerId, Principal, RunId};
+pub use datasets::{Budget, Dataset, DatasetKind, DatasetUpload, MayTrain, NewDataset, Policy};
+pub use errors::ClientError;
+pub use fetch::{FetchedRun, WeightTensor};
+pub use heads::HeadMemory;
+pub use identity::Identity;
+pub use ledger::{LedgerEntry, LedgerView};
+pub use rows::{RecordBatch, Transfer};
+pub use runs::{Charge, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunSpec, RunState, RunWatch};
+pub use session::{AppraisedPeer, ConnectOptions, ServerInfo, UnappraisedSession, connect};

@@ -168,6 +168,7 @@ fn check_range(bytes: &[u8], dtype: DType, element: usize, (low, high): (f64, f6
     let (below, above) = match dtype {
         DType::F32 | DType::F64 => {
             let value = float(bytes, dtype);
+            let (low, high) = (bound_in(low, dtype), bound_in(high, dtype));
             if value.is_nan() {
                 return Err(RowReason::NotANumber { element });
             }
@@ -186,6 +187,15 @@ fn check_range(bytes: &[u8], dtype: DType, element: usize, (low, high): (f64, f6
         Err(outside("above the maximum", high))
     } else {
         Ok(())
+    }
+}
+
+/// A bound as the column's own dtype writes it: 28.11 stored as f32 is above 28.11, and still meets
+/// a declared maximum of 28.11. Rounding is monotone, so no value within the bounds is lost by it.
+fn bound_in(bound: f64, dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => f64::from(bound as f32),
+        _ => bound,
     }
 }
 

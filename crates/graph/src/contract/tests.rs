@@ -223,6 +223,23 @@ fn every_kind_of_bad_row_is_named_without_its_value() {
 }
 
 #[test]
+fn a_value_equal_to_its_declared_bound_passes_however_f32_rounds_it() {
+    let column = Column {
+        name: "x".into(),
+        dtype: DType::F32,
+        shape: vec![],
+        domain: Domain::Range {
+            minimum: vec![0.7],
+            maximum: vec![28.11],
+        },
+    };
+    let check = |value: f32| column.check_rows(1, &value.to_le_bytes());
+    assert!(f64::from(28.11f32) > 28.11 && f64::from(0.7f32) < 0.7);
+    assert!(check(28.11).is_ok() && check(0.7).is_ok());
+    assert!(check(28.11f32.next_up()).is_err() && check(0.7f32.next_down()).is_err());
+}
+
+#[test]
 fn batches_of_another_size_are_refused() {
     assert!(matches!(
         broken(|batch| batch.truncate(5)).reason,

@@ -1,0 +1,225 @@
+//! Fetching a run's receipt and weights, and checking both before anybody sees them.
+
+use crate::convert::required;
+use crate::errors::ClientError;
+use crate::rows::Transfer;
+use crate::runs::Run;
+use crate::session::AppraisedPeer;
+use bastionai_graph::dtype::DType;
+use bastionai_ledger::id::{LedgerPublicKey, RunId};
+use bastionai_ledger::receipt::Receipt;
+use bastionai_ledger::weights::{self, weights_digest};
+use bastionai_wire::v1::{self, FetchRunRequest, fetch_run_reply::Part};
+use serde::Serialize;
+use tonic::Streaming;
+
+/// A finished run: what is proven about it, and its weights.
+#[derive(Clone, Debug)]
+pub struct FetchedRun {
+    /// The signed statement, read from `receipt_dsse_json` after its signature was checked.
+    pub receipt: Receipt,
+    /// The DSSE envelope as it came: what an auditor checks offline.
+    pub receipt_dsse_json: Vec<u8>,
+    /// One per distinct tensor; `names` lists every name that shares it.
+    pub weights: Vec<WeightTensor>,
+}
+
+/// A trained tensor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WeightTensor {
+    /// Every fully qualified name that shares it.
+    pub names: Vec<String>,
+    /// Element type.
+    pub dtype: DType,
+    /// Extents.
+    pub shape: Vec<u64>,
+    /// Row-major, little-endian.
+    #[serde(skip)]
+    pub bytes: Vec<u8>,
+}
+
+impl AppraisedPeer {
+    /// Fetches the receipt and the weights of a run.
+    ///
+    /// # Guarantee
+    /// The receipt is signed by the ledger key bound in the appraised evidence; it speaks of this run and,
+    /// if `expected` is given, of its run digest; the weights have the digest in the receipt. Otherwise
+    /// nothing is returned.
+    /// # Errors
+    /// [`ClientError::NotAllowed`] if a policy does not release them to this client,
+    /// [`ClientError::ReceiptRefused`] if anything does not check out.
+    pub async fn fetch_run(
+        &self,
+        run: RunId,
+        expected: Option<&Run>,
+        on_progress: &mut (dyn FnMut(Transfer) + Send),
+    ) -> Result<FetchedRun, ClientError> {
+        let request = FetchRunRequest {
+            run_id: run.as_bytes().to_vec(),
+        };
+        let mut stream = self.answer(CALL, self.client().fetch_run(request)).await?;
+        let header = match self.next_part(&mut stream).await? {
+            Some(Part::Header(header)) => header,
+            _ => return Err(ClientError::protocol(CALL, "the header is missing")),
+        };
+        let receipt = check_receipt(run, expected, &header.receipt_dsse_json, &self.ledger_key())?;
+        let total = total_bytes(&header.tensors)?;
+        let data = self.receive(&mut stream, total, on_progress).await?;
+        let weights = check_weights(&receipt, header.tensors, &data)?;
+        Ok(FetchedRun {
+            receipt,
+            receipt_dsse_json: header.receipt_dsse_json,
+            weights,
+        })
+    }
+
+    async fn receive(
+        &self,
+        stream: &mut Streaming<v1::FetchRunReply>,
+        total: u64,
+        on_progress: &mut (dyn FnMut(Transfer) + Send),
+    ) -> Result<Vec<u8>, ClientError> {
+        let mut data = Vec::new();
+        while let Some(part) = self.next_part(stream).await? {
+            let Part::Chunk(chunk) = part else {
+                return Err(ClientError::protocol(CALL, "a second header"));
+            };
+            if data.len() as u64 + chunk.len() as u64 > total {
+                return Err(ClientError::protocol(CALL, "more bytes than the header says"));
+            }
+            data.extend_from_slice(&chunk);
+            on_progress(Transfer {
+                done_bytes: data.len() as u64,
+                total_bytes: Some(total),
+            });
+        }
+        if data.len() as u64 != total {
+            return Err(ClientError::protocol(CALL, "fewer bytes than the header says"));
+        }
+        Ok(data)
+    }
+
+    async fn next_part(
+        &self,
+        stream: &mut Streaming<v1::FetchRunReply>,
+    ) -> Result<Option<Part>, ClientError> {
+        let limit = self.call_timeout();
+        let message = tokio::time::timeout(limit, stream.message())
+            .await
+            .map_err(|_| ClientError::TimedOut {
+                call: CALL,
+                seconds: limit.as_secs(),
+            })?
+            .map_err(|status| self.refusal(CALL, &status))?;
+        message
+            .map(|reply| required(CALL, "the part", reply.part))
+            .transpose()
+    }
+}
+
+fn check_receipt(
+    run: RunId,
+    expected: Option<&Run>,
+    envelope: &[u8],
+    key: &LedgerPublicKey,
+) -> Result<Receipt, ClientError> {
+    let refused = |what: String| ClientError::ReceiptRefused {
+        run: run.to_string(),
+        what,
+    };
+    let receipt = Receipt::verify_offline(envelope, key).map_err(|error| refused(error.to_string()))?;
+    if receipt.run.id != run {
+        return Err(refused(format!("it is the receipt of run {}", receipt.run.id)));
+    }
+    if let Some(expected) = expected.filter(|expected| expected.run_digest != receipt.run.run_digest) {
+        let (found, wanted) = (receipt.run.run_digest, expected.run_digest);
+        return Err(refused(format!(
+            "it covers run digest {found}, the run that was started has {wanted}"
+        )));
+    }
+    Ok(receipt)
+}
+
+/// Sum of the tensors' sizes, each checked against its own dtype and shape.
+fn total_bytes(tensors: &[v1::WeightTensor]) -> Result<u64, ClientError> {
+    tensors.iter().try_fold(0u64, |total, tensor| {
+        let width = dtype(tensor)?.size_bytes() as u64;
+        let size = tensor
+            .shape
+            .iter()
+            .try_fold(width, |size, &extent| size.checked_mul(extent));
+        if size != Some(tensor.size_bytes) {
+            return Err(ClientError::protocol(
+                CALL,
+                "a tensor's size is not that of its shape",
+            ));
+        }
+        total
+            .checked_add(tensor.size_bytes)
+            .filter(|&total| total <= MAX_WEIGHT_BYTES)
+            .ok_or_else(|| {
+                ClientError::protocol(CALL, format!("more than {MAX_WEIGHT_BYTES} bytes of weights"))
+            })
+    })
+}
+
+fn check_weights(
+    receipt: &Receipt,
+    tensors: Vec<v1::WeightTensor>,
+    data: &[u8],
+) -> Result<Vec<WeightTensor>, ClientError> {
+    let described: Vec<weights::WeightTensor> = tensors
+        .iter()
+        .map(|tensor| weights::WeightTensor {
+            names: tensor.names.clone(),
+            dtype: tensor.dtype.clone(),
+            shape: tensor.shape.clone(),
+            size_bytes: tensor.size_bytes,
+        })
+        .collect();
+    let found = weights_digest(&described, data);
+    if receipt.run.weights_digest != Some(found) {
+        let wanted = receipt
+            .run
+            .weights_digest
+            .map_or("no weights".to_owned(), |digest| digest.to_string());
+        let what = format!("the weights received have digest {found}, it covers {wanted}");
+        return Err(ClientError::ReceiptRefused {
+            run: receipt.run.id.to_string(),
+            what,
+        });
+    }
+    let mut rest = data;
+    tensors
+        .into_iter()
+        .map(|tensor| {
+            let (bytes, tail) = rest.split_at(tensor.size_bytes as usize);
+            rest = tail;
+            let dtype = dtype(&tensor)?;
+            Ok(WeightTensor {
+                names: tensor.names,
+                dtype,
+                shape: tensor.shape,
+                bytes: bytes.to_vec(),
+            })
+        })
+        .collect()
+}
+
+fn dtype(tensor: &v1::WeightTensor) -> Result<DType, ClientError> {
+    [
+        DType::U8,
+        DType::I32,
+        DType::I64,
+        DType::F32,
+        DType::F64,
+        DType::Bool,
+    ]
+    .into_iter()
+    .find(|dtype| dtype.torch_name() == tensor.dtype)
+    .ok_or_else(|| ClientError::protocol(CALL, format!("a tensor of dtype {:?}", tensor.dtype)))
+}
+
+const CALL: &str = "FetchRun";
+/// Largest result held in memory: nothing before this is believed about sizes.
+const MAX_WEIGHT_BYTES: u64 = 16 * 1024 * 1024 * 1024;

@@ -1,0 +1,156 @@
+//! The ledger as a client sees it: signed heads, proofs that one continues the other, and the entries
+//! that concern it.
+
+use crate::convert::{all, array, required};
+use crate::errors::ClientError;
+use crate::heads::RememberError;
+use crate::session::AppraisedPeer;
+use bastionai_attestation::RuntimeClaims;
+use bastionai_ledger::chain::{Head, Link};
+use bastionai_ledger::id::{EntryHash, LedgerId, LedgerPublicKey};
+use bastionai_ledger::key::SignedHead;
+use bastionai_wire::v1;
+use serde::Serialize;
+
+/// The ledger, up to a head that was checked to continue every head seen before.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LedgerView {
+    /// Its end, signed by the attested ledger key.
+    pub head: Head,
+    /// Entries that concern this client, in order.
+    pub entries: Vec<LedgerEntry>,
+}
+
+/// One entry, for people.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LedgerEntry {
+    /// Position in the chain, from 0.
+    pub sequence: u64,
+    /// Ledger time.
+    pub time_unix_ms: u64,
+    /// What happened, e.g. `run_committed`.
+    pub kind: String,
+    /// The entry's content.
+    pub content: serde_json::Value,
+    /// Hash of the entry; covers everything before it.
+    pub hash: EntryHash,
+}
+
+impl AppraisedPeer {
+    /// The entries this client may see; those of one dataset or run if `subject` is its id.
+    ///
+    /// # Errors
+    /// [`ClientError::Rollback`] if the chain does not continue what was seen before.
+    pub async fn show_ledger(&self, subject: Option<[u8; 16]>) -> Result<LedgerView, ClientError> {
+        let ledger = LedgerId::from_bytes(self.attestation().runtime_claims().ledger_id);
+        let known = self.heads().known(ledger)?;
+        let reply = self.ask_ledger(known.as_ref(), subject).await?;
+        let head = self.checked_head(reply.head)?;
+        self.remember(known.as_ref(), &head.head, &reply.extension)?;
+        let entries = all(CALL, reply.entries, parse_entry)?;
+        Ok(LedgerView {
+            head: head.head,
+            entries,
+        })
+    }
+
+    /// Checks that the ledger continues the one seen before; the last step of an appraisal.
+    pub(crate) async fn follow_ledger(&self, claimed: SignedHead) -> Result<(), ClientError> {
+        let Some(known) = self.heads().known(claimed.head.ledger)? else {
+            return self.remember(None, &claimed.head, &[]);
+        };
+        if known.sequence >= claimed.head.sequence {
+            // Equal or rolled back: no proof can change that, so none is asked for.
+            return self.remember(Some(&known), &claimed.head, &[]);
+        }
+        let reply = self.ask_ledger(Some(&known), None).await?;
+        let head = self.checked_head(reply.head)?;
+        self.remember(Some(&known), &head.head, &reply.extension)
+    }
+
+    async fn ask_ledger(
+        &self,
+        known: Option<&Head>,
+        subject: Option<[u8; 16]>,
+    ) -> Result<v1::ShowLedgerReply, ClientError> {
+        let request = v1::ShowLedgerRequest {
+            known_sequence: known.map_or(0, |head| head.sequence),
+            subject_id: subject.map(|id| id.to_vec()).unwrap_or_default(),
+        };
+        self.answer(CALL, self.client().show_ledger(request)).await
+    }
+
+    fn checked_head(&self, wire: Option<v1::LedgerHead>) -> Result<SignedHead, ClientError> {
+        let head = signed_head(CALL, wire)?;
+        check_head(&head, &self.ledger_key(), self.attestation().runtime_claims())?;
+        Ok(head)
+    }
+
+    fn remember(&self, known: Option<&Head>, head: &Head, extension: &[Vec<u8>]) -> Result<(), ClientError> {
+        let links = all(CALL, extension, |call, bytes| {
+            Link::from_bytes(bytes).map_err(|error| ClientError::protocol(call, error.to_string()))
+        })?;
+        self.heads()
+            .follow(known, head, &links)
+            .map_err(|error| match error {
+                RememberError::Rollback(error) => error.into(),
+                RememberError::Memory(error) => error.into(),
+            })
+    }
+}
+
+pub(crate) fn signed_head(
+    call: &'static str,
+    wire: Option<v1::LedgerHead>,
+) -> Result<SignedHead, ClientError> {
+    let wire = required(call, "the ledger head", wire)?;
+    Ok(SignedHead {
+        head: Head {
+            ledger: LedgerId::from_bytes(array(call, "ledger_id", &wire.ledger_id)?),
+            sequence: wire.sequence,
+            entry_hash: EntryHash::from_bytes(array(call, "entry_hash", &wire.entry_hash)?),
+        },
+        public_key: LedgerPublicKey::from_bytes(array(call, "public_key", &wire.public_key)?),
+        signature: array(call, "signature", &wire.signature)?,
+    })
+}
+
+/// Signed by the key in the appraised claims, of the ledger in the claims, not behind the head in them.
+pub(crate) fn check_head(
+    head: &SignedHead,
+    bound: &LedgerPublicKey,
+    claims: &RuntimeClaims,
+) -> Result<(), ClientError> {
+    let broken = |what: String| ClientError::protocol("LedgerHead", what);
+    head.verify(bound).map_err(|error| broken(error.to_string()))?;
+    let attested = LedgerId::from_bytes(claims.ledger_id);
+    if head.head.ledger != attested {
+        return Err(broken(format!(
+            "the head is of ledger {}, the evidence binds {attested}",
+            head.head.ledger
+        )));
+    }
+    let behind = head.head.sequence < claims.ledger_sequence;
+    let differs = head.head.sequence == claims.ledger_sequence
+        && head.head.entry_hash.as_bytes() != &claims.ledger_head;
+    if behind || differs {
+        return Err(broken(
+            "the head is not a continuation of the head bound in the evidence".into(),
+        ));
+    }
+    Ok(())
+}
+
+fn parse_entry(call: &'static str, wire: v1::LedgerEntry) -> Result<LedgerEntry, ClientError> {
+    let content = serde_json::from_str(&wire.json)
+        .map_err(|error| ClientError::protocol(call, format!("entry {}: {error}", wire.sequence)))?;
+    Ok(LedgerEntry {
+        sequence: wire.sequence,
+        time_unix_ms: wire.time_unix_ms,
+        kind: wire.kind,
+        content,
+        hash: EntryHash::from_bytes(array(call, "an entry's hash", &wire.hash)?),
+    })
+}
+
+const CALL: &str = "ShowLedger";
