@@ -85,7 +85,9 @@ fn self_signed_ed25519(certificate: &CertificateDer<'_>) -> Result<[u8; 32], Cer
     if !rest.is_empty() {
         return Err(CertificateError::BadEncoding);
     }
-    if parsed.signature_value.unused_bits != 0 {
+    // The parser is lenient about what the signature does not cover; this pins the rest.
+    let tail = certificate.len().checked_sub(SIGNATURE_HEADER.len() + 64);
+    if !tail.is_some_and(|tail| certificate[tail..].starts_with(&SIGNATURE_HEADER)) {
         return Err(CertificateError::BadEncoding);
     }
     if parsed.public_key().algorithm.algorithm != OID_SIG_ED25519 {
@@ -146,6 +148,9 @@ impl ServerCertVerifier for SelfSignedEd25519 {
     }
 }
 
+/// RFC 8410: AlgorithmIdentifier of Ed25519, then a BIT STRING of 64 bytes without unused bits.
+const SIGNATURE_HEADER: [u8; 10] = [0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x41, 0x00];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,10 +171,9 @@ mod tests {
         for at in 0..good.len() {
             let mut bytes = good.to_vec();
             bytes[at] ^= 1;
-            assert!(
-                self_signed_ed25519(&CertificateDer::from(bytes)).is_err(),
-                "byte {at}"
-            );
+            let around = hex::encode(&good[at.saturating_sub(8)..(at + 8).min(good.len())]);
+            let refused = self_signed_ed25519(&CertificateDer::from(bytes)).is_err();
+            assert!(refused, "byte {at} of {} in {around}", good.len());
         }
     }
 
