@@ -231,11 +231,7 @@ impl fmt::Display for AttestationResult {
         };
         writeln!(f, "status             {status}")?;
         writeln!(f, "evidence           {}", self.media_type)?;
-        writeln!(
-            f,
-            "measurement        {}",
-            hex::encode(self.report.measurement)
-        )?;
+        writeln!(f, "measurement        {}", hex::encode(self.report.measurement))?;
         writeln!(f, "server version     {}", claims.server_version)?;
         writeln!(f, "root key           {}", claims.root_key_provider)?;
         writeln!(
@@ -249,16 +245,8 @@ impl fmt::Display for AttestationResult {
             "configuration      {}",
             hex::encode(claims.configuration_digest)
         )?;
-        writeln!(
-            f,
-            "trainer            {}",
-            hex::encode(claims.trainer_digest)
-        )?;
-        writeln!(
-            f,
-            "libtorch           {}",
-            hex::encode(claims.libtorch_digest)
-        )?;
+        writeln!(f, "trainer            {}", hex::encode(claims.trainer_digest))?;
+        writeln!(f, "libtorch           {}", hex::encode(claims.libtorch_digest))?;
         writeln!(f, "boot               {}", hex::encode(claims.boot_id))?;
         writeln!(f, "ledger             {}", hex::encode(claims.ledger_id))?;
         writeln!(
@@ -287,11 +275,7 @@ impl VerifiedEvidence {
         binding: &Binding,
         claims: &RuntimeClaims,
     ) -> Result<AttestationResult, AppraisalError> {
-        self.appraise_bound(
-            policy,
-            (&binding.report_data(), &binding.claims_sha256),
-            claims,
-        )
+        self.appraise_bound(policy, (&binding.report_data(), &binding.claims_sha256), claims)
     }
 
     /// Appraises the evidence of a boot that an offline receipt carries (rule A6).
@@ -307,8 +291,7 @@ impl VerifiedEvidence {
         let mut check = Check::default();
         check.demand(
             Rule::RuntimeClaims,
-            binding.boot_id == claims.boot_id
-                && binding.ledger_public_key == claims.ledger_public_key,
+            binding.boot_id == claims.boot_id && binding.ledger_public_key == claims.ledger_public_key,
             || hex::encode(claims.boot_id),
             || {
                 format!(
@@ -318,11 +301,7 @@ impl VerifiedEvidence {
             },
         );
         check.finish()?;
-        self.appraise_bound(
-            policy,
-            (&binding.report_data(), &binding.claims_sha256),
-            claims,
-        )
+        self.appraise_bound(policy, (&binding.report_data(), &binding.claims_sha256), claims)
     }
 
     fn appraise_bound(
@@ -386,12 +365,7 @@ impl Check {
             Rule::RuntimeClaims,
             digest == *claims_sha256,
             || hex::encode(digest),
-            || {
-                format!(
-                    "claims with the bound SHA-256 {}",
-                    hex::encode(claims_sha256)
-                )
-            },
+            || format!("claims with the bound SHA-256 {}", hex::encode(claims_sha256)),
         );
     }
 
@@ -474,13 +448,8 @@ impl Check {
         }
     }
 
-    fn reference<T>(
-        &mut self,
-        rule: Rule,
-        found: &T,
-        values: &ReferenceValues<T>,
-        show: fn(T) -> String,
-    ) where
+    fn reference<T>(&mut self, rule: Rule, found: &T, values: &ReferenceValues<T>, show: fn(T) -> String)
+    where
         T: Clone + PartialEq,
     {
         let show = |value: &T| show(value.clone());

@@ -68,8 +68,9 @@ pub struct BootBinding {
     pub ledger_public_key: [u8; 32],
     /// Random, fresh at each start of the server.
     pub boot_id: [u8; 16],
-    /// Hash of the ledger's genesis entry.
-    pub genesis: [u8; 32],
+    /// SHA-256 of the body of the ledger's genesis entry, a function of the ledger id alone
+    /// (`bastionai_ledger::genesis_digest`): whoever has the claims can compute it, offline.
+    pub genesis_digest: [u8; 32],
     /// SHA-256 of the canonical runtime claims made at boot.
     pub claims_sha256: [u8; 32],
 }
@@ -81,7 +82,7 @@ impl BootBinding {
             .field(b"bastionai/v1/boot")
             .field(&self.ledger_public_key)
             .field(&self.boot_id)
-            .field(&self.genesis)
+            .field(&self.genesis_digest)
             .field(&self.claims_sha256)
             .finish();
         Sha512::digest(fields).into()
@@ -186,7 +187,7 @@ pub(crate) mod tests {
         let boot = BootBinding {
             ledger_public_key: [1; 32],
             boot_id: [2; 16],
-            genesis: [3; 32],
+            genesis_digest: [3; 32],
             claims_sha256: [4; 32],
         };
         let changed = [
@@ -199,7 +200,7 @@ pub(crate) mod tests {
                 ..boot.clone()
             },
             BootBinding {
-                genesis: [9; 32],
+                genesis_digest: [9; 32],
                 ..boot.clone()
             },
             BootBinding {

@@ -115,10 +115,7 @@ impl RuntimeClaims {
     /// the server makes them from constants.
     pub fn to_bytes(&self) -> Vec<u8> {
         let flags = self.sorted_flags();
-        assert!(
-            flags.len() <= MAX_FLAGS,
-            "at most {MAX_FLAGS} insecure flags"
-        );
+        assert!(flags.len() <= MAX_FLAGS, "at most {MAX_FLAGS} insecure flags");
         let flag_list = flags
             .iter()
             .fold(Writer::new(), |list, flag| list.field(text(flag)))
@@ -199,10 +196,7 @@ impl From<DecodeError> for ClaimsError {
 }
 
 fn text(value: &str) -> &[u8] {
-    assert!(
-        is_text(value.as_bytes()),
-        "claims hold short printable ASCII"
-    );
+    assert!(is_text(value.as_bytes()), "claims hold short printable ASCII");
     value.as_bytes()
 }
 
@@ -261,10 +255,7 @@ pub(crate) mod tests {
         RuntimeClaims {
             server_version: "0.1.0".into(),
             root_key_provider: "InsecureFileRootKey".into(),
-            insecure_flags: vec![
-                INSECURE_FILE_ROOT_KEY.into(),
-                INSECURE_SIMULATED_EVIDENCE.into(),
-            ],
+            insecure_flags: vec![INSECURE_FILE_ROOT_KEY.into(), INSECURE_SIMULATED_EVIDENCE.into()],
             configuration_digest: [1; 32],
             trainer_digest: [2; 32],
             libtorch_digest: [3; 32],
@@ -286,9 +277,7 @@ pub(crate) mod tests {
         };
         vec![
             change("server_version", |c| c.server_version.push('1')),
-            change("root_key_provider", |c| {
-                c.root_key_provider = "Other".into()
-            }),
+            change("root_key_provider", |c| c.root_key_provider = "Other".into()),
             change("insecure_flags less", |c| drop(c.insecure_flags.pop())),
             change("insecure_flags more", |c| {
                 c.insecure_flags.push("insecure-more".into())
@@ -352,15 +341,9 @@ pub(crate) mod tests {
         ));
 
         let unsorted = Writer::new().field(b"b").field(b"a").finish();
-        assert!(matches!(
-            read_flags(&unsorted),
-            Err(ClaimsError::NotCanonical(_))
-        ));
+        assert!(matches!(read_flags(&unsorted), Err(ClaimsError::NotCanonical(_))));
         let twice = Writer::new().field(b"a").field(b"a").finish();
-        assert!(matches!(
-            read_flags(&twice),
-            Err(ClaimsError::NotCanonical(_))
-        ));
+        assert!(matches!(read_flags(&twice), Err(ClaimsError::NotCanonical(_))));
     }
 
     #[test]

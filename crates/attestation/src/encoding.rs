@@ -52,11 +52,7 @@ impl<'a> Reader<'a> {
         Self(bytes)
     }
 
-    pub(crate) fn field(
-        &mut self,
-        name: &'static str,
-        most: usize,
-    ) -> Result<&'a [u8], DecodeError> {
+    pub(crate) fn field(&mut self, name: &'static str, most: usize) -> Result<&'a [u8], DecodeError> {
         let (prefix, rest) = self
             .0
             .split_first_chunk::<4>()
@@ -76,10 +72,7 @@ impl<'a> Reader<'a> {
         Ok(value)
     }
 
-    pub(crate) fn array<const N: usize>(
-        &mut self,
-        name: &'static str,
-    ) -> Result<[u8; N], DecodeError> {
+    pub(crate) fn array<const N: usize>(&mut self, name: &'static str) -> Result<[u8; N], DecodeError> {
         let value = self.field(name, usize::MAX)?;
         value.try_into().map_err(|_| DecodeError::WrongLength {
             field: name,

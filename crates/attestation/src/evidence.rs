@@ -13,12 +13,7 @@ pub struct Evidence {
 
 impl fmt::Debug for Evidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Evidence({:?}, {} bytes)",
-            self.media_type,
-            self.bytes.len()
-        )
+        write!(f, "Evidence({:?}, {} bytes)", self.media_type, self.bytes.len())
     }
 }
 

@@ -41,10 +41,7 @@ impl InsecureSimulatedAttester {
 
     /// Reports another measurement.
     pub fn with_measurement(self, measurement: [u8; 48]) -> Self {
-        Self {
-            measurement,
-            ..self
-        }
+        Self { measurement, ..self }
     }
 
     /// Reports another chip.

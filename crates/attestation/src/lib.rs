@@ -22,9 +22,7 @@ pub mod evidence;
 pub mod insecure_simulated;
 pub mod verify;
 
-pub use appraise::{
-    AppraisalError, AppraisalPolicy, AttestationResult, ReferenceValues, Refusal, Rule,
-};
+pub use appraise::{AppraisalError, AppraisalPolicy, AttestationResult, ReferenceValues, Refusal, Rule};
 pub use binding::{Binding, BootBinding, Role};
 pub use claims::{ClaimsError, Freshness, RuntimeClaims};
 pub use evidence::{AttestError, Attester, Evidence};

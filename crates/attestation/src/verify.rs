@@ -23,9 +23,7 @@ impl TrustAnchors {
 
     /// No root at all: every evidence is refused.
     pub fn none() -> Self {
-        Self {
-            simulated_root: None,
-        }
+        Self { simulated_root: None }
     }
 }
 
@@ -105,13 +103,9 @@ pub fn verify(
         });
     }
     let report = match (evidence.media_type.as_str(), &anchors.simulated_root) {
-        (insecure_simulated::MEDIA_TYPE, Some(root)) => {
-            insecure_simulated::verify(&evidence.bytes, root)?
-        }
+        (insecure_simulated::MEDIA_TYPE, Some(root)) => insecure_simulated::verify(&evidence.bytes, root)?,
         (other, _) => {
-            return Err(VerifyError::UnknownMediaType(
-                other.chars().take(128).collect(),
-            ));
+            return Err(VerifyError::UnknownMediaType(other.chars().take(128).collect()));
         }
     };
     Ok(VerifiedEvidence {
@@ -136,18 +130,13 @@ mod tests {
             bytes: vec![],
         };
         let error = verify(&evidence, &TrustAnchors::bundled(), 0).unwrap_err();
-        assert_eq!(
-            error,
-            VerifyError::UnknownMediaType("application/unknown".into())
-        );
+        assert_eq!(error, VerifyError::UnknownMediaType("application/unknown".into()));
     }
 
     #[test]
     fn without_a_root_nothing_verifies() {
         use crate::evidence::Attester;
-        let evidence = crate::InsecureSimulatedAttester::new()
-            .attest(&[0; 64])
-            .unwrap();
+        let evidence = crate::InsecureSimulatedAttester::new().attest(&[0; 64]).unwrap();
         assert!(matches!(
             verify(&evidence, &TrustAnchors::none(), 0),
             Err(VerifyError::UnknownMediaType(_))

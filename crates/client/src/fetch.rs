@@ -2,6 +2,7 @@
 
 use crate::convert::required;
 use crate::errors::ClientError;
+use crate::receipts::audit_receipt;
 use crate::rows::Transfer;
 use crate::runs::Run;
 use crate::session::AppraisedPeer;
@@ -42,9 +43,10 @@ impl AppraisedPeer {
     /// Fetches the receipt and the weights of a run.
     ///
     /// # Guarantee
-    /// The receipt is signed by the ledger key bound in the appraised evidence; it speaks of this run and,
-    /// if `expected` is given, of its run digest; the weights have the digest in the receipt. Otherwise
-    /// nothing is returned.
+    /// The receipt is signed by the ledger key bound in the appraised evidence, and its own evidence meets
+    /// the same policy, so that [`audit_receipt`] accepts it later; it speaks of this run and, if `expected`
+    /// is given, of its run digest; the weights have the digest in the receipt. Otherwise nothing is
+    /// returned.
     /// # Errors
     /// [`ClientError::NotAllowed`] if a policy does not release them to this client,
     /// [`ClientError::ReceiptRefused`] if anything does not check out.
@@ -63,6 +65,9 @@ impl AppraisedPeer {
             _ => return Err(ClientError::protocol(CALL, "the header is missing")),
         };
         let receipt = check_receipt(run, expected, &header.receipt_dsse_json, &self.ledger_key())?;
+        // What is kept must convince an auditor later, who has nothing but this file and a policy.
+        let now_unix_ms = self.attestation().verified_unix_ms();
+        audit_receipt(&header.receipt_dsse_json, self.policy(), now_unix_ms)?;
         let total = total_bytes(&header.tensors)?;
         let data = self.receive(&mut stream, total, on_progress).await?;
         let weights = check_weights(&receipt, header.tensors, &data)?;

@@ -89,6 +89,7 @@ pub struct AppraisedPeer {
 struct Shared {
     link: Link,
     options: ConnectOptions,
+    policy: AppraisalPolicy,
     attestation: AttestationResult,
     server: ServerInfo,
     heads: HeadMemory,
@@ -152,6 +153,7 @@ impl UnappraisedSession {
         let shared = Shared {
             link,
             options,
+            policy: policy.clone(),
             attestation,
             server,
             heads: heads.clone(),
@@ -264,6 +266,11 @@ impl AppraisedPeer {
 
     pub(crate) fn heads(&self) -> &HeadMemory {
         &self.shared.heads
+    }
+
+    /// The policy this peer was appraised under.
+    pub fn policy(&self) -> &AppraisalPolicy {
+        &self.shared.policy
     }
 
     pub(crate) fn client(&self) -> BastionClient<Link> {

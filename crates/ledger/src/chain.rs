@@ -113,6 +113,7 @@ pub fn verify_extension(known: Option<&Head>, claimed: &Head, links: &[Link]) ->
     if end == claimed.entry_hash { Ok(()) } else { Err(ExtensionError::Forked) }
 }
 
-fn genesis_digest(ledger: LedgerId) -> Digest32 {
+/// SHA-256 of the genesis entry's body: a function of the ledger id alone, bound in boot evidence (rule A6).
+pub fn genesis_digest(ledger: LedgerId) -> Digest32 {
     Digest32::of(&Body::Genesis(Genesis { ledger }).to_bytes())
 }

@@ -53,7 +53,7 @@ pub mod weights;
 pub use amount::{Amount, AmountError, Delta, Epsilon};
 pub use apply::ChainError;
 pub use budget::{BudgetReceipt, BudgetReservation, StartedRun};
-pub use chain::{ExtensionError, Head, Link, verify_extension};
+pub use chain::{ExtensionError, Head, Link, genesis_digest, verify_extension};
 pub use entry::{
     Body, BootStarted, Charge, DatasetCreated, DatasetWithdrawn, Entry, EntryError, Genesis, Outcome, RefundReason, Released,
     RunAdvanced, RunCommitted, RunRefunded, RunReserved, RunStarted,

@@ -14,10 +14,7 @@ fn verified(evidence: &Evidence) -> VerifiedEvidence {
     verify(evidence, &TrustAnchors::bundled(), 1_000).unwrap()
 }
 
-fn appraise(
-    evidence: &Evidence,
-    policy: &AppraisalPolicy,
-) -> Result<AttestationResult, AppraisalError> {
+fn appraise(evidence: &Evidence, policy: &AppraisalPolicy) -> Result<AttestationResult, AppraisalError> {
     verified(evidence).appraise(policy, &bindings::example(), &claims_tests::example())
 }
 
@@ -55,11 +52,7 @@ fn a_matching_session_is_accepted_with_a_warning_that_it_is_simulated() {
 
 #[test]
 fn the_default_policy_refuses_everything_and_names_every_rule() {
-    let error = appraise(
-        &evidence_for(&bindings::example()),
-        &AppraisalPolicy::default(),
-    )
-    .unwrap_err();
+    let error = appraise(&evidence_for(&bindings::example()), &AppraisalPolicy::default()).unwrap_err();
     for rule in [
         Rule::Simulated,
         Rule::Measurement,
@@ -92,11 +85,7 @@ fn simulated_evidence_needs_to_be_allowed_by_name() {
 #[test]
 fn evidence_for_another_nonce_session_key_role_or_claims_is_refused() {
     for (name, other) in bindings::one_field_changed() {
-        let error = appraise(
-            &evidence_for(&other),
-            &AppraisalPolicy::insecure_development(),
-        )
-        .unwrap_err();
+        let error = appraise(&evidence_for(&other), &AppraisalPolicy::insecure_development()).unwrap_err();
         assert_eq!(rules(&error), [Rule::Binding], "{name}");
     }
 }
@@ -110,10 +99,7 @@ fn a_client_that_expects_another_session_refuses_true_evidence() {
             &expected,
             &claims_tests::example(),
         );
-        assert!(
-            rules(&outcome.unwrap_err()).contains(&Rule::Binding),
-            "{name}"
-        );
+        assert!(rules(&outcome.unwrap_err()).contains(&Rule::Binding), "{name}");
     }
 }
 
@@ -124,11 +110,7 @@ fn changed_claims_are_refused_field_by_field() {
         let mut policy = AppraisalPolicy::insecure_development();
         policy.allowed_insecure_flags.push("insecure-more".into());
         let outcome = verified(&evidence).appraise(&policy, &bindings::example(), &changed);
-        assert_eq!(
-            rules(&outcome.unwrap_err()),
-            [Rule::RuntimeClaims],
-            "{name}"
-        );
+        assert_eq!(rules(&outcome.unwrap_err()), [Rule::RuntimeClaims], "{name}");
 
         // The server swaps the claims and the client hashes what it received: the report data betrays it.
         let rebound = Binding {
@@ -167,10 +149,7 @@ fn another_measurement_or_chip_is_refused() {
         chip_ids: Some(vec![crate::insecure_simulated::DEVELOPMENT_CHIP_ID]),
         ..AppraisalPolicy::insecure_development()
     };
-    assert_eq!(
-        rules(&appraise(&evidence, &policy).unwrap_err()),
-        [Rule::ChipId]
-    );
+    assert_eq!(rules(&appraise(&evidence, &policy).unwrap_err()), [Rule::ChipId]);
 }
 
 #[test]
@@ -213,7 +192,7 @@ fn boot_evidence_cannot_serve_a_session_nor_the_other_way_round() {
     let boot = BootBinding {
         ledger_public_key: claims.ledger_public_key,
         boot_id: claims.boot_id,
-        genesis: [7; 32],
+        genesis_digest: [7; 32],
         claims_sha256: claims.digest(),
     };
     let policy = AppraisalPolicy::insecure_development();

@@ -1,0 +1,119 @@
+//! Checking a receipt offline, as an auditor does who never met the server (rule A6).
+
+use crate::errors::ClientError;
+use bastionai_attestation::{
+    AppraisalPolicy, AttestationResult, BootBinding, Evidence, RuntimeClaims, TrustAnchors, verify,
+};
+use bastionai_ledger::chain::genesis_digest;
+use bastionai_ledger::id::{LedgerId, LedgerPublicKey};
+use bastionai_ledger::receipt::{Receipt, RuntimeEvidence};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+/// A receipt whose signature, evidence and claims were checked. Only [`audit_receipt`] makes one.
+#[derive(Clone, Debug, Serialize)]
+pub struct AuditedReceipt {
+    receipt: Receipt,
+    issuer: AttestationResult,
+    runner: Option<AttestationResult>,
+}
+
+impl AuditedReceipt {
+    /// The signed statement.
+    pub fn receipt(&self) -> &Receipt {
+        &self.receipt
+    }
+
+    /// What was attested of the boot that signed it.
+    pub fn issuer(&self) -> &AttestationResult {
+        &self.issuer
+    }
+
+    /// What was attested of the boot that ran the run, if it was another.
+    pub fn runner(&self) -> Option<&AttestationResult> {
+        self.runner.as_ref()
+    }
+
+    /// The statement alone.
+    pub fn into_receipt(self) -> Receipt {
+        self.receipt
+    }
+}
+
+/// Checks a receipt (a DSSE envelope) with nothing but a policy.
+///
+/// # Guarantee
+/// A server that meets `policy` made the signing key in its TEE and signed exactly this statement; so
+/// did the server that ran the run, if it was an earlier boot; both are of one ledger.
+/// # Errors
+/// [`ClientError::ReceiptRefused`] if it was changed or contradicts itself,
+/// [`ClientError::EvidenceRefused`] or [`ClientError::AppraisalRefused`] if the server is not good enough.
+pub fn audit_receipt(
+    envelope: &[u8],
+    policy: &AppraisalPolicy,
+    now_unix_ms: u64,
+) -> Result<AuditedReceipt, ClientError> {
+    let key = claimed_key(envelope)?;
+    let receipt = Receipt::verify_offline(envelope, &key).map_err(|error| refused("?", error.to_string()))?;
+    let ledger = receipt.ledger_head.ledger;
+    let issuer = appraise(&receipt, &receipt.issuer, ledger, policy, now_unix_ms)?;
+    let runner = match &receipt.runner {
+        Some(runner) => Some(appraise(&receipt, runner, ledger, policy, now_unix_ms)?),
+        None => None,
+    };
+    Ok(AuditedReceipt {
+        receipt,
+        issuer,
+        runner,
+    })
+}
+
+/// The key the receipt says it is signed with: believed only once the evidence binds it.
+fn claimed_key(envelope: &[u8]) -> Result<LedgerPublicKey, ClientError> {
+    let unreadable = || refused("?", "not a DSSE envelope with a receipt".into());
+    let envelope: serde_json::Value = serde_json::from_slice(envelope).map_err(|_| unreadable())?;
+    let payload = envelope["payload"]
+        .as_str()
+        .and_then(decode_base64)
+        .ok_or_else(unreadable)?;
+    let payload: serde_json::Value = serde_json::from_slice(&payload).map_err(|_| unreadable())?;
+    serde_json::from_value(payload["issuer"]["ledger_key"].clone()).map_err(|_| unreadable())
+}
+
+fn appraise(
+    receipt: &Receipt,
+    boot: &RuntimeEvidence,
+    ledger: LedgerId,
+    policy: &AppraisalPolicy,
+    now_unix_ms: u64,
+) -> Result<AttestationResult, ClientError> {
+    let evidence = Evidence {
+        media_type: boot.evidence_media_type.clone(),
+        bytes: boot.evidence.clone(),
+    };
+    let verified = verify(&evidence, &TrustAnchors::bundled(), now_unix_ms)?;
+    let claims = RuntimeClaims::from_bytes(&boot.claims)?;
+    if claims.ledger_id != *ledger.as_bytes() {
+        let found = LedgerId::from_bytes(claims.ledger_id);
+        let what = format!("its evidence is of ledger {found}, its head of {ledger}");
+        return Err(refused(&receipt.run.id.to_string(), what));
+    }
+    let binding = BootBinding {
+        ledger_public_key: *boot.ledger_key.as_bytes(),
+        boot_id: *boot.boot.as_bytes(),
+        genesis_digest: *genesis_digest(ledger).as_bytes(),
+        claims_sha256: Sha256::digest(&boot.claims).into(),
+    };
+    Ok(verified.appraise_boot(policy, &binding, &claims)?)
+}
+
+fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text).ok()
+}
+
+fn refused(run: &str, what: String) -> ClientError {
+    ClientError::ReceiptRefused {
+        run: run.to_owned(),
+        what,
+    }
+}
