@@ -104,7 +104,7 @@ pub fn verify_extension(known: Option<&Head>, claimed: &Head, links: &[Link]) ->
     if expected != links.len() as u64 {
         return Err(ExtensionError::Length { expected, found: links.len() as u64 });
     }
-    if known_sequence == 0 && !links.first().is_some_and(|link| link.body_digest == genesis_digest(claimed.ledger)) {
+    if known_sequence == 0 && links.first().is_none_or(|link| link.body_digest != genesis_digest(claimed.ledger)) {
         return Err(ExtensionError::Forked);
     }
     let end = (known_sequence..).zip(links).fold(known_hash, |previous, (sequence, link)| {

@@ -1,0 +1,341 @@
+//! The ledger against an independent model, and its chain against tampering.
+#![allow(clippy::unwrap_used)]
+mod common;
+
+use bastionai_ledger::*;
+use common::*;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Reserve { run: u8, charges: Vec<(u8, u64, u64)> },
+    Start(u8),
+    Advance(u8, u64),
+    Commit(u8, Outcome),
+    Refund(u8),
+    Release(u8),
+    Withdraw(u8),
+    Boot,
+}
+
+const LIFETIME: [(u64, u64); 3] = [(1000, 1000), (500, 2000), (2000, 300)];
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let op = prop_oneof![
+        4 => (0u8..12, prop::collection::vec((0u8..3, 1u64..400, 0u64..400), 1..4)).prop_map(|(run, charges)| Op::Reserve { run, charges }),
+        4 => (0u8..12).prop_map(Op::Start),
+        3 => (0u8..12, 0u64..102).prop_map(|(run, step)| Op::Advance(run, step)),
+        3 => (0u8..12, prop_oneof![Just(Outcome::Succeeded), Just(Outcome::Failed), Just(Outcome::Cancelled)])
+            .prop_map(|(run, outcome)| Op::Commit(run, outcome)),
+        2 => (0u8..12).prop_map(Op::Refund),
+        1 => (0u8..12).prop_map(Op::Release),
+        1 => (0u8..30).prop_map(Op::Withdraw),
+        1 => Just(Op::Boot),
+    ];
+    prop::collection::vec(op, 1..60)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum State {
+    Reserved,
+    Started,
+    Ended,
+}
+
+/// Nothing but maps and sums: what the budget rules say, written a second time.
+#[derive(Default)]
+struct Model {
+    runs: BTreeMap<u8, (State, u32, u64, Vec<(u8, u64, u64)>)>,
+    spent: [(u64, u64); 3],
+    withdrawn: [bool; 3],
+    boot: u32,
+}
+
+impl Model {
+    fn reserve(&mut self, run: u8, charges: &[(u8, u64, u64)]) -> bool {
+        let distinct = charges.iter().enumerate().all(|(i, a)| charges[..i].iter().all(|b| a.0 != b.0));
+        let fits = charges.iter().all(|&(dataset, epsilon, delta)| {
+            let (index, limit) = (dataset as usize, LIFETIME[dataset as usize]);
+            !self.withdrawn[index] && self.spent[index].0 + epsilon <= limit.0 && self.spent[index].1 + delta <= limit.1
+        });
+        if self.runs.contains_key(&run) || !distinct || !fits {
+            return false;
+        }
+        charges.iter().for_each(|&(dataset, epsilon, delta)| {
+            self.spent[dataset as usize].0 += epsilon;
+            self.spent[dataset as usize].1 += delta;
+        });
+        self.runs.insert(run, (State::Reserved, self.boot, 0, charges.to_vec()));
+        true
+    }
+
+    fn refund(&mut self, charges: &[(u8, u64, u64)]) {
+        for &(dataset, epsilon, delta) in charges {
+            self.spent[dataset as usize].0 -= epsilon;
+            self.spent[dataset as usize].1 -= delta;
+        }
+    }
+
+    fn apply(&mut self, op: &Op) -> bool {
+        let boot = self.boot;
+        match op {
+            Op::Reserve { run, charges } => self.reserve(*run, charges),
+            Op::Start(run) => match self.runs.get_mut(run) {
+                Some(run) if run.0 == State::Reserved && run.1 == boot => {
+                    run.0 = State::Started;
+                    true
+                }
+                _ => false,
+            },
+            Op::Advance(run, step) => match self.runs.get_mut(run) {
+                Some(run) if run.0 == State::Started && run.1 == boot && *step > run.2 && *step <= 100 => {
+                    run.2 = *step;
+                    true
+                }
+                _ => false,
+            },
+            Op::Commit(run, outcome) => match self.runs.get_mut(run) {
+                Some(run) if run.0 == State::Started && run.1 == boot && (*outcome != Outcome::Succeeded || run.2 == 100) => {
+                    run.0 = State::Ended;
+                    run.2 = if *outcome == Outcome::Succeeded { 1000 } else { run.2 };
+                    true
+                }
+                _ => false,
+            },
+            Op::Refund(run) => match self.runs.get_mut(run) {
+                Some(entry) if entry.0 == State::Reserved => {
+                    entry.0 = State::Ended;
+                    let charges = entry.3.clone();
+                    self.refund(&charges);
+                    true
+                }
+                _ => false,
+            },
+            Op::Release(run) => self.runs.get(run).is_some_and(|run| run.2 == 1000),
+            Op::Withdraw(dataset) => {
+                let known = (*dataset as usize) < 3 && !self.withdrawn[*dataset as usize];
+                if known {
+                    self.withdrawn[*dataset as usize] = true;
+                }
+                known
+            }
+            Op::Boot => {
+                self.boot += 1;
+                let open: Vec<u8> = self.runs.iter().filter(|(_, run)| run.0 != State::Ended).map(|(id, _)| *id).collect();
+                for id in open {
+                    let run = self.runs.get_mut(&id).unwrap();
+                    let (state, charges) = (run.0, run.3.clone());
+                    run.0 = State::Ended;
+                    if state == State::Reserved {
+                        self.refund(&charges);
+                    }
+                }
+                true
+            }
+        }
+    }
+}
+
+fn units(epsilon: u64, delta: u64) -> Amount {
+    Amount::new(Epsilon::from_units(epsilon), Delta::from_units(delta))
+}
+
+fn apply(ledger: &mut Ledger, op: &Op, boot_number: u8) -> bool {
+    let proposal = match op {
+        Op::Reserve { run: id, charges } => {
+            let charges = charges.iter().map(|&(dataset, epsilon, delta)| charge(dataset, units(epsilon, delta))).collect();
+            ledger.propose_reservation(run(*id, boot_number, charges), T0)
+        }
+        Op::Start(id) => {
+            let Some(reservation) = ledger.reservation(&run_id(*id)) else { return false };
+            ledger.propose_start(&reservation, T0)
+        }
+        Op::Advance(id, step) => {
+            let Some(started) = ledger.started(&run_id(*id)) else { return false };
+            ledger.propose_advance(&started, *step, T0)
+        }
+        Op::Commit(id, outcome) => {
+            let Some(started) = ledger.started(&run_id(*id)) else { return false };
+            let weights = (*outcome == Outcome::Succeeded).then(|| Digest32::of(b"w"));
+            ledger.propose_commit(&started, *outcome, weights, T0)
+        }
+        Op::Refund(id) => {
+            let Some(reservation) = ledger.reservation(&run_id(*id)) else { return false };
+            ledger.propose_refund(&reservation, RefundReason::Cancelled, T0)
+        }
+        Op::Release(id) => {
+            let Some(receipt) = ledger.budget_receipt(&run_id(*id)) else { return false };
+            ledger.propose_release(receipt, principal(100), T0)
+        }
+        Op::Withdraw(dataset) => ledger.propose_withdrawal(dataset_id(*dataset), principal(*dataset), T0),
+        Op::Boot => {
+            let proposal = ledger.propose_boot(boot(boot_number + 1), T0);
+            take(ledger, proposal);
+            for orphan in ledger.orphans() {
+                let proposal = ledger.propose_settlement(orphan, T0);
+                take(ledger, proposal);
+            }
+            return true;
+        }
+    };
+    proposal.map(|proposal| take(ledger, Ok(proposal))).is_ok()
+}
+
+fn spent(ledger: &Ledger, n: u8) -> (u64, u64) {
+    let budget = ledger.dataset(&dataset_id(n)).unwrap().budget().unwrap();
+    let used = budget.committed.checked_add(budget.reserved).unwrap();
+    assert_eq!(used.checked_add(budget.remaining).unwrap(), budget.lifetime);
+    (used.epsilon.units(), used.delta.units())
+}
+
+proptest! {
+    #[test]
+    fn the_ledger_is_the_model_and_never_exceeds_a_lifetime(ops in ops()) {
+        let mut ledger = new_ledger();
+        for (n, (epsilon, delta)) in (0u8..).zip(LIFETIME) {
+            add_dataset(&mut ledger, dataset(n, policy(units(epsilon, delta))));
+        }
+        let mut model = Model::default();
+        let mut boot_number = 1;
+        for op in &ops {
+            prop_assert_eq!(apply(&mut ledger, op, boot_number), model.apply(op), "{:?}", op);
+            boot_number += u8::from(matches!(op, Op::Boot));
+            for n in 0..3u8 {
+                let spent = spent(&ledger, n);
+                prop_assert_eq!(spent, model.spent[n as usize], "{:?}", op);
+                prop_assert!(spent.0 <= LIFETIME[n as usize].0 && spent.1 <= LIFETIME[n as usize].1);
+            }
+        }
+        let replayed = Ledger::replay(ledger.entries().iter().cloned()).unwrap();
+        prop_assert_eq!(replayed.head(), ledger.head());
+        for n in 0..3u8 {
+            prop_assert_eq!(spent(&replayed, n), spent(&ledger, n));
+        }
+        prop_assert_eq!(format!("{replayed:?}"), format!("{ledger:?}"), "replay gives the very same state");
+    }
+}
+
+#[test]
+fn every_flipped_bit_of_a_chain_is_refused() {
+    let ledger = full_ledger();
+    let stored: Vec<Vec<u8>> = ledger.entries().iter().map(Entry::to_bytes).collect();
+    let reads_as_the_same = |stored: &[Vec<u8>]| {
+        let entries: Result<Vec<_>, _> = stored.iter().map(|bytes| Entry::from_bytes(bytes)).collect();
+        entries.is_ok_and(|entries| Ledger::replay(entries).is_ok_and(|read| read.head() == ledger.head()))
+    };
+    assert!(reads_as_the_same(&stored));
+    for entry in 0..stored.len() {
+        for position in 0..stored[entry].len() {
+            for bit in 0..8 {
+                let mut flipped = stored.clone();
+                flipped[entry][position] ^= 1 << bit;
+                assert!(!reads_as_the_same(&flipped), "entry {entry}, byte {position}, bit {bit}");
+            }
+        }
+    }
+}
+
+#[test]
+fn entries_removed_repeated_swapped_or_foreign_break_the_chain() {
+    let ledger = full_ledger();
+    let entries = ledger.entries();
+    for at in 0..entries.len() {
+        let mut removed = entries.to_vec();
+        removed.remove(at);
+        let read = Ledger::replay(removed);
+        if at + 1 == entries.len() {
+            assert_ne!(read.unwrap().head(), ledger.head(), "only a known head shows a missing end");
+        } else {
+            assert!(read.is_err(), "without {at}");
+        }
+        let mut repeated = entries.to_vec();
+        repeated.insert(at, entries[at].clone());
+        assert!(Ledger::replay(repeated).is_err(), "twice {at}");
+        if at > 0 {
+            let mut swapped = entries.to_vec();
+            swapped.swap(at, at - 1);
+            assert!(Ledger::replay(swapped).is_err(), "swapped {at}");
+        }
+    }
+    assert_eq!(Ledger::replay([]).unwrap_err(), ChainError::Empty);
+    let other = Ledger::genesis(LedgerId::from_bytes([9; 16]), T0);
+    let foreign = std::iter::once(other).chain(entries[1..].iter().cloned());
+    assert!(matches!(Ledger::replay(foreign), Err(ChainError::Broken { sequence: 1 })));
+}
+
+#[test]
+fn entries_of_newer_versions_and_other_lengths_are_refused() {
+    let bytes = full_ledger().entries()[1].to_bytes();
+    let mut newer = bytes.clone();
+    newer[0] = 2;
+    assert_eq!(Entry::from_bytes(&newer), Err(EntryError::Version { found: 2 }));
+    for length in 0..bytes.len() {
+        assert!(Entry::from_bytes(&bytes[..length]).is_err(), "{length}");
+    }
+    assert_eq!(Entry::from_bytes(&[&bytes[..], &[0]].concat()), Err(EntryError::Length));
+}
+
+#[test]
+fn an_extension_proof_holds_from_every_known_head() {
+    let ledger = full_ledger();
+    for known in 0..=ledger.entries().len() {
+        let prefix = Ledger::replay(ledger.entries()[..known.max(1)].iter().cloned()).unwrap();
+        let known_head = (known > 0).then(|| prefix.head());
+        let links = ledger.extension(known as u64).unwrap();
+        let links: Vec<Link> = links.iter().map(|link| Link::from_bytes(&link.to_bytes()).unwrap()).collect();
+        verify_extension(known_head.as_ref(), &ledger.head(), &links).unwrap();
+        for at in 0..links.len() {
+            let mut changed = links.clone();
+            changed[at].time_unix_ms ^= 1;
+            assert_eq!(verify_extension(known_head.as_ref(), &ledger.head(), &changed), Err(ExtensionError::Forked));
+            changed = links.clone();
+            changed[at].body_digest = Digest32::of(b"other");
+            assert_eq!(verify_extension(known_head.as_ref(), &ledger.head(), &changed), Err(ExtensionError::Forked));
+        }
+    }
+    assert!(ledger.extension(ledger.entries().len() as u64 + 1).is_none());
+}
+
+#[test]
+fn rollback_fork_and_replacement_of_a_ledger_are_told_apart() {
+    let ledger = full_ledger();
+    let earlier = Ledger::replay(ledger.entries()[..5].iter().cloned()).unwrap();
+    let rolled_back = verify_extension(Some(&ledger.head()), &earlier.head(), &[]).unwrap_err();
+    assert!(matches!(rolled_back, ExtensionError::RolledBack { .. }));
+    let mut fork = earlier.clone();
+    let proposal = fork.propose_boot(boot(9), T0);
+    take(&mut fork, proposal);
+    let known = Ledger::replay(ledger.entries()[..6].iter().cloned()).unwrap().head();
+    assert_eq!(verify_extension(Some(&known), &fork.head(), &[]), Err(ExtensionError::Forked));
+    let other = Ledger::replay([Ledger::genesis(LedgerId::from_bytes([3; 16]), T0)]).unwrap();
+    let replaced = verify_extension(Some(&ledger.head()), &other.head(), &[]).unwrap_err();
+    assert!(matches!(replaced, ExtensionError::OtherLedger { .. }));
+    let short = verify_extension(Some(&earlier.head()), &ledger.head(), &[]).unwrap_err();
+    assert!(matches!(short, ExtensionError::Length { .. }));
+    let links = ledger.extension(0).unwrap();
+    let renamed = Head { ledger: LedgerId::from_bytes([3; 16]), ..ledger.head() };
+    assert_eq!(verify_extension(None, &renamed, &links), Err(ExtensionError::Forked), "the genesis names the ledger");
+    assert_eq!(Link::from_bytes(&[0; 39]), Err(ExtensionError::Link));
+}
+
+#[test]
+fn a_signed_head_is_refused_when_anything_in_it_changed() {
+    let signed = key().sign_head(full_ledger().head());
+    let expected = key().public_key();
+    assert_eq!(*signed.verify(&expected).unwrap(), signed.head);
+    let mut changed = vec![signed.clone(); 4];
+    changed[0].head.sequence += 1;
+    changed[1].head.entry_hash = EntryHash::from_bytes([0; 32]);
+    changed[2].head.ledger = LedgerId::from_bytes([0; 16]);
+    changed[3].signature[10] ^= 1;
+    for signed in changed {
+        assert_eq!(signed.verify(&expected), Err(SignatureError::Mismatch));
+    }
+    let other = LedgerKey::from_seed(&[8; 32]).public_key();
+    assert!(matches!(signed.verify(&other), Err(SignatureError::OtherKey { .. })));
+    assert!(matches!(SignedHead { public_key: other, ..signed }.verify(&other), Err(SignatureError::Mismatch)));
+    let fresh = LedgerKey::generate(&ring::rand::SystemRandom::new()).unwrap();
+    assert_ne!(fresh.public_key(), key().public_key());
+    assert!(!format!("{:?}", key()).contains("07070707"), "the seed does not print");
+}
