@@ -10,6 +10,7 @@ pub mod event;
 pub mod joint;
 pub mod noise;
 pub mod sampling;
+pub mod sensitivity;
 mod stream;
 mod tails;
 pub mod truncation;

@@ -1,0 +1,314 @@
+//! Clip factors and the L2 sensitivity that is really charged, with every rounding error in it (rule G1).
+//!
+//! The clipped sum that leaves the engine is not `Σ c_i G_i` but a rounded version of it, and the norm
+//! that decides `c_i` is rounded too. Both can be driven far off by an adversary who chooses the model:
+//! two tokens with nearly opposite gradients have a ghost norm of 0 in f32 and a true norm of 100. This
+//! module turns rounded norms into upper bounds, and the error of the sum into noise.
+//!
+//! Notation: per-sample gradient `G_i = Σ_t g_t x_tᵀ`, and `S_i ≥ Σ_t ‖x_t‖‖g_t‖ ≥ ‖G_i‖`, to which every
+//! rounding error is proportional. Over several parameters, norms and `S` combine as square roots of
+//! sums of squares; over several uses of one parameter, `S` adds up.
+
+/// Largest magnitude that a row's norm may have. A sample with a larger (or non-finite) row counts as
+/// zero, so that products of what is left neither overflow nor lose more than [`UNDERFLOW_ERROR`].
+pub const MAGNITUDE_LIMIT: f64 = 9_223_372_036_854_775_808.0; // 2^63
+
+/// What one product can lose to underflow in f32 with denormals flushed: `2^-126 · 2^63`, twice
+/// (once where the clip factor scales a row, once in the contraction).
+pub const UNDERFLOW_ERROR: f64 = 2.0 * f32::MIN_POSITIVE as f64 * MAGNITUDE_LIMIT;
+
+/// Unit roundoff of IEEE binary32.
+pub const UNIT_ROUNDOFF_F32: f64 = 1.0 / 16_777_216.0; // 2^-24
+
+/// Unit roundoff of IEEE binary64.
+pub const UNIT_ROUNDOFF_F64: f64 = f64::EPSILON / 2.0;
+
+/// Covers the few f64 operations that compute norms' roots, factors and this module's own results.
+const ARITHMETIC_SLACK: f64 = 1.0 / 1_099_511_627_776.0; // 2^-40
+
+/// `γ_n = n·u / (1 − n·u)`: the relative error of a sum of products of `length` roundings in any order,
+/// with or without fused multiply-add. Infinite once `n·u ≥ 1`.
+///
+/// # References
+/// Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., Lemma 3.1 and section 3.5.
+pub fn rounding_constant(length: u64, unit_roundoff: f64) -> f64 {
+    let product = length as f64 * unit_roundoff;
+    if product < 1.0 { product / (1.0 - product) } else { f64::INFINITY }
+}
+
+/// Why a [`ClipRule`] cannot exist.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[non_exhaustive]
+pub enum ClipRuleError {
+    /// The clipping norm is not a positive finite number.
+    #[error("max_grad_norm must be positive and finite, not {0}")]
+    MaxGradNorm(f64),
+    /// The rounding constant of the norms is not in `[0, 1)`: sums are too long for their precision.
+    #[error("rounding constant of the norms must be in [0, 1), not {0}: compute norms in f64")]
+    NormRounding(f64),
+    /// κ below 1 would clip samples that need no clipping.
+    #[error("the bound on cancellation must be at least 1, not {0}")]
+    Cancellation(f64),
+}
+
+/// Flat clipping of per-sample gradients by norms known only up to rounding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClipRule {
+    max_grad_norm: f64,
+    norm_rounding: f64,
+    cancellation: f64,
+}
+
+impl ClipRule {
+    /// `max_grad_norm`: C. `norm_rounding`: γ such that a computed `‖G_i‖²` is off by at most `γ·S_i²`.
+    /// `cancellation`: κ, the most by which `c_i·S_i` may exceed C; it bounds the error of the sum.
+    ///
+    /// # Errors
+    /// [`ClipRuleError`] when a number is out of its range.
+    pub fn new(max_grad_norm: f64, norm_rounding: f64, cancellation: f64) -> Result<Self, ClipRuleError> {
+        if !(max_grad_norm > 0.0 && max_grad_norm.is_finite()) {
+            return Err(ClipRuleError::MaxGradNorm(max_grad_norm));
+        }
+        if !(0.0..1.0).contains(&norm_rounding) {
+            return Err(ClipRuleError::NormRounding(norm_rounding));
+        }
+        if !(cancellation >= 1.0 && cancellation.is_finite()) {
+            return Err(ClipRuleError::Cancellation(cancellation));
+        }
+        Ok(Self { max_grad_norm, norm_rounding, cancellation })
+    }
+
+    /// C.
+    pub fn max_grad_norm(&self) -> f64 {
+        self.max_grad_norm
+    }
+
+    /// κ.
+    pub fn cancellation(&self) -> f64 {
+        self.cancellation
+    }
+
+    /// An upper bound `n̂_i = sqrt(max(0, norm²) + γ·S_i²)` of the true norm, from a computed `norm²`
+    /// that may even be negative.
+    pub fn norm_bound(&self, computed_norm_squared: f64, magnitude: f64) -> f64 {
+        (computed_norm_squared.max(0.0) + self.norm_rounding * magnitude * magnitude).sqrt()
+    }
+
+    /// The clip factor `c_i = min(1, C/(n̂_i + γ·S_i), κ·C/S_i)`, rounded down to an f32 and never subnormal,
+    /// so that scaling by it in f32 or f64 is scaling by exactly this number.
+    ///
+    /// # Guarantee
+    /// `c_i·‖G_i‖ ≤ C` and `c_i·S_i ≤ κ·C` (up to [`charged_sensitivity`]'s 2^-40), when the computed norm is off
+    /// by at most `γ·S_i²`.
+    ///
+    /// | input | factor |
+    /// | --- | --- |
+    /// | `S_i = 0` | 1: the sample adds zero |
+    /// | NaN or infinite norm or `S_i` | 0 |
+    pub fn factor(&self, computed_norm_squared: f64, magnitude: f64) -> f64 {
+        if !computed_norm_squared.is_finite() || !magnitude.is_finite() || magnitude < 0.0 {
+            return 0.0;
+        }
+        let bound = self.norm_bound(computed_norm_squared, magnitude) + self.norm_rounding * magnitude;
+        if !bound.is_finite() {
+            return 0.0;
+        }
+        let by_norm = self.max_grad_norm / bound.max(f64::MIN_POSITIVE);
+        let by_magnitude = self.cancellation * self.max_grad_norm / magnitude.max(f64::MIN_POSITIVE);
+        round_down_to_f32(by_norm.min(by_magnitude).min(1.0))
+    }
+}
+
+/// One kind of contraction `Σ_i c_i Σ_t g_t x_tᵀ` that a step runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Contraction {
+    /// Rows summed before the partial sum is moved to the integer grid.
+    pub rows: u64,
+    /// Precision it is computed in.
+    pub unit_roundoff: f64,
+    /// Bound on `c_i·S_i/C`: 1 where each sample has one row (there `S_i = ‖G_i‖`), κ elsewhere.
+    pub cancellation: f64,
+}
+
+/// Everything that makes a step's integer sum differ from the exact sum of clipped gradients.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SumError {
+    /// C.
+    pub max_grad_norm: f64,
+    /// Most records a step processes: the truncation cap.
+    pub records: u64,
+    /// Most rows over all records of a step (records × rows per record).
+    pub rows: u64,
+    /// Number of coordinates of the sum: all trainable parameters.
+    pub coordinates: u64,
+    /// Width of the integer grid.
+    pub grid: f64,
+    /// How many partial sums a coordinate of a step is made of, each rounded to the grid.
+    pub grid_roundings: u64,
+    /// The contractions, one of each kind; their errors concern different coordinates.
+    pub contractions: Vec<Contraction>,
+}
+
+impl SumError {
+    /// Bound on `‖computed sum − Σ c_i G_i‖₂` for any dataset.
+    pub fn bound(&self) -> f64 {
+        let dimension = (self.coordinates as f64).sqrt();
+        let contraction: f64 = self.contractions.iter().map(|kind| self.contraction_error(kind)).sum();
+        let grid = self.grid_roundings as f64 * dimension * self.grid / 2.0;
+        let underflow = self.rows as f64 * dimension * UNDERFLOW_ERROR * f64::from(u8::from(!self.contractions.is_empty()));
+        contraction + grid + underflow
+    }
+
+    /// `γ_{n+2}·Σ_i c_i S_i`: n additions, the product, and the scaling of a row by `c_i`.
+    fn contraction_error(&self, kind: &Contraction) -> f64 {
+        let rounding = rounding_constant(kind.rows.saturating_add(2), kind.unit_roundoff);
+        rounding * self.records as f64 * kind.cancellation * self.max_grad_norm
+    }
+}
+
+/// The L2 sensitivity Δ of the engine's integer sum under adding or removing one record.
+///
+/// # Guarantee
+/// For neighbours D and D′ whose samples are within the cap, `‖sum(D) − sum(D′)‖₂ ≤ Δ`: the exact sums
+/// differ by one term of norm at most C, and each computed sum is within [`SumError::bound`] of its
+/// exact one, so `Δ = C + 2·bound`, and 2^-40 of it for the arithmetic of the factors themselves.
+///
+/// # References
+/// soundness.md, rule G1; dp.md, rule 8.
+pub fn charged_sensitivity(error: &SumError) -> f64 {
+    (error.max_grad_norm + 2.0 * error.bound()) * (1.0 + ARITHMETIC_SLACK)
+}
+
+/// The largest f32 not above a non-negative value; zero instead of a subnormal (they are flushed).
+fn round_down_to_f32(value: f64) -> f64 {
+    let nearest = value as f32;
+    let down = if f64::from(nearest) > value { nearest.next_down() } else { nearest };
+    if down < f32::MIN_POSITIVE { 0.0 } else { f64::from(down) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Soundness G1: x1 = x2 = a·u, g1 = b·v + δ·w, g2 = −b·v; the true norm is a·δ = 100.
+    fn adversarial_pair() -> ([[f32; 4]; 2], [[f32; 4]; 2]) {
+        let (a, b, delta) = (1e3, 1e3, 0.1);
+        ([[a, 0.0, 0.0, 0.0]; 2], [[b, delta, 0.0, 0.0], [-b, 0.0, 0.0, 0.0]])
+    }
+
+    fn dot(left: &[f32; 4], right: &[f32; 4]) -> f32 {
+        left.iter().zip(right).map(|(l, r)| l * r).sum()
+    }
+
+    fn length(row: &[f32; 4]) -> f64 {
+        row.iter().map(|&value| f64::from(value) * f64::from(value)).sum::<f64>().sqrt()
+    }
+
+    fn ghost_norm_squared_f32(x: &[[f32; 4]; 2], g: &[[f32; 4]; 2]) -> f64 {
+        let mut sum = 0.0f32;
+        for s in 0..2 {
+            for t in 0..2 {
+                sum += dot(&x[s], &x[t]) * dot(&g[s], &g[t]);
+            }
+        }
+        f64::from(sum)
+    }
+
+    #[test]
+    fn cancelling_tokens_cannot_hide_their_norm_in_f32() {
+        let (x, g) = adversarial_pair();
+        let computed = ghost_norm_squared_f32(&x, &g);
+        let true_norm = 100.0;
+        assert!(computed.max(0.0).sqrt() < 0.5 * true_norm, "the attack needs the ghost norm to be wrong: {computed}");
+        let magnitude = (0..2).map(|t| length(&x[t]) * length(&g[t])).sum::<f64>();
+        let gamma = rounding_constant(4 + 4 + 4 + 2, UNIT_ROUNDOFF_F32);
+        let rule = ClipRule::new(1.0, gamma, 1024.0).unwrap();
+        assert!(rule.norm_bound(computed, magnitude) >= true_norm);
+        assert!(rule.factor(computed, magnitude) * true_norm <= 1.0);
+    }
+
+    #[test]
+    fn without_the_rounding_term_the_attack_would_succeed() {
+        let (x, g) = adversarial_pair();
+        let computed = ghost_norm_squared_f32(&x, &g);
+        let naive = ClipRule::new(1.0, 0.0, 1e12).unwrap();
+        assert!(naive.factor(computed, 1e6) * 100.0 > 1.5, "the naive rule lets through more than C");
+    }
+
+    #[test]
+    fn a_negative_ghost_norm_is_clipped_by_its_rounding_bound() {
+        let gamma = rounding_constant(14, UNIT_ROUNDOFF_F32);
+        let rule = ClipRule::new(1.0, gamma, 1024.0).unwrap();
+        assert!(rule.norm_bound(-8.0, 2e6) >= 100.0);
+    }
+
+    #[test]
+    fn a_factor_never_lets_a_sample_above_the_clipping_norm() {
+        let rule = ClipRule::new(0.7, rounding_constant(2000, UNIT_ROUNDOFF_F64), 64.0).unwrap();
+        for exponent in -300..150 {
+            let norm = 10f64.powi(exponent);
+            let factor = rule.factor(norm * norm, norm);
+            assert!(factor * norm <= 0.7, "norm {norm:e}");
+            assert_eq!(factor, f64::from(factor as f32), "a factor is an f32");
+        }
+    }
+
+    #[test]
+    fn cancellation_is_bounded_for_every_sample() {
+        let rule = ClipRule::new(1.0, 0.0, 8.0).unwrap();
+        for magnitude in [1.0, 8.0, 80.0, 1e30] {
+            assert!(rule.factor(0.25, magnitude) * magnitude <= 8.0);
+        }
+        assert_eq!(rule.factor(0.25, 4.0), 1.0);
+    }
+
+    #[test]
+    fn non_finite_norms_count_as_zero_and_zero_gradients_pass() {
+        let rule = ClipRule::new(1.0, 1e-6, 8.0).unwrap();
+        for (norm_squared, magnitude) in
+            [(f64::NAN, 1.0), (1.0, f64::NAN), (f64::INFINITY, 1.0), (1.0, f64::INFINITY), (1.0, -1.0), (1.0, 1e300)]
+        {
+            let factor = rule.factor(norm_squared, magnitude);
+            assert!(factor == 0.0, "{norm_squared} {magnitude} gave {factor}");
+        }
+        assert_eq!(rule.factor(0.0, 0.0), 1.0);
+    }
+
+    #[test]
+    fn charged_sensitivity_grows_with_every_source_of_error() {
+        let base = SumError {
+            max_grad_norm: 1.0,
+            records: 256,
+            rows: 256,
+            coordinates: 1_000_000,
+            grid: 2f64.powi(-30),
+            grid_roundings: 1,
+            contractions: vec![Contraction { rows: 256, unit_roundoff: UNIT_ROUNDOFF_F32, cancellation: 1.0 }],
+        };
+        let charged = charged_sensitivity(&base);
+        assert!(charged > 1.0 && charged < 1.01, "256 records in f32 cost under 1%: {charged}");
+        let more_records = SumError { records: 512, ..base.clone() };
+        let more_roundings = SumError { grid_roundings: 100, ..base.clone() };
+        let more_cancellation = SumError {
+            contractions: vec![Contraction { rows: 256, unit_roundoff: UNIT_ROUNDOFF_F32, cancellation: 4.0 }],
+            ..base.clone()
+        };
+        for worse in [more_records, more_roundings, more_cancellation] {
+            assert!(charged_sensitivity(&worse) > charged);
+        }
+    }
+
+    #[test]
+    fn a_sum_too_long_for_its_precision_has_no_finite_sensitivity() {
+        let rounding = rounding_constant(1 << 24, UNIT_ROUNDOFF_F32);
+        assert!(rounding.is_infinite());
+    }
+
+    #[test]
+    fn rules_out_of_range_are_refused() {
+        assert_eq!(ClipRule::new(0.0, 0.0, 1.0), Err(ClipRuleError::MaxGradNorm(0.0)));
+        assert!(ClipRule::new(f64::NAN, 0.0, 1.0).is_err());
+        assert_eq!(ClipRule::new(1.0, 1.0, 1.0), Err(ClipRuleError::NormRounding(1.0)));
+        assert_eq!(ClipRule::new(1.0, 0.0, 0.5), Err(ClipRuleError::Cancellation(0.5)));
+    }
+}

@@ -1,0 +1,64 @@
+//! Checks that the libtorch at hand is the pinned one, compiles the shim, and sets the run path.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// The one place that says which libtorch this engine is built for; it pairs with `tch` in the
+/// workspace's Cargo.toml (tch 0.24 is torch 2.11).
+const TORCH_VERSION: &str = "2.11.0";
+
+fn main() {
+    for file in ["shim/shim.cpp", "shim/shim.h"] {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    println!("cargo:rerun-if-env-changed=LIBTORCH");
+    let libtorch = libtorch_folder();
+    check_version(&libtorch);
+    compile_shim(&libtorch);
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", libtorch.join("lib").display());
+}
+
+/// `LIBTORCH` is set by `.cargo/config.toml`, relative to the workspace.
+fn libtorch_folder() -> PathBuf {
+    let set = env::var("LIBTORCH").unwrap_or_else(|_| {
+        panic!("LIBTORCH is not set: build from inside the repository, whose .cargo/config.toml sets it")
+    });
+    let folder = Path::new(&set);
+    std::fs::canonicalize(folder)
+        .unwrap_or_else(|error| panic!("no libtorch at {}: {error}; run `make setup`", folder.display()))
+}
+
+fn check_version(libtorch: &Path) {
+    let file = libtorch.join("version.py");
+    println!("cargo:rerun-if-changed={}", file.display());
+    let text = std::fs::read_to_string(&file)
+        .unwrap_or_else(|error| panic!("cannot read {}: {error}; run `make setup`", file.display()));
+    let found = text
+        .lines()
+        .find_map(|line| line.strip_prefix("__version__ = '"))
+        .and_then(|rest| rest.split(['+', '\'']).next())
+        .unwrap_or("unknown");
+    assert!(
+        found == TORCH_VERSION,
+        "{} is torch {found}, but the engine is pinned to torch {TORCH_VERSION}: run `make setup`, \
+         or `.venv/bin/pip install torch=={TORCH_VERSION}`",
+        libtorch.display()
+    );
+}
+
+fn compile_shim(libtorch: &Path) {
+    let include = libtorch.join("include");
+    cc::Build::new()
+        .cpp(true)
+        .file("shim/shim.cpp")
+        .include("shim")
+        .flag("-isystem")
+        .flag(include.to_str().expect("the path to libtorch is UTF-8"))
+        .flag("-isystem")
+        .flag(include.join("torch/csrc/api/include").to_str().expect("the path to libtorch is UTF-8"))
+        .flag("-std=c++17")
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .warnings(true)
+        .flag_if_supported("-Wno-unused-parameter")
+        .compile("bastion_shim");
+}

@@ -1,0 +1,41 @@
+// The trainer's whole C interface to libtorch's dispatcher and autograd engine.
+// Every function returns 0 or a Status; none throws. Tensors are at::Tensor*, as in tch.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+extern "C" {
+
+// Why a call failed. The text of the exception is kept apart (bastion_last_error): it may hold values.
+enum Status : int32_t { kOk = 0, kFailed = 1, kUnknownOperator = 2, kArgumentMismatch = 3 };
+
+enum ArgumentKind : int32_t {
+  kArgNone, kArgTensor, kArgTensors, kArgOptionalTensors, kArgInt, kArgInts, kArgFloat, kArgFloats, kArgBool, kArgBools, kArgString,
+  kArgDtype, kArgNumberInt, kArgNumberFloat, kArgNumberBool,
+};
+
+// One argument: scalars in `integer`/`number`; lists in `data` with `count` elements
+// (at::Tensor* for kArgTensor, at::Tensor* const* for lists of tensors, a null pointer being None).
+struct BastionArgument {
+  int32_t kind;
+  int32_t count;
+  int64_t integer;
+  double number;
+  const void* data;
+};
+
+int32_t bastion_setup(int32_t threads);
+int32_t bastion_denormals_flushed(int32_t* flushed);
+int32_t bastion_prefer_fast_f32(int32_t fast);
+int32_t bastion_find(const char* name, const char* overload, void** operator_handle);
+void bastion_release(void* operator_handle);
+int32_t bastion_schema(const void* operator_handle, char* text, size_t capacity);
+int32_t bastion_call(const void* operator_handle, const BastionArgument* arguments, size_t argument_count,
+                     void** outputs, size_t output_count);
+int32_t bastion_edge(const void* tensor, void** edge);
+void bastion_release_edge(void* edge);
+int32_t bastion_backward(const void* root, const void* root_gradient, void* const* edges, size_t edge_count,
+                         void** gradients);
+int32_t bastion_version(const void* tensor, uint64_t* version);
+void bastion_last_error(char* text, size_t capacity);
+}
