@@ -1,1 +1,32 @@
-//! The DP training engine over libtorch; a process of its own.
+//! The DP training engine over libtorch. Here: everything from a typed graph to trained weights. Not here: keys of
+//! datasets, files, the network, budgets; those are the server's.
+//!
+//! In call order: [`sandbox`] (what the process gives up) → [`process`] (the conversation with the server) →
+//! [`selftest`] (what is proven before a record arrives) → [`training`] (steps) → [`sample`] and [`records`]
+//! (micro-batches) → [`engine`] (clipped sums) → [`optimizer`] (noise and update). Inside the engine: `program`
+//! (the graph laid out) → `executor` and `guards` (forward) → `taps` and `gradients` (per-sample norms) →
+//! `precision` and [`grid`] (the sum). All unsafe code is in `ffi` and `sandbox`.
+#![deny(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod engine;
+pub mod error;
+mod executor;
+mod ffi;
+mod gradients;
+pub mod grid;
+mod guards;
+mod operators;
+pub mod optimizer;
+mod precision;
+pub mod process;
+mod program;
+pub mod records;
+pub mod sample;
+pub mod sandbox;
+pub mod selftest;
+mod taps;
+pub mod training;
+
+pub use engine::{Batch, Engine, RecordResults, Settings, Sums};
+pub use error::EngineError;

@@ -1,1 +1,35 @@
-fn main() {}
+//! `bastionai-trainer`: started by the server for one run, speaks `bastionai_wire::trainer` on standard input and
+//! output, logs a fixed vocabulary on standard error.
+
+use bastionai_trainer::process::{self, ProcessError};
+use bastionai_trainer::sandbox;
+use std::process::ExitCode;
+
+/// The run failed, or the server is gone.
+const FAILED: u8 = 1;
+/// The job was refused; the server was told why.
+const REFUSED: u8 = 2;
+/// A bug: the place is logged, never the message, which may quote values.
+const PANICKED: u8 = 70;
+
+fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
+        eprintln!("trainer: internal error{place}");
+        std::process::exit(i32::from(PANICKED));
+    }));
+    let output = match sandbox::harden().and_then(|()| sandbox::take_standard_output()) {
+        Ok(output) => output,
+        Err(error) => {
+            eprintln!("trainer: cannot harden the process: {error}");
+            return ExitCode::from(FAILED);
+        }
+    };
+    match process::serve(std::io::stdin(), output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("trainer: {error}");
+            ExitCode::from(if matches!(error, ProcessError::Refused) { REFUSED } else { FAILED })
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! Forward, one autograd pass to the taps, norms, clip factors, and one weighted contraction per parameter:
+//! a step's clipped sum on the integer grid (Bu et al. 2023, Book-Keeping, <https://arxiv.org/abs/2210.00038>).
+
+use crate::error::{EngineError, Result};
+use crate::executor::{self, Randomness};
+use crate::ffi;
+use crate::gradients::{self, Norms, TapValues};
+use crate::grid::Grid;
+use crate::precision::{Precision, precision};
+use crate::program::{Program, kind};
+use crate::taps::{Method, ParameterPlan, Plan, Role, TapKind};
+use bastionai_graph::typed::TypedGraph;
+use bastionai_privacy::sensitivity::{ClipRule, charged_sensitivity};
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor};
+
+/// Sizes and bounds that stay the same for a whole run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settings {
+    /// Rows of every micro-batch (rule T2).
+    pub physical_batch_size: u32,
+    /// Micro-batches of every step (rule D8).
+    pub micro_batches: u32,
+    /// Clipping norm C over all trainable parameters.
+    pub max_grad_norm: f64,
+    /// Threads of libtorch and of the engine's own passes.
+    pub threads: u32,
+}
+
+/// The engine of one run: a typed graph at one batch size, its parameters, and how their gradients are clipped.
+pub struct Engine {
+    graph: TypedGraph,
+    program: Program,
+    plan: Plan,
+    parameters: Vec<Tensor>,
+    constants: Vec<Tensor>,
+    rule: ClipRule,
+    precision: Precision,
+    grid: Grid,
+    sensitivity: f64,
+    settings: Settings,
+}
+
+/// One micro-batch: exactly B rows, padding included.
+pub struct Batch {
+    inputs: Vec<Tensor>,
+    present: Tensor,
+}
+
+/// Clipped sums in grid units, one vector for each trainable parameter, in graph order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sums(pub Vec<Vec<i64>>);
+
+/// What one micro-batch told about its records. Private: stays in the engine (tests excepted).
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecordResults {
+    /// Per-sample losses; meaningless where `counted` is false.
+    pub losses: Vec<f64>,
+    /// Present, in range, and finite.
+    pub counted: Vec<bool>,
+    /// Upper bounds of per-sample gradient norms before clipping.
+    pub norm_bounds: Vec<f64>,
+}
+
+/// Forward and backward done; clipping not yet.
+struct Gradients {
+    losses: Tensor,
+    taps: Vec<TapValues>,
+    norms: Norms,
+}
+
+impl Engine {
+    /// Builds the engine. `parameters` and `constants` are contiguous little-endian bytes in graph order.
+    ///
+    /// # Errors
+    /// [`EngineError`] when a size, a hyper-parameter or a node is not one that the engine can run soundly.
+    pub fn new(graph: TypedGraph, parameters: &[Vec<u8>], constants: &[Vec<u8>], settings: Settings) -> Result<Self> {
+        if settings.physical_batch_size == 0 || settings.micro_batches == 0 || settings.threads == 0 {
+            return Err(EngineError::Job("physical_batch_size, micro_batches and threads must be at least 1".into()));
+        }
+        let program = Program::new(&graph, settings.physical_batch_size)?;
+        let plan = Plan::new(&graph, &program)?;
+        let parameters = tensors(
+            "parameter",
+            graph.parameters().iter().map(|each| (&each.names[..], each.dtype, &each.shape[..])),
+            parameters,
+        )?;
+        let constants = tensors(
+            "constant",
+            graph.constants().iter().map(|each| (std::slice::from_ref(&each.name), each.dtype, &each.shape[..])),
+            constants,
+        )?;
+        check_trainable(&plan, &parameters)?;
+        let precision = precision(&plan, &graph, &settings)?;
+        let rule = precision.clip_rule(settings.max_grad_norm)?;
+        let grid = Grid::new(settings.max_grad_norm, settings.physical_batch_size);
+        let sensitivity = charged_sensitivity(&precision.sum_error(&plan, &settings, grid.width()));
+        Ok(Self { graph, program, plan, parameters, constants, rule, precision, grid, sensitivity, settings })
+    }
+
+    /// The graph.
+    pub fn graph(&self) -> &TypedGraph {
+        &self.graph
+    }
+
+    /// The sizes and bounds.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The grid of [`Sums`].
+    pub fn grid(&self) -> Grid {
+        self.grid
+    }
+
+    /// L2 sensitivity of a step's sum (in the gradient's unit, not in grid units): C and every rounding error.
+    pub fn l2_sensitivity(&self) -> f64 {
+        self.sensitivity
+    }
+
+    /// Zero sums of the right sizes.
+    pub fn zero_sums(&self) -> Sums {
+        Sums(self.plan.parameters.iter().map(|each| vec![0; elements(&each.shape)]).collect())
+    }
+
+    /// The trainable parameters, in graph order.
+    pub fn trainable(&self) -> Vec<&Tensor> {
+        self.plan.parameters.iter().map(|each| &self.parameters[each.parameter]).collect()
+    }
+
+    /// The trainable parameters, for the optimizer.
+    pub fn trainable_mut(&mut self) -> Vec<&mut Tensor> {
+        let plan = &self.plan;
+        let is_trained = |index: usize| plan.parameters.iter().any(|each| each.parameter == index);
+        self.parameters.iter_mut().enumerate().filter(|(index, _)| is_trained(*index)).map(|(_, tensor)| tensor).collect()
+    }
+
+    /// A batch of exactly B rows: one tensor for each input, and `[B]` bool, false for padding.
+    ///
+    /// # Errors
+    /// [`EngineError::Job`] when a shape or dtype is not the graph's.
+    pub fn batch(&self, inputs: Vec<Tensor>, present: Tensor) -> Result<Batch> {
+        let wrong = || EngineError::Job("a batch does not have the graph's inputs".into());
+        if inputs.len() != self.graph.inputs().len() || present.kind() != Kind::Bool {
+            return Err(wrong());
+        }
+        for (tensor, input) in inputs.iter().zip(self.graph.inputs()) {
+            let mut shape = vec![self.program.batch_size];
+            shape.extend(input.shape.iter().map(|&extent| extent as i64));
+            if tensor.size() != shape || tensor.kind() != kind(input.dtype) {
+                return Err(wrong());
+            }
+        }
+        if present.size() != [self.program.batch_size] { Err(wrong()) } else { Ok(Batch { inputs, present }) }
+    }
+
+    /// Adds the clipped gradients of one micro-batch to `sums`.
+    ///
+    /// # Guarantee
+    /// Over a step of at most `physical_batch_size × micro_batches` records, adding or removing one record moves the
+    /// total by at most [`Self::l2_sensitivity`] in L2. Padding, records out of range and records with a
+    /// non-finite or enormous row add exactly zero.
+    /// # Errors
+    /// [`EngineError`]; none of its causes is a value of a record.
+    pub fn add_clipped(&self, batch: &Batch, sums: &mut Sums) -> Result<RecordResults> {
+        let gradients = self.gradients(batch, Randomness::Drawn)?;
+        let (results, factors) = self.clip(&gradients)?;
+        let factors = Tensor::f_from_slice(&factors)?;
+        let usable = factors.f_gt(0)?;
+        for (parameter, sums) in self.plan.parameters.iter().zip(&mut sums.0) {
+            self.add_parameter(parameter, &gradients, &factors, &usable, sums)?;
+        }
+        Ok(results)
+    }
+
+    /// The clipped sum of one batch, in the gradient's unit.
+    ///
+    /// # Errors
+    /// As [`Self::add_clipped`].
+    pub fn clipped_sums(&self, batch: &Batch) -> Result<(Vec<Vec<f64>>, RecordResults)> {
+        let mut sums = self.zero_sums();
+        let results = self.add_clipped(batch, &mut sums)?;
+        let in_units = |sum: &Vec<i64>| sum.iter().map(|&units| units as f64 * self.grid.width()).collect();
+        Ok((sums.0.iter().map(in_units).collect(), results))
+    }
+
+    /// Per-sample gradients before clipping, `[B, parameter shape]` in f64, for each trainable parameter.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn per_sample_gradients(&self, batch: &Batch) -> Result<Vec<Tensor>> {
+        let gradients = self.gradients(batch, Randomness::Frozen)?;
+        self.plan
+            .parameters
+            .iter()
+            .map(|each| gradients::instantiate(each, &self.plan, &gradients.taps, 0, self.program.batch_size))
+            .collect()
+    }
+
+    /// SHA-256 over all parameters and constants (rule T8).
+    ///
+    /// # Errors
+    /// [`EngineError::Torch`].
+    pub fn state_digest(&self) -> Result<[u8; 32]> {
+        let mut digest = Sha256::new();
+        for tensor in self.parameters.iter().chain(&self.constants) {
+            digest.update(bytes(tensor)?);
+        }
+        Ok(digest.finalize().into())
+    }
+
+    /// SHA-256 over the constants and the frozen parameters: what must not change in a whole run.
+    ///
+    /// # Errors
+    /// [`EngineError::Torch`].
+    pub fn frozen_digest(&self) -> Result<[u8; 32]> {
+        let mut digest = Sha256::new();
+        let frozen = self.parameters.iter().zip(self.graph.parameters()).filter(|(_, each)| !each.trainable);
+        for tensor in frozen.map(|(tensor, _)| tensor).chain(&self.constants) {
+            digest.update(bytes(tensor)?);
+        }
+        Ok(digest.finalize().into())
+    }
+
+    /// Everything about a batch that must not depend on where in the batch a record stands: the self-test's view.
+    pub(crate) fn per_record_values(&self, batch: &Batch) -> Result<Vec<Tensor>> {
+        let gradients = self.gradients(batch, Randomness::Frozen)?;
+        let mut out = vec![gradients.losses, gradients.norms.norm_squared, gradients.norms.magnitude_squared];
+        for (plan, tap) in self.plan.taps.iter().zip(&gradients.taps) {
+            let records = if tap.row_norms.is_none() && tap.gradient.size() == plan.output_shape {
+                tap.gradient.f_movedim_int(plan.batch.axis, 0)?
+            } else {
+                tap.gradient.shallow_clone()
+            };
+            out.push(records.f_reshape([self.program.batch_size, -1])?);
+        }
+        Ok(out)
+    }
+
+    /// `(rows, inner, columns)` of the largest matrix product of a forward phase.
+    pub(crate) fn largest_product(&self) -> Option<(i64, i64, i64)> {
+        let size = |tap: &crate::taps::TapPlan| match tap.kind {
+            TapKind::Rows { input_width, output_width } => {
+                Some((self.program.batch_size * tap.rows_per_record, input_width, output_width))
+            }
+            _ => None,
+        };
+        self.plan.taps.iter().filter_map(size).max_by_key(|&(rows, inner, columns)| rows.saturating_mul(inner * columns))
+    }
+
+    fn gradients(&self, batch: &Batch, randomness: Randomness) -> Result<Gradients> {
+        let versions = self.versions()?;
+        let forward = executor::forward(
+            &self.graph,
+            &self.program,
+            &self.parameters,
+            &self.constants,
+            &batch.inputs,
+            &batch.present,
+            randomness,
+        )?;
+        let at_taps = executor::gradients_at_taps(&self.program, &forward)?;
+        if self.versions()? != versions {
+            return Err(EngineError::Mutated);
+        }
+        let _no_graph = tch::no_grad_guard();
+        let taps = at_taps
+            .into_iter()
+            .zip(&self.plan.taps)
+            .zip(&forward.taps)
+            .map(|((gradient, plan), tap)| {
+                gradients::tap_values(plan, gradient, tap.saved.as_ref(), self.program.batch_size)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let mut norms = gradients::norms(&self.plan, &taps, self.program.batch_size)?;
+        norms.usable = norms.usable.f_logical_and(&forward.counted)?;
+        Ok(Gradients { losses: forward.loss.f_detach()?.f_to_kind(Kind::Double)?, taps, norms })
+    }
+
+    /// How often each parameter and constant was written in place: must not change in a forward phase (T8).
+    fn versions(&self) -> Result<Vec<u64>> {
+        self.parameters
+            .iter()
+            .chain(&self.constants)
+            .map(|tensor| ffi::version(tensor).map_err(|_| EngineError::Torch { detail: ffi::last_error() }))
+            .collect()
+    }
+
+    fn clip(&self, gradients: &Gradients) -> Result<(RecordResults, Vec<f64>)> {
+        let norm_squared = Vec::<f64>::try_from(&gradients.norms.norm_squared)?;
+        let magnitude_squared = Vec::<f64>::try_from(&gradients.norms.magnitude_squared)?;
+        let counted = Vec::<bool>::try_from(&gradients.norms.usable)?;
+        let losses = Vec::<f64>::try_from(&gradients.losses)?;
+        let magnitudes: Vec<f64> = magnitude_squared.iter().map(|squared| squared.sqrt()).collect();
+        let both = || norm_squared.iter().zip(&magnitudes);
+        let factors = both()
+            .zip(&counted)
+            .map(|((&squared, &magnitude), &counted)| if counted { self.rule.factor(squared, magnitude) } else { 0.0 })
+            .collect();
+        let norm_bounds = both().map(|(&squared, &magnitude)| self.rule.norm_bound(squared, magnitude)).collect();
+        Ok((RecordResults { losses, counted, norm_bounds }, factors))
+    }
+
+    fn add_parameter(
+        &self,
+        parameter: &ParameterPlan,
+        gradients: &Gradients,
+        factors: &Tensor,
+        usable: &Tensor,
+        sums: &mut [i64],
+    ) -> Result<()> {
+        let _no_graph = tch::no_grad_guard();
+        match parameter.method {
+            Method::Instantiate => self.add_instantiated(parameter, gradients, factors, usable, sums),
+            _ => self.add_contraction(parameter, gradients, factors, usable, sums),
+        }
+    }
+
+    /// `Σ_i c_i G_i` from instantiated gradients, in f64, block by block.
+    fn add_instantiated(
+        &self,
+        parameter: &ParameterPlan,
+        gradients: &Gradients,
+        factors: &Tensor,
+        usable: &Tensor,
+        sums: &mut [i64],
+    ) -> Result<()> {
+        for (first, count) in self.precision.blocks(parameter) {
+            let each = gradients::instantiate(parameter, &self.plan, &gradients.taps, first, count)?.f_flatten(1, -1)?;
+            let keep = usable.f_narrow(0, first, count)?.f_unsqueeze(1)?;
+            let kept = each.f_where_scalarother(&keep, 0.0)?;
+            let sum = factors.f_narrow(0, first, count)?.f_unsqueeze(0)?.f_mm(&kept)?;
+            self.grid.add(&sum, sums, self.settings.threads as usize)?;
+        }
+        Ok(())
+    }
+
+    /// `Σ_i c_i Σ_t g_t x_tᵀ` as matrix products over blocks of rows. Rows that do not count are selected out,
+    /// never multiplied by zero (rule G3).
+    fn add_contraction(
+        &self,
+        parameter: &ParameterPlan,
+        gradients: &Gradients,
+        factors: &Tensor,
+        usable: &Tensor,
+        sums: &mut [i64],
+    ) -> Result<()> {
+        let only = &parameter.uses[0];
+        let tap = &gradients.taps[only.tap];
+        let input = tap.input.as_ref().ok_or(EngineError::SumOutOfBound)?;
+        let chosen = self.precision.contraction(parameter.method);
+        let row_factors = factors.f_reshape([-1, 1, 1])?.f_to_kind(chosen.kind)?;
+        let keep = usable.f_reshape([-1, 1, 1])?;
+        let inputs = flat(&input.f_to_kind(chosen.kind)?.f_where_scalarother(&keep, 0.0)?)?;
+        let scaled = tap.gradient.f_to_kind(chosen.kind)?.f_mul(&row_factors)?;
+        let outputs = flat(&scaled.f_where_scalarother(&keep, 0.0)?)?;
+        let transposed = matches!(only.role, Role::Weight { transposed: true });
+        let (left, right) = if transposed { (inputs, outputs) } else { (outputs, inputs) };
+        let rows = left.size()[0];
+        let mut first = 0;
+        while first < rows {
+            let count = chosen.rows.min(rows - first);
+            let product = left.f_narrow(0, first, count)?.f_tr()?.f_mm(&right.f_narrow(0, first, count)?)?;
+            let shape: Vec<i64> = std::iter::once(1).chain(only.value_shape.iter().copied()).collect();
+            let own = gradients::undo_views(&product.f_reshape(&shape[..])?, &only.back)?;
+            self.grid.add(&own, sums, self.settings.threads as usize)?;
+            first += count;
+        }
+        Ok(())
+    }
+}
+
+/// `[B, T, width]` as `[B·T, width]`.
+fn flat(rows: &Tensor) -> Result<Tensor> {
+    Ok(rows.f_flatten(0, 1)?)
+}
+
+fn elements(shape: &[i64]) -> usize {
+    shape.iter().product::<i64>() as usize
+}
+
+/// Bytes of a tensor, row-major.
+pub(crate) fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let tensor = tensor.f_detach()?.f_contiguous()?;
+    let mut out = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    tensor.f_copy_data_u8(&mut out, tensor.numel())?;
+    Ok(out)
+}
+
+fn tensors<'a>(
+    what: &str,
+    described: impl ExactSizeIterator<Item = (&'a [String], bastionai_graph::dtype::DType, &'a [u64])>,
+    bytes: &[Vec<u8>],
+) -> Result<Vec<Tensor>> {
+    if described.len() != bytes.len() {
+        return Err(EngineError::Job(format!("{} {what} frames, but the graph has {}", bytes.len(), described.len())));
+    }
+    described
+        .zip(bytes)
+        .map(|((names, dtype, shape), bytes)| {
+            let name = names.first().map_or("?", String::as_str);
+            let shape: Vec<i64> = shape.iter().map(|&extent| extent as i64).collect();
+            if bytes.len() != elements(&shape) * dtype.size_bytes() {
+                return Err(EngineError::Job(format!("{what} {name} has {} bytes, not its shape's", bytes.len())));
+            }
+            Ok(Tensor::f_from_data_size(bytes, &shape, kind(dtype))?.f_to_device(Device::Cpu)?)
+        })
+        .collect()
+}
+
+fn check_trainable(plan: &Plan, parameters: &[Tensor]) -> Result<()> {
+    if plan.parameters.is_empty() {
+        return Err(EngineError::Job("no parameter is trainable: set requires_grad on at least one".into()));
+    }
+    for each in &plan.parameters {
+        let tensor = &parameters[each.parameter];
+        if !matches!(tensor.kind(), Kind::Float | Kind::Double) {
+            return Err(EngineError::Job("a trainable parameter must be float32 or float64".into()));
+        }
+        if !bool::try_from(tensor.f_isfinite()?.f_all()?)? {
+            return Err(EngineError::Job("a trainable parameter is not finite: initialise it again".into()));
+        }
+    }
+    Ok(())
+}

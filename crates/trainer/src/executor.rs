@@ -1,0 +1,158 @@
+//! The forward phase: every node through the dispatcher, its outputs checked against the typed graph (T4),
+//! and the place of each tap in the autograd graph kept.
+
+use crate::error::{EngineError, Result};
+use crate::ffi::{self, CallArgument, Edge};
+use crate::guards::{self, Counted, Replacement};
+use crate::operators::Guard;
+use crate::program::{Call, Expected, Program, saved_value};
+use bastionai_graph::typed::{Origin, TypedGraph};
+use tch::{Device, Tensor};
+
+/// Whether random operators draw. Self-tests run without, so that rows can be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Randomness {
+    /// As in training: i.i.d. for every element, from the generator seeded at start.
+    Drawn,
+    /// Dropout is the identity.
+    Frozen,
+}
+
+/// A tapped node after the forward phase.
+pub(crate) struct Tapped {
+    /// Where its output's gradient arrives.
+    pub(crate) edge: Edge,
+    /// What its parameters' gradients need besides: the input, or the other operand.
+    pub(crate) saved: Option<Tensor>,
+}
+
+/// What a forward phase leaves.
+pub(crate) struct Forward {
+    /// `[B]`, with its autograd graph.
+    pub(crate) loss: Tensor,
+    /// `[B]`, bool: records that count.
+    pub(crate) counted: Tensor,
+    /// In node order.
+    pub(crate) taps: Vec<Tapped>,
+}
+
+/// Runs the graph on one batch.
+///
+/// `inputs`: one tensor of B rows for each of the graph's inputs. `present`: `[B]`, bool, false for padding.
+///
+/// # Errors
+/// [`EngineError::Operator`] and [`EngineError::TypeDiffers`] name the node.
+pub(crate) fn forward(
+    graph: &TypedGraph,
+    program: &Program,
+    parameters: &[Tensor],
+    constants: &[Tensor],
+    inputs: &[Tensor],
+    present: &Tensor,
+    randomness: Randomness,
+) -> Result<Forward> {
+    let mut values = origins(graph, program, parameters, constants, inputs)?;
+    let mut counted = Counted::new(present, program.batch_size);
+    let mut taps = Vec::new();
+    for (call, node) in program.calls.iter().zip(graph.nodes()) {
+        let replaced = guards::replacements(call, &values, &program.expected, &mut counted)?;
+        let outputs = run(call, &values, &replaced, randomness)?;
+        check_outputs(call, &outputs, &program.expected)?;
+        if let (Some(_), Some(tap)) = (call.tap, &node.tap) {
+            taps.push(tapped(call, &outputs[0], saved_value(tap).and_then(|value| values[value].as_ref()))?);
+        }
+        for (slot, output) in call.outputs.iter().zip(outputs) {
+            values[*slot] = Some(output);
+        }
+        for value in &call.last_uses {
+            values[*value] = None;
+        }
+    }
+    let loss = values[program.loss].take().ok_or(EngineError::Job("typed graph: the loss is not computed".into()))?;
+    Ok(Forward { loss, counted: counted.mask().shallow_clone(), taps })
+}
+
+/// Values that exist before the first node. Trainable parameters enter detached and requiring a gradient, so that
+/// a tapped output is never a leaf.
+fn origins(
+    graph: &TypedGraph,
+    program: &Program,
+    parameters: &[Tensor],
+    constants: &[Tensor],
+    inputs: &[Tensor],
+) -> Result<Vec<Option<Tensor>>> {
+    let mut values = Vec::with_capacity(graph.values().len());
+    for (position, value) in graph.values().iter().enumerate() {
+        let tensor = match value.origin {
+            Origin::Input(input) => Some(inputs[input as usize].shallow_clone()),
+            Origin::Parameter(id) => {
+                let trainable = graph.parameters()[id.0 as usize].trainable;
+                Some(parameters[id.0 as usize].f_detach()?.f_set_requires_grad(trainable)?)
+            }
+            Origin::Constant(constant) => Some(constants[constant as usize].shallow_clone()),
+            Origin::Node { .. } => None,
+        };
+        if tensor.as_ref().is_some_and(|tensor| !matches(tensor, &program.expected[position])) {
+            return Err(EngineError::TypeDiffers { node: value.name.clone() });
+        }
+        values.push(tensor);
+    }
+    Ok(values)
+}
+
+fn run(call: &Call, values: &[Option<Tensor>], replaced: &[Replacement], randomness: Randomness) -> Result<Vec<Tensor>> {
+    let failed = |detail: String| EngineError::Operator { node: call.name.clone(), detail };
+    let mut arguments = call
+        .arguments
+        .iter()
+        .map(|argument| argument.resolve(values))
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(|| failed("an argument is used before it is defined".into()))?;
+    for replacement in replaced {
+        match (&mut arguments[replacement.argument], replacement.element) {
+            (CallArgument::OptionalTensors(list), Some(element)) => list[element] = Some(&replacement.tensor),
+            (slot, _) => *slot = CallArgument::Tensor(&replacement.tensor),
+        }
+    }
+    if call.guard == Guard::Random && randomness == Randomness::Frozen {
+        let train = call.position("train").ok_or_else(|| failed("no argument 'train'".into()))?;
+        arguments[train] = CallArgument::Bool(false);
+    }
+    call.operator.call(&arguments, call.outputs.len()).map_err(|_| failed(ffi::last_error()))
+}
+
+fn check_outputs(call: &Call, outputs: &[Tensor], expected: &[Expected]) -> Result<()> {
+    let fine = call.outputs.iter().zip(outputs).all(|(slot, output)| matches(output, &expected[*slot]));
+    if fine { Ok(()) } else { Err(EngineError::TypeDiffers { node: call.name.clone() }) }
+}
+
+fn matches(tensor: &Tensor, expected: &Expected) -> bool {
+    !tensor.is_sparse() && tensor.kind() == expected.kind && tensor.size() == expected.shape
+}
+
+fn tapped(call: &Call, output: &Tensor, saved: Option<&Tensor>) -> Result<Tapped> {
+    let edge = Edge::of(output)
+        .map_err(|_| EngineError::Operator { node: call.name.clone(), detail: ffi::last_error() })?;
+    let saved = saved.map(Tensor::f_detach).transpose()?;
+    Ok(Tapped { edge, saved })
+}
+
+/// Output gradients at all taps, of the sum of the per-sample losses; zeros where the loss does not depend on one.
+pub(crate) fn gradients_at_taps(program: &Program, forward: &Forward) -> Result<Vec<Tensor>> {
+    let edges: Vec<&Edge> = forward.taps.iter().map(|tap| &tap.edge).collect();
+    let gradients = if edges.is_empty() || !forward.loss.requires_grad() {
+        edges.iter().map(|_| None).collect()
+    } else {
+        let ones = forward.loss.f_detach()?.f_ones_like()?;
+        ffi::backward(&forward.loss, &ones, &edges).map_err(|_| EngineError::Torch { detail: ffi::last_error() })?
+    };
+    let tapped = program.calls.iter().filter(|call| call.tap.is_some()).map(|call| &program.expected[call.outputs[0]]);
+    gradients
+        .into_iter()
+        .zip(tapped)
+        .map(|(gradient, expected)| match gradient {
+            Some(gradient) => Ok(gradient),
+            None => Ok(Tensor::f_zeros(&expected.shape[..], (expected.kind, Device::Cpu))?),
+        })
+        .collect()
+}

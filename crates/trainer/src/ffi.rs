@@ -1,0 +1,283 @@
+//! The only unsafe code of the engine: the C++ shim over libtorch's dispatcher and autograd engine, and
+//! views of tensors' memory. Everything exported here is safe to call.
+#![allow(unsafe_code)]
+
+use bastionai_graph::typed::Number;
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::ptr::{NonNull, null, null_mut};
+use tch::{Kind, Tensor};
+
+/// Mirrors `BastionArgument` of shim.h.
+#[repr(C)]
+struct RawArgument {
+    kind: i32,
+    count: i32,
+    integer: i64,
+    number: f64,
+    data: *const c_void,
+}
+
+unsafe extern "C" {
+    fn bastion_setup(threads: i32) -> i32;
+    fn bastion_denormals_flushed(flushed: *mut i32) -> i32;
+    fn bastion_prefer_fast_f32(fast: i32) -> i32;
+    fn bastion_find(name: *const c_char, overload: *const c_char, operator: *mut *mut c_void) -> i32;
+    fn bastion_release(operator: *mut c_void);
+    fn bastion_schema(operator: *const c_void, text: *mut c_char, capacity: usize) -> i32;
+    fn bastion_call(
+        operator: *const c_void,
+        arguments: *const RawArgument,
+        argument_count: usize,
+        outputs: *mut *mut c_void,
+        output_count: usize,
+    ) -> i32;
+    fn bastion_edge(tensor: *const c_void, edge: *mut *mut c_void) -> i32;
+    fn bastion_release_edge(edge: *mut c_void);
+    fn bastion_backward(
+        root: *const c_void,
+        root_gradient: *const c_void,
+        edges: *const *mut c_void,
+        edge_count: usize,
+        gradients: *mut *mut c_void,
+    ) -> i32;
+    fn bastion_version(tensor: *const c_void, version: *mut u64) -> i32;
+    fn bastion_last_error(text: *mut c_char, capacity: usize);
+}
+
+/// Longest schema string of ATen is under 1 KiB.
+const SCHEMA_CAPACITY: usize = 8192;
+const ERROR_CAPACITY: usize = 2048;
+const OK: i32 = 0;
+const UNKNOWN_OPERATOR: i32 = 2;
+
+/// A call into libtorch failed; the text stays with libtorch until [`last_error`] is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Failed;
+
+fn succeed(status: i32) -> Result<(), Failed> {
+    if status == OK { Ok(()) } else { Err(Failed) }
+}
+
+/// The text of the last failure on this thread. It may quote values: see [`crate::EngineError::detail`].
+pub(crate) fn last_error() -> String {
+    let mut text = vec![0 as c_char; ERROR_CAPACITY];
+    // SAFETY: the shim writes at most `capacity` bytes, ending in a zero.
+    unsafe {
+        bastion_last_error(text.as_mut_ptr(), text.len());
+        CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned()
+    }
+}
+
+/// Sets threads, flushes denormals on all of them (G6), fills uninitialised memory, silences warnings.
+pub(crate) fn setup(threads: i32) -> Result<(), Failed> {
+    // SAFETY: takes a plain integer and catches every exception.
+    succeed(unsafe { bastion_setup(threads) })
+}
+
+/// Whether every worker thread flushes denormals.
+pub(crate) fn denormals_flushed() -> Result<bool, Failed> {
+    let mut flushed = 0;
+    // SAFETY: the pointer is to a live i32.
+    succeed(unsafe { bastion_denormals_flushed(&mut flushed) })?;
+    Ok(flushed == 1)
+}
+
+/// Chooses libtorch's f32 matrix kernels: its default, or what `float32_matmul_precision = "medium"` selects.
+pub(crate) fn prefer_fast_f32(fast: bool) -> Result<(), Failed> {
+    // SAFETY: takes a plain integer and catches every exception.
+    succeed(unsafe { bastion_prefer_fast_f32(i32::from(fast)) })
+}
+
+/// An ATen operator, found by name and overload.
+pub(crate) struct Operator(NonNull<c_void>);
+
+// SAFETY: an OperatorHandle is an immutable reference into the dispatcher's table.
+unsafe impl Send for Operator {}
+// SAFETY: as above; calls take it by const reference.
+unsafe impl Sync for Operator {}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        // SAFETY: made by bastion_find and released once.
+        unsafe { bastion_release(self.0.as_ptr()) }
+    }
+}
+
+/// One argument of a call.
+pub(crate) enum CallArgument<'a> {
+    None,
+    Tensor(&'a Tensor),
+    Tensors(Vec<&'a Tensor>),
+    OptionalTensors(Vec<Option<&'a Tensor>>),
+    Int(i64),
+    Ints(&'a [i64]),
+    Float(f64),
+    Floats(&'a [f64]),
+    Bool(bool),
+    Bools(&'a [bool]),
+    Str(&'a str),
+    DType(i64),
+    Number(Number),
+}
+
+fn pointer(tensor: &Tensor) -> *const c_void {
+    tensor.as_ptr().cast()
+}
+
+impl CallArgument<'_> {
+    /// Pointers of a list of tensors, which must outlive the call.
+    fn pointers(&self) -> Vec<*const c_void> {
+        match self {
+            Self::Tensors(list) => list.iter().map(|tensor| pointer(tensor)).collect(),
+            Self::OptionalTensors(list) => list.iter().map(|item| item.map_or(null(), pointer)).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn raw(&self, pointers: &[*const c_void]) -> RawArgument {
+        let scalar = |kind, integer, number| RawArgument { kind, count: 0, integer, number, data: null() };
+        let list =
+            |kind, count: usize, data| RawArgument { kind, count: count as i32, integer: 0, number: 0.0, data };
+        match self {
+            Self::None => scalar(0, 0, 0.0),
+            Self::Tensor(tensor) => list(1, 1, pointer(tensor)),
+            Self::Tensors(_) => list(2, pointers.len(), pointers.as_ptr().cast()),
+            Self::OptionalTensors(_) => list(3, pointers.len(), pointers.as_ptr().cast()),
+            Self::Int(value) => scalar(4, *value, 0.0),
+            Self::Ints(values) => list(5, values.len(), values.as_ptr().cast()),
+            Self::Float(value) => scalar(6, 0, *value),
+            Self::Floats(values) => list(7, values.len(), values.as_ptr().cast()),
+            Self::Bool(value) => scalar(8, i64::from(*value), 0.0),
+            Self::Bools(values) => list(9, values.len(), values.as_ptr().cast()),
+            Self::Str(text) => list(10, text.len(), text.as_ptr().cast()),
+            Self::DType(code) => scalar(11, *code, 0.0),
+            Self::Number(Number::Int(value)) => scalar(12, *value, 0.0),
+            Self::Number(Number::Float(bits)) => scalar(13, 0, bits.get()),
+            Self::Number(Number::Bool(value)) => scalar(14, i64::from(*value), 0.0),
+        }
+    }
+}
+
+impl Operator {
+    /// Finds `aten::{name}`; `None` when this libtorch has no such operator and overload.
+    pub(crate) fn find(name: &str, overload: &str) -> Result<Option<Self>, Failed> {
+        let name = CString::new(format!("aten::{name}")).map_err(|_| Failed)?;
+        let overload = CString::new(if overload == "default" { "" } else { overload }).map_err(|_| Failed)?;
+        let mut handle = null_mut();
+        // SAFETY: both strings end in a zero and outlive the call.
+        let status = unsafe { bastion_find(name.as_ptr(), overload.as_ptr(), &mut handle) };
+        if status == UNKNOWN_OPERATOR {
+            return Ok(None);
+        }
+        succeed(status)?;
+        NonNull::new(handle).map(|handle| Some(Self(handle))).ok_or(Failed)
+    }
+
+    /// The schema as libtorch prints it.
+    pub(crate) fn schema(&self) -> Result<String, Failed> {
+        let mut text = vec![0 as c_char; SCHEMA_CAPACITY];
+        // SAFETY: the shim writes at most `capacity` bytes, ending in a zero.
+        succeed(unsafe { bastion_schema(self.0.as_ptr(), text.as_mut_ptr(), text.len()) })?;
+        // SAFETY: ends in a zero, as above.
+        Ok(unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned())
+    }
+
+    /// Calls the operator through the dispatcher. Arguments are checked against its schema in the shim.
+    pub(crate) fn call(&self, arguments: &[CallArgument<'_>], output_count: usize) -> Result<Vec<Tensor>, Failed> {
+        let pointers: Vec<_> = arguments.iter().map(CallArgument::pointers).collect();
+        let raw: Vec<_> = arguments.iter().zip(&pointers).map(|(argument, list)| argument.raw(list)).collect();
+        let mut outputs = vec![null_mut(); output_count];
+        // SAFETY: every pointer in `raw` is into `arguments` or `pointers`, which outlive the call; the shim
+        // checks kinds and counts against the schema, and writes `output_count` owned tensors only on success.
+        succeed(unsafe {
+            bastion_call(self.0.as_ptr(), raw.as_ptr(), raw.len(), outputs.as_mut_ptr(), outputs.len())
+        })?;
+        Ok(outputs.into_iter().map(owned).collect())
+    }
+}
+
+fn owned(pointer: *mut c_void) -> Tensor {
+    // SAFETY: the shim made it with `new at::Tensor`, as tch's own functions do; ownership passes here.
+    unsafe { Tensor::from_ptr(pointer.cast()) }
+}
+
+/// Where in the autograd graph a value's gradient arrives.
+pub(crate) struct Edge(NonNull<c_void>);
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        // SAFETY: made by bastion_edge and released once.
+        unsafe { bastion_release_edge(self.0.as_ptr()) }
+    }
+}
+
+impl Edge {
+    /// Captured right after the operator that made `tensor`.
+    pub(crate) fn of(tensor: &Tensor) -> Result<Self, Failed> {
+        let mut edge = null_mut();
+        // SAFETY: the tensor is alive; the shim refuses one that needs no gradient.
+        succeed(unsafe { bastion_edge(pointer(tensor), &mut edge) })?;
+        NonNull::new(edge).map(Self).ok_or(Failed)
+    }
+}
+
+/// One pass of the autograd engine from `root` to `edges`; `None` where no gradient arrives. Weight
+/// gradients are not among the edges, so the engine never computes them.
+pub(crate) fn backward(root: &Tensor, root_gradient: &Tensor, edges: &[&Edge]) -> Result<Vec<Option<Tensor>>, Failed> {
+    let raw: Vec<_> = edges.iter().map(|edge| edge.0.as_ptr()).collect();
+    let mut gradients = vec![null_mut(); edges.len()];
+    // SAFETY: tensors and edges are alive for the call; `gradients` has one slot for each edge.
+    succeed(unsafe {
+        bastion_backward(pointer(root), pointer(root_gradient), raw.as_ptr(), raw.len(), gradients.as_mut_ptr())
+    })?;
+    Ok(gradients.into_iter().map(|gradient| if gradient.is_null() { None } else { Some(owned(gradient)) }).collect())
+}
+
+/// How often a tensor was written to in place.
+pub(crate) fn version(tensor: &Tensor) -> Result<u64, Failed> {
+    let mut version = 0;
+    // SAFETY: the tensor is alive and the pointer is to a live u64.
+    succeed(unsafe { bastion_version(pointer(tensor), &mut version) })?;
+    Ok(version)
+}
+
+/// Element types whose memory is read or written directly.
+pub(crate) trait Element: Copy {
+    /// libtorch's name of the type.
+    const KIND: Kind;
+}
+impl Element for f32 {
+    const KIND: Kind = Kind::Float;
+}
+impl Element for f64 {
+    const KIND: Kind = Kind::Double;
+}
+
+/// Runs `body` on the memory of a contiguous CPU tensor; `None` when it is not one, or of another type.
+pub(crate) fn read<T: Element, R>(tensor: &Tensor, body: impl FnOnce(&[T]) -> R) -> Option<R> {
+    let address = memory::<T>(tensor)?;
+    // SAFETY: contiguous memory of numel elements of T, alive while `tensor` is borrowed; `body` gets no
+    // handle to write it by, and the engine runs one operator at a time.
+    Some(body(unsafe { std::slice::from_raw_parts(address, tensor.numel()) }))
+}
+
+/// As [`read`], writable.
+pub(crate) fn write<T: Element, R>(tensor: &mut Tensor, body: impl FnOnce(&mut [T]) -> R) -> Option<R> {
+    let address = memory::<T>(tensor)?;
+    // SAFETY: as for `read`; tensors that share this memory are not touched while `body` runs, since the
+    // engine runs one operator at a time and `body` has no handle to another.
+    Some(body(unsafe { std::slice::from_raw_parts_mut(address, tensor.numel()) }))
+}
+
+fn memory<T: Element>(tensor: &Tensor) -> Option<*mut T> {
+    let usable = tensor.defined()
+        && !tensor.is_sparse()
+        && tensor.device() == tch::Device::Cpu
+        && tensor.kind() == T::KIND
+        && tensor.is_contiguous();
+    if !usable {
+        return None;
+    }
+    let address: *mut T = tensor.data_ptr().cast();
+    if address.is_null() { (tensor.numel() == 0).then(|| NonNull::dangling().as_ptr()) } else { Some(address) }
+}

@@ -1,0 +1,242 @@
+//! Per-sample gradients from taps: rows brought into batch order, norms, and the gradient of each record where
+//! it is instantiated. Norms and instantiated gradients are f64, so that γ is about 1e-13 (rule G1).
+
+use crate::error::{EngineError, Result};
+use crate::program::BatchAxis;
+use crate::taps::{Method, ParameterPlan, Plan, Role, TapKind, TapPlan, Use, ViewBack};
+use bastionai_privacy::sensitivity::MAGNITUDE_LIMIT;
+use tch::{Kind, Tensor};
+
+/// Memory of one block of instantiated gradients or Gram matrices, in f64 elements: 64 MiB.
+const BLOCK_ELEMENTS: i64 = 1 << 23;
+
+/// Everything a batch's taps hold, in batch order.
+pub(crate) struct TapValues {
+    /// `[B, T, width]` output gradients of row taps; the raw output gradient of a broadcast.
+    pub(crate) gradient: Tensor,
+    /// `[B, T, width]` inputs (normalised ones for `layer_norm`); the other operand of a broadcast multiplication.
+    pub(crate) input: Option<Tensor>,
+    /// `[B, T]`, f64: norms of input rows and gradient rows, of taps with a weight.
+    pub(crate) row_norms: Option<(Tensor, Tensor)>,
+}
+
+/// Squared norms and magnitudes of all records: `[B]`, f64.
+pub(crate) struct Norms {
+    pub(crate) norm_squared: Tensor,
+    /// `S_i²`, see [`bastionai_privacy::sensitivity`].
+    pub(crate) magnitude_squared: Tensor,
+    /// `[B]`, bool: every row finite and within [`MAGNITUDE_LIMIT`].
+    pub(crate) usable: Tensor,
+}
+
+/// Brings a tap's gradient and saved input into batch order.
+pub(crate) fn tap_values(plan: &TapPlan, gradient: Tensor, saved: Option<&Tensor>, batch_size: i64) -> Result<TapValues> {
+    let saved = || saved.ok_or_else(|| EngineError::Job("typed graph: a tap without its input".into()));
+    Ok(match &plan.kind {
+        TapKind::Rows { input_width, output_width } => {
+            let input = rows(saved()?, plan.batch, batch_size, *input_width)?;
+            let gradient = rows(&gradient, plan.batch, batch_size, *output_width)?;
+            let row_norms = Some((row_norms(&input)?, row_norms(&gradient)?));
+            TapValues { gradient, input: Some(input), row_norms }
+        }
+        TapKind::LayerNorm { normalized_shape, eps, width } => {
+            let (normalized, _, _) =
+                saved()?.f_to_kind(Kind::Double)?.f_native_layer_norm::<Tensor>(&normalized_shape[..], None, None, *eps)?;
+            let input = rows(&normalized, plan.batch, batch_size, *width)?;
+            TapValues { gradient: rows(&gradient, plan.batch, batch_size, *width)?, input: Some(input), row_norms: None }
+        }
+        TapKind::Broadcast => TapValues { gradient, input: saved().ok().map(Tensor::shallow_clone), row_norms: None },
+    })
+}
+
+/// `[.., B·k, .., width]` as `[B, T, width]`, batch-major.
+fn rows(tensor: &Tensor, batch: BatchAxis, batch_size: i64, width: i64) -> Result<Tensor> {
+    Ok(tensor.f_movedim_int(batch.axis, 0)?.f_reshape([batch_size, -1, width])?)
+}
+
+fn row_norms(rows: &Tensor) -> Result<Tensor> {
+    Ok(rows.f_norm_scalaropt_dim_dtype(2, -1, false, Kind::Double)?)
+}
+
+/// Norms of every record over all trainable parameters.
+pub(crate) fn norms(plan: &Plan, taps: &[TapValues], batch_size: i64) -> Result<Norms> {
+    let zeros = || Tensor::f_zeros([batch_size], (Kind::Double, tch::Device::Cpu));
+    let (mut norm_squared, mut magnitude_squared) = (zeros()?, zeros()?);
+    let mut usable = zeros()?.f_eq(0)?;
+    for tap in taps {
+        if let Some((inputs, gradients)) = &tap.row_norms {
+            for norms in [inputs, gradients] {
+                usable = usable.f_logical_and(&norms.f_le(MAGNITUDE_LIMIT)?.f_all_dim(1, false)?)?;
+            }
+        }
+    }
+    for parameter in &plan.parameters {
+        let (squared, magnitude) = parameter_norms(parameter, plan, taps, batch_size)?;
+        norm_squared = norm_squared.f_add(&squared)?;
+        magnitude_squared = magnitude_squared.f_add(&magnitude)?;
+    }
+    usable = usable.f_logical_and(&magnitude_squared.f_isfinite()?)?.f_logical_and(&norm_squared.f_isfinite()?)?;
+    Ok(Norms { norm_squared, magnitude_squared, usable })
+}
+
+/// `(‖G_i‖², S_i²)` of one parameter, `[B]` each.
+fn parameter_norms(
+    parameter: &ParameterPlan,
+    plan: &Plan,
+    taps: &[TapValues],
+    batch_size: i64,
+) -> Result<(Tensor, Tensor)> {
+    if parameter.method == Method::Instantiate {
+        let squared = per_block(parameter, batch_size, |first, count| {
+            let gradient = instantiate(parameter, plan, taps, first, count)?.f_flatten(1, -1)?;
+            Ok(gradient.f_square()?.f_sum_dim_intlist(1, false, Kind::Double)?)
+        })?;
+        let magnitude = squared.shallow_clone();
+        return Ok((squared, magnitude));
+    }
+    let only = &parameter.uses[0];
+    let tap = &taps[only.tap];
+    let (inputs, gradients) = tap.row_norms.as_ref().ok_or(EngineError::SumOutOfBound)?;
+    let magnitude_squared = inputs.f_mul(gradients)?.f_sum_dim_intlist(1, false, Kind::Double)?.f_square()?;
+    let squared = match parameter.method {
+        Method::Rows => magnitude_squared.shallow_clone(),
+        Method::Ghost => ghost_norms_squared(tap, &plan.taps[only.tap], batch_size)?,
+        _ => per_block(parameter, batch_size, |first, count| {
+            let gradient = use_gradient(only, &plan.taps[only.tap], tap, first, count)?.f_flatten(1, -1)?;
+            Ok(gradient.f_square()?.f_sum_dim_intlist(1, false, Kind::Double)?)
+        })?,
+    };
+    Ok((squared, magnitude_squared))
+}
+
+/// `Σ_st ⟨x_s, x_t⟩⟨g_s, g_t⟩` in f64.
+fn ghost_norms_squared(tap: &TapValues, plan: &TapPlan, batch_size: i64) -> Result<Tensor> {
+    let input = tap.input.as_ref().ok_or(EngineError::SumOutOfBound)?;
+    let gram = |rows: Tensor| -> Result<Tensor> {
+        let rows = rows.f_to_kind(Kind::Double)?;
+        Ok(rows.f_bmm(&rows.f_transpose(1, 2)?)?)
+    };
+    let per_record = plan.rows_per_record * plan.rows_per_record;
+    blocks(batch_size, per_record, |first, count| {
+        let inputs = gram(input.f_narrow(0, first, count)?)?;
+        let gradients = gram(tap.gradient.f_narrow(0, first, count)?)?;
+        Ok(inputs.f_mul(&gradients)?.f_sum_dim_intlist(&[1i64, 2][..], false, Kind::Double)?)
+    })
+}
+
+fn per_block(
+    parameter: &ParameterPlan,
+    batch_size: i64,
+    body: impl FnMut(i64, i64) -> Result<Tensor>,
+) -> Result<Tensor> {
+    blocks(batch_size, parameter.shape.iter().product(), body)
+}
+
+/// Runs `body(first, count)` over blocks of records that fit in memory and joins the results along axis 0.
+fn blocks(batch_size: i64, elements_per_record: i64, mut body: impl FnMut(i64, i64) -> Result<Tensor>) -> Result<Tensor> {
+    let step = (BLOCK_ELEMENTS / elements_per_record.max(1)).clamp(1, batch_size);
+    let mut parts = Vec::new();
+    let mut first = 0;
+    while first < batch_size {
+        let count = step.min(batch_size - first);
+        parts.push(body(first, count)?);
+        first += count;
+    }
+    if parts.len() == 1 {
+        return Ok(parts.swap_remove(0));
+    }
+    Ok(Tensor::f_cat(&parts, 0)?)
+}
+
+/// Gradients of records `first..first + count`, `[count, parameter shape]`, f64: the sum over all uses, so that the
+/// cross terms of tied parameters are there.
+pub(crate) fn instantiate(
+    parameter: &ParameterPlan,
+    plan: &Plan,
+    taps: &[TapValues],
+    first: i64,
+    count: i64,
+) -> Result<Tensor> {
+    let mut shape = vec![count];
+    shape.extend(&parameter.shape);
+    let mut total: Option<Tensor> = None;
+    for each in &parameter.uses {
+        let gradient = use_gradient(each, &plan.taps[each.tap], &taps[each.tap], first, count)?;
+        let gradient = undo_views(&gradient, &each.back)?;
+        total = Some(match total {
+            None => gradient,
+            Some(sum) => sum.f_add(&gradient)?,
+        });
+    }
+    match total {
+        Some(total) => Ok(total),
+        None => Ok(Tensor::f_zeros(&shape[..], (Kind::Double, tch::Device::Cpu))?),
+    }
+}
+
+/// From the shape in which a parameter enters its node to its own; a leading axis of records stays.
+pub(crate) fn undo_views(gradient: &Tensor, back: &[ViewBack]) -> Result<Tensor> {
+    let mut out = gradient.shallow_clone();
+    let records = out.size()[0];
+    for step in back {
+        out = match step {
+            ViewBack::Permute(axes) => {
+                let axes: Vec<i64> = std::iter::once(0).chain(axes.iter().map(|axis| axis + 1)).collect();
+                out.f_permute(&axes[..])?
+            }
+            ViewBack::Reshape(shape) => {
+                let shape: Vec<i64> = std::iter::once(records).chain(shape.iter().copied()).collect();
+                out.f_reshape(&shape[..])?
+            }
+        };
+    }
+    Ok(out)
+}
+
+/// One use's gradients of records `first..first + count`, `[count, value shape]`, f64.
+fn use_gradient(each: &Use, plan: &TapPlan, tap: &TapValues, first: i64, count: i64) -> Result<Tensor> {
+    let narrow = |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.f_narrow(0, first, count)?.f_to_kind(Kind::Double)?) };
+    let input = || tap.input.as_ref().ok_or(EngineError::SumOutOfBound);
+    let mut shape = vec![count];
+    shape.extend(&each.value_shape);
+    let gradient = match &each.role {
+        Role::Weight { transposed } => {
+            let (inputs, gradients) = (narrow(input()?)?, narrow(&tap.gradient)?);
+            let (left, right) = if *transposed { (inputs, gradients) } else { (gradients, inputs) };
+            left.f_transpose(1, 2)?.f_bmm(&right)?
+        }
+        Role::Sum => narrow(&tap.gradient)?.f_sum_dim_intlist(1, false, Kind::Double)?,
+        Role::Scale => {
+            narrow(&tap.gradient)?.f_mul(&narrow(input()?)?)?.f_sum_dim_intlist(1, false, Kind::Double)?
+        }
+        Role::BroadcastAdd { scale } => {
+            let gradient = narrow(&broadcast_rows(&tap.gradient, plan)?)?;
+            sum_broadcast(&gradient, plan, &each.value_shape)?.f_mul_scalar(*scale)?
+        }
+        Role::BroadcastMul => {
+            let gradient = narrow(&broadcast_rows(&tap.gradient, plan)?)?;
+            let other = input()?.f_broadcast_to(&plan.output_shape[..])?;
+            sum_broadcast(&gradient.f_mul(&narrow(&broadcast_rows(&other, plan)?)?)?, plan, &each.value_shape)?
+        }
+    };
+    Ok(gradient.f_reshape(&shape[..])?)
+}
+
+/// The output's shape with records in front: `[B, .., k, ..]`, where `k` takes the batch axis's place.
+fn broadcast_rows(tensor: &Tensor, plan: &TapPlan) -> Result<Tensor> {
+    let axis = plan.batch.axis as usize;
+    let mut split = plan.output_shape.clone();
+    split[axis] /= plan.batch.inner;
+    split.insert(axis + 1, plan.batch.inner);
+    Ok(tensor.f_reshape(&split[..])?.f_movedim_int(plan.batch.axis, 0)?)
+}
+
+/// Sums over the axes on which the parameter was broadcast.
+fn sum_broadcast(rows: &Tensor, plan: &TapPlan, value_shape: &[i64]) -> Result<Tensor> {
+    let missing = plan.output_shape.len() - value_shape.len();
+    let axes: Vec<i64> = (0..plan.output_shape.len())
+        .filter(|&axis| axis < missing || value_shape[axis - missing] == 1)
+        .map(|axis| axis as i64 + 1)
+        .collect();
+    if axes.is_empty() { Ok(rows.shallow_clone()) } else { Ok(rows.f_sum_dim_intlist(&axes[..], true, Kind::Double)?) }
+}

@@ -1,0 +1,122 @@
+//! The integer grid on which clipped sums are collected (dp.md, rule 8), and work in parallel chunks.
+
+use crate::error::{EngineError, Result};
+use crate::ffi;
+use tch::{Kind, Tensor};
+
+/// Grid units per clipping norm: `g = C·2^-30`.
+const UNITS_PER_NORM: f64 = 1_073_741_824.0;
+
+/// `1.5·2^52`: adding it rounds an f64 below 2^51 to an integer, ties to even, and leaves that integer in the low bits.
+const ROUNDING_SHIFT: f64 = 6_755_399_441_055_744.0;
+
+/// Elements of a parallel chunk: 256 KiB of sums.
+pub(crate) const CHUNK: usize = 1 << 15;
+
+/// A grid: width and largest coordinate that a micro-batch may add.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Grid {
+    width: f64,
+    limit: f64,
+}
+
+impl Grid {
+    /// The grid for clipping norm `max_grad_norm`; a batch of `batch_size` records stays below twice `batch_size·C`.
+    pub fn new(max_grad_norm: f64, batch_size: u32) -> Self {
+        let width = max_grad_norm / UNITS_PER_NORM;
+        Self { width, limit: 2.0 * f64::from(batch_size) * UNITS_PER_NORM }
+    }
+
+    /// One unit.
+    pub fn width(&self) -> f64 {
+        self.width
+    }
+
+    /// Adds a partial sum, each element rounded to the grid.
+    ///
+    /// # Errors
+    /// [`EngineError::SumOutOfBound`] when an element is not finite or too large: rule G3's last assertion.
+    pub(crate) fn add(&self, tensor: &Tensor, sums: &mut [i64], threads: usize) -> Result<()> {
+        let flat = tensor.f_contiguous()?;
+        if flat.numel() != sums.len() {
+            return Err(EngineError::SumOutOfBound);
+        }
+        let fine = match flat.kind() {
+            Kind::Float => ffi::read(&flat, |values: &[f32]| self.add_values(values, sums, threads)),
+            Kind::Double => ffi::read(&flat, |values: &[f64]| self.add_values(values, sums, threads)),
+            _ => None,
+        };
+        if fine == Some(true) { Ok(()) } else { Err(EngineError::SumOutOfBound) }
+    }
+
+    fn add_values<T: Copy + Into<f64> + Sync>(&self, values: &[T], sums: &mut [i64], threads: usize) -> bool {
+        let (scale, limit) = (1.0 / self.width, self.limit);
+        let work = sums.chunks_mut(CHUNK).zip(values.chunks(CHUNK)).collect();
+        in_parallel(work, threads, |(sums, values)| {
+            let mut fine = true;
+            for (sum, &value) in sums.iter_mut().zip(values) {
+                let units = value.into() * scale;
+                fine &= units.abs() <= limit;
+                *sum = sum.wrapping_add(round_to_integer(units));
+            }
+            fine
+        })
+        .into_iter()
+        .all(|fine| fine)
+    }
+}
+
+/// Nearest integer, ties to even, for `|value| < 2^51`; anything for others (their chunk is refused).
+pub(crate) fn round_to_integer(value: f64) -> i64 {
+    ((value + ROUNDING_SHIFT).to_bits() as i64).wrapping_sub(ROUNDING_SHIFT.to_bits() as i64)
+}
+
+/// Runs `body` on every item, on up to `threads` threads; results in order of items.
+pub(crate) fn in_parallel<I: Send, R: Send>(items: Vec<I>, threads: usize, body: impl Fn(I) -> R + Sync) -> Vec<R> {
+    let threads = threads.clamp(1, items.len().max(1));
+    if threads == 1 {
+        return items.into_iter().map(body).collect();
+    }
+    let share = items.len().div_ceil(threads);
+    let mut items = items.into_iter();
+    let shares: Vec<Vec<I>> = (0..threads).map(|_| items.by_ref().take(share).collect()).collect();
+    let body = &body;
+    std::thread::scope(|scope| {
+        let running: Vec<_> = shares
+            .into_iter()
+            .map(|share| scope.spawn(move || share.into_iter().map(body).collect::<Vec<R>>()))
+            .collect();
+        running.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_to_nearest_even_and_exact_for_integers() {
+        for (value, rounded) in [(0.5, 0), (1.5, 2), (-0.5, 0), (-1.5, -2), (2.4, 2), (-2.6, -3), (1e12 + 0.25, 1_000_000_000_000)] {
+            assert_eq!(round_to_integer(value), rounded, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_sum_that_is_not_finite_never_reaches_the_noise() {
+        let grid = Grid::new(1.0, 4);
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 8.1] {
+            let mut sums = vec![0; 3];
+            let tensor = Tensor::from_slice(&[0.0, bad, 1.0]);
+            assert!(matches!(grid.add(&tensor, &mut sums, 1), Err(EngineError::SumOutOfBound)), "{bad}");
+        }
+        let mut sums = vec![1; 2];
+        grid.add(&Tensor::from_slice(&[1.0f32, -0.5]), &mut sums, 2).unwrap();
+        assert_eq!(sums, [(1 << 30) + 1, -(1 << 29) + 1]);
+    }
+
+    #[test]
+    fn parallel_results_come_in_order() {
+        let squares = in_parallel((0..103).collect(), 4, |value: i64| value * value);
+        assert_eq!(squares, (0..103).map(|value| value * value).collect::<Vec<_>>());
+    }
+}

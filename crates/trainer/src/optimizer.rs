@@ -1,0 +1,262 @@
+//! Noise and optimizer in one pass over memory: each chunk of the integer sum gets its noise, becomes a gradient
+//! (divided by the public expected batch size) and updates weights and moments while it is in cache.
+//!
+//! The formulas are `torch.optim`'s, in the parameter's own precision.
+
+use crate::error::{EngineError, Result};
+use crate::ffi::{self, Element};
+use crate::grid::{CHUNK, in_parallel};
+use bastionai_privacy::noise::NoiseStream;
+use bastionai_wire::trainer::Optimizer;
+use tch::{Kind, Tensor};
+
+/// How sums become gradients.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NoisyMean {
+    /// Noise standard deviation in grid units: `noise_multiplier · Δ / g`.
+    pub standard_deviation: f64,
+    /// Grid width over the public divisor.
+    pub scale: f64,
+}
+
+/// An optimizer and its state.
+pub struct OptimizerState {
+    optimizer: Optimizer,
+    steps: u64,
+    slots: Vec<Slots>,
+}
+
+/// Momentum or moments of one parameter, in its own precision; empty where the optimizer has none.
+enum Slots {
+    F32 { first: Vec<f32>, second: Vec<f32> },
+    F64 { first: Vec<f64>, second: Vec<f64> },
+}
+
+/// Where the noise of a chunk comes from.
+struct NoiseAt<'a> {
+    stream: &'a NoiseStream,
+    step: u64,
+    tensor: u32,
+}
+
+impl OptimizerState {
+    /// Zero state for these parameters.
+    ///
+    /// # Errors
+    /// [`EngineError::Job`] for hyper-parameters that `torch.optim` refuses too.
+    pub fn new(optimizer: Optimizer, parameters: &[&Tensor]) -> Result<Self> {
+        check(&optimizer)?;
+        let (first, second) = match optimizer {
+            Optimizer::Sgd { momentum, .. } => (momentum != 0.0, false),
+            Optimizer::AdamW { .. } => (true, true),
+        };
+        let length = |tensor: &Tensor, wanted: bool| if wanted { tensor.numel() } else { 0 };
+        let slots = parameters
+            .iter()
+            .map(|tensor| match tensor.kind() {
+                Kind::Double => Slots::F64 {
+                    first: vec![0.0; length(tensor, first)],
+                    second: vec![0.0; length(tensor, second)],
+                },
+                _ => Slots::F32 {
+                    first: vec![0.0; length(tensor, first)],
+                    second: vec![0.0; length(tensor, second)],
+                },
+            })
+            .collect();
+        Ok(Self { optimizer, steps: 0, slots })
+    }
+
+    /// Adds noise to the sums, which are used up, and updates the parameters.
+    ///
+    /// # Errors
+    /// [`EngineError::SumOutOfBound`] when sums and parameters do not fit together or the noise cannot be drawn.
+    pub fn step(
+        &mut self,
+        parameters: &mut [&mut Tensor],
+        sums: &mut [Vec<i64>],
+        noise: &NoiseStream,
+        step: u64,
+        mean: NoisyMean,
+        threads: usize,
+    ) -> Result<()> {
+        self.steps += 1;
+        let rule = Rule::new(&self.optimizer, self.steps);
+        for (position, ((tensor, sums), slots)) in parameters.iter_mut().zip(sums).zip(&mut self.slots).enumerate() {
+            let at = NoiseAt { stream: noise, step, tensor: position as u32 };
+            let done = match slots {
+                Slots::F32 { first, second } => {
+                    ffi::write(tensor, |weights: &mut [f32]| pass(weights, sums, first, second, &rule, &at, mean, threads))
+                }
+                Slots::F64 { first, second } => {
+                    ffi::write(tensor, |weights: &mut [f64]| pass(weights, sums, first, second, &rule, &at, mean, threads))
+                }
+            };
+            done.unwrap_or(Err(EngineError::SumOutOfBound))?;
+        }
+        Ok(())
+    }
+}
+
+fn check(optimizer: &Optimizer) -> Result<()> {
+    let refuse = |what: &str| Err(EngineError::Job(format!("optimizer: {what}")));
+    let not_negative = |value: f64| value >= 0.0 && value.is_finite();
+    match *optimizer {
+        Optimizer::Sgd { lr, momentum, dampening, weight_decay, nesterov } => {
+            if ![lr, momentum, weight_decay].into_iter().all(not_negative) || !dampening.is_finite() {
+                return refuse("lr, momentum and weight_decay must be finite and not negative");
+            }
+            if nesterov && (momentum <= 0.0 || dampening != 0.0) {
+                return refuse("nesterov needs a momentum and zero dampening");
+            }
+        }
+        Optimizer::AdamW { lr, beta1, beta2, eps, weight_decay } => {
+            if ![lr, eps, weight_decay].into_iter().all(not_negative) {
+                return refuse("lr, eps and weight_decay must be finite and not negative");
+            }
+            if ![beta1, beta2].into_iter().all(|beta| (0.0..1.0).contains(&beta)) {
+                return refuse("beta1 and beta2 must be in [0, 1)");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Arithmetic in a parameter's own precision.
+trait Real: Element + Send + Sync {
+    fn from_f64(value: f64) -> Self;
+    fn multiply_add(self, factor: Self, add: Self) -> Self;
+    fn root(self) -> Self;
+    fn over(self, divisor: Self) -> Self;
+}
+
+macro_rules! real {
+    ($type:ty) => {
+        impl Real for $type {
+            #[inline(always)]
+            fn from_f64(value: f64) -> Self {
+                value as $type
+            }
+            #[inline(always)]
+            fn multiply_add(self, factor: Self, add: Self) -> Self {
+                self * factor + add
+            }
+            #[inline(always)]
+            fn root(self) -> Self {
+                self.sqrt()
+            }
+            #[inline(always)]
+            fn over(self, divisor: Self) -> Self {
+                self / divisor
+            }
+        }
+    };
+}
+real!(f32);
+real!(f64);
+
+/// The optimizer's numbers at one step, rounded once to the parameter's precision where they are used.
+enum Rule {
+    Sgd { lr: f64, momentum: f64, gain: f64, weight_decay: f64, nesterov: bool },
+    AdamW { keep: f64, beta1: f64, beta2: f64, rate: f64, root_correction: f64, eps: f64 },
+}
+
+impl Rule {
+    fn new(optimizer: &Optimizer, step: u64) -> Self {
+        match *optimizer {
+            Optimizer::Sgd { lr, momentum, dampening, weight_decay, nesterov } => {
+                // The first momentum buffer is the gradient itself, undamped.
+                let gain = if step == 1 { 1.0 } else { 1.0 - dampening };
+                Self::Sgd { lr, momentum, gain, weight_decay, nesterov }
+            }
+            Optimizer::AdamW { lr, beta1, beta2, eps, weight_decay } => {
+                let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+                Self::AdamW {
+                    keep: 1.0 - lr * weight_decay,
+                    beta1,
+                    beta2,
+                    rate: lr / correction(beta1),
+                    root_correction: correction(beta2).sqrt(),
+                    eps,
+                }
+            }
+        }
+    }
+
+    fn update<T: Real>(&self, weights: &mut [T], gradients: &[T], first: &mut [T], second: &mut [T]) {
+        let real = T::from_f64;
+        match *self {
+            Self::Sgd { lr, momentum, gain, weight_decay, nesterov } => {
+                let (rate, decay) = (real(-lr), real(weight_decay));
+                if momentum == 0.0 {
+                    for (weight, &gradient) in weights.iter_mut().zip(gradients) {
+                        let gradient = weight.multiply_add(decay, gradient);
+                        *weight = gradient.multiply_add(rate, *weight);
+                    }
+                    return;
+                }
+                let (momentum, gain, zero) = (real(momentum), real(gain), real(0.0));
+                for ((weight, &gradient), buffer) in weights.iter_mut().zip(gradients).zip(first) {
+                    let gradient = weight.multiply_add(decay, gradient);
+                    *buffer = buffer.multiply_add(momentum, gradient.multiply_add(gain, zero));
+                    let direction = if nesterov { buffer.multiply_add(momentum, gradient) } else { *buffer };
+                    *weight = direction.multiply_add(rate, *weight);
+                }
+            }
+            Self::AdamW { keep, beta1, beta2, rate, root_correction, eps } => {
+                let zero = real(0.0);
+                let (keep, rate, eps, root_correction) = (real(keep), real(-rate), real(eps), real(root_correction));
+                let (beta1, rest1, beta2, rest2) = (real(beta1), real(1.0 - beta1), real(beta2), real(1.0 - beta2));
+                for (((weight, &gradient), mean), square) in weights.iter_mut().zip(gradients).zip(first).zip(second) {
+                    *mean = mean.multiply_add(beta1, gradient.multiply_add(rest1, zero));
+                    let squared = gradient.multiply_add(gradient, zero).multiply_add(rest2, zero);
+                    *square = square.multiply_add(beta2, squared);
+                    let size = square.root().over(root_correction).multiply_add(real(1.0), eps);
+                    let decayed = weight.multiply_add(keep, zero);
+                    *weight = mean.over(size).multiply_add(rate, decayed);
+                }
+            }
+        }
+    }
+}
+
+/// One parameter, chunk by chunk in parallel.
+#[allow(clippy::too_many_arguments)]
+fn pass<T: Real>(
+    weights: &mut [T],
+    sums: &mut [i64],
+    first: &mut [T],
+    second: &mut [T],
+    rule: &Rule,
+    noise: &NoiseAt<'_>,
+    mean: NoisyMean,
+    threads: usize,
+) -> Result<()> {
+    if weights.len() != sums.len() {
+        return Err(EngineError::SumOutOfBound);
+    }
+    let (mut first, mut second) = (first.chunks_mut(CHUNK), second.chunks_mut(CHUNK));
+    let work: Vec<_> = weights
+        .chunks_mut(CHUNK)
+        .zip(sums.chunks_mut(CHUNK))
+        .enumerate()
+        .map(|(chunk, (weights, sums))| {
+            (chunk, weights, sums, first.next().unwrap_or_default(), second.next().unwrap_or_default())
+        })
+        .collect();
+    in_parallel(work, threads, |(chunk, weights, sums, first, second)| {
+        let index = (chunk * CHUNK) as u64;
+        noise
+            .stream
+            .add_rounded_gaussian(noise.step, noise.tensor, index, sums, mean.standard_deviation)
+            .map_err(|_| EngineError::SumOutOfBound)?;
+        let gradients: Vec<T> = sums.iter().map(|&units| T::from_f64(units as f64 * mean.scale)).collect();
+        rule.update(weights, &gradients, first, second);
+        Ok(())
+    })
+    .into_iter()
+    .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,148 @@
+//! In what precision, and over how many rows at once, clipped sums are contracted: the fastest choice whose
+//! rounding error costs little noise (rule G1).
+
+use crate::engine::Settings;
+use crate::error::{EngineError, Result};
+use crate::taps::{Method, ParameterPlan, Plan, TapKind};
+use bastionai_graph::dtype::DType;
+use bastionai_graph::typed::TypedGraph;
+use bastionai_privacy::sensitivity::{
+    ClipRule, Contraction, SumError, UNIT_ROUNDOFF_F32, UNIT_ROUNDOFF_F64, rounding_constant,
+};
+use tch::Kind;
+
+/// κ: how far a record's rows may cancel before they are clipped for it. In f64 its error is negligible.
+const CANCELLATION: f64 = 1024.0;
+
+/// Most extra noise that f32 contractions may cost: above it they are done in f64.
+const F32_SENSITIVITY_SHARE: f64 = 0.01;
+
+/// Fewest rows of an f32 contraction: shorter ones would be slower than f64.
+const FEWEST_F32_ROWS: i64 = 64;
+
+/// Memory of one block of instantiated gradients, in f64 elements: 64 MiB.
+const BLOCK_ELEMENTS: i64 = 1 << 23;
+
+/// How one contraction is computed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Chosen {
+    pub(crate) kind: Kind,
+    /// Rows of one matrix product; its result is then moved to the integer grid.
+    pub(crate) rows: i64,
+}
+
+/// The choices of one engine.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Precision {
+    /// For weights with one row per record.
+    single: Chosen,
+    /// For weights with several rows per record.
+    sequence: Chosen,
+    norm_rounding: f64,
+    batch_size: i64,
+}
+
+/// Chooses. Weights of one row per record are contracted in f32 as long as it costs at most a percent of noise.
+pub(crate) fn precision(plan: &Plan, graph: &TypedGraph, settings: &Settings) -> Result<Precision> {
+    let batch_size = i64::from(settings.physical_batch_size);
+    let records = records(settings);
+    let has_f64 = graph.values().iter().any(|value| value.value_type.dtype == DType::F64);
+    let affordable = |rows: i64| 2.0 * rounding_constant(rows as u64 + 2, UNIT_ROUNDOFF_F32) * records as f64 <= F32_SENSITIVITY_SHARE;
+    let mut rows = batch_size;
+    while rows > FEWEST_F32_ROWS && !affordable(rows) {
+        rows = rows.div_ceil(2);
+    }
+    let double = |rows| Chosen { kind: Kind::Double, rows };
+    let single =
+        if affordable(rows) && !has_f64 { Chosen { kind: Kind::Float, rows } } else { double(batch_size) };
+    let longest = plan.taps.iter().map(|tap| tap.rows_per_record).max().unwrap_or(1);
+    let rows_of_batch = batch_size.checked_mul(longest).ok_or_else(|| EngineError::Job("rows of a batch exceed 2^63".into()))?;
+    let norm_rounding = rounding_constant(norm_length(plan), UNIT_ROUNDOFF_F64);
+    Ok(Precision { single, sequence: double(rows_of_batch), norm_rounding, batch_size })
+}
+
+/// Roundings in the longest norm: widths, `T²` products of a Gram matrix or the elements of an instantiated
+/// gradient; twice, since `S_i` is rounded as well, and a few for roots and squares.
+fn norm_length(plan: &Plan) -> u64 {
+    let of_tap = |tap: &crate::taps::TapPlan| match tap.kind {
+        TapKind::Rows { input_width, output_width } => {
+            input_width + output_width + tap.rows_per_record.saturating_mul(tap.rows_per_record)
+        }
+        _ => tap.rows_per_record,
+    };
+    let of_parameter = |parameter: &ParameterPlan| match parameter.method {
+        Method::Direct | Method::Instantiate => parameter.shape.iter().product::<i64>(),
+        _ => 0,
+    };
+    let taps = plan.taps.iter().map(of_tap).max().unwrap_or(0);
+    let parameters = plan.parameters.iter().map(of_parameter).max().unwrap_or(0);
+    2 * (taps.saturating_add(parameters) as u64 + plan.parameters.len() as u64) + 64
+}
+
+fn records(settings: &Settings) -> u64 {
+    u64::from(settings.physical_batch_size) * u64::from(settings.micro_batches)
+}
+
+impl Precision {
+    pub(crate) fn contraction(&self, method: Method) -> Chosen {
+        if method == Method::Rows { self.single } else { self.sequence }
+    }
+
+    pub(crate) fn clip_rule(&self, max_grad_norm: f64) -> Result<ClipRule> {
+        ClipRule::new(max_grad_norm, self.norm_rounding, CANCELLATION).map_err(|error| EngineError::Job(error.to_string()))
+    }
+
+    /// Blocks of records of an instantiated parameter: `(first, count)`.
+    pub(crate) fn blocks(&self, parameter: &ParameterPlan) -> Vec<(i64, i64)> {
+        let step = (BLOCK_ELEMENTS / parameter.shape.iter().product::<i64>().max(1)).clamp(1, self.batch_size);
+        (0..self.batch_size).step_by(step as usize).map(|first| (first, step.min(self.batch_size - first))).collect()
+    }
+
+    /// Everything that [`bastionai_privacy::sensitivity::charged_sensitivity`] charges for.
+    pub(crate) fn sum_error(&self, plan: &Plan, settings: &Settings, grid: f64) -> SumError {
+        let records = records(settings);
+        let longest = plan.taps.iter().map(|tap| tap.rows_per_record).max().unwrap_or(1).max(1) as u64;
+        SumError {
+            max_grad_norm: settings.max_grad_norm,
+            records,
+            rows: records.saturating_mul(longest),
+            coordinates: plan.parameters.iter().map(|each| each.shape.iter().product::<i64>() as u64).sum(),
+            grid,
+            grid_roundings: u64::from(settings.micro_batches) * self.partial_sums(plan),
+            contractions: self.contractions(plan),
+        }
+    }
+
+    /// Partial sums of a micro-batch, at most, for any one coordinate.
+    fn partial_sums(&self, plan: &Plan) -> u64 {
+        let of = |parameter: &ParameterPlan| match parameter.method {
+            Method::Instantiate => self.blocks(parameter).len() as u64,
+            method => {
+                let chosen = self.contraction(method);
+                let rows = if method == Method::Rows { self.batch_size } else { self.sequence.rows };
+                (rows as u64).div_ceil(chosen.rows as u64)
+            }
+        };
+        plan.parameters.iter().map(of).max().unwrap_or(1).max(1)
+    }
+
+    fn contractions(&self, plan: &Plan) -> Vec<Contraction> {
+        let used = |wanted: &dyn Fn(Method) -> bool| plan.parameters.iter().any(|each| wanted(each.method));
+        let of = |chosen: Chosen, cancellation| Contraction {
+            rows: chosen.rows as u64,
+            unit_roundoff: if chosen.kind == Kind::Float { UNIT_ROUNDOFF_F32 } else { UNIT_ROUNDOFF_F64 },
+            cancellation,
+        };
+        let mut out = Vec::new();
+        if used(&|method| method == Method::Rows) {
+            out.push(of(self.single, 1.0));
+        }
+        if used(&|method| matches!(method, Method::Ghost | Method::Direct)) {
+            out.push(of(self.sequence, CANCELLATION));
+        }
+        if used(&|method| method == Method::Instantiate) {
+            out.push(of(Chosen { kind: Kind::Double, rows: self.batch_size }, 1.0));
+        }
+        out
+    }
+}

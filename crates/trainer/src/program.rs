@@ -1,0 +1,278 @@
+//! A typed graph made ready to run at one batch size: operators found, sizes resolved, every argument laid out.
+
+use crate::error::{EngineError, Result};
+use crate::ffi::{self, CallArgument, Operator};
+use crate::operators::{self, Guard};
+use bastionai_graph::dtype::DType;
+use bastionai_graph::typed::{
+    Argument, Dependence, Extent, NamedArgument, Number, Tap, TypedGraph, TypedNode, ValueId, ValueType,
+};
+use tch::{Kind, Tensor};
+
+/// What a value must be (rule T4).
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Expected {
+    pub(crate) shape: Vec<i64>,
+    pub(crate) kind: Kind,
+    pub(crate) batch: Option<BatchAxis>,
+}
+
+/// Where the samples are: along `axis`, `inner` consecutive rows each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BatchAxis {
+    pub(crate) axis: i64,
+    pub(crate) inner: i64,
+}
+
+/// One argument, with sizes resolved.
+pub(crate) enum Prepared {
+    None,
+    Value(usize),
+    Values(Vec<usize>),
+    OptionalValues(Vec<Option<usize>>),
+    Int(i64),
+    Ints(Vec<i64>),
+    Float(f64),
+    Floats(Vec<f64>),
+    Bool(bool),
+    Bools(Vec<bool>),
+    Str(String),
+    DType(i64),
+    Number(Number),
+}
+
+/// One node, ready to call.
+pub(crate) struct Call {
+    pub(crate) name: String,
+    pub(crate) operator: Operator,
+    pub(crate) guard: Guard,
+    pub(crate) argument_names: Vec<String>,
+    pub(crate) arguments: Vec<Prepared>,
+    pub(crate) outputs: Vec<usize>,
+    /// Index among the taps, when the node is one.
+    pub(crate) tap: Option<usize>,
+    /// Values that nothing after this node reads.
+    pub(crate) last_uses: Vec<usize>,
+}
+
+/// The whole graph at one physical batch size.
+pub(crate) struct Program {
+    pub(crate) batch_size: i64,
+    pub(crate) calls: Vec<Call>,
+    pub(crate) expected: Vec<Expected>,
+    pub(crate) loss: usize,
+}
+
+impl Program {
+    /// # Errors
+    /// [`EngineError::Unsupported`] for an operator that is not allowed, not in this libtorch, or whose schema is
+    /// not the one the checker knew.
+    pub(crate) fn new(graph: &TypedGraph, batch_size: u32) -> Result<Self> {
+        let batch_size = i64::from(batch_size);
+        let expected = graph.values().iter().map(|value| expected(&value.value_type, batch_size)).collect::<Result<_>>()?;
+        let mut taps = 0;
+        let mut calls = Vec::with_capacity(graph.nodes().len());
+        for node in graph.nodes() {
+            let tap = node.tap.as_ref().map(|_| {
+                taps += 1;
+                taps - 1
+            });
+            calls.push(call(node, tap, batch_size)?);
+        }
+        let mut program = Self { batch_size, calls, expected, loss: index(graph.loss()) };
+        program.find_last_uses();
+        Ok(program)
+    }
+
+    /// Values are dropped after their last use; the loss never is. What taps need they keep themselves.
+    fn find_last_uses(&mut self) {
+        let mut seen = vec![false; self.expected.len()];
+        seen[self.loss] = true;
+        for call in self.calls.iter_mut().rev() {
+            let mut used = call.outputs.clone();
+            call.arguments.iter().for_each(|argument| argument.values(&mut used));
+            for value in used {
+                if !seen[value] {
+                    seen[value] = true;
+                    call.last_uses.push(value);
+                }
+            }
+        }
+    }
+}
+
+impl Prepared {
+    fn values(&self, into: &mut Vec<usize>) {
+        match self {
+            Self::Value(value) => into.push(*value),
+            Self::Values(list) => into.extend(list),
+            Self::OptionalValues(list) => into.extend(list.iter().flatten()),
+            _ => {}
+        }
+    }
+
+    /// The argument of the call; `None` when a value it names is not there.
+    pub(crate) fn resolve<'a>(&'a self, values: &'a [Option<Tensor>]) -> Option<CallArgument<'a>> {
+        let tensor = |index: &usize| values.get(*index).and_then(Option::as_ref);
+        Some(match self {
+            Self::None => CallArgument::None,
+            Self::Value(value) => CallArgument::Tensor(tensor(value)?),
+            Self::Values(list) => CallArgument::Tensors(list.iter().map(tensor).collect::<Option<_>>()?),
+            Self::OptionalValues(list) => CallArgument::OptionalTensors(
+                list.iter().map(|item| item.as_ref().map_or(Some(None), |value| tensor(value).map(Some))).collect::<Option<_>>()?,
+            ),
+            Self::Int(value) => CallArgument::Int(*value),
+            Self::Ints(values) => CallArgument::Ints(values),
+            Self::Float(value) => CallArgument::Float(*value),
+            Self::Floats(values) => CallArgument::Floats(values),
+            Self::Bool(value) => CallArgument::Bool(*value),
+            Self::Bools(values) => CallArgument::Bools(values),
+            Self::Str(text) => CallArgument::Str(text),
+            Self::DType(code) => CallArgument::DType(*code),
+            Self::Number(number) => CallArgument::Number(*number),
+        })
+    }
+}
+
+/// Values whose tensors a tap needs for its parameters' gradients.
+pub(crate) fn saved_value(tap: &Tap) -> Option<usize> {
+    match tap {
+        Tap::Linear { input, .. } | Tap::MatMul { input, .. } | Tap::LayerNorm { input, .. } => Some(index(*input)),
+        Tap::BroadcastMul { other, .. } => Some(index(*other)),
+        Tap::BroadcastAdd { .. } => None,
+    }
+}
+
+/// A value's number as an index.
+pub(crate) fn index(value: ValueId) -> usize {
+    value.0 as usize
+}
+
+/// libtorch's name of an element type.
+pub(crate) fn kind(dtype: DType) -> Kind {
+    match dtype {
+        DType::U8 => Kind::Uint8,
+        DType::I32 => Kind::Int,
+        DType::I64 => Kind::Int64,
+        DType::F32 => Kind::Float,
+        DType::F64 => Kind::Double,
+        DType::Bool => Kind::Bool,
+    }
+}
+
+/// c10's number of an element type (c10/core/ScalarType.h), not the archive's.
+fn scalar_type(dtype: DType) -> i64 {
+    match dtype {
+        DType::U8 => 0,
+        DType::I32 => 3,
+        DType::I64 => 4,
+        DType::F32 => 6,
+        DType::F64 => 7,
+        DType::Bool => 11,
+    }
+}
+
+fn expected(value: &ValueType, batch_size: i64) -> Result<Expected> {
+    let shape = value.shape.iter().map(|&extent| resolve(extent, batch_size)).collect::<Result<Vec<_>>>()?;
+    let batch = match value.dependence {
+        Dependence::PerSample { axis } => match value.shape.get(usize::from(axis)) {
+            Some(&Extent::Batch(inner)) => Some(BatchAxis { axis: i64::from(axis), inner: to_i64(inner)? }),
+            _ => return Err(EngineError::Job("typed graph: a per-sample value without a batch axis".into())),
+        },
+        Dependence::Shared | Dependence::BatchIota => None,
+    };
+    Ok(Expected { shape, kind: kind(value.dtype), batch })
+}
+
+fn resolve(extent: Extent, batch_size: i64) -> Result<i64> {
+    match extent {
+        Extent::Fixed(size) => to_i64(size),
+        Extent::Batch(inner) => to_i64(inner)?.checked_mul(batch_size).ok_or_else(too_large),
+    }
+}
+
+fn to_i64(size: u64) -> Result<i64> {
+    i64::try_from(size).map_err(|_| too_large())
+}
+
+fn too_large() -> EngineError {
+    EngineError::Job("typed graph: an extent is above 2^63".into())
+}
+
+fn call(node: &TypedNode, tap: Option<usize>, batch_size: i64) -> Result<Call> {
+    let unsupported = |reason: &str| EngineError::Unsupported { node: node.name.clone(), reason: reason.to_owned() };
+    let guard = operators::guard(&node.operator, &node.overload)
+        .ok_or_else(|| unsupported("the engine does not run this operator; server and trainer are of different builds"))?;
+    let operator = Operator::find(&node.operator, &node.overload)
+        .map_err(|_| unsupported("libtorch cannot look the operator up"))?
+        .ok_or_else(|| unsupported("this libtorch has no such operator; run `make setup`"))?;
+    check_schema(node, &operator)?;
+    let arguments = node.arguments.iter().map(|named| prepare(named, batch_size)).collect::<Result<_>>()?;
+    Ok(Call {
+        name: node.name.clone(),
+        operator,
+        guard,
+        argument_names: node.arguments.iter().map(|named| named.name.clone()).collect(),
+        arguments,
+        outputs: node.outputs.iter().copied().map(index).collect(),
+        tap,
+        last_uses: Vec::new(),
+    })
+}
+
+/// The node must list every argument of the operator's schema, in order, and the schema must write nothing.
+fn check_schema(node: &TypedNode, operator: &Operator) -> Result<()> {
+    let unsupported = |reason: String| EngineError::Unsupported { node: node.name.clone(), reason };
+    let schema = operator.schema().map_err(|_| unsupported(format!("libtorch gives no schema: {}", ffi::last_error())))?;
+    if schema.contains('!') {
+        return Err(unsupported("the operator writes to its arguments".into()));
+    }
+    let names = argument_names(&schema);
+    if !names.iter().copied().eq(node.arguments.iter().map(|named| named.name.as_str())) {
+        return Err(unsupported(format!("its arguments are not those of this libtorch's schema {schema}")));
+    }
+    Ok(())
+}
+
+/// Argument names of a printed schema: `aten::add.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor`.
+fn argument_names(schema: &str) -> Vec<&str> {
+    let (inner, _) = schema.split_once(") -> ").unwrap_or((schema, ""));
+    let (_, list) = inner.split_once('(').unwrap_or(("", ""));
+    list.split(", ")
+        .filter(|item| *item != "*" && !item.is_empty())
+        .filter_map(|item| item.split('=').next().and_then(|declared| declared.rsplit(' ').next()))
+        .collect()
+}
+
+fn prepare(named: &NamedArgument, batch_size: i64) -> Result<Prepared> {
+    Ok(match &named.value {
+        Argument::None => Prepared::None,
+        Argument::Value(value) => Prepared::Value(index(*value)),
+        Argument::Values(list) => Prepared::Values(list.iter().copied().map(index).collect()),
+        Argument::OptionalValues(list) => Prepared::OptionalValues(list.iter().map(|item| item.map(index)).collect()),
+        Argument::Int(value) => Prepared::Int(*value),
+        Argument::Sizes(sizes) => {
+            Prepared::Ints(sizes.iter().map(|&extent| resolve(extent, batch_size)).collect::<Result<_>>()?)
+        }
+        Argument::Ints(values) => Prepared::Ints(values.clone()),
+        Argument::Float(bits) => Prepared::Float(bits.get()),
+        Argument::Floats(list) => Prepared::Floats(list.iter().map(|bits| bits.get()).collect()),
+        Argument::Bool(value) => Prepared::Bool(*value),
+        Argument::Bools(values) => Prepared::Bools(values.clone()),
+        Argument::Str(text) => Prepared::Str(text.clone()),
+        Argument::DType(dtype) => Prepared::DType(scalar_type(*dtype)),
+        Argument::NumberAsTensor(number) => Prepared::Number(*number),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn argument_names_are_read_from_a_schema() {
+        assert_eq!(argument_names("aten::add.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor"), ["self", "other", "alpha"]);
+        assert_eq!(argument_names("aten::relu(Tensor self) -> Tensor"), ["self"]);
+        assert_eq!(argument_names("aten::ones(SymInt[] size, *, ScalarType? dtype=None) -> Tensor"), ["size", "dtype"]);
+    }
+}

@@ -1,0 +1,148 @@
+//! What is checked at start, on made-up rows: floating-point mode, kernel choice, immutability, and that a row's
+//! numbers do not depend on its place in the batch (rules G6, T2, T8).
+
+use crate::engine::{Batch, Engine};
+use crate::error::{EngineError, Result};
+use crate::ffi;
+use bastionai_graph::dtype::DType;
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+/// Seed of the made-up rows: they are public.
+const SEED: i64 = 20_261_123;
+
+/// Repetitions of the timing; the best counts.
+const TIMINGS: usize = 5;
+
+/// An f32 product of up to a few thousand terms is off by well under this; bf16 is off by 4e-3.
+const TRUE_F32_ERROR: f64 = 2e-5;
+
+/// Fewer multiplications than this are not worth choosing for.
+const WORTH_CHOOSING: i64 = 1 << 20;
+
+/// Sets up libtorch for this process: threads, denormals, deterministic memory, no warnings.
+///
+/// # Errors
+/// [`EngineError::Job`] when a worker thread does not flush denormals.
+pub fn prepare_process(threads: u32) -> Result<()> {
+    let threads = i32::try_from(threads).map_err(|_| EngineError::Job("too many threads".into()))?;
+    let failed = |_| EngineError::Torch { detail: ffi::last_error() };
+    ffi::setup(threads).map_err(failed)?;
+    if !ffi::denormals_flushed().map_err(failed)? {
+        return Err(EngineError::Job("this CPU does not flush denormals on every thread (rule G6)".into()));
+    }
+    Ok(())
+}
+
+/// Chooses the f32 kernels by a short timing and proves the engine on made-up rows with them.
+///
+/// # Errors
+/// [`EngineError::PositionMatters`] or [`EngineError::Mutated`] when the proof fails; a node's own error when the
+/// graph does not run.
+pub fn self_test(engine: &Engine) -> Result<KernelChoice> {
+    let choice = choose_kernels(engine)?;
+    match prove(engine) {
+        Err(EngineError::PositionMatters { .. }) if choice == KernelChoice::Fast => {
+            select(KernelChoice::Default)?;
+            prove(engine)?;
+            Ok(KernelChoice::Default)
+        }
+        Err(error) => Err(error),
+        Ok(()) => Ok(choice),
+    }
+}
+
+/// Which f32 matrix kernels a run uses; fixed for the whole run (rule T2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelChoice {
+    /// libtorch's default.
+    Default,
+    /// What `float32_matmul_precision = "medium"` selects, where that is still true f32.
+    Fast,
+}
+
+fn select(choice: KernelChoice) -> Result<()> {
+    ffi::prefer_fast_f32(choice == KernelChoice::Fast).map_err(|_| EngineError::Torch { detail: ffi::last_error() })
+}
+
+fn choose_kernels(engine: &Engine) -> Result<KernelChoice> {
+    select(KernelChoice::Default)?;
+    let Some((rows, inner, columns)) = engine.largest_product() else { return Ok(KernelChoice::Default) };
+    if rows.saturating_mul(inner).saturating_mul(columns) < WORTH_CHOOSING {
+        return Ok(KernelChoice::Default);
+    }
+    tch::manual_seed(SEED);
+    let left = Tensor::f_randn([rows, inner], (Kind::Float, Device::Cpu))?;
+    let right = Tensor::f_randn([columns, inner], (Kind::Float, Device::Cpu))?;
+    let exact = left.f_to_kind(Kind::Double)?.f_linear::<Tensor>(&right.f_to_kind(Kind::Double)?, None)?;
+    let (default_seconds, _) = time_product(&left, &right)?;
+    select(KernelChoice::Fast)?;
+    let (fast_seconds, product) = time_product(&left, &right)?;
+    let error = product.f_to_kind(Kind::Double)?.f_sub(&exact)?.f_norm()?.f_div(&exact.f_norm()?)?;
+    if f64::try_from(error)? < TRUE_F32_ERROR && fast_seconds < default_seconds {
+        return Ok(KernelChoice::Fast);
+    }
+    select(KernelChoice::Default)?;
+    Ok(KernelChoice::Default)
+}
+
+fn time_product(left: &Tensor, right: &Tensor) -> Result<(f64, Tensor)> {
+    let mut product = left.f_linear::<Tensor>(right, None)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..TIMINGS {
+        let start = Instant::now();
+        product = left.f_linear::<Tensor>(right, None)?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok((best, product))
+}
+
+/// The same rows in three orders must give the same bits; nothing may be written.
+fn prove(engine: &Engine) -> Result<()> {
+    let size = i64::from(engine.settings().physical_batch_size);
+    let before = engine.state_digest()?;
+    tch::manual_seed(SEED);
+    let inputs = made_up(engine, size)?;
+    let reference = engine.per_record_values(&whole(engine, inputs.iter().map(Tensor::shallow_clone).collect(), size)?)?;
+    for order in [reversed(size), rotated(size)] {
+        let order = Tensor::f_from_slice(&order)?;
+        let permuted = inputs.iter().map(|input| Ok(input.f_index_select(0, &order)?)).collect::<Result<Vec<_>>>()?;
+        let values = engine.per_record_values(&whole(engine, permuted, size)?)?;
+        for (value, reference) in values.iter().zip(&reference) {
+            if !same(value, &reference.f_index_select(0, &order)?)? {
+                return Err(EngineError::PositionMatters { physical_batch_size: engine.settings().physical_batch_size });
+            }
+        }
+    }
+    if engine.state_digest()? == before { Ok(()) } else { Err(EngineError::Mutated) }
+}
+
+fn whole(engine: &Engine, inputs: Vec<Tensor>, size: i64) -> Result<Batch> {
+    engine.batch(inputs, Tensor::f_ones([size], (Kind::Bool, Device::Cpu))?)
+}
+
+fn reversed(size: i64) -> Vec<i64> {
+    (0..size).rev().collect()
+}
+
+fn rotated(size: i64) -> Vec<i64> {
+    (0..size).map(|row| (row + size / 3 + 1) % size).collect()
+}
+
+fn made_up(engine: &Engine, size: i64) -> Result<Vec<Tensor>> {
+    let one = |input: &bastionai_graph::typed::Input| {
+        let shape: Vec<i64> = std::iter::once(size).chain(input.shape.iter().map(|&extent| extent as i64)).collect();
+        let kind = crate::program::kind(input.dtype);
+        Ok(match input.dtype {
+            DType::F32 | DType::F64 => Tensor::f_rand(&shape[..], (kind, Device::Cpu))?,
+            _ => Tensor::f_randint(2, &shape[..], (Kind::Int64, Device::Cpu))?.f_to_kind(kind)?,
+        })
+    };
+    engine.graph().inputs().iter().map(one).collect()
+}
+
+/// Equal bits, but for NaN, whose bits mean nothing.
+fn same(left: &Tensor, right: &Tensor) -> Result<bool> {
+    let both_nan = left.f_isnan()?.f_logical_and(&right.f_isnan()?)?;
+    Ok(bool::try_from(left.f_eq_tensor(right)?.f_logical_or(&both_nan)?.f_all()?)?)
+}

@@ -1,0 +1,381 @@
+//! Where trainable parameters meet data, worked out once: for each parameter its uses, and how its per-sample
+//! norms and clipped sum are computed.
+
+use crate::error::{EngineError, Result};
+use crate::program::{BatchAxis, Expected, Program, index};
+use bastionai_graph::typed::{Origin, ParameterView, Tap, TappedParameter, TypedGraph, TypedNode};
+
+/// What one tap computes with: rows of inputs and of output gradients, or a broadcast.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum TapKind {
+    /// `linear`, `mm`, `addmm`, `matmul`: input rows of one width, gradient rows of another.
+    Rows { input_width: i64, output_width: i64 },
+    /// `layer_norm`: rows of `width`, normalised again.
+    LayerNorm { normalized_shape: Vec<i64>, eps: f64, width: i64 },
+    /// Addition or multiplication by broadcasting.
+    Broadcast,
+}
+
+/// One tapped node.
+#[derive(Clone, Debug)]
+pub(crate) struct TapPlan {
+    pub(crate) kind: TapKind,
+    /// The output's batch axis; rows of input and output gradient are brought into the same order.
+    pub(crate) batch: BatchAxis,
+    /// Shape of the output.
+    pub(crate) output_shape: Vec<i64>,
+    /// Rows of a record (T): 1 for plain `[B, width]`.
+    pub(crate) rows_per_record: i64,
+}
+
+/// How a parameter's per-sample gradient follows from a tap.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Role {
+    /// `Σ_t g_t x_tᵀ`, or its transpose for `x·W`.
+    Weight { transposed: bool },
+    /// `Σ_t g_t`.
+    Sum,
+    /// `Σ_t g_t ∘ x̂_t`.
+    Scale,
+    /// ± the output gradient summed over broadcast axes.
+    BroadcastAdd { scale: f64 },
+    /// Output gradient times the other operand, summed over broadcast axes.
+    BroadcastMul,
+}
+
+/// One use of a parameter.
+#[derive(Clone, Debug)]
+pub(crate) struct Use {
+    pub(crate) tap: usize,
+    pub(crate) role: Role,
+    /// Shape in which the parameter enters the node.
+    pub(crate) value_shape: Vec<i64>,
+    /// From that shape back to the parameter's, in order.
+    pub(crate) back: Vec<ViewBack>,
+}
+
+/// One step from a view back to its source.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum ViewBack {
+    Permute(Vec<i64>),
+    Reshape(Vec<i64>),
+}
+
+/// How norms and sums are computed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Method {
+    /// One weight use, one row per record: `‖G_i‖ = ‖x_i‖‖g_i‖`.
+    Rows,
+    /// One weight use, several rows per record: Gram matrices of inputs and gradients.
+    Ghost,
+    /// One weight use, several rows per record: the gradient of each record, for its norm only.
+    Direct,
+    /// The gradient of each record, for norm and sum: small parameters, and tied ones, whose uses add up.
+    Instantiate,
+}
+
+/// One trainable parameter.
+#[derive(Clone, Debug)]
+pub(crate) struct ParameterPlan {
+    /// Index among the graph's parameters.
+    pub(crate) parameter: usize,
+    pub(crate) shape: Vec<i64>,
+    pub(crate) uses: Vec<Use>,
+    pub(crate) method: Method,
+}
+
+/// All taps and trainable parameters.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) taps: Vec<TapPlan>,
+    pub(crate) parameters: Vec<ParameterPlan>,
+}
+
+impl Plan {
+    /// # Errors
+    /// [`EngineError::Unsupported`] when a trainable parameter reaches data other than through a tap (G2), or a tap
+    /// has a form that the engine has no exact gradient for.
+    pub(crate) fn new(graph: &TypedGraph, program: &Program) -> Result<Self> {
+        let mut plan = Self { taps: Vec::new(), parameters: trainable(graph) };
+        for node in graph.nodes() {
+            if let Some(tap) = &node.tap {
+                let tap_index = plan.taps.len();
+                plan.taps.push(tap_plan(node, tap, program)?);
+                for (tapped, role) in roles(tap) {
+                    plan.add_use(graph, node, program, tap_index, tapped, role)?;
+                }
+            }
+            check_untapped(graph, node)?;
+        }
+        for parameter in &mut plan.parameters {
+            parameter.method = method(parameter, &plan.taps);
+        }
+        Ok(plan)
+    }
+
+    fn add_use(
+        &mut self,
+        graph: &TypedGraph,
+        node: &TypedNode,
+        program: &Program,
+        tap: usize,
+        tapped: &TappedParameter,
+        role: Role,
+    ) -> Result<()> {
+        let refuse = |reason: &str| EngineError::Unsupported { node: node.name.clone(), reason: reason.into() };
+        let plan = self
+            .parameters
+            .iter_mut()
+            .find(|plan| plan.parameter == tapped.parameter.0 as usize)
+            .ok_or_else(|| refuse("the tap names a parameter that is not trainable"))?;
+        let value_shape = program.expected[index(tapped.value)].shape.clone();
+        let back = views_back(&plan.shape, &tapped.views, &value_shape)
+            .ok_or_else(|| refuse("the tap's views do not lead from the parameter to the value"))?;
+        check_value_shape(&self.taps[tap], &role, &value_shape).ok_or_else(|| {
+            refuse("the parameter's shape does not fit the operator's; use a parameter of the operator's own shape")
+        })?;
+        check_origin(graph, tapped).ok_or_else(|| refuse("the tapped value is not a view of its parameter"))?;
+        plan.uses.push(Use { tap, role, value_shape, back });
+        Ok(())
+    }
+}
+
+fn trainable(graph: &TypedGraph) -> Vec<ParameterPlan> {
+    let shape = |extents: &[u64]| extents.iter().map(|&extent| extent as i64).collect();
+    graph
+        .parameters()
+        .iter()
+        .enumerate()
+        .filter(|(_, parameter)| parameter.trainable)
+        .map(|(index, parameter)| ParameterPlan {
+            parameter: index,
+            shape: shape(&parameter.shape),
+            uses: Vec::new(),
+            method: Method::Instantiate,
+        })
+        .collect()
+}
+
+/// The parameters a tap serves, each with its role.
+fn roles(tap: &Tap) -> Vec<(&TappedParameter, Role)> {
+    let mut out = Vec::new();
+    match tap {
+        Tap::Linear { weight, bias, .. } => {
+            out.extend(weight.as_ref().map(|tapped| (tapped, Role::Weight { transposed: false })));
+            out.extend(bias.as_ref().map(|tapped| (tapped, Role::Sum)));
+        }
+        Tap::MatMul { weight, bias, .. } => {
+            out.extend(weight.as_ref().map(|tapped| (tapped, Role::Weight { transposed: true })));
+            out.extend(bias.as_ref().map(|tapped| (tapped, Role::Sum)));
+        }
+        Tap::LayerNorm { weight, bias, .. } => {
+            out.extend(weight.as_ref().map(|tapped| (tapped, Role::Scale)));
+            out.extend(bias.as_ref().map(|tapped| (tapped, Role::Sum)));
+        }
+        Tap::BroadcastAdd { parameter, scale } => out.push((parameter, Role::BroadcastAdd { scale: scale.get() })),
+        Tap::BroadcastMul { parameter, .. } => out.push((parameter, Role::BroadcastMul)),
+    }
+    out
+}
+
+fn tap_plan(node: &TypedNode, tap: &Tap, program: &Program) -> Result<TapPlan> {
+    let refuse = |reason: &str| EngineError::Unsupported { node: node.name.clone(), reason: reason.into() };
+    let output = node.outputs.first().map(|value| &program.expected[index(*value)]).ok_or_else(|| refuse("no output"))?;
+    let batch = output.batch.ok_or_else(|| refuse("a tapped output must be per sample"))?;
+    let kind = match tap {
+        Tap::Linear { input, .. } | Tap::MatMul { input, .. } => {
+            let input = &program.expected[index(*input)];
+            rows_kind(node, input, output).ok_or_else(|| {
+                refuse("input and output must have the same axes but the last, and the batch axis before it")
+            })?
+        }
+        Tap::LayerNorm { input, normalized_shape, eps, .. } => {
+            let normalized: Vec<i64> = normalized_shape.iter().map(|&extent| extent as i64).collect();
+            let trailing = program.expected[index(*input)].shape.len().checked_sub(normalized.len());
+            if trailing.is_none_or(|leading| batch.axis >= leading as i64) {
+                return Err(refuse("layer_norm may not normalise over the batch axis"));
+            }
+            let width = normalized.iter().product();
+            TapKind::LayerNorm { normalized_shape: normalized, eps: eps.get(), width }
+        }
+        Tap::BroadcastAdd { .. } | Tap::BroadcastMul { .. } => TapKind::Broadcast,
+    };
+    let width = match &kind {
+        TapKind::Rows { output_width, .. } => *output_width,
+        TapKind::LayerNorm { width, .. } => *width,
+        TapKind::Broadcast => 1,
+    };
+    let elements: i64 = output.shape.iter().product();
+    let rows_per_record = elements / (program.batch_size * width).max(1);
+    check_scales(node, tap).ok_or_else(|| refuse("addmm must have beta = alpha = 1"))?;
+    Ok(TapPlan { kind, batch, output_shape: output.shape.clone(), rows_per_record })
+}
+
+/// Widths of a contraction over the input's last axis; a vector as right operand gives width 1.
+fn rows_kind(node: &TypedNode, input: &Expected, output: &Expected) -> Option<TapKind> {
+    let (&input_width, leading) = input.shape.split_last()?;
+    let vector = node.operator == "matmul" && output.shape.len() + 1 == input.shape.len();
+    let output_width = if vector { 1 } else { *output.shape.last()? };
+    let output_leading = if vector { &output.shape[..] } else { output.shape.split_last()?.1 };
+    let aligned = leading == output_leading && input.batch == output.batch;
+    let before_last = input.batch.is_some_and(|batch| batch.axis < leading.len() as i64);
+    (aligned && before_last).then_some(TapKind::Rows { input_width, output_width })
+}
+
+fn check_scales(node: &TypedNode, tap: &Tap) -> Option<()> {
+    use bastionai_graph::typed::{Argument, Number};
+    if !matches!(tap, Tap::MatMul { .. }) {
+        return Some(());
+    }
+    let one = |argument: &Argument| match argument {
+        Argument::Int(value) | Argument::NumberAsTensor(Number::Int(value)) => *value == 1,
+        Argument::Float(bits) | Argument::NumberAsTensor(Number::Float(bits)) => bits.get() == 1.0,
+        _ => false,
+    };
+    let scales = node.arguments.iter().filter(|named| named.name == "beta" || named.name == "alpha");
+    scales.map(|named| one(&named.value)).all(|fine| fine).then_some(())
+}
+
+fn check_value_shape(tap: &TapPlan, role: &Role, value_shape: &[i64]) -> Option<()> {
+    let elements: i64 = value_shape.iter().product();
+    let fits = match (&tap.kind, role) {
+        (TapKind::Rows { input_width, output_width }, Role::Weight { transposed }) => {
+            let (first, second) = if *transposed { (input_width, output_width) } else { (output_width, input_width) };
+            value_shape == [*first, *second] || (*output_width == 1 && value_shape == [*input_width])
+        }
+        (TapKind::Rows { output_width, .. }, Role::Sum) => elements == *output_width,
+        (TapKind::LayerNorm { normalized_shape, .. }, Role::Sum | Role::Scale) => value_shape == &normalized_shape[..],
+        (TapKind::Broadcast, Role::BroadcastAdd { .. } | Role::BroadcastMul) => broadcasts(value_shape, tap),
+        _ => false,
+    };
+    fits.then_some(())
+}
+
+/// Right-aligned, each extent is the output's or 1, and 1 on the batch axis (T4).
+fn broadcasts(value_shape: &[i64], tap: &TapPlan) -> bool {
+    let Some(missing) = tap.output_shape.len().checked_sub(value_shape.len()) else { return false };
+    value_shape.iter().enumerate().all(|(axis, &extent)| {
+        let axis = axis + missing;
+        extent == 1 || (axis as i64 != tap.batch.axis && extent == tap.output_shape[axis])
+    })
+}
+
+/// Views that keep every element exactly once: the only way from a parameter to a tap (G2).
+const ISOMETRIC_VIEWS: &[&str] = &[
+    "alias", "clone", "contiguous", "flatten", "permute", "reshape", "squeeze", "t", "transpose", "unsqueeze", "view",
+];
+
+/// The tapped value must come from its parameter, directly or through isometric views.
+fn check_origin(graph: &TypedGraph, tapped: &TappedParameter) -> Option<()> {
+    let mut value = graph.values().get(index(tapped.value))?;
+    for _ in 0..graph.nodes().len() {
+        match value.origin {
+            Origin::Parameter(id) => return (id == tapped.parameter).then_some(()),
+            Origin::Node { node, .. } => {
+                let node = graph.nodes().get(node as usize)?;
+                if !ISOMETRIC_VIEWS.contains(&node.operator.as_str()) {
+                    return None;
+                }
+                let source = node.arguments.iter().find_map(|named| match named.value {
+                    bastionai_graph::typed::Argument::Value(id) => Some(id),
+                    _ => None,
+                })?;
+                value = graph.values().get(index(source))?;
+            }
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// A node that mixes a `Shared` value of trainable parameters with data must be a tap that names it (G2).
+fn check_untapped(graph: &TypedGraph, node: &TypedNode) -> Result<()> {
+    use bastionai_graph::typed::{Argument, Dependence};
+    let mixes = node.outputs.iter().any(|output| {
+        matches!(graph.values()[index(*output)].value_type.dependence, Dependence::PerSample { .. })
+    });
+    let mut used = Vec::new();
+    for named in &node.arguments {
+        match &named.value {
+            Argument::Value(value) => used.push(*value),
+            Argument::Values(list) => used.extend(list),
+            Argument::OptionalValues(list) => used.extend(list.iter().flatten()),
+            _ => {}
+        }
+    }
+    let tapped: Vec<_> = node.tap.iter().flat_map(|tap| roles(tap)).map(|(tapped, _)| tapped.value).collect();
+    let escapes = used.into_iter().any(|value| {
+        let value_of = &graph.values()[index(value)];
+        mixes && value_of.requires_grad && value_of.value_type.dependence == Dependence::Shared && !tapped.contains(&value)
+    });
+    if escapes {
+        let reason = "a trainable parameter meets data here in a way that has no per-sample gradient (G2)".into();
+        return Err(EngineError::Unsupported { node: node.name.clone(), reason });
+    }
+    Ok(())
+}
+
+fn views_back(parameter: &[i64], views: &[ParameterView], value: &[i64]) -> Option<Vec<ViewBack>> {
+    let mut shape = parameter.to_vec();
+    let mut back = Vec::with_capacity(views.len());
+    for view in views {
+        match view {
+            ParameterView::Permute(permutation) => {
+                let mut inverse = vec![-1; shape.len()];
+                let mut permuted = Vec::with_capacity(shape.len());
+                for (axis, &source) in permutation.iter().enumerate() {
+                    *inverse.get_mut(usize::from(source))? = axis as i64;
+                    permuted.push(shape[usize::from(source)]);
+                }
+                if permuted.len() != shape.len() || inverse.contains(&-1) {
+                    return None;
+                }
+                back.push(ViewBack::Permute(inverse));
+                shape = permuted;
+            }
+            ParameterView::Reshape(to) => {
+                let to: Vec<i64> = to.iter().map(|&extent| extent as i64).collect();
+                if to.iter().product::<i64>() != shape.iter().product::<i64>() {
+                    return None;
+                }
+                back.push(ViewBack::Reshape(shape));
+                shape = to;
+            }
+        }
+    }
+    back.reverse();
+    (shape == value).then_some(back)
+}
+
+/// Norms by Gram matrices cost `T²(in+out)` multiplications a record, by instantiation `T·in·out`.
+fn method(parameter: &ParameterPlan, taps: &[TapPlan]) -> Method {
+    let [only] = &parameter.uses[..] else { return Method::Instantiate };
+    let tap = &taps[only.tap];
+    match (&only.role, &tap.kind) {
+        (Role::Weight { .. }, TapKind::Rows { .. }) if tap.rows_per_record == 1 => Method::Rows,
+        (Role::Weight { .. }, TapKind::Rows { input_width, output_width }) => {
+            let ghost = tap.rows_per_record.saturating_mul(input_width + output_width);
+            if ghost < input_width.saturating_mul(*output_width) { Method::Ghost } else { Method::Direct }
+        }
+        _ => Method::Instantiate,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_are_undone_in_reverse_order() {
+        let views = [ParameterView::Permute(vec![1, 0]), ParameterView::Reshape(vec![6])];
+        let back = views_back(&[2, 3], &views, &[6]).unwrap();
+        assert_eq!(back, [ViewBack::Reshape(vec![3, 2]), ViewBack::Permute(vec![1, 0])]);
+    }
+
+    #[test]
+    fn a_view_that_repeats_an_axis_or_changes_the_count_is_refused() {
+        assert!(views_back(&[2, 2], &[ParameterView::Permute(vec![0, 0])], &[2, 2]).is_none());
+        assert!(views_back(&[2, 2], &[ParameterView::Reshape(vec![3])], &[3]).is_none());
+        assert!(views_back(&[2, 2], &[], &[4]).is_none());
+    }
+}

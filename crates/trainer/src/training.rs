@@ -1,0 +1,182 @@
+//! The steps of a run: sample, micro-batches, noise and update, loss release.
+
+use crate::engine::{Engine, RecordResults};
+use crate::error::{EngineError, Result};
+use crate::optimizer::{NoisyMean, OptimizerState};
+use crate::records::Records;
+use crate::sample::PooledSampler;
+use bastionai_privacy::noise::NoiseStream;
+use bastionai_wire::trainer::{Job, LossRelease};
+use ring::rand::{SecureRandom, SystemRandom};
+use tch::Tensor;
+use zeroize::Zeroizing;
+
+/// Loss sums are collected in units of `max_loss·2^-30`.
+const LOSS_UNITS: f64 = 1_073_741_824.0;
+
+/// Keeps the noise within what its sampler has an error bound for (2^44 grid units), with room for the slack of Δ.
+const LARGEST_NOISE_MULTIPLIER: f64 = 8192.0;
+
+/// The noise stream's tensor number of the loss; parameters count from 0.
+const LOSS_TENSOR: u32 = u32::MAX;
+
+/// A run in progress. Everything random in it comes from keys drawn at its start, kept nowhere else (rules D1, 9).
+pub struct Training {
+    engine: Engine,
+    records: Records,
+    sampler: PooledSampler,
+    noise: NoiseStream,
+    optimizer: OptimizerState,
+    mean: NoisyMean,
+    loss: Option<LossRelease>,
+    expected_batch_size: f64,
+    steps: u64,
+    frozen: [u8; 32],
+}
+
+/// The job's own numbers, checked before anything is built.
+///
+/// # Errors
+/// [`EngineError::Job`] names the number.
+pub fn check_job(job: &Job) -> Result<()> {
+    let refuse = |text: &str| Err(EngineError::Job(text.into()));
+    let positive = |value: f64| value > 0.0 && value.is_finite();
+    if job.steps == 0 || job.datasets.is_empty() {
+        return refuse("a run needs at least one step and one dataset");
+    }
+    if !positive(job.expected_batch_size) || !positive(job.max_grad_norm) {
+        return refuse("expected_batch_size and max_grad_norm must be positive and finite");
+    }
+    let noise = |value: f64| positive(value) && value <= LARGEST_NOISE_MULTIPLIER;
+    if !noise(job.noise_multiplier) {
+        return refuse("noise_multiplier must be positive and at most 8192: no gradient leaves without noise");
+    }
+    if job.loss.is_some_and(|loss| !positive(loss.max_loss) || !noise(loss.noise_multiplier)) {
+        return refuse("max_loss must be positive, and the loss's noise_multiplier positive and at most 8192");
+    }
+    Ok(())
+}
+
+impl Training {
+    /// Draws fresh keys and sets up the first step.
+    ///
+    /// # Errors
+    /// [`EngineError::NoRandomness`]; [`EngineError::Job`] for the optimizer's numbers.
+    pub fn new(engine: Engine, records: Records, job: &Job) -> Result<Self> {
+        check_job(job)?;
+        let cap = job.physical_batch_size as usize * job.micro_batches as usize;
+        let (key, order, seed) = (fresh()?, fresh()?, fresh()?);
+        tch::manual_seed(i64::from_le_bytes(seed[..8].try_into().expect("a key has 32 bytes")));
+        let optimizer = OptimizerState::new(job.optimizer, &engine.trainable())?;
+        let mean = NoisyMean {
+            standard_deviation: job.noise_multiplier * engine.l2_sensitivity() / engine.grid().width(),
+            scale: engine.grid().width() / job.expected_batch_size,
+        };
+        let frozen = engine.frozen_digest()?;
+        Ok(Self {
+            sampler: PooledSampler::new(*key, &order, job.sample_threshold, job.datasets.clone(), cap),
+            noise: NoiseStream::new(*key),
+            loss: job.loss,
+            expected_batch_size: job.expected_batch_size,
+            steps: job.steps,
+            engine,
+            records,
+            optimizer,
+            mean,
+            frozen,
+        })
+    }
+
+    /// Takes step `step` (from 1); returns the noisy mean loss, if it is released.
+    ///
+    /// Always the same number of micro-batches, padded and masked; an empty sample gets its noise like any other.
+    ///
+    /// # Errors
+    /// [`EngineError`]; after one, the run is over.
+    pub fn step(&mut self, step: u64) -> Result<Option<f64>> {
+        let rows = self.sampler.draw(step)?;
+        let settings = *self.engine.settings();
+        let batch_size = settings.physical_batch_size as usize;
+        let digest = self.digest_at(step)?;
+        let mut sums = self.engine.zero_sums();
+        let mut losses = 0i64;
+        for part in 0..settings.micro_batches as usize {
+            let first = (part * batch_size).min(rows.len());
+            let last = (first + batch_size).min(rows.len());
+            let (inputs, present) = self.records.gather(&rows[first..last], batch_size)?;
+            let results = self.engine.add_clipped(&self.engine.batch(inputs, present)?, &mut sums)?;
+            losses += self.loss.map_or(0, |release| clipped_losses(&results, release.max_loss));
+        }
+        if self.digest_at(step)? != digest {
+            return Err(EngineError::Mutated);
+        }
+        let (noise, mean, threads) = (&self.noise, self.mean, settings.threads as usize);
+        self.optimizer.step(&mut self.engine.trainable_mut(), &mut sums.0, noise, step, mean, threads)?;
+        self.loss.map(|release| self.release(step, losses, release)).transpose()
+    }
+
+    /// Hashes at the first and the last step; every step checks write counters besides (rule T8).
+    fn digest_at(&self, step: u64) -> Result<Option<[u8; 32]>> {
+        if step == 1 || step == self.steps { self.engine.state_digest().map(Some) } else { Ok(None) }
+    }
+
+    /// Noisy clipped loss sum over the public divisor.
+    fn release(&self, step: u64, sum: i64, release: LossRelease) -> Result<f64> {
+        let mut sums = [sum];
+        self.noise
+            .add_rounded_gaussian(step, LOSS_TENSOR, 0, &mut sums, release.noise_multiplier * LOSS_UNITS)
+            .map_err(|_| EngineError::SumOutOfBound)?;
+        Ok(sums[0] as f64 / LOSS_UNITS * release.max_loss / self.expected_batch_size)
+    }
+
+    /// The trained parameters as bytes, in graph order, after the last check that nothing else changed.
+    ///
+    /// # Errors
+    /// [`EngineError::Mutated`] when a constant or frozen parameter changed in the run.
+    pub fn finish(self) -> Result<Vec<Vec<u8>>> {
+        if self.engine.frozen_digest()? != self.frozen {
+            return Err(EngineError::Mutated);
+        }
+        self.engine.trainable().into_iter().map(crate::engine::bytes).collect()
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The trainable parameters as they are now.
+    pub fn parameters(&self) -> Vec<Tensor> {
+        self.engine.trainable().into_iter().map(Tensor::shallow_clone).collect()
+    }
+}
+
+/// Sum of losses clipped to `[0, max_loss]`, each rounded to the integer grid: adding or removing one record moves it
+/// by at most `2^30` units. A loss that is NaN, or of a record that does not count, is zero.
+fn clipped_losses(results: &RecordResults, max_loss: f64) -> i64 {
+    let units = |loss: f64| (loss.clamp(0.0, max_loss) / max_loss * LOSS_UNITS).round() as i64;
+    let both = results.losses.iter().zip(&results.counted);
+    both.map(|(&loss, &counted)| if counted && !loss.is_nan() { units(loss) } else { 0 }).sum()
+}
+
+fn fresh() -> Result<Zeroizing<[u8; 32]>> {
+    let mut key = Zeroizing::new([0; 32]);
+    SystemRandom::new().fill(&mut key[..]).map_err(|_| EngineError::NoRandomness)?;
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_are_clipped_and_only_counted_records_add() {
+        let results = RecordResults {
+            losses: vec![0.5, 9.0, -3.0, f64::NAN, f64::INFINITY, 1.0],
+            counted: vec![true, true, true, true, true, false],
+            norm_bounds: vec![0.0; 6],
+        };
+        let unit = LOSS_UNITS as i64;
+        assert_eq!(clipped_losses(&results, 2.0), unit / 4 + unit + unit);
+    }
+}
