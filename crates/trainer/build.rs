@@ -15,7 +15,10 @@ fn main() {
     let libtorch = libtorch_folder();
     check_version(&libtorch);
     compile_shim(&libtorch);
-    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", libtorch.join("lib").display());
+    println!(
+        "cargo:rustc-link-arg=-Wl,-rpath,{}",
+        libtorch.join("lib").display()
+    );
 }
 
 /// `LIBTORCH` is set by `.cargo/config.toml`, relative to the workspace.
@@ -55,7 +58,12 @@ fn compile_shim(libtorch: &Path) {
         .flag("-isystem")
         .flag(include.to_str().expect("the path to libtorch is UTF-8"))
         .flag("-isystem")
-        .flag(include.join("torch/csrc/api/include").to_str().expect("the path to libtorch is UTF-8"))
+        .flag(
+            include
+                .join("torch/csrc/api/include")
+                .to_str()
+                .expect("the path to libtorch is UTF-8"),
+        )
         .flag("-std=c++17")
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .warnings(true)

@@ -166,8 +166,8 @@ c10::IValue convert(const c10::Argument& formal, const c10::TypePtr& type, const
     case c10::TypeKind::ScalarTypeType:
       return dtype(formal, actual);
     case c10::TypeKind::MemoryFormatType:
-      if (actual.kind == kArgInt && actual.integer == 0 /*contiguous*/) return actual.integer;
-      mismatch(formal, "the contiguous memory format");
+      if (actual.kind == kArgInt && (actual.integer == 0 /*contiguous*/ || actual.integer == 1 /*preserve*/)) return actual.integer;
+      mismatch(formal, "the contiguous or the preserved memory format");
     default:
       mismatch(formal, "left at its default");
   }

@@ -74,20 +74,33 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError`] when a size, a hyper-parameter or a node is not one that the engine can run soundly.
-    pub fn new(graph: TypedGraph, parameters: &[Vec<u8>], constants: &[Vec<u8>], settings: Settings) -> Result<Self> {
+    pub fn new(
+        graph: TypedGraph,
+        parameters: &[Vec<u8>],
+        constants: &[Vec<u8>],
+        settings: Settings,
+    ) -> Result<Self> {
         if settings.physical_batch_size == 0 || settings.micro_batches == 0 || settings.threads == 0 {
-            return Err(EngineError::Job("physical_batch_size, micro_batches and threads must be at least 1".into()));
+            return Err(EngineError::Job(
+                "physical_batch_size, micro_batches and threads must be at least 1".into(),
+            ));
         }
         let program = Program::new(&graph, settings.physical_batch_size)?;
         let plan = Plan::new(&graph, &program)?;
         let parameters = tensors(
             "parameter",
-            graph.parameters().iter().map(|each| (&each.names[..], each.dtype, &each.shape[..])),
+            graph
+                .parameters()
+                .iter()
+                .map(|each| (&each.names[..], each.dtype, &each.shape[..])),
             parameters,
         )?;
         let constants = tensors(
             "constant",
-            graph.constants().iter().map(|each| (std::slice::from_ref(&each.name), each.dtype, &each.shape[..])),
+            graph
+                .constants()
+                .iter()
+                .map(|each| (std::slice::from_ref(&each.name), each.dtype, &each.shape[..])),
             constants,
         )?;
         check_trainable(&plan, &parameters)?;
@@ -95,7 +108,18 @@ impl Engine {
         let rule = precision.clip_rule(settings.max_grad_norm)?;
         let grid = Grid::new(settings.max_grad_norm, settings.physical_batch_size);
         let sensitivity = charged_sensitivity(&precision.sum_error(&plan, &settings, grid.width()));
-        Ok(Self { graph, program, plan, parameters, constants, rule, precision, grid, sensitivity, settings })
+        Ok(Self {
+            graph,
+            program,
+            plan,
+            parameters,
+            constants,
+            rule,
+            precision,
+            grid,
+            sensitivity,
+            settings,
+        })
     }
 
     /// The graph.
@@ -120,19 +144,34 @@ impl Engine {
 
     /// Zero sums of the right sizes.
     pub fn zero_sums(&self) -> Sums {
-        Sums(self.plan.parameters.iter().map(|each| vec![0; elements(&each.shape)]).collect())
+        Sums(
+            self.plan
+                .parameters
+                .iter()
+                .map(|each| vec![0; elements(&each.shape)])
+                .collect(),
+        )
     }
 
     /// The trainable parameters, in graph order.
     pub fn trainable(&self) -> Vec<&Tensor> {
-        self.plan.parameters.iter().map(|each| &self.parameters[each.parameter]).collect()
+        self.plan
+            .parameters
+            .iter()
+            .map(|each| &self.parameters[each.parameter])
+            .collect()
     }
 
     /// The trainable parameters, for the optimizer.
     pub fn trainable_mut(&mut self) -> Vec<&mut Tensor> {
         let plan = &self.plan;
         let is_trained = |index: usize| plan.parameters.iter().any(|each| each.parameter == index);
-        self.parameters.iter_mut().enumerate().filter(|(index, _)| is_trained(*index)).map(|(_, tensor)| tensor).collect()
+        self.parameters
+            .iter_mut()
+            .enumerate()
+            .filter(|(index, _)| is_trained(*index))
+            .map(|(_, tensor)| tensor)
+            .collect()
     }
 
     /// A batch of exactly B rows: one tensor for each input, and `[B]` bool, false for padding.
@@ -151,7 +190,11 @@ impl Engine {
                 return Err(wrong());
             }
         }
-        if present.size() != [self.program.batch_size] { Err(wrong()) } else { Ok(Batch { inputs, present }) }
+        if present.size() != [self.program.batch_size] {
+            Err(wrong())
+        } else {
+            Ok(Batch { inputs, present })
+        }
     }
 
     /// Adds the clipped gradients of one micro-batch to `sums`.
@@ -180,7 +223,11 @@ impl Engine {
     pub fn clipped_sums(&self, batch: &Batch) -> Result<(Vec<Vec<f64>>, RecordResults)> {
         let mut sums = self.zero_sums();
         let results = self.add_clipped(batch, &mut sums)?;
-        let in_units = |sum: &Vec<i64>| sum.iter().map(|&units| units as f64 * self.grid.width()).collect();
+        let in_units = |sum: &Vec<i64>| {
+            sum.iter()
+                .map(|&units| units as f64 * self.grid.width())
+                .collect()
+        };
         Ok((sums.0.iter().map(in_units).collect(), results))
     }
 
@@ -215,7 +262,11 @@ impl Engine {
     /// [`EngineError::Torch`].
     pub fn frozen_digest(&self) -> Result<[u8; 32]> {
         let mut digest = Sha256::new();
-        let frozen = self.parameters.iter().zip(self.graph.parameters()).filter(|(_, each)| !each.trainable);
+        let frozen = self
+            .parameters
+            .iter()
+            .zip(self.graph.parameters())
+            .filter(|(_, each)| !each.trainable);
         for tensor in frozen.map(|(tensor, _)| tensor).chain(&self.constants) {
             digest.update(bytes(tensor)?);
         }
@@ -225,7 +276,11 @@ impl Engine {
     /// Everything about a batch that must not depend on where in the batch a record stands: the self-test's view.
     pub(crate) fn per_record_values(&self, batch: &Batch) -> Result<Vec<Tensor>> {
         let gradients = self.gradients(batch, Randomness::Frozen)?;
-        let mut out = vec![gradients.losses, gradients.norms.norm_squared, gradients.norms.magnitude_squared];
+        let mut out = vec![
+            gradients.losses,
+            gradients.norms.norm_squared,
+            gradients.norms.magnitude_squared,
+        ];
         for (plan, tap) in self.plan.taps.iter().zip(&gradients.taps) {
             let records = if tap.row_norms.is_none() && tap.gradient.size() == plan.output_shape {
                 tap.gradient.f_movedim_int(plan.batch.axis, 0)?
@@ -240,12 +295,21 @@ impl Engine {
     /// `(rows, inner, columns)` of the largest matrix product of a forward phase.
     pub(crate) fn largest_product(&self) -> Option<(i64, i64, i64)> {
         let size = |tap: &crate::taps::TapPlan| match tap.kind {
-            TapKind::Rows { input_width, output_width } => {
-                Some((self.program.batch_size * tap.rows_per_record, input_width, output_width))
-            }
+            TapKind::Rows {
+                input_width,
+                output_width,
+            } => Some((
+                self.program.batch_size * tap.rows_per_record,
+                input_width,
+                output_width,
+            )),
             _ => None,
         };
-        self.plan.taps.iter().filter_map(size).max_by_key(|&(rows, inner, columns)| rows.saturating_mul(inner * columns))
+        self.plan
+            .taps
+            .iter()
+            .filter_map(size)
+            .max_by_key(|&(rows, inner, columns)| rows.saturating_mul(inner * columns))
     }
 
     fn gradients(&self, batch: &Batch, randomness: Randomness) -> Result<Gradients> {
@@ -274,7 +338,11 @@ impl Engine {
             .collect::<Result<Vec<_>>>()?;
         let mut norms = gradients::norms(&self.plan, &taps, self.program.batch_size)?;
         norms.usable = norms.usable.f_logical_and(&forward.counted)?;
-        Ok(Gradients { losses: forward.loss.f_detach()?.f_to_kind(Kind::Double)?, taps, norms })
+        Ok(Gradients {
+            losses: forward.loss.f_detach()?.f_to_kind(Kind::Double)?,
+            taps,
+            norms,
+        })
     }
 
     /// How often each parameter and constant was written in place: must not change in a forward phase (T8).
@@ -282,7 +350,11 @@ impl Engine {
         self.parameters
             .iter()
             .chain(&self.constants)
-            .map(|tensor| ffi::version(tensor).map_err(|_| EngineError::Torch { detail: ffi::last_error() }))
+            .map(|tensor| {
+                ffi::version(tensor).map_err(|_| EngineError::Torch {
+                    detail: ffi::last_error(),
+                })
+            })
             .collect()
     }
 
@@ -295,10 +367,25 @@ impl Engine {
         let both = || norm_squared.iter().zip(&magnitudes);
         let factors = both()
             .zip(&counted)
-            .map(|((&squared, &magnitude), &counted)| if counted { self.rule.factor(squared, magnitude) } else { 0.0 })
+            .map(|((&squared, &magnitude), &counted)| {
+                if counted {
+                    self.rule.factor(squared, magnitude)
+                } else {
+                    0.0
+                }
+            })
             .collect();
-        let norm_bounds = both().map(|(&squared, &magnitude)| self.rule.norm_bound(squared, magnitude)).collect();
-        Ok((RecordResults { losses, counted, norm_bounds }, factors))
+        let norm_bounds = both()
+            .map(|(&squared, &magnitude)| self.rule.norm_bound(squared, magnitude))
+            .collect();
+        Ok((
+            RecordResults {
+                losses,
+                counted,
+                norm_bounds,
+            },
+            factors,
+        ))
     }
 
     fn add_parameter(
@@ -326,7 +413,8 @@ impl Engine {
         sums: &mut [i64],
     ) -> Result<()> {
         for (first, count) in self.precision.blocks(parameter) {
-            let each = gradients::instantiate(parameter, &self.plan, &gradients.taps, first, count)?.f_flatten(1, -1)?;
+            let each = gradients::instantiate(parameter, &self.plan, &gradients.taps, first, count)?
+                .f_flatten(1, -1)?;
             let keep = usable.f_narrow(0, first, count)?.f_unsqueeze(1)?;
             let kept = each.f_where_scalarother(&keep, 0.0)?;
             let sum = factors.f_narrow(0, first, count)?.f_unsqueeze(0)?.f_mm(&kept)?;
@@ -355,13 +443,22 @@ impl Engine {
         let scaled = tap.gradient.f_to_kind(chosen.kind)?.f_mul(&row_factors)?;
         let outputs = flat(&scaled.f_where_scalarother(&keep, 0.0)?)?;
         let transposed = matches!(only.role, Role::Weight { transposed: true });
-        let (left, right) = if transposed { (inputs, outputs) } else { (outputs, inputs) };
+        let (left, right) = if transposed {
+            (inputs, outputs)
+        } else {
+            (outputs, inputs)
+        };
         let rows = left.size()[0];
         let mut first = 0;
         while first < rows {
             let count = chosen.rows.min(rows - first);
-            let product = left.f_narrow(0, first, count)?.f_tr()?.f_mm(&right.f_narrow(0, first, count)?)?;
-            let shape: Vec<i64> = std::iter::once(1).chain(only.value_shape.iter().copied()).collect();
+            let product = left
+                .f_narrow(0, first, count)?
+                .f_tr()?
+                .f_mm(&right.f_narrow(0, first, count)?)?;
+            let shape: Vec<i64> = std::iter::once(1)
+                .chain(only.value_shape.iter().copied())
+                .collect();
             let own = gradients::undo_views(&product.f_reshape(&shape[..])?, &only.back)?;
             self.grid.add(&own, sums, self.settings.threads as usize)?;
             first += count;
@@ -393,7 +490,11 @@ fn tensors<'a>(
     bytes: &[Vec<u8>],
 ) -> Result<Vec<Tensor>> {
     if described.len() != bytes.len() {
-        return Err(EngineError::Job(format!("{} {what} frames, but the graph has {}", bytes.len(), described.len())));
+        return Err(EngineError::Job(format!(
+            "{} {what} frames, but the graph has {}",
+            bytes.len(),
+            described.len()
+        )));
     }
     described
         .zip(bytes)
@@ -401,7 +502,10 @@ fn tensors<'a>(
             let name = names.first().map_or("?", String::as_str);
             let shape: Vec<i64> = shape.iter().map(|&extent| extent as i64).collect();
             if bytes.len() != elements(&shape) * dtype.size_bytes() {
-                return Err(EngineError::Job(format!("{what} {name} has {} bytes, not its shape's", bytes.len())));
+                return Err(EngineError::Job(format!(
+                    "{what} {name} has {} bytes, not its shape's",
+                    bytes.len()
+                )));
             }
             Ok(Tensor::f_from_data_size(bytes, &shape, kind(dtype))?.f_to_device(Device::Cpu)?)
         })
@@ -410,15 +514,21 @@ fn tensors<'a>(
 
 fn check_trainable(plan: &Plan, parameters: &[Tensor]) -> Result<()> {
     if plan.parameters.is_empty() {
-        return Err(EngineError::Job("no parameter is trainable: set requires_grad on at least one".into()));
+        return Err(EngineError::Job(
+            "no parameter is trainable: set requires_grad on at least one".into(),
+        ));
     }
     for each in &plan.parameters {
         let tensor = &parameters[each.parameter];
         if !matches!(tensor.kind(), Kind::Float | Kind::Double) {
-            return Err(EngineError::Job("a trainable parameter must be float32 or float64".into()));
+            return Err(EngineError::Job(
+                "a trainable parameter must be float32 or float64".into(),
+            ));
         }
         if !bool::try_from(tensor.f_isfinite()?.f_all()?)? {
-            return Err(EngineError::Job("a trainable parameter is not finite: initialise it again".into()));
+            return Err(EngineError::Job(
+                "a trainable parameter is not finite: initialise it again".into(),
+            ));
         }
     }
     Ok(())

@@ -85,7 +85,9 @@ impl EngineError {
 
 impl From<TchError> for EngineError {
     fn from(error: TchError) -> Self {
-        Self::Torch { detail: error.to_string() }
+        Self::Torch {
+            detail: error.to_string(),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use tch::{Device, Tensor};
 
 /// Whether random operators draw. Self-tests run without, so that rows can be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Randomness {
+pub(crate) enum Randomness {
     /// As in training: i.i.d. for every element, from the generator seeded at start.
     Drawn,
     /// Dropout is the identity.
@@ -59,7 +59,11 @@ pub(crate) fn forward(
         let outputs = run(call, &values, &replaced, randomness)?;
         check_outputs(call, &outputs, &program.expected)?;
         if let (Some(_), Some(tap)) = (call.tap, &node.tap) {
-            taps.push(tapped(call, &outputs[0], saved_value(tap).and_then(|value| values[value].as_ref()))?);
+            taps.push(tapped(
+                call,
+                &outputs[0],
+                saved_value(tap).and_then(|value| values[value].as_ref()),
+            )?);
         }
         for (slot, output) in call.outputs.iter().zip(outputs) {
             values[*slot] = Some(output);
@@ -68,8 +72,14 @@ pub(crate) fn forward(
             values[*value] = None;
         }
     }
-    let loss = values[program.loss].take().ok_or(EngineError::Job("typed graph: the loss is not computed".into()))?;
-    Ok(Forward { loss, counted: counted.mask().shallow_clone(), taps })
+    let loss = values[program.loss]
+        .take()
+        .ok_or(EngineError::Job("typed graph: the loss is not computed".into()))?;
+    Ok(Forward {
+        loss,
+        counted: counted.mask().shallow_clone(),
+        taps,
+    })
 }
 
 /// Values that exist before the first node. Trainable parameters enter detached and requiring a gradient, so that
@@ -87,21 +97,38 @@ fn origins(
             Origin::Input(input) => Some(inputs[input as usize].shallow_clone()),
             Origin::Parameter(id) => {
                 let trainable = graph.parameters()[id.0 as usize].trainable;
-                Some(parameters[id.0 as usize].f_detach()?.f_set_requires_grad(trainable)?)
+                Some(
+                    parameters[id.0 as usize]
+                        .f_detach()?
+                        .f_set_requires_grad(trainable)?,
+                )
             }
             Origin::Constant(constant) => Some(constants[constant as usize].shallow_clone()),
             Origin::Node { .. } => None,
         };
-        if tensor.as_ref().is_some_and(|tensor| !matches(tensor, &program.expected[position])) {
-            return Err(EngineError::TypeDiffers { node: value.name.clone() });
+        if tensor
+            .as_ref()
+            .is_some_and(|tensor| !matches(tensor, &program.expected[position]))
+        {
+            return Err(EngineError::TypeDiffers {
+                node: value.name.clone(),
+            });
         }
         values.push(tensor);
     }
     Ok(values)
 }
 
-fn run(call: &Call, values: &[Option<Tensor>], replaced: &[Replacement], randomness: Randomness) -> Result<Vec<Tensor>> {
-    let failed = |detail: String| EngineError::Operator { node: call.name.clone(), detail };
+fn run(
+    call: &Call,
+    values: &[Option<Tensor>],
+    replaced: &[Replacement],
+    randomness: Randomness,
+) -> Result<Vec<Tensor>> {
+    let failed = |detail: String| EngineError::Operator {
+        node: call.name.clone(),
+        detail,
+    };
     let mut arguments = call
         .arguments
         .iter()
@@ -115,15 +142,29 @@ fn run(call: &Call, values: &[Option<Tensor>], replaced: &[Replacement], randomn
         }
     }
     if call.guard == Guard::Random && randomness == Randomness::Frozen {
-        let train = call.position("train").ok_or_else(|| failed("no argument 'train'".into()))?;
+        let train = call
+            .position("train")
+            .ok_or_else(|| failed("no argument 'train'".into()))?;
         arguments[train] = CallArgument::Bool(false);
     }
-    call.operator.call(&arguments, call.outputs.len()).map_err(|_| failed(ffi::last_error()))
+    call.operator
+        .call(&arguments, call.outputs.len())
+        .map_err(|_| failed(ffi::last_error()))
 }
 
 fn check_outputs(call: &Call, outputs: &[Tensor], expected: &[Expected]) -> Result<()> {
-    let fine = call.outputs.iter().zip(outputs).all(|(slot, output)| matches(output, &expected[*slot]));
-    if fine { Ok(()) } else { Err(EngineError::TypeDiffers { node: call.name.clone() }) }
+    let fine = call
+        .outputs
+        .iter()
+        .zip(outputs)
+        .all(|(slot, output)| matches(output, &expected[*slot]));
+    if fine {
+        Ok(())
+    } else {
+        Err(EngineError::TypeDiffers {
+            node: call.name.clone(),
+        })
+    }
 }
 
 fn matches(tensor: &Tensor, expected: &Expected) -> bool {
@@ -131,8 +172,10 @@ fn matches(tensor: &Tensor, expected: &Expected) -> bool {
 }
 
 fn tapped(call: &Call, output: &Tensor, saved: Option<&Tensor>) -> Result<Tapped> {
-    let edge = Edge::of(output)
-        .map_err(|_| EngineError::Operator { node: call.name.clone(), detail: ffi::last_error() })?;
+    let edge = Edge::of(output).map_err(|_| EngineError::Operator {
+        node: call.name.clone(),
+        detail: ffi::last_error(),
+    })?;
     let saved = saved.map(Tensor::f_detach).transpose()?;
     Ok(Tapped { edge, saved })
 }
@@ -144,15 +187,24 @@ pub(crate) fn gradients_at_taps(program: &Program, forward: &Forward) -> Result<
         edges.iter().map(|_| None).collect()
     } else {
         let ones = forward.loss.f_detach()?.f_ones_like()?;
-        ffi::backward(&forward.loss, &ones, &edges).map_err(|_| EngineError::Torch { detail: ffi::last_error() })?
+        ffi::backward(&forward.loss, &ones, &edges).map_err(|_| EngineError::Torch {
+            detail: ffi::last_error(),
+        })?
     };
-    let tapped = program.calls.iter().filter(|call| call.tap.is_some()).map(|call| &program.expected[call.outputs[0]]);
+    let tapped = program
+        .calls
+        .iter()
+        .filter(|call| call.tap.is_some())
+        .map(|call| &program.expected[call.outputs[0]]);
     gradients
         .into_iter()
         .zip(tapped)
         .map(|(gradient, expected)| match gradient {
             Some(gradient) => Ok(gradient),
-            None => Ok(Tensor::f_zeros(&expected.shape[..], (expected.kind, Device::Cpu))?),
+            None => Ok(Tensor::f_zeros(
+                &expected.shape[..],
+                (expected.kind, Device::Cpu),
+            )?),
         })
         .collect()
 }

@@ -135,9 +135,20 @@ impl CallArgument<'_> {
     }
 
     fn raw(&self, pointers: &[*const c_void]) -> RawArgument {
-        let scalar = |kind, integer, number| RawArgument { kind, count: 0, integer, number, data: null() };
-        let list =
-            |kind, count: usize, data| RawArgument { kind, count: count as i32, integer: 0, number: 0.0, data };
+        let scalar = |kind, integer, number| RawArgument {
+            kind,
+            count: 0,
+            integer,
+            number,
+            data: null(),
+        };
+        let list = |kind, count: usize, data| RawArgument {
+            kind,
+            count: count as i32,
+            integer: 0,
+            number: 0.0,
+            data,
+        };
         match self {
             Self::None => scalar(0, 0, 0.0),
             Self::Tensor(tensor) => list(1, 1, pointer(tensor)),
@@ -170,7 +181,9 @@ impl Operator {
             return Ok(None);
         }
         succeed(status)?;
-        NonNull::new(handle).map(|handle| Some(Self(handle))).ok_or(Failed)
+        NonNull::new(handle)
+            .map(|handle| Some(Self(handle)))
+            .ok_or(Failed)
     }
 
     /// The schema as libtorch prints it.
@@ -179,18 +192,34 @@ impl Operator {
         // SAFETY: the shim writes at most `capacity` bytes, ending in a zero.
         succeed(unsafe { bastion_schema(self.0.as_ptr(), text.as_mut_ptr(), text.len()) })?;
         // SAFETY: ends in a zero, as above.
-        Ok(unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned())
+        Ok(unsafe { CStr::from_ptr(text.as_ptr()) }
+            .to_string_lossy()
+            .into_owned())
     }
 
     /// Calls the operator through the dispatcher. Arguments are checked against its schema in the shim.
-    pub(crate) fn call(&self, arguments: &[CallArgument<'_>], output_count: usize) -> Result<Vec<Tensor>, Failed> {
+    pub(crate) fn call(
+        &self,
+        arguments: &[CallArgument<'_>],
+        output_count: usize,
+    ) -> Result<Vec<Tensor>, Failed> {
         let pointers: Vec<_> = arguments.iter().map(CallArgument::pointers).collect();
-        let raw: Vec<_> = arguments.iter().zip(&pointers).map(|(argument, list)| argument.raw(list)).collect();
+        let raw: Vec<_> = arguments
+            .iter()
+            .zip(&pointers)
+            .map(|(argument, list)| argument.raw(list))
+            .collect();
         let mut outputs = vec![null_mut(); output_count];
         // SAFETY: every pointer in `raw` is into `arguments` or `pointers`, which outlive the call; the shim
         // checks kinds and counts against the schema, and writes `output_count` owned tensors only on success.
         succeed(unsafe {
-            bastion_call(self.0.as_ptr(), raw.as_ptr(), raw.len(), outputs.as_mut_ptr(), outputs.len())
+            bastion_call(
+                self.0.as_ptr(),
+                raw.as_ptr(),
+                raw.len(),
+                outputs.as_mut_ptr(),
+                outputs.len(),
+            )
         })?;
         Ok(outputs.into_iter().map(owned).collect())
     }
@@ -223,14 +252,33 @@ impl Edge {
 
 /// One pass of the autograd engine from `root` to `edges`; `None` where no gradient arrives. Weight
 /// gradients are not among the edges, so the engine never computes them.
-pub(crate) fn backward(root: &Tensor, root_gradient: &Tensor, edges: &[&Edge]) -> Result<Vec<Option<Tensor>>, Failed> {
+pub(crate) fn backward(
+    root: &Tensor,
+    root_gradient: &Tensor,
+    edges: &[&Edge],
+) -> Result<Vec<Option<Tensor>>, Failed> {
     let raw: Vec<_> = edges.iter().map(|edge| edge.0.as_ptr()).collect();
     let mut gradients = vec![null_mut(); edges.len()];
     // SAFETY: tensors and edges are alive for the call; `gradients` has one slot for each edge.
     succeed(unsafe {
-        bastion_backward(pointer(root), pointer(root_gradient), raw.as_ptr(), raw.len(), gradients.as_mut_ptr())
+        bastion_backward(
+            pointer(root),
+            pointer(root_gradient),
+            raw.as_ptr(),
+            raw.len(),
+            gradients.as_mut_ptr(),
+        )
     })?;
-    Ok(gradients.into_iter().map(|gradient| if gradient.is_null() { None } else { Some(owned(gradient)) }).collect())
+    Ok(gradients
+        .into_iter()
+        .map(|gradient| {
+            if gradient.is_null() {
+                None
+            } else {
+                Some(owned(gradient))
+            }
+        })
+        .collect())
 }
 
 /// How often a tensor was written to in place.
@@ -258,7 +306,9 @@ pub(crate) fn read<T: Element, R>(tensor: &Tensor, body: impl FnOnce(&[T]) -> R)
     let address = memory::<T>(tensor)?;
     // SAFETY: contiguous memory of numel elements of T, alive while `tensor` is borrowed; `body` gets no
     // handle to write it by, and the engine runs one operator at a time.
-    Some(body(unsafe { std::slice::from_raw_parts(address, tensor.numel()) }))
+    Some(body(unsafe {
+        std::slice::from_raw_parts(address, tensor.numel())
+    }))
 }
 
 /// As [`read`], writable.
@@ -266,7 +316,9 @@ pub(crate) fn write<T: Element, R>(tensor: &mut Tensor, body: impl FnOnce(&mut [
     let address = memory::<T>(tensor)?;
     // SAFETY: as for `read`; tensors that share this memory are not touched while `body` runs, since the
     // engine runs one operator at a time and `body` has no handle to another.
-    Some(body(unsafe { std::slice::from_raw_parts_mut(address, tensor.numel()) }))
+    Some(body(unsafe {
+        std::slice::from_raw_parts_mut(address, tensor.numel())
+    }))
 }
 
 fn memory<T: Element>(tensor: &Tensor) -> Option<*mut T> {
@@ -279,5 +331,9 @@ fn memory<T: Element>(tensor: &Tensor) -> Option<*mut T> {
         return None;
     }
     let address: *mut T = tensor.data_ptr().cast();
-    if address.is_null() { (tensor.numel() == 0).then(|| NonNull::dangling().as_ptr()) } else { Some(address) }
+    if address.is_null() {
+        (tensor.numel() == 0).then(|| NonNull::dangling().as_ptr())
+    } else {
+        Some(address)
+    }
 }

@@ -30,28 +30,58 @@ pub(crate) struct Norms {
 }
 
 /// Brings a tap's gradient and saved input into batch order.
-pub(crate) fn tap_values(plan: &TapPlan, gradient: Tensor, saved: Option<&Tensor>, batch_size: i64) -> Result<TapValues> {
+pub(crate) fn tap_values(
+    plan: &TapPlan,
+    gradient: Tensor,
+    saved: Option<&Tensor>,
+    batch_size: i64,
+) -> Result<TapValues> {
     let saved = || saved.ok_or_else(|| EngineError::Job("typed graph: a tap without its input".into()));
     Ok(match &plan.kind {
-        TapKind::Rows { input_width, output_width } => {
+        TapKind::Rows {
+            input_width,
+            output_width,
+        } => {
             let input = rows(saved()?, plan.batch, batch_size, *input_width)?;
             let gradient = rows(&gradient, plan.batch, batch_size, *output_width)?;
             let row_norms = Some((row_norms(&input)?, row_norms(&gradient)?));
-            TapValues { gradient, input: Some(input), row_norms }
+            TapValues {
+                gradient,
+                input: Some(input),
+                row_norms,
+            }
         }
-        TapKind::LayerNorm { normalized_shape, eps, width } => {
-            let (normalized, _, _) =
-                saved()?.f_to_kind(Kind::Double)?.f_native_layer_norm::<Tensor>(&normalized_shape[..], None, None, *eps)?;
+        TapKind::LayerNorm {
+            normalized_shape,
+            eps,
+            width,
+        } => {
+            let (normalized, _, _) = saved()?.f_to_kind(Kind::Double)?.f_native_layer_norm::<Tensor>(
+                &normalized_shape[..],
+                None,
+                None,
+                *eps,
+            )?;
             let input = rows(&normalized, plan.batch, batch_size, *width)?;
-            TapValues { gradient: rows(&gradient, plan.batch, batch_size, *width)?, input: Some(input), row_norms: None }
+            TapValues {
+                gradient: rows(&gradient, plan.batch, batch_size, *width)?,
+                input: Some(input),
+                row_norms: None,
+            }
         }
-        TapKind::Broadcast => TapValues { gradient, input: saved().ok().map(Tensor::shallow_clone), row_norms: None },
+        TapKind::Broadcast => TapValues {
+            gradient,
+            input: saved().ok().map(Tensor::shallow_clone),
+            row_norms: None,
+        },
     })
 }
 
 /// `[.., B·k, .., width]` as `[B, T, width]`, batch-major.
 fn rows(tensor: &Tensor, batch: BatchAxis, batch_size: i64, width: i64) -> Result<Tensor> {
-    Ok(tensor.f_movedim_int(batch.axis, 0)?.f_reshape([batch_size, -1, width])?)
+    Ok(tensor
+        .f_movedim_int(batch.axis, 0)?
+        .f_reshape([batch_size, -1, width])?)
 }
 
 fn row_norms(rows: &Tensor) -> Result<Tensor> {
@@ -75,8 +105,14 @@ pub(crate) fn norms(plan: &Plan, taps: &[TapValues], batch_size: i64) -> Result<
         norm_squared = norm_squared.f_add(&squared)?;
         magnitude_squared = magnitude_squared.f_add(&magnitude)?;
     }
-    usable = usable.f_logical_and(&magnitude_squared.f_isfinite()?)?.f_logical_and(&norm_squared.f_isfinite()?)?;
-    Ok(Norms { norm_squared, magnitude_squared, usable })
+    usable = usable
+        .f_logical_and(&magnitude_squared.f_isfinite()?)?
+        .f_logical_and(&norm_squared.f_isfinite()?)?;
+    Ok(Norms {
+        norm_squared,
+        magnitude_squared,
+        usable,
+    })
 }
 
 /// `(‖G_i‖², S_i²)` of one parameter, `[B]` each.
@@ -97,7 +133,10 @@ fn parameter_norms(
     let only = &parameter.uses[0];
     let tap = &taps[only.tap];
     let (inputs, gradients) = tap.row_norms.as_ref().ok_or(EngineError::SumOutOfBound)?;
-    let magnitude_squared = inputs.f_mul(gradients)?.f_sum_dim_intlist(1, false, Kind::Double)?.f_square()?;
+    let magnitude_squared = inputs
+        .f_mul(gradients)?
+        .f_sum_dim_intlist(1, false, Kind::Double)?
+        .f_square()?;
     let squared = match parameter.method {
         Method::Rows => magnitude_squared.shallow_clone(),
         Method::Ghost => ghost_norms_squared(tap, &plan.taps[only.tap], batch_size)?,
@@ -120,7 +159,9 @@ fn ghost_norms_squared(tap: &TapValues, plan: &TapPlan, batch_size: i64) -> Resu
     blocks(batch_size, per_record, |first, count| {
         let inputs = gram(input.f_narrow(0, first, count)?)?;
         let gradients = gram(tap.gradient.f_narrow(0, first, count)?)?;
-        Ok(inputs.f_mul(&gradients)?.f_sum_dim_intlist(&[1i64, 2][..], false, Kind::Double)?)
+        Ok(inputs
+            .f_mul(&gradients)?
+            .f_sum_dim_intlist(&[1i64, 2][..], false, Kind::Double)?)
     })
 }
 
@@ -133,7 +174,11 @@ fn per_block(
 }
 
 /// Runs `body(first, count)` over blocks of records that fit in memory and joins the results along axis 0.
-fn blocks(batch_size: i64, elements_per_record: i64, mut body: impl FnMut(i64, i64) -> Result<Tensor>) -> Result<Tensor> {
+fn blocks(
+    batch_size: i64,
+    elements_per_record: i64,
+    mut body: impl FnMut(i64, i64) -> Result<Tensor>,
+) -> Result<Tensor> {
     let step = (BLOCK_ELEMENTS / elements_per_record.max(1)).clamp(1, batch_size);
     let mut parts = Vec::new();
     let mut first = 0;
@@ -181,7 +226,9 @@ pub(crate) fn undo_views(gradient: &Tensor, back: &[ViewBack]) -> Result<Tensor>
     for step in back {
         out = match step {
             ViewBack::Permute(axes) => {
-                let axes: Vec<i64> = std::iter::once(0).chain(axes.iter().map(|axis| axis + 1)).collect();
+                let axes: Vec<i64> = std::iter::once(0)
+                    .chain(axes.iter().map(|axis| axis + 1))
+                    .collect();
                 out.f_permute(&axes[..])?
             }
             ViewBack::Reshape(shape) => {
@@ -195,20 +242,26 @@ pub(crate) fn undo_views(gradient: &Tensor, back: &[ViewBack]) -> Result<Tensor>
 
 /// One use's gradients of records `first..first + count`, `[count, value shape]`, f64.
 fn use_gradient(each: &Use, plan: &TapPlan, tap: &TapValues, first: i64, count: i64) -> Result<Tensor> {
-    let narrow = |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.f_narrow(0, first, count)?.f_to_kind(Kind::Double)?) };
+    let narrow = |tensor: &Tensor| -> Result<Tensor> {
+        Ok(tensor.f_narrow(0, first, count)?.f_to_kind(Kind::Double)?)
+    };
     let input = || tap.input.as_ref().ok_or(EngineError::SumOutOfBound);
     let mut shape = vec![count];
     shape.extend(&each.value_shape);
     let gradient = match &each.role {
         Role::Weight { transposed } => {
             let (inputs, gradients) = (narrow(input()?)?, narrow(&tap.gradient)?);
-            let (left, right) = if *transposed { (inputs, gradients) } else { (gradients, inputs) };
+            let (left, right) = if *transposed {
+                (inputs, gradients)
+            } else {
+                (gradients, inputs)
+            };
             left.f_transpose(1, 2)?.f_bmm(&right)?
         }
         Role::Sum => narrow(&tap.gradient)?.f_sum_dim_intlist(1, false, Kind::Double)?,
-        Role::Scale => {
-            narrow(&tap.gradient)?.f_mul(&narrow(input()?)?)?.f_sum_dim_intlist(1, false, Kind::Double)?
-        }
+        Role::Scale => narrow(&tap.gradient)?
+            .f_mul(&narrow(input()?)?)?
+            .f_sum_dim_intlist(1, false, Kind::Double)?,
         Role::BroadcastAdd { scale } => {
             let gradient = narrow(&broadcast_rows(&tap.gradient, plan)?)?;
             sum_broadcast(&gradient, plan, &each.value_shape)?.f_mul_scalar(*scale)?
@@ -216,7 +269,11 @@ fn use_gradient(each: &Use, plan: &TapPlan, tap: &TapValues, first: i64, count: 
         Role::BroadcastMul => {
             let gradient = narrow(&broadcast_rows(&tap.gradient, plan)?)?;
             let other = input()?.f_broadcast_to(&plan.output_shape[..])?;
-            sum_broadcast(&gradient.f_mul(&narrow(&broadcast_rows(&other, plan)?)?)?, plan, &each.value_shape)?
+            sum_broadcast(
+                &gradient.f_mul(&narrow(&broadcast_rows(&other, plan)?)?)?,
+                plan,
+                &each.value_shape,
+            )?
         }
     };
     Ok(gradient.f_reshape(&shape[..])?)
@@ -238,5 +295,9 @@ fn sum_broadcast(rows: &Tensor, plan: &TapPlan, value_shape: &[i64]) -> Result<T
         .filter(|&axis| axis < missing || value_shape[axis - missing] == 1)
         .map(|axis| axis as i64 + 1)
         .collect();
-    if axes.is_empty() { Ok(rows.shallow_clone()) } else { Ok(rows.f_sum_dim_intlist(&axes[..], true, Kind::Double)?) }
+    if axes.is_empty() {
+        Ok(rows.shallow_clone())
+    } else {
+        Ok(rows.f_sum_dim_intlist(&axes[..], true, Kind::Double)?)
+    }
 }

@@ -24,7 +24,10 @@ impl Grid {
     /// The grid for clipping norm `max_grad_norm`; a batch of `batch_size` records stays below twice `batch_size·C`.
     pub fn new(max_grad_norm: f64, batch_size: u32) -> Self {
         let width = max_grad_norm / UNITS_PER_NORM;
-        Self { width, limit: 2.0 * f64::from(batch_size) * UNITS_PER_NORM }
+        Self {
+            width,
+            limit: 2.0 * f64::from(batch_size) * UNITS_PER_NORM,
+        }
     }
 
     /// One unit.
@@ -46,7 +49,11 @@ impl Grid {
             Kind::Double => ffi::read(&flat, |values: &[f64]| self.add_values(values, sums, threads)),
             _ => None,
         };
-        if fine == Some(true) { Ok(()) } else { Err(EngineError::SumOutOfBound) }
+        if fine == Some(true) {
+            Ok(())
+        } else {
+            Err(EngineError::SumOutOfBound)
+        }
     }
 
     fn add_values<T: Copy + Into<f64> + Sync>(&self, values: &[T], sums: &mut [i64], threads: usize) -> bool {
@@ -72,21 +79,34 @@ pub(crate) fn round_to_integer(value: f64) -> i64 {
 }
 
 /// Runs `body` on every item, on up to `threads` threads; results in order of items.
-pub(crate) fn in_parallel<I: Send, R: Send>(items: Vec<I>, threads: usize, body: impl Fn(I) -> R + Sync) -> Vec<R> {
+pub(crate) fn in_parallel<I: Send, R: Send>(
+    items: Vec<I>,
+    threads: usize,
+    body: impl Fn(I) -> R + Sync,
+) -> Vec<R> {
     let threads = threads.clamp(1, items.len().max(1));
     if threads == 1 {
         return items.into_iter().map(body).collect();
     }
     let share = items.len().div_ceil(threads);
     let mut items = items.into_iter();
-    let shares: Vec<Vec<I>> = (0..threads).map(|_| items.by_ref().take(share).collect()).collect();
+    let shares: Vec<Vec<I>> = (0..threads)
+        .map(|_| items.by_ref().take(share).collect())
+        .collect();
     let body = &body;
     std::thread::scope(|scope| {
         let running: Vec<_> = shares
             .into_iter()
             .map(|share| scope.spawn(move || share.into_iter().map(body).collect::<Vec<R>>()))
             .collect();
-        running.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        running
+            .into_iter()
+            .flat_map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
     })
 }
 
@@ -96,7 +116,15 @@ mod tests {
 
     #[test]
     fn rounding_is_to_nearest_even_and_exact_for_integers() {
-        for (value, rounded) in [(0.5, 0), (1.5, 2), (-0.5, 0), (-1.5, -2), (2.4, 2), (-2.6, -3), (1e12 + 0.25, 1_000_000_000_000)] {
+        for (value, rounded) in [
+            (0.5, 0),
+            (1.5, 2),
+            (-0.5, 0),
+            (-1.5, -2),
+            (2.4, 2),
+            (-2.6, -3),
+            (1e12 + 0.25, 1_000_000_000_000),
+        ] {
             assert_eq!(round_to_integer(value), rounded, "{value}");
         }
     }
@@ -107,10 +135,14 @@ mod tests {
         for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 8.1] {
             let mut sums = vec![0; 3];
             let tensor = Tensor::from_slice(&[0.0, bad, 1.0]);
-            assert!(matches!(grid.add(&tensor, &mut sums, 1), Err(EngineError::SumOutOfBound)), "{bad}");
+            assert!(
+                matches!(grid.add(&tensor, &mut sums, 1), Err(EngineError::SumOutOfBound)),
+                "{bad}"
+            );
         }
         let mut sums = vec![1; 2];
-        grid.add(&Tensor::from_slice(&[1.0f32, -0.5]), &mut sums, 2).unwrap();
+        grid.add(&Tensor::from_slice(&[1.0f32, -0.5]), &mut sums, 2)
+            .unwrap();
         assert_eq!(sums, [(1 << 30) + 1, -(1 << 29) + 1]);
     }
 

@@ -15,7 +15,10 @@ pub(crate) struct Counted {
 
 impl Counted {
     pub(crate) fn new(present: &Tensor, batch_size: i64) -> Self {
-        Self { batch_size, mask: present.shallow_clone() }
+        Self {
+            batch_size,
+            mask: present.shallow_clone(),
+        }
     }
 
     pub(crate) fn mask(&self) -> &Tensor {
@@ -24,7 +27,9 @@ impl Counted {
 
     /// Excludes records that have a false element.
     fn require(&mut self, fine: &Tensor, batch: BatchAxis) -> Result<()> {
-        let rows = fine.f_movedim_int(batch.axis, 0)?.f_reshape([self.batch_size, -1])?;
+        let rows = fine
+            .f_movedim_int(batch.axis, 0)?
+            .f_reshape([self.batch_size, -1])?;
         self.mask = self.mask.f_logical_and(&rows.f_all_dim(1, false)?)?;
         Ok(())
     }
@@ -41,8 +46,12 @@ pub(crate) fn replacements(
 ) -> Result<Vec<Replacement>> {
     let mut out = Vec::new();
     for site in sites(call, expected) {
-        let Some(batch) = expected[site.value].batch else { continue };
-        let Some(tensor) = &values[site.value] else { continue };
+        let Some(batch) = expected[site.value].batch else {
+            continue;
+        };
+        let Some(tensor) = &values[site.value] else {
+            continue;
+        };
         if !is_integer(tensor.kind()) {
             continue; // cross_entropy with class probabilities indexes nothing
         }
@@ -52,7 +61,11 @@ pub(crate) fn replacements(
         }
         counted.require(&fine, batch)?;
         let replaced = tensor.f_where_scalarother(&fine, site.low.max(0))?;
-        out.push(Replacement { argument: site.argument, element: site.element, tensor: replaced });
+        out.push(Replacement {
+            argument: site.argument,
+            element: site.element,
+            tensor: replaced,
+        });
     }
     Ok(out)
 }
@@ -76,36 +89,64 @@ struct Site {
 
 fn sites(call: &Call, expected: &[Expected]) -> Vec<Site> {
     let single = |name: &str, high: Option<i64>, also: Option<i64>| -> Vec<Site> {
-        let found = call.position(name).and_then(|argument| match call.arguments[argument] {
-            Prepared::Value(value) => Some((argument, value)),
-            _ => None,
-        });
+        let found = call
+            .position(name)
+            .and_then(|argument| match call.arguments[argument] {
+                Prepared::Value(value) => Some((argument, value)),
+                _ => None,
+            });
         match (found, high) {
-            (Some((argument, value)), Some(high)) => vec![Site { argument, element: None, value, low: 0, high, also }],
+            (Some((argument, value)), Some(high)) => vec![Site {
+                argument,
+                element: None,
+                value,
+                low: 0,
+                high,
+                also,
+            }],
             _ => Vec::new(),
         }
     };
     match call.guard {
         Guard::Never | Guard::Random => Vec::new(),
-        Guard::Gather => single("index", call.int("dim").and_then(|dim| call.extent("self", dim, expected)), None),
+        Guard::Gather => single(
+            "index",
+            call.int("dim").and_then(|dim| call.extent("self", dim, expected)),
+            None,
+        ),
         Guard::Embedding => single("indices", call.extent("weight", 0, expected), None),
         Guard::OneHot => single("self", call.int("num_classes"), None),
         Guard::Classes => {
             let rank = call.shape("self", expected).map_or(1, <[i64]>::len);
-            single("target", call.extent("self", i64::from(rank > 1), expected), call.int("ignore_index"))
+            single(
+                "target",
+                call.extent("self", i64::from(rank > 1), expected),
+                call.int("ignore_index"),
+            )
         }
         Guard::Index => index_sites(call, expected),
     }
 }
 
 fn index_sites(call: &Call, expected: &[Expected]) -> Vec<Site> {
-    let Some(argument) = call.position("indices") else { return Vec::new() };
-    let Prepared::OptionalValues(list) = &call.arguments[argument] else { return Vec::new() };
+    let Some(argument) = call.position("indices") else {
+        return Vec::new();
+    };
+    let Prepared::OptionalValues(list) = &call.arguments[argument] else {
+        return Vec::new();
+    };
     list.iter()
         .enumerate()
         .filter_map(|(element, value)| {
             let high = call.extent("self", element as i64, expected)?;
-            Some(Site { argument, element: Some(element), value: (*value)?, low: -high, high, also: None })
+            Some(Site {
+                argument,
+                element: Some(element),
+                value: (*value)?,
+                low: -high,
+                high,
+                also: None,
+            })
         })
         .collect()
 }

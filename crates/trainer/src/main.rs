@@ -14,7 +14,9 @@ const PANICKED: u8 = 70;
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
+        let place = panic
+            .location()
+            .map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
         eprintln!("trainer: internal error{place}");
         std::process::exit(i32::from(PANICKED));
     }));
@@ -29,7 +31,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("trainer: {error}");
-            ExitCode::from(if matches!(error, ProcessError::Refused) { REFUSED } else { FAILED })
+            ExitCode::from(if matches!(error, ProcessError::Refused) {
+                REFUSED
+            } else {
+                FAILED
+            })
         }
     }
 }

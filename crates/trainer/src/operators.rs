@@ -31,6 +31,15 @@ pub(crate) fn guard(operator: &str, overload: &str) -> Option<Guard> {
         .map(|position| OPERATORS[position].2)
 }
 
+/// Names and overloads of everything allowed, sorted.
+#[cfg(test)]
+pub(crate) fn allowed() -> Vec<(&'static str, &'static str)> {
+    OPERATORS
+        .iter()
+        .map(|&(name, overload, _)| (name, overload))
+        .collect()
+}
+
 /// Sorted by name and overload.
 const OPERATORS: &[(&str, &str, Guard)] = &[
     ("__and__", "Tensor", Guard::Never),
@@ -195,13 +204,21 @@ mod tests {
 
     #[test]
     fn the_table_is_sorted_and_without_duplicates() {
-        let keys: Vec<_> = OPERATORS.iter().map(|&(name, overload, _)| (name, overload)).collect();
+        let keys: Vec<_> = OPERATORS
+            .iter()
+            .map(|&(name, overload, _)| (name, overload))
+            .collect();
         assert!(keys.windows(2).all(|pair| pair[0] < pair[1]));
     }
 
     #[test]
     fn operators_that_write_or_read_files_are_not_allowed() {
-        for (name, overload) in [("from_file", "default"), ("add_", "Tensor"), ("empty", "memory_format"), ("bernoulli", "p")] {
+        for (name, overload) in [
+            ("from_file", "default"),
+            ("add_", "Tensor"),
+            ("empty", "memory_format"),
+            ("bernoulli", "p"),
+        ] {
             assert_eq!(guard(name, overload), None, "{name}.{overload}");
         }
         assert_eq!(guard("gather", "default"), Some(Guard::Gather));

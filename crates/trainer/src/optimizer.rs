@@ -64,7 +64,11 @@ impl OptimizerState {
                 },
             })
             .collect();
-        Ok(Self { optimizer, steps: 0, slots })
+        Ok(Self {
+            optimizer,
+            steps: 0,
+            slots,
+        })
     }
 
     /// Adds noise to the sums, which are used up, and updates the parameters.
@@ -82,15 +86,21 @@ impl OptimizerState {
     ) -> Result<()> {
         self.steps += 1;
         let rule = Rule::new(&self.optimizer, self.steps);
-        for (position, ((tensor, sums), slots)) in parameters.iter_mut().zip(sums).zip(&mut self.slots).enumerate() {
-            let at = NoiseAt { stream: noise, step, tensor: position as u32 };
+        for (position, ((tensor, sums), slots)) in
+            parameters.iter_mut().zip(sums).zip(&mut self.slots).enumerate()
+        {
+            let at = NoiseAt {
+                stream: noise,
+                step,
+                tensor: position as u32,
+            };
             let done = match slots {
-                Slots::F32 { first, second } => {
-                    ffi::write(tensor, |weights: &mut [f32]| pass(weights, sums, first, second, &rule, &at, mean, threads))
-                }
-                Slots::F64 { first, second } => {
-                    ffi::write(tensor, |weights: &mut [f64]| pass(weights, sums, first, second, &rule, &at, mean, threads))
-                }
+                Slots::F32 { first, second } => ffi::write(tensor, |weights: &mut [f32]| {
+                    pass(weights, sums, first, second, &rule, &at, mean, threads)
+                }),
+                Slots::F64 { first, second } => ffi::write(tensor, |weights: &mut [f64]| {
+                    pass(weights, sums, first, second, &rule, &at, mean, threads)
+                }),
             };
             done.unwrap_or(Err(EngineError::SumOutOfBound))?;
         }
@@ -102,7 +112,13 @@ fn check(optimizer: &Optimizer) -> Result<()> {
     let refuse = |what: &str| Err(EngineError::Job(format!("optimizer: {what}")));
     let not_negative = |value: f64| value >= 0.0 && value.is_finite();
     match *optimizer {
-        Optimizer::Sgd { lr, momentum, dampening, weight_decay, nesterov } => {
+        Optimizer::Sgd {
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+        } => {
             if ![lr, momentum, weight_decay].into_iter().all(not_negative) || !dampening.is_finite() {
                 return refuse("lr, momentum and weight_decay must be finite and not negative");
             }
@@ -110,7 +126,13 @@ fn check(optimizer: &Optimizer) -> Result<()> {
                 return refuse("nesterov needs a momentum and zero dampening");
             }
         }
-        Optimizer::AdamW { lr, beta1, beta2, eps, weight_decay } => {
+        Optimizer::AdamW {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        } => {
             if ![lr, eps, weight_decay].into_iter().all(not_negative) {
                 return refuse("lr, eps and weight_decay must be finite and not negative");
             }
@@ -157,19 +179,50 @@ real!(f64);
 
 /// The optimizer's numbers at one step, rounded once to the parameter's precision where they are used.
 enum Rule {
-    Sgd { lr: f64, momentum: f64, gain: f64, weight_decay: f64, nesterov: bool },
-    AdamW { keep: f64, beta1: f64, beta2: f64, rate: f64, root_correction: f64, eps: f64 },
+    Sgd {
+        lr: f64,
+        momentum: f64,
+        gain: f64,
+        weight_decay: f64,
+        nesterov: bool,
+    },
+    AdamW {
+        keep: f64,
+        beta1: f64,
+        beta2: f64,
+        rate: f64,
+        root_correction: f64,
+        eps: f64,
+    },
 }
 
 impl Rule {
     fn new(optimizer: &Optimizer, step: u64) -> Self {
         match *optimizer {
-            Optimizer::Sgd { lr, momentum, dampening, weight_decay, nesterov } => {
+            Optimizer::Sgd {
+                lr,
+                momentum,
+                dampening,
+                weight_decay,
+                nesterov,
+            } => {
                 // The first momentum buffer is the gradient itself, undamped.
                 let gain = if step == 1 { 1.0 } else { 1.0 - dampening };
-                Self::Sgd { lr, momentum, gain, weight_decay, nesterov }
+                Self::Sgd {
+                    lr,
+                    momentum,
+                    gain,
+                    weight_decay,
+                    nesterov,
+                }
             }
-            Optimizer::AdamW { lr, beta1, beta2, eps, weight_decay } => {
+            Optimizer::AdamW {
+                lr,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            } => {
                 let correction = |beta: f64| 1.0 - beta.powf(step as f64);
                 Self::AdamW {
                     keep: 1.0 - lr * weight_decay,
@@ -186,7 +239,13 @@ impl Rule {
     fn update<T: Real>(&self, weights: &mut [T], gradients: &[T], first: &mut [T], second: &mut [T]) {
         let real = T::from_f64;
         match *self {
-            Self::Sgd { lr, momentum, gain, weight_decay, nesterov } => {
+            Self::Sgd {
+                lr,
+                momentum,
+                gain,
+                weight_decay,
+                nesterov,
+            } => {
                 let (rate, decay) = (real(-lr), real(weight_decay));
                 if momentum == 0.0 {
                     for (weight, &gradient) in weights.iter_mut().zip(gradients) {
@@ -199,15 +258,30 @@ impl Rule {
                 for ((weight, &gradient), buffer) in weights.iter_mut().zip(gradients).zip(first) {
                     let gradient = weight.multiply_add(decay, gradient);
                     *buffer = buffer.multiply_add(momentum, gradient.multiply_add(gain, zero));
-                    let direction = if nesterov { buffer.multiply_add(momentum, gradient) } else { *buffer };
+                    let direction = if nesterov {
+                        buffer.multiply_add(momentum, gradient)
+                    } else {
+                        *buffer
+                    };
                     *weight = direction.multiply_add(rate, *weight);
                 }
             }
-            Self::AdamW { keep, beta1, beta2, rate, root_correction, eps } => {
+            Self::AdamW {
+                keep,
+                beta1,
+                beta2,
+                rate,
+                root_correction,
+                eps,
+            } => {
                 let zero = real(0.0);
-                let (keep, rate, eps, root_correction) = (real(keep), real(-rate), real(eps), real(root_correction));
-                let (beta1, rest1, beta2, rest2) = (real(beta1), real(1.0 - beta1), real(beta2), real(1.0 - beta2));
-                for (((weight, &gradient), mean), square) in weights.iter_mut().zip(gradients).zip(first).zip(second) {
+                let (keep, rate, eps, root_correction) =
+                    (real(keep), real(-rate), real(eps), real(root_correction));
+                let (beta1, rest1, beta2, rest2) =
+                    (real(beta1), real(1.0 - beta1), real(beta2), real(1.0 - beta2));
+                for (((weight, &gradient), mean), square) in
+                    weights.iter_mut().zip(gradients).zip(first).zip(second)
+                {
                     *mean = mean.multiply_add(beta1, gradient.multiply_add(rest1, zero));
                     let squared = gradient.multiply_add(gradient, zero).multiply_add(rest2, zero);
                     *square = square.multiply_add(beta2, squared);
@@ -241,7 +315,13 @@ fn pass<T: Real>(
         .zip(sums.chunks_mut(CHUNK))
         .enumerate()
         .map(|(chunk, (weights, sums))| {
-            (chunk, weights, sums, first.next().unwrap_or_default(), second.next().unwrap_or_default())
+            (
+                chunk,
+                weights,
+                sums,
+                first.next().unwrap_or_default(),
+                second.next().unwrap_or_default(),
+            )
         })
         .collect();
     in_parallel(work, threads, |(chunk, weights, sums, first, second)| {
@@ -250,7 +330,10 @@ fn pass<T: Real>(
             .stream
             .add_rounded_gaussian(noise.step, noise.tensor, index, sums, mean.standard_deviation)
             .map_err(|_| EngineError::SumOutOfBound)?;
-        let gradients: Vec<T> = sums.iter().map(|&units| T::from_f64(units as f64 * mean.scale)).collect();
+        let gradients: Vec<T> = sums
+            .iter()
+            .map(|&units| T::from_f64(units as f64 * mean.scale))
+            .collect();
         rule.update(weights, &gradients, first, second);
         Ok(())
     })

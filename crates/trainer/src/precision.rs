@@ -46,28 +46,50 @@ pub(crate) struct Precision {
 pub(crate) fn precision(plan: &Plan, graph: &TypedGraph, settings: &Settings) -> Result<Precision> {
     let batch_size = i64::from(settings.physical_batch_size);
     let records = records(settings);
-    let has_f64 = graph.values().iter().any(|value| value.value_type.dtype == DType::F64);
-    let affordable = |rows: i64| 2.0 * rounding_constant(rows as u64 + 2, UNIT_ROUNDOFF_F32) * records as f64 <= F32_SENSITIVITY_SHARE;
+    let has_f64 = graph
+        .values()
+        .iter()
+        .any(|value| value.value_type.dtype == DType::F64);
+    let affordable = |rows: i64| {
+        2.0 * rounding_constant(rows as u64 + 2, UNIT_ROUNDOFF_F32) * records as f64 <= F32_SENSITIVITY_SHARE
+    };
     let mut rows = batch_size;
     while rows > FEWEST_F32_ROWS && !affordable(rows) {
-        rows = rows.div_ceil(2);
+        rows = (rows + 1) / 2;
     }
-    let double = |rows| Chosen { kind: Kind::Double, rows };
-    let single =
-        if affordable(rows) && !has_f64 { Chosen { kind: Kind::Float, rows } } else { double(batch_size) };
+    let double = |rows| Chosen {
+        kind: Kind::Double,
+        rows,
+    };
+    let single = if affordable(rows) && !has_f64 {
+        Chosen {
+            kind: Kind::Float,
+            rows,
+        }
+    } else {
+        double(batch_size)
+    };
     let longest = plan.taps.iter().map(|tap| tap.rows_per_record).max().unwrap_or(1);
-    let rows_of_batch = batch_size.checked_mul(longest).ok_or_else(|| EngineError::Job("rows of a batch exceed 2^63".into()))?;
+    let rows_of_batch = batch_size
+        .checked_mul(longest)
+        .ok_or_else(|| EngineError::Job("rows of a batch exceed 2^63".into()))?;
     let norm_rounding = rounding_constant(norm_length(plan), UNIT_ROUNDOFF_F64);
-    Ok(Precision { single, sequence: double(rows_of_batch), norm_rounding, batch_size })
+    Ok(Precision {
+        single,
+        sequence: double(rows_of_batch),
+        norm_rounding,
+        batch_size,
+    })
 }
 
 /// Roundings in the longest norm: widths, `T²` products of a Gram matrix or the elements of an instantiated
 /// gradient; twice, since `S_i` is rounded as well, and a few for roots and squares.
 fn norm_length(plan: &Plan) -> u64 {
     let of_tap = |tap: &crate::taps::TapPlan| match tap.kind {
-        TapKind::Rows { input_width, output_width } => {
-            input_width + output_width + tap.rows_per_record.saturating_mul(tap.rows_per_record)
-        }
+        TapKind::Rows {
+            input_width,
+            output_width,
+        } => input_width + output_width + tap.rows_per_record.saturating_mul(tap.rows_per_record),
         _ => tap.rows_per_record,
     };
     let of_parameter = |parameter: &ParameterPlan| match parameter.method {
@@ -85,28 +107,47 @@ fn records(settings: &Settings) -> u64 {
 
 impl Precision {
     pub(crate) fn contraction(&self, method: Method) -> Chosen {
-        if method == Method::Rows { self.single } else { self.sequence }
+        if method == Method::Rows {
+            self.single
+        } else {
+            self.sequence
+        }
     }
 
     pub(crate) fn clip_rule(&self, max_grad_norm: f64) -> Result<ClipRule> {
-        ClipRule::new(max_grad_norm, self.norm_rounding, CANCELLATION).map_err(|error| EngineError::Job(error.to_string()))
+        ClipRule::new(max_grad_norm, self.norm_rounding, CANCELLATION)
+            .map_err(|error| EngineError::Job(error.to_string()))
     }
 
     /// Blocks of records of an instantiated parameter: `(first, count)`.
     pub(crate) fn blocks(&self, parameter: &ParameterPlan) -> Vec<(i64, i64)> {
-        let step = (BLOCK_ELEMENTS / parameter.shape.iter().product::<i64>().max(1)).clamp(1, self.batch_size);
-        (0..self.batch_size).step_by(step as usize).map(|first| (first, step.min(self.batch_size - first))).collect()
+        let step =
+            (BLOCK_ELEMENTS / parameter.shape.iter().product::<i64>().max(1)).clamp(1, self.batch_size);
+        (0..self.batch_size)
+            .step_by(step as usize)
+            .map(|first| (first, step.min(self.batch_size - first)))
+            .collect()
     }
 
     /// Everything that [`bastionai_privacy::sensitivity::charged_sensitivity`] charges for.
     pub(crate) fn sum_error(&self, plan: &Plan, settings: &Settings, grid: f64) -> SumError {
         let records = records(settings);
-        let longest = plan.taps.iter().map(|tap| tap.rows_per_record).max().unwrap_or(1).max(1) as u64;
+        let longest = plan
+            .taps
+            .iter()
+            .map(|tap| tap.rows_per_record)
+            .max()
+            .unwrap_or(1)
+            .max(1) as u64;
         SumError {
             max_grad_norm: settings.max_grad_norm,
             records,
             rows: records.saturating_mul(longest),
-            coordinates: plan.parameters.iter().map(|each| each.shape.iter().product::<i64>() as u64).sum(),
+            coordinates: plan
+                .parameters
+                .iter()
+                .map(|each| each.shape.iter().product::<i64>() as u64)
+                .sum(),
             grid,
             grid_roundings: u64::from(settings.micro_batches) * self.partial_sums(plan),
             contractions: self.contractions(plan),
@@ -119,7 +160,11 @@ impl Precision {
             Method::Instantiate => self.blocks(parameter).len() as u64,
             method => {
                 let chosen = self.contraction(method);
-                let rows = if method == Method::Rows { self.batch_size } else { self.sequence.rows };
+                let rows = if method == Method::Rows {
+                    self.batch_size
+                } else {
+                    self.sequence.rows
+                };
                 (rows as u64).div_ceil(chosen.rows as u64)
             }
         };
@@ -130,7 +175,11 @@ impl Precision {
         let used = |wanted: &dyn Fn(Method) -> bool| plan.parameters.iter().any(|each| wanted(each.method));
         let of = |chosen: Chosen, cancellation| Contraction {
             rows: chosen.rows as u64,
-            unit_roundoff: if chosen.kind == Kind::Float { UNIT_ROUNDOFF_F32 } else { UNIT_ROUNDOFF_F64 },
+            unit_roundoff: if chosen.kind == Kind::Float {
+                UNIT_ROUNDOFF_F32
+            } else {
+                UNIT_ROUNDOFF_F64
+            },
             cancellation,
         };
         let mut out = Vec::new();
@@ -141,7 +190,13 @@ impl Precision {
             out.push(of(self.sequence, CANCELLATION));
         }
         if used(&|method| method == Method::Instantiate) {
-            out.push(of(Chosen { kind: Kind::Double, rows: self.batch_size }, 1.0));
+            out.push(of(
+                Chosen {
+                    kind: Kind::Double,
+                    rows: self.batch_size,
+                },
+                1.0,
+            ));
         }
         out
     }

@@ -8,7 +8,8 @@ use crate::training::{Training, check_job};
 use bastionai_graph::dtype::DType;
 use bastionai_graph::typed::TypedGraph;
 use bastionai_wire::trainer::{
-    Job, MAX_FRAME_BYTES, Report, TRAINER_PROTOCOL_VERSION, read_frame, read_message, write_frame, write_message,
+    Job, MAX_FRAME_BYTES, Report, TRAINER_PROTOCOL_VERSION, read_frame, read_message, write_frame,
+    write_message,
 };
 use std::io::{self, BufReader, BufWriter, Read, Write};
 
@@ -41,7 +42,12 @@ pub fn serve(input: impl Read, output: impl Write) -> Result<(), ProcessError> {
         Ok(engine) => engine,
         Err(Preparation::Server(error)) => return Err(error.into()),
         Err(Preparation::Job(error)) => {
-            report(&mut output, &Report::Refused { reason: explain(&error) })?;
+            report(
+                &mut output,
+                &Report::Refused {
+                    reason: explain(&error),
+                },
+            )?;
             return Err(ProcessError::Refused);
         }
     };
@@ -81,13 +87,24 @@ impl From<io::Error> for Preparation {
 
 fn prepare(job: &Job, input: &mut impl Read) -> Result<Engine, Preparation> {
     if job.version != TRAINER_PROTOCOL_VERSION {
-        return Err(EngineError::Job("server and trainer are of different builds: install both from one release".into()).into());
+        return Err(EngineError::Job(
+            "server and trainer are of different builds: install both from one release".into(),
+        )
+        .into());
     }
     let graph = TypedGraph::from_bytes(&job.graph).map_err(|error| EngineError::Job(error.to_string()))?;
     check_job(job)?;
     selftest::prepare_process(job.threads)?;
-    let parameters = graph.parameters().iter().map(|each| size(each.dtype, &each.shape)).collect::<Vec<_>>();
-    let constants = graph.constants().iter().map(|each| size(each.dtype, &each.shape)).collect::<Vec<_>>();
+    let parameters = graph
+        .parameters()
+        .iter()
+        .map(|each| size(each.dtype, &each.shape))
+        .collect::<Vec<_>>();
+    let constants = graph
+        .constants()
+        .iter()
+        .map(|each| size(each.dtype, &each.shape))
+        .collect::<Vec<_>>();
     let parameters = read_frames(input, &parameters)?;
     let constants = read_frames(input, &constants)?;
     let settings = Settings {
@@ -103,8 +120,12 @@ fn prepare(job: &Job, input: &mut impl Read) -> Result<Engine, Preparation> {
 
 /// Bytes of a tensor; a shape too large to address gives a size no frame has.
 fn size(dtype: DType, shape: &[u64]) -> u64 {
-    let elements = shape.iter().try_fold(1u64, |product, &extent| product.checked_mul(extent));
-    elements.and_then(|count| count.checked_mul(dtype.size_bytes() as u64)).unwrap_or(u64::MAX)
+    let elements = shape
+        .iter()
+        .try_fold(1u64, |product, &extent| product.checked_mul(extent));
+    elements
+        .and_then(|count| count.checked_mul(dtype.size_bytes() as u64))
+        .unwrap_or(u64::MAX)
 }
 
 fn read_frames(input: &mut impl Read, sizes: &[u64]) -> io::Result<Vec<Vec<u8>>> {
@@ -116,7 +137,10 @@ fn exact_frame(input: &mut impl Read, bytes: u64) -> io::Result<Vec<u8>> {
     if frame.len() as u64 == bytes {
         Ok(frame)
     } else {
-        Err(io::Error::new(io::ErrorKind::InvalidData, "a frame does not have its tensor's size"))
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a frame does not have its tensor's size",
+        ))
     }
 }
 
@@ -126,7 +150,9 @@ fn read_records(input: &mut impl Read, engine: &Engine, job: &Job) -> Result<Rec
     for dataset in &job.datasets {
         for column in 0..engine.graph().inputs().len() {
             let frame = exact_frame(input, records.bytes_of(column, dataset.capacity))?;
-            records.fill(column, offset, dataset.capacity, &frame).map_err(ProcessError::Run)?;
+            records
+                .fill(column, offset, dataset.capacity, &frame)
+                .map_err(ProcessError::Run)?;
         }
         offset += dataset.capacity;
     }

@@ -4,8 +4,10 @@ use crate::error::{EngineError, Result};
 use crate::ffi::{self, CallArgument, Operator};
 use crate::operators::{self, Guard};
 use bastionai_graph::dtype::DType;
+use bastionai_graph::schema::{self, Schema};
 use bastionai_graph::typed::{
-    Argument, Dependence, Extent, NamedArgument, Number, Tap, TypedGraph, TypedNode, ValueId, ValueType,
+    Argument, Dependence, Extent, MemoryFormat, NamedArgument, Number, Tap, TypedGraph, TypedNode, ValueId,
+    ValueType,
 };
 use tch::{Kind, Tensor};
 
@@ -69,7 +71,11 @@ impl Program {
     /// not the one the checker knew.
     pub(crate) fn new(graph: &TypedGraph, batch_size: u32) -> Result<Self> {
         let batch_size = i64::from(batch_size);
-        let expected = graph.values().iter().map(|value| expected(&value.value_type, batch_size)).collect::<Result<_>>()?;
+        let expected = graph
+            .values()
+            .iter()
+            .map(|value| expected(&value.value_type, batch_size))
+            .collect::<Result<_>>()?;
         let mut taps = 0;
         let mut calls = Vec::with_capacity(graph.nodes().len());
         for node in graph.nodes() {
@@ -79,7 +85,12 @@ impl Program {
             });
             calls.push(call(node, tap, batch_size)?);
         }
-        let mut program = Self { batch_size, calls, expected, loss: index(graph.loss()) };
+        let mut program = Self {
+            batch_size,
+            calls,
+            expected,
+            loss: index(graph.loss()),
+        };
         program.find_last_uses();
         Ok(program)
     }
@@ -90,7 +101,9 @@ impl Program {
         seen[self.loss] = true;
         for call in self.calls.iter_mut().rev() {
             let mut used = call.outputs.clone();
-            call.arguments.iter().for_each(|argument| argument.values(&mut used));
+            call.arguments
+                .iter()
+                .for_each(|argument| argument.values(&mut used));
             for value in used {
                 if !seen[value] {
                     seen[value] = true;
@@ -119,7 +132,9 @@ impl Prepared {
             Self::Value(value) => CallArgument::Tensor(tensor(value)?),
             Self::Values(list) => CallArgument::Tensors(list.iter().map(tensor).collect::<Option<_>>()?),
             Self::OptionalValues(list) => CallArgument::OptionalTensors(
-                list.iter().map(|item| item.as_ref().map_or(Some(None), |value| tensor(value).map(Some))).collect::<Option<_>>()?,
+                list.iter()
+                    .map(|item| item.as_ref().map_or(Some(None), |value| tensor(value).map(Some)))
+                    .collect::<Option<_>>()?,
             ),
             Self::Int(value) => CallArgument::Int(*value),
             Self::Ints(values) => CallArgument::Ints(values),
@@ -137,7 +152,9 @@ impl Prepared {
 /// Values whose tensors a tap needs for its parameters' gradients.
 pub(crate) fn saved_value(tap: &Tap) -> Option<usize> {
     match tap {
-        Tap::Linear { input, .. } | Tap::MatMul { input, .. } | Tap::LayerNorm { input, .. } => Some(index(*input)),
+        Tap::Linear { input, .. } | Tap::MatMul { input, .. } | Tap::LayerNorm { input, .. } => {
+            Some(index(*input))
+        }
         Tap::BroadcastMul { other, .. } => Some(index(*other)),
         Tap::BroadcastAdd { .. } => None,
     }
@@ -173,15 +190,30 @@ fn scalar_type(dtype: DType) -> i64 {
 }
 
 fn expected(value: &ValueType, batch_size: i64) -> Result<Expected> {
-    let shape = value.shape.iter().map(|&extent| resolve(extent, batch_size)).collect::<Result<Vec<_>>>()?;
+    let shape = value
+        .shape
+        .iter()
+        .map(|&extent| resolve(extent, batch_size))
+        .collect::<Result<Vec<_>>>()?;
     let batch = match value.dependence {
         Dependence::PerSample { axis } => match value.shape.get(usize::from(axis)) {
-            Some(&Extent::Batch(inner)) => Some(BatchAxis { axis: i64::from(axis), inner: to_i64(inner)? }),
-            _ => return Err(EngineError::Job("typed graph: a per-sample value without a batch axis".into())),
+            Some(&Extent::Batch(inner)) => Some(BatchAxis {
+                axis: i64::from(axis),
+                inner: to_i64(inner)?,
+            }),
+            _ => {
+                return Err(EngineError::Job(
+                    "typed graph: a per-sample value without a batch axis".into(),
+                ));
+            }
         },
         Dependence::Shared | Dependence::BatchIota => None,
     };
-    Ok(Expected { shape, kind: kind(value.dtype), batch })
+    Ok(Expected {
+        shape,
+        kind: kind(value.dtype),
+        batch,
+    })
 }
 
 fn resolve(extent: Extent, batch_size: i64) -> Result<i64> {
@@ -200,14 +232,22 @@ fn too_large() -> EngineError {
 }
 
 fn call(node: &TypedNode, tap: Option<usize>, batch_size: i64) -> Result<Call> {
-    let unsupported = |reason: &str| EngineError::Unsupported { node: node.name.clone(), reason: reason.to_owned() };
-    let guard = operators::guard(&node.operator, &node.overload)
-        .ok_or_else(|| unsupported("the engine does not run this operator; server and trainer are of different builds"))?;
+    let unsupported = |reason: &str| EngineError::Unsupported {
+        node: node.name.clone(),
+        reason: reason.to_owned(),
+    };
+    let guard = operators::guard(&node.operator, &node.overload).ok_or_else(|| {
+        unsupported("the engine does not run this operator; server and trainer are of different builds")
+    })?;
     let operator = Operator::find(&node.operator, &node.overload)
         .map_err(|_| unsupported("libtorch cannot look the operator up"))?
         .ok_or_else(|| unsupported("this libtorch has no such operator; run `make setup`"))?;
     check_schema(node, &operator)?;
-    let arguments = node.arguments.iter().map(|named| prepare(named, batch_size)).collect::<Result<_>>()?;
+    let arguments = node
+        .arguments
+        .iter()
+        .map(|named| prepare(named, batch_size))
+        .collect::<Result<_>>()?;
     Ok(Call {
         name: node.name.clone(),
         operator,
@@ -220,28 +260,56 @@ fn call(node: &TypedNode, tap: Option<usize>, batch_size: i64) -> Result<Call> {
     })
 }
 
-/// The node must list every argument of the operator's schema, in order, and the schema must write nothing.
+/// The node must list every argument of the operator's schema, in order, and the checker's schema must be libtorch's.
 fn check_schema(node: &TypedNode, operator: &Operator) -> Result<()> {
-    let unsupported = |reason: String| EngineError::Unsupported { node: node.name.clone(), reason };
-    let schema = operator.schema().map_err(|_| unsupported(format!("libtorch gives no schema: {}", ffi::last_error())))?;
-    if schema.contains('!') {
-        return Err(unsupported("the operator writes to its arguments".into()));
-    }
-    let names = argument_names(&schema);
-    if !names.iter().copied().eq(node.arguments.iter().map(|named| named.name.as_str())) {
-        return Err(unsupported(format!("its arguments are not those of this libtorch's schema {schema}")));
+    let unsupported = |reason: String| EngineError::Unsupported {
+        node: node.name.clone(),
+        reason,
+    };
+    let known = schema::find(&node.operator, &node.overload)
+        .ok_or_else(|| unsupported("the checker's table has no such operator".into()))?;
+    same_schema(known, operator).map_err(unsupported)?;
+    let names = known.arguments.iter().map(|argument| argument.name.as_str());
+    if !names.eq(node.arguments.iter().map(|named| named.name.as_str())) {
+        return Err(unsupported(format!(
+            "its arguments are not those of {}",
+            known.text
+        )));
     }
     Ok(())
 }
 
-/// Argument names of a printed schema: `aten::add.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor`.
-fn argument_names(schema: &str) -> Vec<&str> {
-    let (inner, _) = schema.split_once(") -> ").unwrap_or((schema, ""));
-    let (_, list) = inner.split_once('(').unwrap_or(("", ""));
-    list.split(", ")
-        .filter(|item| *item != "*" && !item.is_empty())
-        .filter_map(|item| item.split('=').next().and_then(|declared| declared.rsplit(' ').next()))
-        .collect()
+fn same_schema(known: &Schema, operator: &Operator) -> std::result::Result<(), String> {
+    let text = operator
+        .schema()
+        .map_err(|_| format!("libtorch gives no schema: {}", ffi::last_error()))?;
+    if text == known.text {
+        Ok(())
+    } else {
+        Err(format!(
+            "libtorch's schema is {text}, the checker's {}: run `make setup`",
+            known.text
+        ))
+    }
+}
+
+/// Compares the checker's whole table with this libtorch (rule T7).
+///
+/// # Errors
+/// [`EngineError::Unsupported`] with the first operator that differs or is missing.
+pub(crate) fn compare_schemas() -> Result<()> {
+    for known in schema::table() {
+        let name = format!("aten::{}.{}", known.name, known.overload);
+        let unsupported = |reason: String| EngineError::Unsupported {
+            node: name.clone(),
+            reason,
+        };
+        let operator = Operator::find(&known.name, &known.overload)
+            .map_err(|_| unsupported("libtorch cannot look the operator up".into()))?
+            .ok_or_else(|| unsupported("this libtorch has no such operator; run `make setup`".into()))?;
+        same_schema(known, &operator).map_err(unsupported)?;
+    }
+    Ok(())
 }
 
 fn prepare(named: &NamedArgument, batch_size: i64) -> Result<Prepared> {
@@ -249,11 +317,16 @@ fn prepare(named: &NamedArgument, batch_size: i64) -> Result<Prepared> {
         Argument::None => Prepared::None,
         Argument::Value(value) => Prepared::Value(index(*value)),
         Argument::Values(list) => Prepared::Values(list.iter().copied().map(index).collect()),
-        Argument::OptionalValues(list) => Prepared::OptionalValues(list.iter().map(|item| item.map(index)).collect()),
-        Argument::Int(value) => Prepared::Int(*value),
-        Argument::Sizes(sizes) => {
-            Prepared::Ints(sizes.iter().map(|&extent| resolve(extent, batch_size)).collect::<Result<_>>()?)
+        Argument::OptionalValues(list) => {
+            Prepared::OptionalValues(list.iter().map(|item| item.map(index)).collect())
         }
+        Argument::Int(value) => Prepared::Int(*value),
+        Argument::Sizes(sizes) => Prepared::Ints(
+            sizes
+                .iter()
+                .map(|&extent| resolve(extent, batch_size))
+                .collect::<Result<_>>()?,
+        ),
         Argument::Ints(values) => Prepared::Ints(values.clone()),
         Argument::Float(bits) => Prepared::Float(bits.get()),
         Argument::Floats(list) => Prepared::Floats(list.iter().map(|bits| bits.get()).collect()),
@@ -262,6 +335,9 @@ fn prepare(named: &NamedArgument, batch_size: i64) -> Result<Prepared> {
         Argument::Str(text) => Prepared::Str(text.clone()),
         Argument::DType(dtype) => Prepared::DType(scalar_type(*dtype)),
         Argument::NumberAsTensor(number) => Prepared::Number(*number),
+        // c10's numbers (c10/core/MemoryFormat.h), not the archive's.
+        Argument::MemoryFormat(MemoryFormat::Contiguous) => Prepared::Int(0),
+        Argument::MemoryFormat(MemoryFormat::Preserve) => Prepared::Int(1),
     })
 }
 
@@ -270,9 +346,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn argument_names_are_read_from_a_schema() {
-        assert_eq!(argument_names("aten::add.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor"), ["self", "other", "alpha"]);
-        assert_eq!(argument_names("aten::relu(Tensor self) -> Tensor"), ["self"]);
-        assert_eq!(argument_names("aten::ones(SymInt[] size, *, ScalarType? dtype=None) -> Tensor"), ["size", "dtype"]);
+    fn the_checkers_schema_table_is_this_libtorchs() {
+        compare_schemas().unwrap();
+    }
+
+    #[test]
+    fn every_operator_of_the_checker_is_allowed_here_and_none_else() {
+        let mut known: Vec<_> = schema::table()
+            .iter()
+            .map(|each| (&each.name[..], &each.overload[..]))
+            .collect();
+        known.sort_unstable();
+        assert_eq!(known, operators::allowed());
     }
 }

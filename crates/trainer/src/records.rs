@@ -28,14 +28,25 @@ impl Records {
             let rows = i64::try_from(dataset.capacity).map_err(|_| too_large())?;
             capacity = capacity.checked_add(rows).ok_or_else(too_large)?;
             if dataset.rows > dataset.capacity {
-                return Err(EngineError::Job("a dataset has more rows than its capacity".into()));
+                return Err(EngineError::Job(
+                    "a dataset has more rows than its capacity".into(),
+                ));
             }
         }
-        let mut records = Self { columns: Vec::new(), capacity, dtypes: Vec::new(), shapes: Vec::new() };
+        let mut records = Self {
+            columns: Vec::new(),
+            capacity,
+            dtypes: Vec::new(),
+            shapes: Vec::new(),
+        };
         for input in inputs {
             let shape: Vec<i64> = input.shape.iter().map(|&extent| extent as i64).collect();
-            let whole: Vec<i64> = std::iter::once(capacity + 1).chain(shape.iter().copied()).collect();
-            records.columns.push(Tensor::f_zeros(&whole[..], (kind(input.dtype), Device::Cpu))?);
+            let whole: Vec<i64> = std::iter::once(capacity + 1)
+                .chain(shape.iter().copied())
+                .collect();
+            records
+                .columns
+                .push(Tensor::f_zeros(&whole[..], (kind(input.dtype), Device::Cpu))?);
             records.dtypes.push(input.dtype);
             records.shapes.push(shape);
         }
@@ -54,9 +65,13 @@ impl Records {
     /// [`EngineError::Job`] when the bytes are not `rows` rows.
     pub fn fill(&mut self, input: usize, offset: u64, rows: u64, bytes: &[u8]) -> Result<()> {
         if self.bytes_of(input, rows) != bytes.len() as u64 {
-            return Err(EngineError::Job("a column frame does not have its dataset's size".into()));
+            return Err(EngineError::Job(
+                "a column frame does not have its dataset's size".into(),
+            ));
         }
-        let shape: Vec<i64> = std::iter::once(rows as i64).chain(self.shapes[input].iter().copied()).collect();
+        let shape: Vec<i64> = std::iter::once(rows as i64)
+            .chain(self.shapes[input].iter().copied())
+            .collect();
         let source = match self.dtypes[input] {
             DType::Bool => Tensor::f_from_data_size(bytes, &shape, Kind::Uint8)?.f_ne(0)?,
             dtype => Tensor::f_from_data_size(bytes, &shape, kind(dtype))?,
@@ -81,7 +96,11 @@ impl Records {
             present[position] = true;
         }
         let indices = Tensor::f_from_slice(&indices)?;
-        let inputs = self.columns.iter().map(|column| Ok(column.f_index_select(0, &indices)?)).collect::<Result<_>>()?;
+        let inputs = self
+            .columns
+            .iter()
+            .map(|column| Ok(column.f_index_select(0, &indices)?))
+            .collect::<Result<_>>()?;
         Ok((inputs, Tensor::f_from_slice(&present)?))
     }
 }
@@ -92,12 +111,26 @@ mod tests {
 
     fn records() -> Records {
         let inputs = [
-            Input { column: "x".into(), dtype: DType::F32, shape: vec![2] },
-            Input { column: "flag".into(), dtype: DType::Bool, shape: vec![] },
+            Input {
+                column: "x".into(),
+                dtype: DType::F32,
+                shape: vec![2],
+            },
+            Input {
+                column: "flag".into(),
+                dtype: DType::Bool,
+                shape: vec![],
+            },
         ];
-        let datasets = [DatasetShape { capacity: 2, rows: 1 }, DatasetShape { capacity: 2, rows: 2 }];
+        let datasets = [
+            DatasetShape { capacity: 2, rows: 1 },
+            DatasetShape { capacity: 2, rows: 2 },
+        ];
         let mut records = Records::new(&inputs, &datasets).unwrap();
-        let bytes: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0]
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         records.fill(0, 2, 2, &bytes).unwrap();
         records.fill(1, 2, 2, &[0, 7]).unwrap();
         records
@@ -106,7 +139,10 @@ mod tests {
     #[test]
     fn incomplete_batches_are_padded_with_zero_rows() {
         let (inputs, present) = records().gather(&[3], 3).unwrap();
-        assert_eq!(Vec::<f32>::try_from(inputs[0].flatten(0, -1)).unwrap(), [3.0, 4.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(
+            Vec::<f32>::try_from(inputs[0].flatten(0, -1)).unwrap(),
+            [3.0, 4.0, 0.0, 0.0, 0.0, 0.0]
+        );
         assert_eq!(Vec::<bool>::try_from(&inputs[1]).unwrap(), [true, false, false]);
         assert_eq!(Vec::<bool>::try_from(&present).unwrap(), [true, false, false]);
     }

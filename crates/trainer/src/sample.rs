@@ -15,9 +15,20 @@ pub struct PooledSampler {
 
 impl PooledSampler {
     /// `cap`: records that fit into a step, `physical_batch_size × micro_batches`.
-    pub fn new(key: [u8; 32], order_key: &[u8; 32], threshold: u64, datasets: Vec<DatasetShape>, cap: usize) -> Self {
+    pub fn new(
+        key: [u8; 32],
+        order_key: &[u8; 32],
+        threshold: u64,
+        datasets: Vec<DatasetShape>,
+        cap: usize,
+    ) -> Self {
         let order = hmac::Key::new(hmac::HMAC_SHA256, order_key);
-        Self { sampler: PoissonSampler::new(key, threshold), order, datasets, cap }
+        Self {
+            sampler: PoissonSampler::new(key, threshold),
+            order,
+            datasets,
+            cap,
+        }
     }
 
     /// Rows of step `step`, counted through all datasets' capacities.
@@ -37,7 +48,12 @@ impl PooledSampler {
             self.sampler
                 .sample(step, dataset as u32, shape.capacity, &mut drawn)
                 .map_err(|error| EngineError::Job(error.to_string()))?;
-            pooled.extend(drawn.iter().filter(|&&row| row < shape.rows).map(|row| row + offset));
+            pooled.extend(
+                drawn
+                    .iter()
+                    .filter(|&&row| row < shape.rows)
+                    .map(|row| row + offset),
+            );
             offset += shape.capacity;
         }
         if pooled.len() > self.cap {
@@ -62,7 +78,16 @@ mod tests {
     use super::*;
 
     fn sampler(threshold: u64, cap: usize) -> PooledSampler {
-        let datasets = vec![DatasetShape { capacity: 64, rows: 40 }, DatasetShape { capacity: 32, rows: 32 }];
+        let datasets = vec![
+            DatasetShape {
+                capacity: 64,
+                rows: 40,
+            },
+            DatasetShape {
+                capacity: 32,
+                rows: 32,
+            },
+        ];
         PooledSampler::new([3; 32], &[4; 32], threshold, datasets, cap)
     }
 
@@ -89,7 +114,10 @@ mod tests {
         }
         // Each of 72 records is kept with probability 1/4: 1000 ± 27 (one standard deviation).
         let extremes = (0..40).chain(64..96).map(|row: usize| kept[row]);
-        assert!(extremes.clone().min() > Some(860) && extremes.max() < Some(1140), "{kept:?}");
+        assert!(
+            extremes.clone().min() > Some(860) && extremes.max() < Some(1140),
+            "{kept:?}"
+        );
     }
 
     #[test]
@@ -98,7 +126,11 @@ mod tests {
         assert_ne!(sampler.draw(1).unwrap(), sampler.draw(2).unwrap());
         let rows = sampler.draw(1).unwrap();
         let first: Vec<u64> = rows.iter().copied().filter(|&row| row < 32).collect();
-        let second: Vec<u64> = rows.iter().filter(|&&row| row >= 64).map(|row| row - 64).collect();
+        let second: Vec<u64> = rows
+            .iter()
+            .filter(|&&row| row >= 64)
+            .map(|row| row - 64)
+            .collect();
         assert_ne!(first, second);
     }
 }

@@ -15,7 +15,10 @@ const FIRST_INHERITED: u32 = 3;
 /// # Errors
 /// The system call's.
 pub fn harden() -> io::Result<()> {
-    let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let no_core = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: a live struct, read by the kernel.
     check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &no_core) })?;
     // SAFETY: plain integers; forbids core dumps and ptrace by processes of the same user.
@@ -44,5 +47,9 @@ pub fn take_standard_output() -> io::Result<File> {
 }
 
 fn check(status: i32) -> io::Result<()> {
-    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if status < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

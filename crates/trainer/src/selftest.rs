@@ -4,6 +4,7 @@
 use crate::engine::{Batch, Engine};
 use crate::error::{EngineError, Result};
 use crate::ffi;
+use crate::program::compare_schemas;
 use bastionai_graph::dtype::DType;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
@@ -26,10 +27,14 @@ const WORTH_CHOOSING: i64 = 1 << 20;
 /// [`EngineError::Job`] when a worker thread does not flush denormals.
 pub fn prepare_process(threads: u32) -> Result<()> {
     let threads = i32::try_from(threads).map_err(|_| EngineError::Job("too many threads".into()))?;
-    let failed = |_| EngineError::Torch { detail: ffi::last_error() };
+    let failed = |_| EngineError::Torch {
+        detail: ffi::last_error(),
+    };
     ffi::setup(threads).map_err(failed)?;
     if !ffi::denormals_flushed().map_err(failed)? {
-        return Err(EngineError::Job("this CPU does not flush denormals on every thread (rule G6)".into()));
+        return Err(EngineError::Job(
+            "this CPU does not flush denormals on every thread (rule G6)".into(),
+        ));
     }
     Ok(())
 }
@@ -40,6 +45,7 @@ pub fn prepare_process(threads: u32) -> Result<()> {
 /// [`EngineError::PositionMatters`] or [`EngineError::Mutated`] when the proof fails; a node's own error when the
 /// graph does not run.
 pub fn self_test(engine: &Engine) -> Result<KernelChoice> {
+    compare_schemas()?;
     let choice = choose_kernels(engine)?;
     match prove(engine) {
         Err(EngineError::PositionMatters { .. }) if choice == KernelChoice::Fast => {
@@ -62,23 +68,33 @@ pub enum KernelChoice {
 }
 
 fn select(choice: KernelChoice) -> Result<()> {
-    ffi::prefer_fast_f32(choice == KernelChoice::Fast).map_err(|_| EngineError::Torch { detail: ffi::last_error() })
+    ffi::prefer_fast_f32(choice == KernelChoice::Fast).map_err(|_| EngineError::Torch {
+        detail: ffi::last_error(),
+    })
 }
 
 fn choose_kernels(engine: &Engine) -> Result<KernelChoice> {
     select(KernelChoice::Default)?;
-    let Some((rows, inner, columns)) = engine.largest_product() else { return Ok(KernelChoice::Default) };
+    let Some((rows, inner, columns)) = engine.largest_product() else {
+        return Ok(KernelChoice::Default);
+    };
     if rows.saturating_mul(inner).saturating_mul(columns) < WORTH_CHOOSING {
         return Ok(KernelChoice::Default);
     }
     tch::manual_seed(SEED);
     let left = Tensor::f_randn([rows, inner], (Kind::Float, Device::Cpu))?;
     let right = Tensor::f_randn([columns, inner], (Kind::Float, Device::Cpu))?;
-    let exact = left.f_to_kind(Kind::Double)?.f_linear::<Tensor>(&right.f_to_kind(Kind::Double)?, None)?;
+    let exact = left
+        .f_to_kind(Kind::Double)?
+        .f_linear::<Tensor>(&right.f_to_kind(Kind::Double)?, None)?;
     let (default_seconds, _) = time_product(&left, &right)?;
     select(KernelChoice::Fast)?;
     let (fast_seconds, product) = time_product(&left, &right)?;
-    let error = product.f_to_kind(Kind::Double)?.f_sub(&exact)?.f_norm()?.f_div(&exact.f_norm()?)?;
+    let error = product
+        .f_to_kind(Kind::Double)?
+        .f_sub(&exact)?
+        .f_norm()?
+        .f_div(&exact.f_norm()?)?;
     if f64::try_from(error)? < TRUE_F32_ERROR && fast_seconds < default_seconds {
         return Ok(KernelChoice::Fast);
     }
@@ -103,18 +119,31 @@ fn prove(engine: &Engine) -> Result<()> {
     let before = engine.state_digest()?;
     tch::manual_seed(SEED);
     let inputs = made_up(engine, size)?;
-    let reference = engine.per_record_values(&whole(engine, inputs.iter().map(Tensor::shallow_clone).collect(), size)?)?;
+    let reference = engine.per_record_values(&whole(
+        engine,
+        inputs.iter().map(Tensor::shallow_clone).collect(),
+        size,
+    )?)?;
     for order in [reversed(size), rotated(size)] {
         let order = Tensor::f_from_slice(&order)?;
-        let permuted = inputs.iter().map(|input| Ok(input.f_index_select(0, &order)?)).collect::<Result<Vec<_>>>()?;
+        let permuted = inputs
+            .iter()
+            .map(|input| Ok(input.f_index_select(0, &order)?))
+            .collect::<Result<Vec<_>>>()?;
         let values = engine.per_record_values(&whole(engine, permuted, size)?)?;
         for (value, reference) in values.iter().zip(&reference) {
             if !same(value, &reference.f_index_select(0, &order)?)? {
-                return Err(EngineError::PositionMatters { physical_batch_size: engine.settings().physical_batch_size });
+                return Err(EngineError::PositionMatters {
+                    physical_batch_size: engine.settings().physical_batch_size,
+                });
             }
         }
     }
-    if engine.state_digest()? == before { Ok(()) } else { Err(EngineError::Mutated) }
+    if engine.state_digest()? == before {
+        Ok(())
+    } else {
+        Err(EngineError::Mutated)
+    }
 }
 
 fn whole(engine: &Engine, inputs: Vec<Tensor>, size: i64) -> Result<Batch> {
@@ -131,7 +160,9 @@ fn rotated(size: i64) -> Vec<i64> {
 
 fn made_up(engine: &Engine, size: i64) -> Result<Vec<Tensor>> {
     let one = |input: &bastionai_graph::typed::Input| {
-        let shape: Vec<i64> = std::iter::once(size).chain(input.shape.iter().map(|&extent| extent as i64)).collect();
+        let shape: Vec<i64> = std::iter::once(size)
+            .chain(input.shape.iter().map(|&extent| extent as i64))
+            .collect();
         let kind = crate::program::kind(input.dtype);
         Ok(match input.dtype {
             DType::F32 | DType::F64 => Tensor::f_rand(&shape[..], (kind, Device::Cpu))?,
@@ -144,5 +175,7 @@ fn made_up(engine: &Engine, size: i64) -> Result<Vec<Tensor>> {
 /// Equal bits, but for NaN, whose bits mean nothing.
 fn same(left: &Tensor, right: &Tensor) -> Result<bool> {
     let both_nan = left.f_isnan()?.f_logical_and(&right.f_isnan()?)?;
-    Ok(bool::try_from(left.f_eq_tensor(right)?.f_logical_or(&both_nan)?.f_all()?)?)
+    Ok(bool::try_from(
+        left.f_eq_tensor(right)?.f_logical_or(&both_nan)?.f_all()?,
+    )?)
 }

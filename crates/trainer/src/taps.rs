@@ -11,7 +11,11 @@ pub(crate) enum TapKind {
     /// `linear`, `mm`, `addmm`, `matmul`: input rows of one width, gradient rows of another.
     Rows { input_width: i64, output_width: i64 },
     /// `layer_norm`: rows of `width`, normalised again.
-    LayerNorm { normalized_shape: Vec<i64>, eps: f64, width: i64 },
+    LayerNorm {
+        normalized_shape: Vec<i64>,
+        eps: f64,
+        width: i64,
+    },
     /// Addition or multiplication by broadcasting.
     Broadcast,
 }
@@ -96,7 +100,10 @@ impl Plan {
     /// [`EngineError::Unsupported`] when a trainable parameter reaches data other than through a tap (G2), or a tap
     /// has a form that the engine has no exact gradient for.
     pub(crate) fn new(graph: &TypedGraph, program: &Program) -> Result<Self> {
-        let mut plan = Self { taps: Vec::new(), parameters: trainable(graph) };
+        let mut plan = Self {
+            taps: Vec::new(),
+            parameters: trainable(graph),
+        };
         for node in graph.nodes() {
             if let Some(tap) = &node.tap {
                 let tap_index = plan.taps.len();
@@ -122,7 +129,10 @@ impl Plan {
         tapped: &TappedParameter,
         role: Role,
     ) -> Result<()> {
-        let refuse = |reason: &str| EngineError::Unsupported { node: node.name.clone(), reason: reason.into() };
+        let refuse = |reason: &str| EngineError::Unsupported {
+            node: node.name.clone(),
+            reason: reason.into(),
+        };
         let plan = self
             .parameters
             .iter_mut()
@@ -134,8 +144,14 @@ impl Plan {
         check_value_shape(&self.taps[tap], &role, &value_shape).ok_or_else(|| {
             refuse("the parameter's shape does not fit the operator's; use a parameter of the operator's own shape")
         })?;
-        check_origin(graph, tapped).ok_or_else(|| refuse("the tapped value is not a view of its parameter"))?;
-        plan.uses.push(Use { tap, role, value_shape, back });
+        check_origin(graph, tapped)
+            .ok_or_else(|| refuse("the tapped value is not a view of its parameter"))?;
+        plan.uses.push(Use {
+            tap,
+            role,
+            value_shape,
+            back,
+        });
         Ok(())
     }
 }
@@ -161,27 +177,46 @@ fn roles(tap: &Tap) -> Vec<(&TappedParameter, Role)> {
     let mut out = Vec::new();
     match tap {
         Tap::Linear { weight, bias, .. } => {
-            out.extend(weight.as_ref().map(|tapped| (tapped, Role::Weight { transposed: false })));
+            out.extend(
+                weight
+                    .as_ref()
+                    .map(|tapped| (tapped, Role::Weight { transposed: false })),
+            );
             out.extend(bias.as_ref().map(|tapped| (tapped, Role::Sum)));
         }
         Tap::MatMul { weight, bias, .. } => {
-            out.extend(weight.as_ref().map(|tapped| (tapped, Role::Weight { transposed: true })));
+            out.extend(
+                weight
+                    .as_ref()
+                    .map(|tapped| (tapped, Role::Weight { transposed: true })),
+            );
             out.extend(bias.as_ref().map(|tapped| (tapped, Role::Sum)));
         }
         Tap::LayerNorm { weight, bias, .. } => {
             out.extend(weight.as_ref().map(|tapped| (tapped, Role::Scale)));
             out.extend(bias.as_ref().map(|tapped| (tapped, Role::Sum)));
         }
-        Tap::BroadcastAdd { parameter, scale } => out.push((parameter, Role::BroadcastAdd { scale: scale.get() })),
+        Tap::BroadcastAdd { parameter, scale } => {
+            out.push((parameter, Role::BroadcastAdd { scale: scale.get() }))
+        }
         Tap::BroadcastMul { parameter, .. } => out.push((parameter, Role::BroadcastMul)),
     }
     out
 }
 
 fn tap_plan(node: &TypedNode, tap: &Tap, program: &Program) -> Result<TapPlan> {
-    let refuse = |reason: &str| EngineError::Unsupported { node: node.name.clone(), reason: reason.into() };
-    let output = node.outputs.first().map(|value| &program.expected[index(*value)]).ok_or_else(|| refuse("no output"))?;
-    let batch = output.batch.ok_or_else(|| refuse("a tapped output must be per sample"))?;
+    let refuse = |reason: &str| EngineError::Unsupported {
+        node: node.name.clone(),
+        reason: reason.into(),
+    };
+    let output = node
+        .outputs
+        .first()
+        .map(|value| &program.expected[index(*value)])
+        .ok_or_else(|| refuse("no output"))?;
+    let batch = output
+        .batch
+        .ok_or_else(|| refuse("a tapped output must be per sample"))?;
     let kind = match tap {
         Tap::Linear { input, .. } | Tap::MatMul { input, .. } => {
             let input = &program.expected[index(*input)];
@@ -189,14 +224,26 @@ fn tap_plan(node: &TypedNode, tap: &Tap, program: &Program) -> Result<TapPlan> {
                 refuse("input and output must have the same axes but the last, and the batch axis before it")
             })?
         }
-        Tap::LayerNorm { input, normalized_shape, eps, .. } => {
+        Tap::LayerNorm {
+            input,
+            normalized_shape,
+            eps,
+            ..
+        } => {
             let normalized: Vec<i64> = normalized_shape.iter().map(|&extent| extent as i64).collect();
-            let trailing = program.expected[index(*input)].shape.len().checked_sub(normalized.len());
+            let trailing = program.expected[index(*input)]
+                .shape
+                .len()
+                .checked_sub(normalized.len());
             if trailing.is_none_or(|leading| batch.axis >= leading as i64) {
                 return Err(refuse("layer_norm may not normalise over the batch axis"));
             }
             let width = normalized.iter().product();
-            TapKind::LayerNorm { normalized_shape: normalized, eps: eps.get(), width }
+            TapKind::LayerNorm {
+                normalized_shape: normalized,
+                eps: eps.get(),
+                width,
+            }
         }
         Tap::BroadcastAdd { .. } | Tap::BroadcastMul { .. } => TapKind::Broadcast,
     };
@@ -208,7 +255,12 @@ fn tap_plan(node: &TypedNode, tap: &Tap, program: &Program) -> Result<TapPlan> {
     let elements: i64 = output.shape.iter().product();
     let rows_per_record = elements / (program.batch_size * width).max(1);
     check_scales(node, tap).ok_or_else(|| refuse("addmm must have beta = alpha = 1"))?;
-    Ok(TapPlan { kind, batch, output_shape: output.shape.clone(), rows_per_record })
+    Ok(TapPlan {
+        kind,
+        batch,
+        output_shape: output.shape.clone(),
+        rows_per_record,
+    })
 }
 
 /// Widths of a contraction over the input's last axis; a vector as right operand gives width 1.
@@ -216,10 +268,17 @@ fn rows_kind(node: &TypedNode, input: &Expected, output: &Expected) -> Option<Ta
     let (&input_width, leading) = input.shape.split_last()?;
     let vector = node.operator == "matmul" && output.shape.len() + 1 == input.shape.len();
     let output_width = if vector { 1 } else { *output.shape.last()? };
-    let output_leading = if vector { &output.shape[..] } else { output.shape.split_last()?.1 };
+    let output_leading = if vector {
+        &output.shape[..]
+    } else {
+        output.shape.split_last()?.1
+    };
     let aligned = leading == output_leading && input.batch == output.batch;
     let before_last = input.batch.is_some_and(|batch| batch.axis < leading.len() as i64);
-    (aligned && before_last).then_some(TapKind::Rows { input_width, output_width })
+    (aligned && before_last).then_some(TapKind::Rows {
+        input_width,
+        output_width,
+    })
 }
 
 fn check_scales(node: &TypedNode, tap: &Tap) -> Option<()> {
@@ -232,19 +291,37 @@ fn check_scales(node: &TypedNode, tap: &Tap) -> Option<()> {
         Argument::Float(bits) | Argument::NumberAsTensor(Number::Float(bits)) => bits.get() == 1.0,
         _ => false,
     };
-    let scales = node.arguments.iter().filter(|named| named.name == "beta" || named.name == "alpha");
-    scales.map(|named| one(&named.value)).all(|fine| fine).then_some(())
+    let scales = node
+        .arguments
+        .iter()
+        .filter(|named| named.name == "beta" || named.name == "alpha");
+    scales
+        .map(|named| one(&named.value))
+        .all(|fine| fine)
+        .then_some(())
 }
 
 fn check_value_shape(tap: &TapPlan, role: &Role, value_shape: &[i64]) -> Option<()> {
     let elements: i64 = value_shape.iter().product();
     let fits = match (&tap.kind, role) {
-        (TapKind::Rows { input_width, output_width }, Role::Weight { transposed }) => {
-            let (first, second) = if *transposed { (input_width, output_width) } else { (output_width, input_width) };
+        (
+            TapKind::Rows {
+                input_width,
+                output_width,
+            },
+            Role::Weight { transposed },
+        ) => {
+            let (first, second) = if *transposed {
+                (input_width, output_width)
+            } else {
+                (output_width, input_width)
+            };
             value_shape == [*first, *second] || (*output_width == 1 && value_shape == [*input_width])
         }
         (TapKind::Rows { output_width, .. }, Role::Sum) => elements == *output_width,
-        (TapKind::LayerNorm { normalized_shape, .. }, Role::Sum | Role::Scale) => value_shape == &normalized_shape[..],
+        (TapKind::LayerNorm { normalized_shape, .. }, Role::Sum | Role::Scale) => {
+            value_shape == &normalized_shape[..]
+        }
         (TapKind::Broadcast, Role::BroadcastAdd { .. } | Role::BroadcastMul) => broadcasts(value_shape, tap),
         _ => false,
     };
@@ -253,7 +330,9 @@ fn check_value_shape(tap: &TapPlan, role: &Role, value_shape: &[i64]) -> Option<
 
 /// Right-aligned, each extent is the output's or 1, and 1 on the batch axis (T4).
 fn broadcasts(value_shape: &[i64], tap: &TapPlan) -> bool {
-    let Some(missing) = tap.output_shape.len().checked_sub(value_shape.len()) else { return false };
+    let Some(missing) = tap.output_shape.len().checked_sub(value_shape.len()) else {
+        return false;
+    };
     value_shape.iter().enumerate().all(|(axis, &extent)| {
         let axis = axis + missing;
         extent == 1 || (axis as i64 != tap.batch.axis && extent == tap.output_shape[axis])
@@ -262,7 +341,17 @@ fn broadcasts(value_shape: &[i64], tap: &TapPlan) -> bool {
 
 /// Views that keep every element exactly once: the only way from a parameter to a tap (G2).
 const ISOMETRIC_VIEWS: &[&str] = &[
-    "alias", "clone", "contiguous", "flatten", "permute", "reshape", "squeeze", "t", "transpose", "unsqueeze", "view",
+    "alias",
+    "clone",
+    "contiguous",
+    "flatten",
+    "permute",
+    "reshape",
+    "squeeze",
+    "t",
+    "transpose",
+    "unsqueeze",
+    "view",
 ];
 
 /// The tapped value must come from its parameter, directly or through isometric views.
@@ -292,7 +381,10 @@ fn check_origin(graph: &TypedGraph, tapped: &TappedParameter) -> Option<()> {
 fn check_untapped(graph: &TypedGraph, node: &TypedNode) -> Result<()> {
     use bastionai_graph::typed::{Argument, Dependence};
     let mixes = node.outputs.iter().any(|output| {
-        matches!(graph.values()[index(*output)].value_type.dependence, Dependence::PerSample { .. })
+        matches!(
+            graph.values()[index(*output)].value_type.dependence,
+            Dependence::PerSample { .. }
+        )
     });
     let mut used = Vec::new();
     for named in &node.arguments {
@@ -303,14 +395,26 @@ fn check_untapped(graph: &TypedGraph, node: &TypedNode) -> Result<()> {
             _ => {}
         }
     }
-    let tapped: Vec<_> = node.tap.iter().flat_map(|tap| roles(tap)).map(|(tapped, _)| tapped.value).collect();
+    let tapped: Vec<_> = node
+        .tap
+        .iter()
+        .flat_map(|tap| roles(tap))
+        .map(|(tapped, _)| tapped.value)
+        .collect();
     let escapes = used.into_iter().any(|value| {
         let value_of = &graph.values()[index(value)];
-        mixes && value_of.requires_grad && value_of.value_type.dependence == Dependence::Shared && !tapped.contains(&value)
+        mixes
+            && value_of.requires_grad
+            && value_of.value_type.dependence == Dependence::Shared
+            && !tapped.contains(&value)
     });
     if escapes {
-        let reason = "a trainable parameter meets data here in a way that has no per-sample gradient (G2)".into();
-        return Err(EngineError::Unsupported { node: node.name.clone(), reason });
+        let reason =
+            "a trainable parameter meets data here in a way that has no per-sample gradient (G2)".into();
+        return Err(EngineError::Unsupported {
+            node: node.name.clone(),
+            reason,
+        });
     }
     Ok(())
 }
@@ -349,13 +453,25 @@ fn views_back(parameter: &[i64], views: &[ParameterView], value: &[i64]) -> Opti
 
 /// Norms by Gram matrices cost `T²(in+out)` multiplications a record, by instantiation `T·in·out`.
 fn method(parameter: &ParameterPlan, taps: &[TapPlan]) -> Method {
-    let [only] = &parameter.uses[..] else { return Method::Instantiate };
+    let [only] = &parameter.uses[..] else {
+        return Method::Instantiate;
+    };
     let tap = &taps[only.tap];
     match (&only.role, &tap.kind) {
         (Role::Weight { .. }, TapKind::Rows { .. }) if tap.rows_per_record == 1 => Method::Rows,
-        (Role::Weight { .. }, TapKind::Rows { input_width, output_width }) => {
+        (
+            Role::Weight { .. },
+            TapKind::Rows {
+                input_width,
+                output_width,
+            },
+        ) => {
             let ghost = tap.rows_per_record.saturating_mul(input_width + output_width);
-            if ghost < input_width.saturating_mul(*output_width) { Method::Ghost } else { Method::Direct }
+            if ghost < input_width.saturating_mul(*output_width) {
+                Method::Ghost
+            } else {
+                Method::Direct
+            }
         }
         _ => Method::Instantiate,
     }
@@ -367,9 +483,15 @@ mod tests {
 
     #[test]
     fn views_are_undone_in_reverse_order() {
-        let views = [ParameterView::Permute(vec![1, 0]), ParameterView::Reshape(vec![6])];
+        let views = [
+            ParameterView::Permute(vec![1, 0]),
+            ParameterView::Reshape(vec![6]),
+        ];
         let back = views_back(&[2, 3], &views, &[6]).unwrap();
-        assert_eq!(back, [ViewBack::Reshape(vec![3, 2]), ViewBack::Permute(vec![1, 0])]);
+        assert_eq!(
+            back,
+            [ViewBack::Reshape(vec![3, 2]), ViewBack::Permute(vec![1, 0])]
+        );
     }
 
     #[test]

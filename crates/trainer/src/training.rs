@@ -49,10 +49,17 @@ pub fn check_job(job: &Job) -> Result<()> {
     }
     let noise = |value: f64| positive(value) && value <= LARGEST_NOISE_MULTIPLIER;
     if !noise(job.noise_multiplier) {
-        return refuse("noise_multiplier must be positive and at most 8192: no gradient leaves without noise");
+        return refuse(
+            "noise_multiplier must be positive and at most 8192: no gradient leaves without noise",
+        );
     }
-    if job.loss.is_some_and(|loss| !positive(loss.max_loss) || !noise(loss.noise_multiplier)) {
-        return refuse("max_loss must be positive, and the loss's noise_multiplier positive and at most 8192");
+    if job
+        .loss
+        .is_some_and(|loss| !positive(loss.max_loss) || !noise(loss.noise_multiplier))
+    {
+        return refuse(
+            "max_loss must be positive, and the loss's noise_multiplier positive and at most 8192",
+        );
     }
     Ok(())
 }
@@ -66,7 +73,9 @@ impl Training {
         check_job(job)?;
         let cap = job.physical_batch_size as usize * job.micro_batches as usize;
         let (key, order, seed) = (fresh()?, fresh()?, fresh()?);
-        tch::manual_seed(i64::from_le_bytes(seed[..8].try_into().expect("a key has 32 bytes")));
+        tch::manual_seed(i64::from_le_bytes(
+            seed[..8].try_into().expect("a key has 32 bytes"),
+        ));
         let optimizer = OptimizerState::new(job.optimizer, &engine.trainable())?;
         let mean = NoisyMean {
             standard_deviation: job.noise_multiplier * engine.l2_sensitivity() / engine.grid().width(),
@@ -104,27 +113,50 @@ impl Training {
             let first = (part * batch_size).min(rows.len());
             let last = (first + batch_size).min(rows.len());
             let (inputs, present) = self.records.gather(&rows[first..last], batch_size)?;
-            let results = self.engine.add_clipped(&self.engine.batch(inputs, present)?, &mut sums)?;
-            losses += self.loss.map_or(0, |release| clipped_losses(&results, release.max_loss));
+            let results = self
+                .engine
+                .add_clipped(&self.engine.batch(inputs, present)?, &mut sums)?;
+            losses += self
+                .loss
+                .map_or(0, |release| clipped_losses(&results, release.max_loss));
         }
         if self.digest_at(step)? != digest {
             return Err(EngineError::Mutated);
         }
         let (noise, mean, threads) = (&self.noise, self.mean, settings.threads as usize);
-        self.optimizer.step(&mut self.engine.trainable_mut(), &mut sums.0, noise, step, mean, threads)?;
-        self.loss.map(|release| self.release(step, losses, release)).transpose()
+        self.optimizer.step(
+            &mut self.engine.trainable_mut(),
+            &mut sums.0,
+            noise,
+            step,
+            mean,
+            threads,
+        )?;
+        self.loss
+            .map(|release| self.release(step, losses, release))
+            .transpose()
     }
 
     /// Hashes at the first and the last step; every step checks write counters besides (rule T8).
     fn digest_at(&self, step: u64) -> Result<Option<[u8; 32]>> {
-        if step == 1 || step == self.steps { self.engine.state_digest().map(Some) } else { Ok(None) }
+        if step == 1 || step == self.steps {
+            self.engine.state_digest().map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     /// Noisy clipped loss sum over the public divisor.
     fn release(&self, step: u64, sum: i64, release: LossRelease) -> Result<f64> {
         let mut sums = [sum];
         self.noise
-            .add_rounded_gaussian(step, LOSS_TENSOR, 0, &mut sums, release.noise_multiplier * LOSS_UNITS)
+            .add_rounded_gaussian(
+                step,
+                LOSS_TENSOR,
+                0,
+                &mut sums,
+                release.noise_multiplier * LOSS_UNITS,
+            )
             .map_err(|_| EngineError::SumOutOfBound)?;
         Ok(sums[0] as f64 / LOSS_UNITS * release.max_loss / self.expected_batch_size)
     }
@@ -137,7 +169,11 @@ impl Training {
         if self.engine.frozen_digest()? != self.frozen {
             return Err(EngineError::Mutated);
         }
-        self.engine.trainable().into_iter().map(crate::engine::bytes).collect()
+        self.engine
+            .trainable()
+            .into_iter()
+            .map(crate::engine::bytes)
+            .collect()
     }
 
     /// The engine.
@@ -147,7 +183,11 @@ impl Training {
 
     /// The trainable parameters as they are now.
     pub fn parameters(&self) -> Vec<Tensor> {
-        self.engine.trainable().into_iter().map(Tensor::shallow_clone).collect()
+        self.engine
+            .trainable()
+            .into_iter()
+            .map(Tensor::shallow_clone)
+            .collect()
     }
 }
 
@@ -156,12 +196,15 @@ impl Training {
 fn clipped_losses(results: &RecordResults, max_loss: f64) -> i64 {
     let units = |loss: f64| (loss.clamp(0.0, max_loss) / max_loss * LOSS_UNITS).round() as i64;
     let both = results.losses.iter().zip(&results.counted);
-    both.map(|(&loss, &counted)| if counted && !loss.is_nan() { units(loss) } else { 0 }).sum()
+    both.map(|(&loss, &counted)| if counted && !loss.is_nan() { units(loss) } else { 0 })
+        .sum()
 }
 
 fn fresh() -> Result<Zeroizing<[u8; 32]>> {
     let mut key = Zeroizing::new([0; 32]);
-    SystemRandom::new().fill(&mut key[..]).map_err(|_| EngineError::NoRandomness)?;
+    SystemRandom::new()
+        .fill(&mut key[..])
+        .map_err(|_| EngineError::NoRandomness)?;
     Ok(key)
 }
 
