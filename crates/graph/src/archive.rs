@@ -189,5 +189,7 @@ impl Archive {
     }
 }
 
+pub(crate) use tensors::dtype_from_archive;
+
 /// Tensors by qualified name, before the signature says which are used.
 pub(crate) type TensorMap = HashMap<String, tensors::StoredTensor>;

@@ -8,8 +8,12 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod archive;
+mod check;
 pub mod contract;
+mod display;
 pub mod dtype;
 pub mod program;
 pub mod schema;
 pub mod typed;
+
+pub use check::{Refusal, Refusals, ValueGuard, check, check_program, value_guards};

@@ -107,7 +107,8 @@ pub struct Parameter {
     pub dtype: DType,
     /// Extents.
     pub shape: Vec<u64>,
-    /// Whether `requires_grad` was set: only then is it trained, charged and sent back.
+    /// Whether `requires_grad` was set and the loss's gradient reaches a tap of it: only then is it
+    /// trained, charged and sent back.
     pub trainable: bool,
 }
 
@@ -157,6 +158,18 @@ pub enum Argument {
     NumberAsTensor(Number),
     /// A memory format (`clone`, `contiguous`).
     MemoryFormat(MemoryFormat),
+}
+
+impl Argument {
+    /// The values this argument refers to, in order.
+    pub fn value_ids(&self) -> Vec<ValueId> {
+        match self {
+            Self::Value(id) => vec![*id],
+            Self::Values(ids) => ids.clone(),
+            Self::OptionalValues(ids) => ids.iter().flatten().copied().collect(),
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// Memory formats with a rule.
@@ -220,7 +233,8 @@ pub struct TypedNode {
     pub arguments: Vec<NamedArgument>,
     /// Output values; a returned tensor list (`split`, `unbind`, `broadcast_tensors`) is flattened.
     pub outputs: Vec<ValueId>,
-    /// How per-sample gradients of the trainable parameters used here are obtained, if any are.
+    /// How per-sample gradients of the trainable parameters used here are obtained, if any are. Present
+    /// only where the loss's gradient reaches the node's first output.
     pub tap: Option<Tap>,
     /// Python `file:line` of the node's stack trace, for messages only.
     pub source: Option<String>,

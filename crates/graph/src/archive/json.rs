@@ -72,6 +72,8 @@ pub(super) struct NamedArgument {
     pub(super) arg: Argument,
 }
 
+// The names are the schema's own.
+#[allow(clippy::enum_variant_names)]
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Argument {

@@ -1,0 +1,614 @@
+//! One call as its rule sees it: arguments matched to the pinned schema, defaults filled in (T7), and a
+//! record of which arguments the rule has looked at. What no rule looks at must be the default.
+
+use super::facts::{Facts, Typed};
+use super::premise::{Premise, is_dropped, require};
+use super::refusal::Objection;
+use crate::dtype::DType;
+use crate::program::{RawArgument, RawSize};
+use crate::schema::{DefaultValue, Kind, Schema, SchemaArgument};
+use crate::typed::{
+    Argument, Dependence, Extent, FloatBits, MemoryFormat, NamedArgument, Number, TappedParameter, ValueId,
+    ValueType,
+};
+use std::cell::Cell;
+
+/// An argument after names are resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Given {
+    None,
+    Tensor(ValueId),
+    Tensors(Vec<ValueId>),
+    Optionals(Vec<Option<ValueId>>),
+    Number(Number),
+    Items(Vec<Item>),
+    Str(String),
+    DType(DType),
+    MemoryFormat(MemoryFormat),
+    /// B·k where a number is expected.
+    BatchSize(u64),
+}
+
+/// An element of an integer list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Item {
+    Int(i64),
+    Batch(u64),
+}
+
+/// What names stand for while a program is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Named {
+    Value(ValueId),
+    Size(Extent),
+    /// Defined by a refused node: whoever uses it is not judged.
+    Unknown,
+}
+
+/// A call with resolved arguments.
+pub(crate) struct Call<'c> {
+    pub(crate) schema: &'static Schema,
+    given: Vec<Given>,
+    read: Vec<Cell<bool>>,
+    replaced: Vec<Option<Argument>>,
+    values: &'c [Typed],
+}
+
+/// Why arguments could not be resolved.
+pub(crate) enum Unresolved {
+    /// Depends on a refused node.
+    Unknown,
+    /// A refusal of its own.
+    Objection(Objection),
+}
+
+impl From<Objection> for Unresolved {
+    fn from(objection: Objection) -> Self {
+        Self::Objection(objection)
+    }
+}
+
+impl<'c> Call<'c> {
+    /// Matches raw arguments with the schema.
+    pub(crate) fn resolve(
+        schema: &'static Schema,
+        arguments: &[(String, RawArgument)],
+        lookup: &dyn Fn(&str) -> Named,
+        values: &'c [Typed],
+    ) -> Result<Self, Unresolved> {
+        for (name, _) in arguments {
+            if !schema.arguments.iter().any(|argument| argument.name == *name) {
+                let reason = format!("the schema `{}` has no argument {name:?}", schema.text);
+                return Err(Objection::denied(
+                    reason,
+                    "export with the torch version BastionAI is built for",
+                )
+                .into());
+            }
+        }
+        let mut given = Vec::with_capacity(schema.arguments.len());
+        for argument in &schema.arguments {
+            let raw = arguments
+                .iter()
+                .find(|(name, _)| *name == argument.name)
+                .map(|(_, raw)| raw);
+            given.push(match raw {
+                Some(raw) => Resolver {
+                    argument,
+                    lookup,
+                    operator: &schema.name,
+                }
+                .given(raw)?,
+                None => default(argument)?,
+            });
+        }
+        let count = given.len();
+        Ok(Self {
+            schema,
+            given,
+            read: vec![Cell::new(false); count],
+            replaced: vec![None; count],
+            values,
+        })
+    }
+
+    fn position(&self, name: &str) -> usize {
+        let found = self
+            .schema
+            .arguments
+            .iter()
+            .position(|argument| argument.name == name);
+        found.expect("rules name arguments of their own schema (every rule is run by a test)")
+    }
+
+    /// The argument, marked as looked at.
+    pub(crate) fn read(&self, name: &str) -> &Given {
+        let position = self.position(name);
+        self.read[position].set(true);
+        &self.given[position]
+    }
+
+    /// Writes the argument into the typed graph as this instead.
+    pub(crate) fn replace(&mut self, name: &str, value: Argument) {
+        let position = self.position(name);
+        self.read[position].set(true);
+        self.replaced[position] = Some(value);
+    }
+
+    /// A value with its type and facts.
+    pub(crate) fn value(&self, id: ValueId) -> &'c Typed {
+        &self.values[id.0 as usize]
+    }
+
+    fn plain_value(&self, id: ValueId) -> Result<&'c Typed, Objection> {
+        let value = self.value(id);
+        let iota = value.value_type.dependence == Dependence::BatchIota;
+        require(Premise::IotaOnlyIndexes, !iota, || {
+            let reason = "`arange` of the batch size numbers the samples of the batch; a value computed from it leaks \
+                          how many there are";
+            (
+                reason.into(),
+                "use it only as the index of the batch axis, as in `log_probs[arange(B), labels]`".into(),
+            )
+        })?;
+        Ok(value)
+    }
+
+    /// A tensor argument.
+    pub(crate) fn tensor(&self, name: &str) -> Result<&'c Typed, Objection> {
+        match self.read(name) {
+            Given::Tensor(id) => self.plain_value(*id),
+            _ => Err(self.wrong_type(name, "a tensor")),
+        }
+    }
+
+    /// An optional tensor argument.
+    pub(crate) fn optional_tensor(&self, name: &str) -> Result<Option<&'c Typed>, Objection> {
+        match self.read(name) {
+            Given::None => Ok(None),
+            _ => self.tensor(name).map(Some),
+        }
+    }
+
+    /// A tensor list argument, not empty.
+    pub(crate) fn tensors(&self, name: &str) -> Result<Vec<&'c Typed>, Objection> {
+        match self.read(name) {
+            Given::Tensors(ids) if !ids.is_empty() => ids.iter().map(|id| self.plain_value(*id)).collect(),
+            _ => Err(self.wrong_type(name, "a list of tensors")),
+        }
+    }
+
+    /// A tensor, or a number in a tensor's place.
+    pub(crate) fn operand(&self, name: &str) -> Result<Operand<'c>, Objection> {
+        match self.read(name) {
+            Given::Number(number) => Ok(Operand::Number(*number)),
+            Given::BatchSize(_) if is_dropped(Premise::BatchSizeOnlyInSizeLists) => {
+                Ok(Operand::Number(Number::Int(1)))
+            }
+            _ => self.tensor(name).map(Operand::Tensor),
+        }
+    }
+
+    /// An integer argument.
+    pub(crate) fn int(&self, name: &str) -> Result<i64, Objection> {
+        match self.read(name) {
+            Given::Number(Number::Int(value)) => Ok(*value),
+            _ => Err(self.wrong_type(name, "an integer")),
+        }
+    }
+
+    /// An integer argument or None.
+    pub(crate) fn optional_int(&self, name: &str) -> Result<Option<i64>, Objection> {
+        match self.read(name) {
+            Given::None => Ok(None),
+            _ => self.int(name).map(Some),
+        }
+    }
+
+    /// A bool argument; None counts as `false`.
+    pub(crate) fn bool(&self, name: &str) -> Result<bool, Objection> {
+        match self.read(name) {
+            Given::Number(Number::Bool(value)) => Ok(*value),
+            Given::None => Ok(false),
+            _ => Err(self.wrong_type(name, "a bool")),
+        }
+    }
+
+    /// A number argument or None.
+    pub(crate) fn number(&self, name: &str) -> Result<Option<Number>, Objection> {
+        match self.read(name) {
+            Given::None => Ok(None),
+            Given::Number(number) => Ok(Some(*number)),
+            Given::BatchSize(_) if is_dropped(Premise::BatchSizeOnlyInSizeLists) => Ok(Some(Number::Int(1))),
+            _ => Err(self.wrong_type(name, "a number")),
+        }
+    }
+
+    /// A float argument.
+    pub(crate) fn float(&self, name: &str) -> Result<f64, Objection> {
+        match self.read(name) {
+            Given::Number(number) => Ok(as_float(*number)),
+            _ => Err(self.wrong_type(name, "a float")),
+        }
+    }
+
+    /// A string argument.
+    pub(crate) fn string(&self, name: &str) -> Result<&str, Objection> {
+        let position = self.position(name);
+        self.read[position].set(true);
+        match &self.given[position] {
+            Given::Str(text) => Ok(text),
+            _ => Err(self.wrong_type(name, "a string")),
+        }
+    }
+
+    /// A dtype argument or None.
+    pub(crate) fn dtype(&self, name: &str) -> Result<Option<DType>, Objection> {
+        match self.read(name) {
+            Given::None => Ok(None),
+            Given::DType(dtype) => Ok(Some(*dtype)),
+            _ => Err(self.wrong_type(name, "a dtype")),
+        }
+    }
+
+    /// An integer list that never mentions B, or None.
+    pub(crate) fn ints(&self, name: &str) -> Result<Option<Vec<i64>>, Objection> {
+        let items = match self.read(name) {
+            Given::None => return Ok(None),
+            Given::Number(Number::Int(value)) => return Ok(Some(vec![*value])),
+            Given::Items(items) => items,
+            _ => return Err(self.wrong_type(name, "a list of integers")),
+        };
+        let int = |item: &Item| match item {
+            Item::Int(value) => Ok(*value),
+            Item::Batch(_) => Err(batch_size_misused(name)),
+        };
+        items.iter().map(int).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// A size list, where B may appear.
+    pub(crate) fn items(&self, name: &str) -> Result<Vec<Item>, Objection> {
+        match self.read(name) {
+            Given::Items(items) => Ok(items.clone()),
+            _ => Err(self.wrong_type(name, "a list of sizes")),
+        }
+    }
+
+    /// The `layout`, `device`, `pin_memory` and `memory_format` of factories and copies.
+    pub(crate) fn placement(&self) {
+        for (position, argument) in self.schema.arguments.iter().enumerate() {
+            if matches!(argument.kind, Kind::Layout | Kind::Device | Kind::MemoryFormat)
+                || argument.name == "pin_memory"
+            {
+                self.read[position].set(true);
+            }
+        }
+    }
+
+    fn wrong_type(&self, name: &str, expected: &str) -> Objection {
+        let reason = format!("argument {name:?} of `{}` is not {expected}", self.schema.text);
+        Objection::denied(reason, "give it as the schema says, as a constant")
+    }
+
+    /// Whether a trainable parameter influences any tensor argument.
+    pub(crate) fn any_requires_grad(&self) -> bool {
+        self.tensor_ids().iter().any(|id| self.value(*id).requires_grad)
+    }
+
+    /// Whether all recorded types of the tensor arguments are to be believed.
+    pub(crate) fn hints_trusted(&self) -> bool {
+        self.tensor_ids()
+            .iter()
+            .all(|id| self.value(*id).facts.hint_trusted)
+    }
+
+    /// All tensor arguments.
+    pub(crate) fn tensor_ids(&self) -> Vec<ValueId> {
+        let ids = self.given.iter().map(|given| match given {
+            Given::Tensor(id) => vec![*id],
+            Given::Tensors(ids) => ids.clone(),
+            Given::Optionals(ids) => ids.iter().flatten().copied().collect(),
+            _ => Vec::new(),
+        });
+        ids.flatten().collect()
+    }
+
+    /// The arguments for the typed graph, after checking that all unread ones are defaults.
+    pub(crate) fn finish(self) -> Result<Vec<NamedArgument>, Objection> {
+        for (position, argument) in self.schema.arguments.iter().enumerate() {
+            let is_default = argument
+                .default
+                .as_ref()
+                .is_some_and(|default| is_default(&self.given[position], default));
+            require(
+                Premise::UnreadArgumentsAreDefault,
+                self.read[position].get() || is_default,
+                || {
+                    let reason = format!("argument {:?} has a value that no rule allows", argument.name);
+                    (reason, "leave it at its default".into())
+                },
+            )?;
+        }
+        let finished = self
+            .given
+            .into_iter()
+            .zip(self.replaced)
+            .zip(&self.schema.arguments);
+        Ok(finished
+            .map(|((given, replaced), argument)| NamedArgument {
+                name: argument.name.clone(),
+                value: replaced.unwrap_or_else(|| typed_argument(given, argument)),
+            })
+            .collect())
+    }
+}
+
+/// A tensor or a wrapped number.
+#[derive(Clone, Copy)]
+pub(crate) enum Operand<'c> {
+    Tensor(&'c Typed),
+    Number(Number),
+}
+
+impl<'c> Operand<'c> {
+    pub(crate) fn tensor(&self) -> Option<&'c Typed> {
+        match self {
+            Self::Tensor(typed) => Some(typed),
+            Self::Number(_) => None,
+        }
+    }
+}
+
+/// A trainable parameter (or a view of a whole one) as it enters a tap.
+pub(crate) fn tapped(typed: &Typed) -> Option<TappedParameter> {
+    let Facts {
+        view: Some((parameter, views)),
+        ..
+    } = &typed.facts
+    else {
+        return None;
+    };
+    typed.requires_grad.then(|| TappedParameter {
+        parameter: *parameter,
+        value: typed.id,
+        views: views.clone(),
+    })
+}
+
+/// Whether this is a Shared value that a trainable parameter influences.
+pub(crate) fn is_trainable(typed: &Typed) -> bool {
+    typed.requires_grad && typed.value_type.dependence == Dependence::Shared
+}
+
+/// The batch axis and its `k`.
+pub(crate) fn batch_axis(value_type: &ValueType) -> Option<(usize, u64)> {
+    let Dependence::PerSample { axis } = value_type.dependence else {
+        return None;
+    };
+    match value_type.shape.get(usize::from(axis)) {
+        Some(Extent::Batch(inner)) => Some((usize::from(axis), *inner)),
+        _ => None,
+    }
+}
+
+pub(crate) fn as_float(number: Number) -> f64 {
+    match number {
+        Number::Int(value) => value as f64,
+        Number::Float(bits) => bits.get(),
+        Number::Bool(value) => f64::from(u8::from(value)),
+    }
+}
+
+pub(crate) fn batch_size_misused(argument: &str) -> Objection {
+    Objection {
+        rule: Some(Premise::BatchSizeOnlyInSizeLists.rule()),
+        reason: format!(
+            "argument {argument:?} depends on the batch size, which depends on how many samples were drawn"
+        ),
+        remedy: "use a constant; the batch size may only be the extent of the batch axis in a size list"
+            .into(),
+    }
+}
+
+struct Resolver<'r> {
+    argument: &'r SchemaArgument,
+    operator: &'r str,
+    lookup: &'r dyn Fn(&str) -> Named,
+}
+
+impl Resolver<'_> {
+    fn given(&self, raw: &RawArgument) -> Result<Given, Unresolved> {
+        use RawArgument as Raw;
+        if *raw == Raw::None {
+            return if self.argument.optional {
+                Ok(Given::None)
+            } else {
+                Err(self.wrong("None"))
+            };
+        }
+        match (self.argument.kind, raw) {
+            (Kind::Tensor, Raw::Tensor(name)) => self.value(name).map(Given::Tensor),
+            (Kind::Tensor | Kind::Scalar | Kind::Int | Kind::Float, Raw::Size(size)) => {
+                self.scalar_size(size)
+            }
+            (Kind::Tensor | Kind::Scalar, raw) => self.number(raw),
+            (Kind::Tensors, Raw::Tensors(names)) => self.values(names).map(Given::Tensors),
+            (Kind::OptionalTensors, Raw::Tensors(names)) => Ok(Given::Optionals(
+                self.values(names)?.into_iter().map(Some).collect(),
+            )),
+            (Kind::OptionalTensors, Raw::OptionalTensors(names)) => {
+                let value = |name: &Option<String>| name.as_ref().map(|name| self.value(name)).transpose();
+                names
+                    .iter()
+                    .map(value)
+                    .collect::<Result<_, _>>()
+                    .map(Given::Optionals)
+            }
+            (Kind::Int, Raw::Int(_))
+            | (Kind::Bool, Raw::Bool(_))
+            | (Kind::Float, Raw::Float(_) | Raw::Int(_)) => self.number(raw),
+            (Kind::Ints, Raw::Ints(values)) => Ok(Given::Items(
+                values.iter().map(|value| Item::Int(*value)).collect(),
+            )),
+            (Kind::Ints, Raw::Int(value)) => Ok(Given::Items(vec![Item::Int(*value)])),
+            (Kind::Ints, Raw::Sizes(sizes)) => sizes
+                .iter()
+                .map(|size| self.item(size))
+                .collect::<Result<_, _>>()
+                .map(Given::Items),
+            (Kind::Str, Raw::Str(text)) => Ok(Given::Str(text.clone())),
+            (Kind::ScalarType, Raw::ScalarType(code)) => self.scalar_type(*code),
+            (Kind::MemoryFormat, Raw::MemoryFormat(1)) => Ok(Given::MemoryFormat(MemoryFormat::Contiguous)),
+            (Kind::MemoryFormat, Raw::MemoryFormat(4)) => Ok(Given::MemoryFormat(MemoryFormat::Preserve)),
+            // The engine places tensors; torch/_export/serde/schema.py: Strided is 7.
+            (Kind::Layout, Raw::Layout(7)) => Ok(Given::None),
+            (Kind::Device, Raw::Device(kind)) if kind == "cpu" => Ok(Given::None),
+            (_, raw) => Err(self.wrong(&format!("{raw:?}"))),
+        }
+    }
+
+    fn wrong(&self, found: &str) -> Unresolved {
+        let reason = format!(
+            "argument {:?} is {found}, which has no rule here",
+            self.argument.name
+        );
+        Objection::denied(reason, "export on the CPU with ordinary tensors and constants").into()
+    }
+
+    fn value(&self, name: &str) -> Result<ValueId, Unresolved> {
+        match (self.lookup)(name) {
+            Named::Value(id) => Ok(id),
+            Named::Unknown => Err(Unresolved::Unknown),
+            Named::Size(_) => Err(self.wrong(&format!("the size {name:?}"))),
+        }
+    }
+
+    fn values(&self, names: &[String]) -> Result<Vec<ValueId>, Unresolved> {
+        names.iter().map(|name| self.value(name)).collect()
+    }
+
+    fn item(&self, size: &RawSize) -> Result<Item, Unresolved> {
+        match size {
+            RawSize::Int(value) => Ok(Item::Int(*value)),
+            RawSize::Name(name) => match (self.lookup)(name) {
+                Named::Size(Extent::Batch(inner)) => Ok(Item::Batch(inner)),
+                Named::Size(Extent::Fixed(value)) => i64::try_from(value)
+                    .map(Item::Int)
+                    .map_err(|_| self.wrong("a size above 2^63")),
+                Named::Unknown => Err(Unresolved::Unknown),
+                Named::Value(_) => Err(self.wrong(&format!("the tensor {name:?}"))),
+            },
+        }
+    }
+
+    fn scalar_size(&self, size: &RawSize) -> Result<Given, Unresolved> {
+        let item = self.item(size)?;
+        let Item::Batch(inner) = item else {
+            let Item::Int(value) = item else {
+                return Err(self.wrong("a size"));
+            };
+            return Ok(Given::Number(Number::Int(value)));
+        };
+        // `arange(B)` is the one place where B is a number; its result is a BatchIota.
+        let is_arange = self.operator == "arange" && self.argument.name == "end";
+        let name = &self.argument.name;
+        require(Premise::BatchSizeOnlyInSizeLists, is_arange, || {
+            let objection = batch_size_misused(name);
+            (objection.reason, objection.remedy)
+        })?;
+        Ok(Given::BatchSize(inner))
+    }
+
+    fn number(&self, raw: &RawArgument) -> Result<Given, Unresolved> {
+        let number = match raw {
+            RawArgument::Int(value) => Number::Int(*value),
+            RawArgument::Float(value) => Number::Float(FloatBits::new(*value)),
+            RawArgument::Bool(value) => Number::Bool(*value),
+            other => return Err(self.wrong(&format!("{other:?}"))),
+        };
+        Ok(Given::Number(number))
+    }
+
+    fn scalar_type(&self, code: i64) -> Result<Given, Unresolved> {
+        let dtype = crate::archive::dtype_from_archive(code);
+        dtype.map(Given::DType).ok_or_else(|| {
+            let reason = format!("the dtype (serialised code {code}) has no rule here");
+            Objection::denied(reason, "use float32, float64, int32, int64, uint8 or bool").into()
+        })
+    }
+}
+
+fn default(argument: &SchemaArgument) -> Result<Given, Unresolved> {
+    let Some(default) = &argument.default else {
+        let reason = format!("argument {:?} is missing and has no default", argument.name);
+        return Err(Objection::denied(reason, "export again; the archive is not what torch writes").into());
+    };
+    Ok(match default {
+        DefaultValue::None => Given::None,
+        DefaultValue::Int(_) if argument.kind == Kind::MemoryFormat => {
+            Given::MemoryFormat(MemoryFormat::Contiguous)
+        }
+        DefaultValue::Int(value) => Given::Number(Number::Int(*value)),
+        DefaultValue::Float(value) => Given::Number(Number::Float(FloatBits::new(*value))),
+        DefaultValue::Bool(value) => Given::Number(Number::Bool(*value)),
+        DefaultValue::Str(text) => Given::Str(text.clone()),
+        DefaultValue::Empty => Given::Items(Vec::new()),
+    })
+}
+
+fn is_default(given: &Given, default: &DefaultValue) -> bool {
+    match (given, default) {
+        (Given::None, DefaultValue::None) => true,
+        (Given::Number(Number::Bool(value)), DefaultValue::Bool(default)) => value == default,
+        (Given::Number(Number::Int(value)), DefaultValue::Int(default)) => value == default,
+        (Given::Number(Number::Float(value)), DefaultValue::Int(default)) => value.get() == *default as f64,
+        (Given::Number(number @ (Number::Int(_) | Number::Float(_))), DefaultValue::Float(default)) => {
+            as_float(*number) == *default
+        }
+        (Given::Str(text), DefaultValue::Str(default)) => text == default,
+        (Given::Items(items), DefaultValue::Empty) => items.is_empty(),
+        _ => false,
+    }
+}
+
+fn typed_argument(given: Given, argument: &SchemaArgument) -> Argument {
+    match given {
+        Given::None => Argument::None,
+        Given::Number(_) if argument.name == "pin_memory" => Argument::None,
+        Given::Tensor(id) => Argument::Value(id),
+        Given::Tensors(ids) => Argument::Values(ids),
+        Given::Optionals(ids) => Argument::OptionalValues(ids),
+        Given::Number(number) if argument.kind == Kind::Tensor => Argument::NumberAsTensor(number),
+        Given::Number(number) if argument.kind == Kind::Float => {
+            Argument::Float(FloatBits::new(as_float(number)))
+        }
+        Given::Number(Number::Int(value)) => Argument::Int(value),
+        Given::Number(Number::Float(value)) => Argument::Float(value),
+        Given::Number(Number::Bool(value)) => Argument::Bool(value),
+        Given::Items(items) => items_argument(&items),
+        Given::Str(text) => Argument::Str(text),
+        Given::DType(dtype) => Argument::DType(dtype),
+        Given::MemoryFormat(format) => Argument::MemoryFormat(format),
+        Given::BatchSize(inner) => Argument::Sizes(vec![Extent::Batch(inner)]),
+    }
+}
+
+fn items_argument(items: &[Item]) -> Argument {
+    let ints: Option<Vec<i64>> = items
+        .iter()
+        .map(|item| match item {
+            Item::Int(value) => Some(*value),
+            Item::Batch(_) => None,
+        })
+        .collect();
+    ints.map_or_else(
+        || {
+            let extent = |item: &Item| match item {
+                Item::Int(value) => Extent::Fixed(value.unsigned_abs()),
+                Item::Batch(inner) => Extent::Batch(*inner),
+            };
+            Argument::Sizes(items.iter().map(extent).collect())
+        },
+        Argument::Ints,
+    )
+}

@@ -1,0 +1,200 @@
+//! One rule per allowed operator and overload. No rule: refused.
+
+mod contraction;
+mod elementwise;
+mod factory;
+mod index;
+mod join;
+mod loss;
+mod normalise;
+mod random;
+mod reduce;
+mod reshape;
+mod select;
+mod tap;
+
+use super::call::Call;
+use super::facts::Output;
+use super::refusal::Objection;
+use crate::typed::Tap;
+
+/// What a rule finds.
+pub(super) struct Outcome {
+    pub(super) outputs: Vec<Output>,
+    pub(super) tap: Option<Tap>,
+}
+
+impl From<Output> for Outcome {
+    fn from(output: Output) -> Self {
+        Self {
+            outputs: vec![output],
+            tap: None,
+        }
+    }
+}
+
+/// A rule: reads the arguments it knows, objects or types the outputs.
+pub(super) type Rule = fn(&mut Call<'_>) -> Result<Outcome, Objection>;
+
+/// The rule of `name.overload`.
+pub(super) fn find(name: &str, overload: &str) -> Option<Rule> {
+    Some(match (name, overload) {
+        ("linear", "default") => contraction::linear,
+        ("addmm", "default") => contraction::addmm,
+        ("mm" | "matmul", "default") => contraction::matmul,
+
+        (
+            "relu" | "gelu" | "tanh" | "sigmoid" | "silu" | "elu" | "leaky_relu" | "softplus" | "hardtanh"
+            | "hardswish" | "hardsigmoid" | "selu" | "celu" | "mish" | "relu6" | "log_sigmoid" | "exp"
+            | "expm1" | "log" | "log1p" | "sqrt" | "rsqrt" | "reciprocal" | "sin" | "cos" | "erf",
+            "default",
+        ) => elementwise::float_unary,
+        ("abs" | "neg" | "square" | "sign" | "clamp" | "clamp_min" | "clamp_max", "default") => {
+            elementwise::number_unary
+        }
+        ("pow", "Tensor_Scalar" | "Scalar") => elementwise::power,
+        ("add" | "sub" | "mul" | "div", "Tensor" | "Scalar") | ("rsub", "Scalar") => elementwise::arithmetic,
+        ("maximum" | "minimum", "default") => elementwise::arithmetic,
+        ("eq" | "ne" | "lt" | "le" | "gt" | "ge", "Tensor" | "Scalar") => elementwise::comparison,
+        ("logical_and" | "logical_or" | "logical_xor", "default") => elementwise::logical,
+        ("logical_not" | "bitwise_not", "default") => elementwise::logical_not,
+        ("__and__" | "__or__" | "bitwise_and" | "bitwise_or", "Tensor") => elementwise::bitwise,
+        ("where", "self" | "ScalarSelf" | "ScalarOther") => elementwise::choose,
+        ("masked_fill", "Scalar") => elementwise::masked_fill,
+        ("alias" | "clone" | "contiguous" | "detach", "default") => elementwise::copy,
+        ("to", "dtype") | ("_to_copy", "default") => elementwise::convert,
+        ("zeros_like" | "ones_like" | "full_like", "default") => factory::like,
+
+        (
+            "mse_loss" | "l1_loss" | "smooth_l1_loss" | "huber_loss" | "soft_margin_loss" | "kl_div"
+            | "poisson_nll_loss",
+            "default",
+        ) => loss::pointwise,
+        ("binary_cross_entropy_with_logits", "default") => loss::binary_cross_entropy,
+        ("cross_entropy_loss", "default") => loss::cross_entropy,
+        ("nll_loss_nd" | "nll_loss", "default") => loss::nll,
+
+        ("sum", "dim_IntList" | "default") | ("mean", "dim" | "default") => reduce::sum_or_mean,
+        ("amax" | "amin" | "logsumexp", "default") => reduce::extremum,
+        ("argmax" | "argmin", "default") => reduce::arg_extremum,
+        ("max" | "min", "dim") => reduce::extremum_with_index,
+        ("var" | "std", "correction" | "dim") => reduce::variance,
+        ("linalg_vector_norm", "default") => reduce::vector_norm,
+        ("any" | "all", "dim") => reduce::any_or_all,
+        ("softmax" | "log_softmax", "int") | ("_softmax" | "_log_softmax", "default") => reduce::softmax,
+
+        ("view" | "reshape" | "_unsafe_view", "default") => reshape::view,
+        ("flatten", "using_ints") => reshape::flatten,
+        ("unsqueeze", "default") => reshape::unsqueeze,
+        ("squeeze", "dim" | "dims" | "default") => reshape::squeeze,
+        ("expand", "default") => reshape::expand,
+        ("t", "default") | ("transpose", "int") | ("permute", "default") => reshape::permute,
+
+        ("slice", "Tensor") => select::slice,
+        ("select", "int") => select::select,
+        ("split", "Tensor") | ("split_with_sizes", "default") => select::split,
+        ("unbind", "int") => select::unbind,
+
+        ("cat", "default") => join::cat,
+        ("stack", "default") => join::stack,
+        ("broadcast_tensors", "default") => join::broadcast_tensors,
+
+        ("layer_norm" | "rms_norm", "default") => normalise::trailing,
+        ("group_norm", "default") => normalise::group,
+
+        ("gather", "default") => index::gather,
+        ("index", "Tensor") => index::index,
+        ("one_hot", "default") => index::one_hot,
+        ("embedding", "default") => index::embedding,
+
+        ("zeros" | "ones" | "full", "default") => factory::filled,
+        ("new_zeros" | "new_ones" | "new_full", "default") => factory::new_filled,
+        ("arange", "default") => factory::arange,
+        ("scalar_tensor", "default") => factory::scalar,
+
+        ("dropout", "default") => random::dropout,
+        ("native_dropout", "default") => random::native_dropout,
+        _ => return None,
+    })
+}
+
+/// The objection to a call that has no rule, with what is known to replace it.
+pub(super) fn no_rule(target: &str) -> Objection {
+    let name = target.strip_prefix("torch.ops.aten.").unwrap_or(target);
+    let base = name.split('.').next().unwrap_or(name);
+    let (rule, reason, remedy) = match base {
+        "batch_norm"
+        | "native_batch_norm"
+        | "cudnn_batch_norm"
+        | "_batch_norm_with_update"
+        | "_native_batch_norm_legit"
+        | "_native_batch_norm_legit_functional"
+        | "_native_batch_norm_legit_no_training"
+        | "_batch_norm_no_update" => (
+            "T7",
+            "BatchNorm normalises with statistics of the whole batch: every sample's loss depends on the others",
+            "use GroupNorm or LayerNorm; bastionai.fix(model) replaces BatchNorm",
+        ),
+        "rand" | "randn" | "randint" | "randperm" | "normal" | "bernoulli" | "multinomial" | "poisson"
+        | "binomial" | "rand_like" | "randn_like" | "randint_like" | "uniform" => (
+            "T3",
+            "it draws random values, and only dropout on per-sample data has a rule",
+            "use dropout, or pass randomness in as an input column",
+        ),
+        "item"
+        | "_local_scalar_dense"
+        | "nonzero"
+        | "masked_select"
+        | "unique"
+        | "_unique2"
+        | "bincount"
+        | "histc" => (
+            "T5",
+            "its result's size or value on the host depends on the data",
+            "use where() or masks of fixed shape",
+        ),
+        "binary_cross_entropy" => (
+            "G4",
+            "it fails when a value leaves [0, 1], and failing tells about the data",
+            "use binary_cross_entropy_with_logits on the value before the sigmoid",
+        ),
+        "_assert_async" | "_assert_scalar" | "sym_constrain_range" | "sym_constrain_range_for_size" => (
+            "T1",
+            "an assertion on values or on the batch size tells about the data",
+            "remove the assertion",
+        ),
+        "empty" | "empty_like" | "new_empty" | "empty_strided" => {
+            ("T7", "it returns uninitialised memory", "use zeros")
+        }
+        "einsum" | "bmm" | "baddbmm" => (
+            "T7",
+            "this contraction has no rule yet",
+            "use linear, or matmul with the parameter on the right",
+        ),
+        "prelu" | "_prelu_kernel" => (
+            "T7",
+            "it has no rule for its trainable slope",
+            "use leaky_relu, elu or gelu",
+        ),
+        "cumsum" | "sort" | "topk" | "roll" | "flip" => (
+            "T7",
+            "it has no rule yet and can mix samples",
+            "express it with sum, max or select within a sample",
+        ),
+        _ if base.ends_with('_') && !base.ends_with("__") => (
+            "T8",
+            "it writes to its argument",
+            "export with bastionai.export, which makes the program functional",
+        ),
+        _ => (
+            "T7",
+            "this operator has no rule, and what has no rule is refused",
+            "use one of the supported operators (docs/limitations.md)",
+        ),
+    };
+    Objection {
+        rule: Some(rule),
+        reason: format!("`{name}`: {reason}"),
+        remedy: remedy.into(),
+    }
+}

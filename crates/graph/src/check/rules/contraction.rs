@@ -1,0 +1,218 @@
+//! linear, addmm, mm, matmul: per-sample data on the left, a Shared matrix on the right.
+
+use super::super::broadcast::broadcast;
+use super::super::call::{Call, as_float, batch_axis};
+use super::super::facts::{Output, Typed};
+use super::super::premise::{Premise, require};
+use super::super::refusal::Objection;
+use super::{Outcome, tap};
+use crate::display;
+use crate::typed::{Dependence, Extent, Tap, ValueType};
+
+/// `linear(input, weight[out, in], bias[out]?)`.
+pub(in super::super) fn linear(call: &mut Call<'_>) -> Result<Outcome, Objection> {
+    let (input, weight, bias) = (
+        call.tensor("input")?,
+        call.tensor("weight")?,
+        call.optional_tensor("bias")?,
+    );
+    require_shared("weight", weight)?;
+    bias.map_or(Ok(()), |bias| require_shared("bias", bias))?;
+    let [out, inner] = matrix("weight", weight)?;
+    require_contracted(input, inner)?;
+    if bias.is_some_and(|bias| bias.value_type.shape != [out]) {
+        return Err(Objection::plain(
+            "the bias does not have one element per output",
+            "give a bias of shape [out]",
+        ));
+    }
+    let value_type = with_last(input, out);
+    require_same_dtype(&[Some(input), Some(weight), bias])?;
+    let (weight_tap, bias_tap) = (tap::parameter(Some(weight)), tap::parameter(bias));
+    let tap = data_tap(input, &value_type, weight_tap, bias_tap, |input, weight, bias| {
+        Tap::Linear { input, weight, bias }
+    })?;
+    Ok(Outcome {
+        outputs: vec![Output::new(value_type, call.any_requires_grad())],
+        tap,
+    })
+}
+
+/// `beta·self + alpha·(mat1 @ mat2)`.
+pub(in super::super) fn addmm(call: &mut Call<'_>) -> Result<Outcome, Objection> {
+    let (added, left, right) = (call.tensor("self")?, call.tensor("mat1")?, call.tensor("mat2")?);
+    let scales = [call.number("beta")?, call.number("alpha")?];
+    let product = product(left, right)?;
+    if left.value_type.shape.len() != 2 {
+        return Err(Objection::denied("mat1 is not a matrix", "use linear or matmul"));
+    }
+    let operand = Typed {
+        value_type: product.clone(),
+        ..left.clone()
+    };
+    let (dependence, shape) = broadcast(&[added, &operand])?;
+    if shape != product.shape {
+        return Err(Objection::plain(
+            "the added tensor is larger than the product",
+            "give a row of shape [out]",
+        ));
+    }
+    require_same_dtype(&[Some(added), Some(left), Some(right)])?;
+    let value_type = ValueType {
+        dependence,
+        ..product
+    };
+    let (weight, bias) = (tap::parameter(Some(right)), tap::parameter(Some(added)));
+    let unscaled = scales.iter().flatten().all(|scale| as_float(*scale) == 1.0);
+    if !unscaled && (weight.is_some() || bias.is_some()) {
+        return Err(Objection::denied(
+            "alpha or beta scales a trainable parameter",
+            "scale the result instead",
+        ));
+    }
+    if bias.as_ref().is_some_and(|_| added.value_type.shape.len() != 1) {
+        return Err(Objection::denied(
+            "a trainable added tensor is not a row",
+            "use a parameter of shape [out]",
+        ));
+    }
+    let tap = data_tap(left, &value_type, weight, bias, |input, weight, bias| {
+        Tap::MatMul { input, weight, bias }
+    })?;
+    Ok(Outcome {
+        outputs: vec![Output::new(value_type, call.any_requires_grad())],
+        tap,
+    })
+}
+
+/// `self @ other` with a Shared matrix (or frozen vector) on the right.
+pub(in super::super) fn matmul(call: &mut Call<'_>) -> Result<Outcome, Objection> {
+    let is_mm = call.schema.name == "mm";
+    let (left, right) = (
+        call.tensor("self")?,
+        call.tensor(if is_mm { "mat2" } else { "other" })?,
+    );
+    if is_mm && left.value_type.shape.len() != 2 {
+        return Err(Objection::plain("mm takes matrices", "use matmul"));
+    }
+    require_same_dtype(&[Some(left), Some(right)])?;
+    let value_type = product(left, right)?;
+    let weight = tap::parameter(Some(right)).filter(|_| right.value_type.shape.len() == 2);
+    let tap = data_tap(left, &value_type, weight, None, |input, weight, bias| {
+        Tap::MatMul { input, weight, bias }
+    })?;
+    Ok(Outcome {
+        outputs: vec![Output::new(value_type, call.any_requires_grad())],
+        tap,
+    })
+}
+
+fn product(left: &Typed, right: &Typed) -> Result<ValueType, Objection> {
+    require_shared("right operand", right)?;
+    let right_shape = right.value_type.shape.as_slice();
+    let (inner, out) = match right_shape {
+        [inner] => (*inner, None),
+        [inner, out] => (*inner, Some(*out)),
+        _ => {
+            return Err(Objection::denied(
+                "the right operand is not a matrix",
+                "use a parameter of shape [in, out]",
+            ));
+        }
+    };
+    require_contracted(left, inner)?;
+    let mut value_type = left.value_type.clone();
+    value_type.shape.pop();
+    value_type.shape.extend(out);
+    Ok(value_type)
+}
+
+fn require_shared(name: &str, operand: &Typed) -> Result<(), Objection> {
+    require(
+        Premise::WeightIsShared,
+        operand.value_type.dependence == Dependence::Shared,
+        || {
+            let reason = format!("the {name} depends on the samples: the contraction would combine them");
+            (
+                reason,
+                "put the per-sample data on the left and a parameter or constant on the right".into(),
+            )
+        },
+    )
+}
+
+fn matrix(name: &str, operand: &Typed) -> Result<[Extent; 2], Objection> {
+    <[Extent; 2]>::try_from(operand.value_type.shape.as_slice()).map_err(|_| {
+        Objection::denied(
+            format!("the {name} is not a matrix"),
+            "use a weight of shape [out, in]",
+        )
+    })
+}
+
+/// The contracted (last) axis of the data is a constant axis of the right length.
+fn require_contracted(data: &Typed, inner: Extent) -> Result<(), Objection> {
+    let ValueType { shape, .. } = &data.value_type;
+    let rank = shape.len();
+    let last_is_batch = batch_axis(&data.value_type).is_some_and(|(axis, _)| axis + 1 == rank);
+    require(Premise::ContractionWithinSample, !last_is_batch, || {
+        let reason = format!(
+            "the contraction sums over the batch axis of {}",
+            display::ty(&data.value_type)
+        );
+        (
+            reason,
+            "contract an axis of the sample; the batch stays axis 0".into(),
+        )
+    })?;
+    if rank < 1 || (shape[rank - 1] != inner && !last_is_batch) {
+        let reason = format!(
+            "the last axis of {} does not match the weight",
+            display::ty(&data.value_type)
+        );
+        return Err(Objection::plain(reason, "make the inner sizes equal"));
+    }
+    Ok(())
+}
+
+fn with_last(data: &Typed, out: Extent) -> ValueType {
+    let mut value_type = data.value_type.clone();
+    value_type.shape.pop();
+    value_type.shape.push(out);
+    // Only in a rule mutant is the last axis the batch.
+    if batch_axis(&value_type).is_none() {
+        value_type.dependence = Dependence::Shared;
+    }
+    value_type
+}
+
+/// Contractions compute in one floating dtype.
+fn require_same_dtype(operands: &[Option<&Typed>]) -> Result<(), Objection> {
+    let mut dtypes = operands.iter().flatten().map(|operand| operand.value_type.dtype);
+    let first = dtypes.next();
+    if first.is_some_and(|first| first.is_float() && dtypes.all(|dtype| dtype == first)) {
+        return Ok(());
+    }
+    Err(Objection::plain(
+        "the operands are not of one floating dtype",
+        "convert inputs with .to(torch.float32)",
+    ))
+}
+
+fn data_tap(
+    data: &Typed,
+    value_type: &ValueType,
+    weight: Option<crate::typed::TappedParameter>,
+    bias: Option<crate::typed::TappedParameter>,
+    make: impl FnOnce(
+        crate::typed::ValueId,
+        Option<crate::typed::TappedParameter>,
+        Option<crate::typed::TappedParameter>,
+    ) -> Tap,
+) -> Result<Option<Tap>, Objection> {
+    if value_type.dependence == Dependence::Shared || (weight.is_none() && bias.is_none()) {
+        return Ok(None);
+    }
+    tap::require_tappable(&data.value_type, &[&weight, &bias], &[])?;
+    Ok(Some(make(data.id, weight, bias)))
+}

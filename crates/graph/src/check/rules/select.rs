@@ -1,0 +1,172 @@
+//! slice, select, split, unbind: along axes of the sample only (rule T7).
+
+use super::super::broadcast::{normalise_dim, per_sample};
+use super::super::call::{Call, batch_axis};
+use super::super::facts::{Output, Typed};
+use super::super::refusal::Objection;
+use super::Outcome;
+use super::reshape::require_untouched;
+use crate::typed::{Dependence, Extent, ValueType};
+
+const WHY: &str = "which sample is where depends on the draw";
+const MAX_PARTS: u64 = 4096;
+
+/// slice(dim, start, end, step). The whole batch axis, as in `x[:, 0]`, is left as it is.
+pub(in super::super) fn slice(call: &mut Call<'_>) -> Result<Outcome, Objection> {
+    let value = call.tensor("self")?;
+    let axis = normalise_dim(call.int("dim")?, value.value_type.shape.len())?;
+    let (start, end) = (
+        call.optional_int("start")?.unwrap_or(0),
+        call.optional_int("end")?.unwrap_or(i64::MAX),
+    );
+    let step = call.int("step")?;
+    if (start, end, step) == (0, i64::MAX, 1) {
+        return Ok(Output::rearranged(value, value.value_type.clone(), None).into());
+    }
+    require_untouched(value, &[axis], WHY)?;
+    let size = mutant_size(value, axis);
+    let clamp = |bound: i64| {
+        if bound < 0 {
+            bound.saturating_add(size).max(0)
+        } else {
+            bound.min(size)
+        }
+    };
+    let (start, end) = (clamp(start), clamp(end));
+    if step < 1 {
+        return Err(Objection::plain(
+            "the step is not positive",
+            "use a step of 1 or more",
+        ));
+    }
+    let taken = (end - start).max(0).unsigned_abs().div_ceil(step.unsigned_abs());
+    let mut shape = value.value_type.shape.clone();
+    shape[axis] = Extent::Fixed(taken);
+    Ok(part(call, value, shape, Some(axis)))
+}
+
+/// select(dim, index).
+pub(in super::super) fn select(call: &mut Call<'_>) -> Result<Outcome, Objection> {
+    let value = call.tensor("self")?;
+    let axis = normalise_dim(call.int("dim")?, value.value_type.shape.len())?;
+    let index = call.int("index")?;
+    require_untouched(value, &[axis], WHY)?;
+    let size = mutant_size(value, axis);
+    if index < -size || index >= size {
+        return Err(Objection::plain(
+            format!("index {index} is outside of an axis of {size}"),
+            "use an existing index",
+        ));
+    }
+    Ok(without_axis(call, value, axis))
+}
+
+/// split into equal parts, or into parts of given sizes.
+pub(in super::super) fn split(call: &mut Call<'_>) -> Result<Outcome, Objection> {
+    let value = call.tensor("self")?;
+    let axis = normalise_dim(call.int("dim")?, value.value_type.shape.len())?;
+    require_untouched(value, &[axis], WHY)?;
+    let size = mutant_size(value, axis).unsigned_abs();
+    let sizes = if call.schema.name == "split" {
+        equal_parts(call.int("split_size")?, size)?
+    } else {
+        given_parts(call, size)?
+    };
+    let outputs = sizes.into_iter().map(|taken| {
+        let mut shape = value.value_type.shape.clone();
+        shape[axis] = Extent::Fixed(taken);
+        typed_part(call, value, shape, Some(axis))
+    });
+    Ok(Outcome {
+        outputs: outputs.collect(),
+        tap: None,
+    })
+}
+
+fn equal_parts(part: i64, size: u64) -> Result<Vec<u64>, Objection> {
+    let part = u64::try_from(part)
+        .ok()
+        .filter(|part| *part > 0 && size.div_ceil(*part) <= MAX_PARTS);
+    let part = part.ok_or_else(|| {
+        Objection::plain(
+            "the part size is zero or gives too many parts",
+            "use a larger one",
+        )
+    })?;
+    Ok((0..size.div_ceil(part))
+        .map(|index| part.min(size - index * part))
+        .collect())
+}
+
+fn given_parts(call: &Call<'_>, size: u64) -> Result<Vec<u64>, Objection> {
+    let sizes = call.ints("split_sizes")?.unwrap_or_default();
+    let sizes: Option<Vec<u64>> = sizes.into_iter().map(|size| u64::try_from(size).ok()).collect();
+    let total = |sizes: &Vec<u64>| sizes.iter().try_fold(0u64, |sum, size| sum.checked_add(*size));
+    sizes
+        .filter(|sizes| total(sizes) == Some(size) && sizes.len() as u64 <= MAX_PARTS)
+        .ok_or_else(|| {
+            Objection::plain(
+                format!("the parts do not sum to the axis's {size}"),
+                "give sizes that do",
+            )
+        })
+}
+
+/// unbind(dim).
+pub(in super::super) fn unbind(call: &mut Call<'_>) -> Result<Outcome, Objection> {
+    let value = call.tensor("self")?;
+    let axis = normalise_dim(call.int("dim")?, value.value_type.shape.len())?;
+    require_untouched(value, &[axis], WHY)?;
+    let size = mutant_size(value, axis).unsigned_abs();
+    if size > MAX_PARTS {
+        return Err(Objection::plain(
+            format!("more than {MAX_PARTS} parts"),
+            "reduce the axis instead",
+        ));
+    }
+    let outputs = (0..size).flat_map(|_| without_axis(call, value, axis).outputs);
+    Ok(Outcome {
+        outputs: outputs.collect(),
+        tap: None,
+    })
+}
+
+/// Extent of an axis; on the batch axis (a rule mutant only) the oracle's batch of 3.
+fn mutant_size(value: &Typed, axis: usize) -> i64 {
+    match value.value_type.shape[axis] {
+        Extent::Fixed(size) => i64::try_from(size).unwrap_or(i64::MAX),
+        Extent::Batch(inner) => i64::try_from(inner.saturating_mul(3)).unwrap_or(i64::MAX),
+    }
+}
+
+fn without_axis(call: &Call<'_>, value: &Typed, axis: usize) -> Outcome {
+    let mut shape = value.value_type.shape.clone();
+    shape.remove(axis);
+    let batch = batch_axis(&value.value_type).filter(|(batch, _)| *batch != axis);
+    let dependence = batch.map_or(Dependence::Shared, |(batch, _)| {
+        per_sample(if axis < batch { batch - 1 } else { batch })
+    });
+    let value_type = ValueType {
+        dependence,
+        shape,
+        dtype: value.value_type.dtype,
+    };
+    Output::new(value_type, call.any_requires_grad())
+        .bounded(value.facts.bounds)
+        .into()
+}
+
+fn part(call: &Call<'_>, value: &Typed, shape: Vec<Extent>, axis: Option<usize>) -> Outcome {
+    typed_part(call, value, shape, axis).into()
+}
+
+fn typed_part(call: &Call<'_>, value: &Typed, shape: Vec<Extent>, axis: Option<usize>) -> Output {
+    let batch = batch_axis(&value.value_type).filter(|(batch, _)| Some(*batch) != axis);
+    let dependence = batch.map_or(Dependence::Shared, |(batch, _)| per_sample(batch));
+    let value_type = ValueType {
+        dependence,
+        shape,
+        dtype: value.value_type.dtype,
+    };
+    Output::new(value_type, call.any_requires_grad()).bounded(value.facts.bounds)
+}
