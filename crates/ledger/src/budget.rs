@@ -22,7 +22,6 @@ pub struct StartedRun {
 
 /// A run has been charged: what it yielded may be released to those entitled.
 #[derive(Debug)]
-#[must_use = "a receipt is what a release takes"]
 pub struct BudgetReceipt {
     run: RunId,
     outcome: Outcome,

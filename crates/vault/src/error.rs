@@ -180,7 +180,7 @@ pub enum ReadError {
 #[non_exhaustive]
 pub enum AdvanceError {
     /// Values and steps do not belong together.
-    #[error("released values must have rising steps above the last released one and none above the new one")]
+    #[error("released values must have rising steps, none above the step that is released")]
     Steps,
     /// The step was not taken.
     #[error(transparent)]

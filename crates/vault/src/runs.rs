@@ -54,8 +54,8 @@ impl Vault {
     /// this returns may any of it leave (rule D1).
     ///
     /// # Errors
-    /// [`AdvanceError::Steps`] unless the values' steps rise, lie above the last released step, and end at or
-    /// below `released_step`; [`AdvanceError::Transact`].
+    /// [`AdvanceError::Steps`] unless the values' steps rise and end at or below `released_step`;
+    /// [`AdvanceError::Transact`], also when a step was released already.
     pub fn advance_run(
         &self,
         run: &StartedRun,
@@ -63,15 +63,18 @@ impl Vault {
         values: &[ReleasedValue],
         now_unix_ms: u64,
     ) -> Result<(), AdvanceError> {
-        let released = self.read(|ledger| ledger.run(&run.run()).map_or(0, |run| run.released_step()));
         let rising = values.windows(2).all(|pair| pair[0].step < pair[1].step);
-        if !rising || values.iter().any(|value| value.step <= released || value.step > released_step) {
+        if !rising || values.last().is_some_and(|value| value.step > released_step) {
             return Err(AdvanceError::Steps);
         }
         let id = *run.run().as_bytes();
         let sealed = values.iter().map(|value| self.seal_value(&id, value)).collect::<Result<Vec<_>, _>>()?;
         self.transact_with(
-            |ledger| ledger.propose_advance(run, released_step, now_unix_ms),
+            |ledger| {
+                // Under the writer's lock: no step ever has two released values (rule D1).
+                check_unreleased(ledger, run, values)?;
+                ledger.propose_advance(run, released_step, now_unix_ms)
+            },
             |write, _| {
                 let mut table = write.open_table(RELEASED).map_err(StorageError::database)?;
                 for (step, value) in &sealed {
@@ -163,6 +166,15 @@ impl Vault {
         let (&[flag], loss) = plain.split_first_chunk::<1>().ok_or(StorageError::Sealed { what })?;
         let loss = f64::from_le_bytes(loss.try_into().map_err(|_| StorageError::Sealed { what })?);
         Ok(ReleasedValue { step, noisy_loss: (flag == 1).then_some(loss) })
+    }
+}
+
+fn check_unreleased(ledger: &Ledger, run: &StartedRun, values: &[ReleasedValue]) -> Result<(), Refusal> {
+    let (run, steps) = (run.run(), run.steps());
+    let released = ledger.run(&run).map_or(0, |run| run.released_step());
+    match values.first() {
+        Some(value) if value.step <= released => Err(Refusal::ReleasedStep { run, to: value.step, released, steps }),
+        _ => Ok(()),
     }
 }
 

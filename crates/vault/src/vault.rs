@@ -8,6 +8,7 @@ use bastionai_ledger::{BootId, Entry, Head, Ledger, LedgerId, Proposal, Refusal,
 use redb::{Database, DatabaseError, StorageBackend, WriteTransaction};
 use std::collections::BTreeSet;
 use std::fmt;
+use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -52,8 +53,14 @@ impl Vault {
     /// [`OpenError`]: in use, newer format, wrong root key, ledger not intact, storage failed.
     pub fn open(directory: &Path, root: &RootKey, config: VaultConfig, now_unix_ms: u64) -> Result<Self, OpenError> {
         let blocks = FileBlockStore::open(directory.join("blocks")).map_err(StorageError::blocks("open"))?;
-        let database = redb::Builder::new().set_cache_size(config.cache_bytes).create(directory.join("vault.redb"));
-        Self::open_database(database, Box::new(blocks), root, config, now_unix_ms)
+        let database = builder(config).create(directory.join("vault.redb"));
+        let vault = Self::open_database(database, Box::new(blocks), root, config, now_unix_ms)?;
+        // A new file is durable only with its directory; without this a crash could lose it and all it acknowledged.
+        for path in [Some(directory), directory.parent()].into_iter().flatten() {
+            let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+            File::open(path).and_then(|file| file.sync_all()).map_err(StorageError::blocks("sync the directory"))?;
+        }
+        Ok(vault)
     }
 
     /// Opens a vault over any storage backend and block store.
@@ -67,7 +74,7 @@ impl Vault {
         config: VaultConfig,
         now_unix_ms: u64,
     ) -> Result<Self, OpenError> {
-        let database = redb::Builder::new().set_cache_size(config.cache_bytes).create_with_backend(backend);
+        let database = builder(config).create_with_backend(backend);
         Self::open_database(database, blocks, root, config, now_unix_ms)
     }
 
@@ -165,6 +172,13 @@ impl Vault {
         let stale = stored.into_iter().filter(|object| !named.contains(object));
         stale.into_iter().try_for_each(|object| self.inner.blocks.delete(object)).map_err(StorageError::blocks("delete"))
     }
+}
+
+/// Integrity is checked on every open: the operator can change the file, and redb may panic on one it trusts.
+fn builder(config: VaultConfig) -> redb::Builder {
+    let mut builder = redb::Builder::new();
+    builder.set_cache_size(config.cache_bytes).set_check_integrity_on_open(true);
+    builder
 }
 
 impl fmt::Debug for Vault {
