@@ -52,7 +52,10 @@ pub enum AmountError {
 
 impl Amount {
     /// Nothing.
-    pub const ZERO: Self = Self { epsilon: Epsilon::ZERO, delta: Delta::ZERO };
+    pub const ZERO: Self = Self {
+        epsilon: Epsilon::ZERO,
+        delta: Delta::ZERO,
+    };
 
     /// From its parts.
     pub const fn new(epsilon: Epsilon, delta: Delta) -> Self {
@@ -61,12 +64,18 @@ impl Amount {
 
     /// The sum of both parts (basic composition), or `None` when either overflows.
     pub fn checked_add(self, other: Self) -> Option<Self> {
-        Some(Self::new(self.epsilon.checked_add(other.epsilon)?, self.delta.checked_add(other.delta)?))
+        Some(Self::new(
+            self.epsilon.checked_add(other.epsilon)?,
+            self.delta.checked_add(other.delta)?,
+        ))
     }
 
     /// The difference of both parts, or `None` when either would be negative.
     pub fn checked_sub(self, other: Self) -> Option<Self> {
-        Some(Self::new(self.epsilon.checked_sub(other.epsilon)?, self.delta.checked_sub(other.delta)?))
+        Some(Self::new(
+            self.epsilon.checked_sub(other.epsilon)?,
+            self.delta.checked_sub(other.delta)?,
+        ))
     }
 
     /// Whether both parts are at most `limit`'s.
@@ -126,7 +135,9 @@ macro_rules! fixed_point {
             /// # Errors
             /// [`AmountError::OutOfRange`] unless `value` is finite, at least zero and representable.
             pub fn from_f64_round_up(value: f64) -> Result<Self, AmountError> {
-                scaled_ceiling(value, $decimals).map(Self).ok_or_else(|| Self::out_of_range(value.to_string()))
+                scaled_ceiling(value, $decimals)
+                    .map(Self)
+                    .ok_or_else(|| Self::out_of_range(value.to_string()))
             }
 
             /// The nearest float: for accountants and tables, never for adding up.
@@ -135,7 +146,10 @@ macro_rules! fixed_point {
             }
 
             fn out_of_range(text: String) -> AmountError {
-                AmountError::OutOfRange { text, maximum: Self::MAX.to_string() }
+                AmountError::OutOfRange {
+                    text,
+                    maximum: Self::MAX.to_string(),
+                }
             }
         }
 
@@ -151,8 +165,13 @@ macro_rules! fixed_point {
             fn from_str(text: &str) -> Result<Self, AmountError> {
                 match parse_units(text, $decimals) {
                     Ok(units) => Ok(Self(units)),
-                    Err(ParseFault::Malformed) => Err(AmountError::Malformed { text: shorten(text) }),
-                    Err(ParseFault::TooFine) => Err(AmountError::TooFine { text: shorten(text), decimals: $decimals }),
+                    Err(ParseFault::Malformed) => Err(AmountError::Malformed {
+                        text: shorten(text),
+                    }),
+                    Err(ParseFault::TooFine) => Err(AmountError::TooFine {
+                        text: shorten(text),
+                        decimals: $decimals,
+                    }),
                     Err(ParseFault::TooLarge) => Err(Self::out_of_range(shorten(text))),
                 }
             }
@@ -160,7 +179,11 @@ macro_rules! fixed_point {
 
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                if serializer.is_human_readable() { serializer.collect_str(self) } else { serializer.serialize_u64(self.0) }
+                if serializer.is_human_readable() {
+                    serializer.collect_str(self)
+                } else {
+                    serializer.serialize_u64(self.0)
+                }
             }
         }
 
@@ -195,13 +218,21 @@ fn format_units(units: u64, decimals: u32) -> String {
     if units >= unit / 1000 {
         let fraction = format!("{:0width$}", units % unit, width = decimals as usize);
         let fraction = fraction.trim_end_matches('0');
-        return format!("{}.{}", units / unit, if fraction.is_empty() { "0" } else { fraction });
+        return format!(
+            "{}.{}",
+            units / unit,
+            if fraction.is_empty() { "0" } else { fraction }
+        );
     }
     let digits = units.to_string();
     let exponent = decimals as usize + 1 - digits.len();
     let (head, tail) = digits.split_at(1);
     let tail = tail.trim_end_matches('0');
-    if tail.is_empty() { format!("{head}e-{exponent}") } else { format!("{head}.{tail}e-{exponent}") }
+    if tail.is_empty() {
+        format!("{head}e-{exponent}")
+    } else {
+        format!("{head}.{tail}e-{exponent}")
+    }
 }
 
 fn parse_units(text: &str, decimals: u32) -> Result<u64, ParseFault> {
@@ -244,7 +275,11 @@ fn scaled_ceiling(value: f64, decimals: u32) -> Option<u64> {
     let bits = value.to_bits();
     let biased = (bits >> 52) & 0x7ff;
     let fraction = bits & ((1 << 52) - 1);
-    let (mantissa, exponent) = if biased == 0 { (fraction, -1074) } else { (fraction | 1 << 52, biased as i32 - 1075) };
+    let (mantissa, exponent) = if biased == 0 {
+        (fraction, -1074)
+    } else {
+        (fraction | 1 << 52, biased as i32 - 1075)
+    };
     let scaled = u128::from(mantissa) * 10u128.pow(decimals);
     let units = if exponent >= 0 {
         let shift = exponent.unsigned_abs();
@@ -280,8 +315,19 @@ mod tests {
 
     #[test]
     fn prints_exactly_and_shortly() {
-        for (text, shown) in [("6", "6.0"), ("6.0", "6.0"), ("2.50", "2.5"), ("0.001", "0.001"), ("1e-9", "1e-9"),
-            ("0", "0.0"), ("1.5E-4", "1.5e-4"), ("12e2", "1200.0"), ("000.5", "0.5"), (".5", "0.5"), ("5.", "5.0")] {
+        for (text, shown) in [
+            ("6", "6.0"),
+            ("6.0", "6.0"),
+            ("2.50", "2.5"),
+            ("0.001", "0.001"),
+            ("1e-9", "1e-9"),
+            ("0", "0.0"),
+            ("1.5E-4", "1.5e-4"),
+            ("12e2", "1200.0"),
+            ("000.5", "0.5"),
+            (".5", "0.5"),
+            ("5.", "5.0"),
+        ] {
             assert_eq!(epsilon(text).to_string(), shown, "{text}");
         }
         assert_eq!("0.00001".parse::<Delta>().unwrap().to_string(), "1e-5");
@@ -291,19 +337,41 @@ mod tests {
 
     #[test]
     fn refuses_what_is_not_an_exact_amount() {
-        for text in ["", ".", "-1", "+1", "1e", "1e+", "NaN", "inf", "1 ", " 1", "0x1", "1_000", "1e99999", "1.2.3", "٣"] {
-            assert!(matches!(text.parse::<Epsilon>(), Err(AmountError::Malformed { .. })), "{text}");
+        for text in [
+            "", ".", "-1", "+1", "1e", "1e+", "NaN", "inf", "1 ", " 1", "0x1", "1_000", "1e99999", "1.2.3",
+            "٣",
+        ] {
+            assert!(
+                matches!(text.parse::<Epsilon>(), Err(AmountError::Malformed { .. })),
+                "{text}"
+            );
         }
-        assert!(matches!("1e-10".parse::<Epsilon>(), Err(AmountError::TooFine { .. })));
-        assert!(matches!("1.0000000001".parse::<Epsilon>(), Err(AmountError::TooFine { .. })));
-        assert!(matches!("1e11".parse::<Epsilon>(), Err(AmountError::OutOfRange { .. })));
-        assert!(matches!("1e300".parse::<Delta>(), Err(AmountError::OutOfRange { .. })));
+        assert!(matches!(
+            "1e-10".parse::<Epsilon>(),
+            Err(AmountError::TooFine { .. })
+        ));
+        assert!(matches!(
+            "1.0000000001".parse::<Epsilon>(),
+            Err(AmountError::TooFine { .. })
+        ));
+        assert!(matches!(
+            "1e11".parse::<Epsilon>(),
+            Err(AmountError::OutOfRange { .. })
+        ));
+        assert!(matches!(
+            "1e300".parse::<Delta>(),
+            Err(AmountError::OutOfRange { .. })
+        ));
     }
 
     #[test]
     fn a_float_never_becomes_a_smaller_amount() {
         assert_eq!(Epsilon::from_f64_round_up(2.0).unwrap(), epsilon("2"));
-        assert_eq!(Epsilon::from_f64_round_up(0.1).unwrap().units(), 100_000_001, "0.1 is above a tenth as an f64");
+        assert_eq!(
+            Epsilon::from_f64_round_up(0.1).unwrap().units(),
+            100_000_001,
+            "0.1 is above a tenth as an f64"
+        );
         assert_eq!(Epsilon::from_f64_round_up(f64::MIN_POSITIVE).unwrap().units(), 1);
         assert_eq!(Delta::from_f64_round_up(5e-324).unwrap().units(), 1);
         assert_eq!(Delta::from_f64_round_up(0.0).unwrap(), Delta::ZERO);

@@ -61,8 +61,18 @@ impl Ledger {
     pub fn replay(entries: impl IntoIterator<Item = Entry>) -> Result<Self, ChainError> {
         let mut entries = entries.into_iter();
         let first = entries.next().ok_or(ChainError::Empty)?;
-        let Body::Genesis(Genesis { ledger }) = first.body() else { return Err(ChainError::NoGenesis) };
-        check_place(&Head { ledger: *ledger, sequence: 0, entry_hash: EntryHash::NONE }, 0, &first)?;
+        let Body::Genesis(Genesis { ledger }) = first.body() else {
+            return Err(ChainError::NoGenesis);
+        };
+        check_place(
+            &Head {
+                ledger: *ledger,
+                sequence: 0,
+                entry_hash: EntryHash::NONE,
+            },
+            0,
+            &first,
+        )?;
         let mut ledger = Self {
             id: *ledger,
             entries: vec![first],
@@ -83,7 +93,10 @@ impl Ledger {
     pub fn apply(&mut self, entry: Entry) -> Result<(), ChainError> {
         check_place(&self.head(), self.last_time_unix_ms(), &entry)?;
         self.check(entry.body(), entry.time_unix_ms())
-            .map_err(|source| ChainError::Refused { sequence: entry.sequence(), source })?;
+            .map_err(|source| ChainError::Refused {
+                sequence: entry.sequence(),
+                source,
+            })?;
         self.mutate(entry.body(), entry.time_unix_ms());
         self.entries.push(entry);
         Ok(())
@@ -162,7 +175,9 @@ impl Ledger {
             let dataset = self.dataset_mut(charge.dataset);
             dataset.reserved = dataset.reserved.checked_sub(charge.amount).expect(FITS);
             dataset.committed = dataset.committed.checked_add(charge.amount).expect(FITS);
-            dataset.failed_runs = dataset.failed_runs.saturating_add(u32::from(outcome == Outcome::Failed));
+            dataset.failed_runs = dataset
+                .failed_runs
+                .saturating_add(u32::from(outcome == Outcome::Failed));
         }
     }
 
@@ -186,12 +201,19 @@ impl Ledger {
 fn check_place(head: &Head, last_time_unix_ms: u64, entry: &Entry) -> Result<(), ChainError> {
     let sequence = entry.sequence();
     if sequence != head.sequence {
-        return Err(ChainError::Sequence { expected: head.sequence, found: sequence });
+        return Err(ChainError::Sequence {
+            expected: head.sequence,
+            found: sequence,
+        });
     }
     if entry.previous() != head.entry_hash {
         return Err(ChainError::Broken { sequence });
     }
-    if entry.time_unix_ms() < last_time_unix_ms { Err(ChainError::Time { sequence }) } else { Ok(()) }
+    if entry.time_unix_ms() < last_time_unix_ms {
+        Err(ChainError::Time { sequence })
+    } else {
+        Ok(())
+    }
 }
 
 const FITS: &str = "every reservation was checked against the lifetime";

@@ -32,20 +32,30 @@ impl Ledger {
     /// The proof that this run is reserved and not yet started.
     pub fn reservation(&self, run: &RunId) -> Option<BudgetReservation> {
         let run = self.run(run).filter(|run| run.status() == RunStatus::Reserved)?;
-        Some(BudgetReservation { run: run.id(), charges: run.charges().to_vec() })
+        Some(BudgetReservation {
+            run: run.id(),
+            charges: run.charges().to_vec(),
+        })
     }
 
     /// The proof that this run has started and is not yet committed.
     pub fn started(&self, run: &RunId) -> Option<StartedRun> {
         let run = self.run(run).filter(|run| run.status() == RunStatus::Started)?;
-        Some(StartedRun { run: run.id(), steps: run.steps() })
+        Some(StartedRun {
+            run: run.id(),
+            steps: run.steps(),
+        })
     }
 
     /// The proof that this run is committed.
     pub fn budget_receipt(&self, run: &RunId) -> Option<BudgetReceipt> {
         let run = self.run(run)?;
         let outcome = committed_outcome(run)?;
-        Some(BudgetReceipt { run: run.id(), outcome, weights_digest: run.weights_digest() })
+        Some(BudgetReceipt {
+            run: run.id(),
+            outcome,
+            weights_digest: run.weights_digest(),
+        })
     }
 }
 

@@ -77,7 +77,10 @@ impl Link {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ExtensionError> {
         let (time, digest) = bytes.split_first_chunk::<8>().ok_or(ExtensionError::Link)?;
         let body_digest = Digest32::try_from(digest).map_err(|_| ExtensionError::Link)?;
-        Ok(Self { time_unix_ms: u64::from_le_bytes(*time), body_digest })
+        Ok(Self {
+            time_unix_ms: u64::from_le_bytes(*time),
+            body_digest,
+        })
     }
 }
 
@@ -93,24 +96,43 @@ pub fn verify_extension(known: Option<&Head>, claimed: &Head, links: &[Link]) ->
     let (known_sequence, known_hash) = match known {
         None => (0, EntryHash::NONE),
         Some(known) if known.ledger != claimed.ledger => {
-            return Err(ExtensionError::OtherLedger { expected: known.ledger, found: claimed.ledger });
+            return Err(ExtensionError::OtherLedger {
+                expected: known.ledger,
+                found: claimed.ledger,
+            });
         }
         Some(known) => (known.sequence, known.entry_hash),
     };
     let expected = claimed
         .sequence
         .checked_sub(known_sequence)
-        .ok_or(ExtensionError::RolledBack { known: known_sequence, found: claimed.sequence })?;
+        .ok_or(ExtensionError::RolledBack {
+            known: known_sequence,
+            found: claimed.sequence,
+        })?;
     if expected != links.len() as u64 {
-        return Err(ExtensionError::Length { expected, found: links.len() as u64 });
+        return Err(ExtensionError::Length {
+            expected,
+            found: links.len() as u64,
+        });
     }
-    if known_sequence == 0 && links.first().is_none_or(|link| link.body_digest != genesis_digest(claimed.ledger)) {
+    if known_sequence == 0
+        && links
+            .first()
+            .is_none_or(|link| link.body_digest != genesis_digest(claimed.ledger))
+    {
         return Err(ExtensionError::Forked);
     }
-    let end = (known_sequence..).zip(links).fold(known_hash, |previous, (sequence, link)| {
-        entry_hash(sequence, previous, link.time_unix_ms, link.body_digest)
-    });
-    if end == claimed.entry_hash { Ok(()) } else { Err(ExtensionError::Forked) }
+    let end = (known_sequence..)
+        .zip(links)
+        .fold(known_hash, |previous, (sequence, link)| {
+            entry_hash(sequence, previous, link.time_unix_ms, link.body_digest)
+        });
+    if end == claimed.entry_hash {
+        Ok(())
+    } else {
+        Err(ExtensionError::Forked)
+    }
 }
 
 /// SHA-256 of the genesis entry's body: a function of the ledger id alone, bound in boot evidence (rule A6).

@@ -53,7 +53,10 @@ pub(crate) fn seal(payload: &[u8], payload_type: &str, key: &LedgerKey) -> Vec<u
     let envelope = Envelope {
         payload: STANDARD.encode(payload),
         payload_type: payload_type.to_owned(),
-        signatures: [Signature { keyid: key_id(&key.public_key()), sig: STANDARD.encode(signature) }],
+        signatures: [Signature {
+            keyid: key_id(&key.public_key()),
+            sig: STANDARD.encode(signature),
+        }],
     };
     serde_json::to_vec(&envelope).expect("an envelope of strings has a JSON form")
 }
@@ -70,22 +73,38 @@ pub(crate) fn open(
         return Err(EnvelopeError::Malformed);
     }
     if parsed.payload_type != payload_type {
-        return Err(EnvelopeError::PayloadType { expected: payload_type });
+        return Err(EnvelopeError::PayloadType {
+            expected: payload_type,
+        });
     }
     let [signature] = &parsed.signatures;
     if signature.keyid != key_id(expected) {
         return Err(EnvelopeError::OtherKey { expected: *expected });
     }
-    let payload = STANDARD.decode(&parsed.payload).map_err(|_| EnvelopeError::Malformed)?;
-    let bytes = STANDARD.decode(&signature.sig).map_err(|_| EnvelopeError::Malformed)?;
-    verify(expected, &pre_authentication_encoding(payload_type, &payload), &bytes)?;
+    let payload = STANDARD
+        .decode(&parsed.payload)
+        .map_err(|_| EnvelopeError::Malformed)?;
+    let bytes = STANDARD
+        .decode(&signature.sig)
+        .map_err(|_| EnvelopeError::Malformed)?;
+    verify(
+        expected,
+        &pre_authentication_encoding(payload_type, &payload),
+        &bytes,
+    )?;
     Ok(payload)
 }
 
 /// DSSE protocol, "Signature Definition": PAE(type, body) =
 /// "DSSEv1" SP LEN(type) SP type SP LEN(body) SP body, lengths in ASCII decimal.
 fn pre_authentication_encoding(payload_type: &str, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = format!("DSSEv1 {} {} {} ", payload_type.len(), payload_type, payload.len()).into_bytes();
+    let mut bytes = format!(
+        "DSSEv1 {} {} {} ",
+        payload_type.len(),
+        payload_type,
+        payload.len()
+    )
+    .into_bytes();
     bytes.extend_from_slice(payload);
     bytes
 }
@@ -111,7 +130,13 @@ mod tests {
         let other = LedgerKey::from_seed(&[2; 32]).public_key();
         let envelope = seal(b"x", "a/b", &key);
         assert_eq!(open(&envelope, "a/b", &key.public_key()).unwrap(), b"x");
-        assert!(matches!(open(&envelope, "a/c", &key.public_key()), Err(EnvelopeError::PayloadType { .. })));
-        assert!(matches!(open(&envelope, "a/b", &other), Err(EnvelopeError::OtherKey { .. })));
+        assert!(matches!(
+            open(&envelope, "a/c", &key.public_key()),
+            Err(EnvelopeError::PayloadType { .. })
+        ));
+        assert!(matches!(
+            open(&envelope, "a/b", &other),
+            Err(EnvelopeError::OtherKey { .. })
+        ));
     }
 }

@@ -242,7 +242,9 @@ impl Body {
             | Self::RunCommitted(RunCommitted { run, .. })
             | Self::RunRefunded(RunRefunded { run, .. })
             | Self::Released(Released { run, .. }) => Some(*run),
-            Self::Genesis(_) | Self::BootStarted(_) | Self::DatasetCreated(_) | Self::DatasetWithdrawn(_) => None,
+            Self::Genesis(_) | Self::BootStarted(_) | Self::DatasetCreated(_) | Self::DatasetWithdrawn(_) => {
+                None
+            }
         }
     }
 
@@ -295,7 +297,14 @@ impl Entry {
     pub(crate) fn new(sequence: u64, previous: EntryHash, time_unix_ms: u64, body: Body) -> Self {
         let body_digest = Digest32::of(&body.to_bytes());
         let hash = entry_hash(sequence, previous, time_unix_ms, body_digest);
-        Self { sequence, previous, time_unix_ms, body, body_digest, hash }
+        Self {
+            sequence,
+            previous,
+            time_unix_ms,
+            body,
+            body_digest,
+            hash,
+        }
     }
 
     /// Position in the chain, from 0.
@@ -384,7 +393,9 @@ pub fn entry_hash(sequence: u64, previous: EntryHash, time_unix_ms: u64, body_di
 }
 
 fn field<const N: usize>(header: &[u8], at: usize) -> [u8; N] {
-    header[at..at + N].try_into().expect("the header has HEADER_BYTES bytes")
+    header[at..at + N]
+        .try_into()
+        .expect("the header has HEADER_BYTES bytes")
 }
 
 const ENTRY_LABEL: &[u8] = b"bastionai/v1/ledger-entry\0";

@@ -43,11 +43,18 @@ fn check_at(event: &DpEvent, depth: u32) -> Result<(), EventError> {
         DpEvent::NoOp => Ok(()),
         DpEvent::NonPrivate => Err(EventError::NonPrivate),
         DpEvent::Gaussian { noise_multiplier } => check_noise(*noise_multiplier),
-        DpEvent::PoissonSampled { sampling_probability, event } => {
+        DpEvent::PoissonSampled {
+            sampling_probability,
+            event,
+        } => {
             check_probability(*sampling_probability)?;
             check_at(event, depth)
         }
-        DpEvent::TruncatedSubsampledGaussian { sampling_probability, noise_multiplier, .. } => {
+        DpEvent::TruncatedSubsampledGaussian {
+            sampling_probability,
+            noise_multiplier,
+            ..
+        } => {
             check_probability(*sampling_probability)?;
             check_noise(*noise_multiplier)
         }
@@ -58,14 +65,24 @@ fn check_at(event: &DpEvent, depth: u32) -> Result<(), EventError> {
 }
 
 fn check_noise(value: f64) -> Result<(), EventError> {
-    if value.is_finite() && value > 0.0 { Ok(()) } else { Err(EventError::Parameter { parameter: "noise_multiplier", value }) }
+    if value.is_finite() && value > 0.0 {
+        Ok(())
+    } else {
+        Err(EventError::Parameter {
+            parameter: "noise_multiplier",
+            value,
+        })
+    }
 }
 
 fn check_probability(value: f64) -> Result<(), EventError> {
     if (0.0..=1.0).contains(&value) {
         Ok(())
     } else {
-        Err(EventError::Parameter { parameter: "sampling_probability", value })
+        Err(EventError::Parameter {
+            parameter: "sampling_probability",
+            value,
+        })
     }
 }
 
@@ -84,12 +101,20 @@ fn encode_into(event: &DpEvent, out: &mut Vec<u8>) {
             out.push(TAG_GAUSSIAN);
             out.extend(noise_multiplier.to_le_bytes());
         }
-        DpEvent::PoissonSampled { sampling_probability, event } => {
+        DpEvent::PoissonSampled {
+            sampling_probability,
+            event,
+        } => {
             out.push(TAG_POISSON_SAMPLED);
             out.extend(sampling_probability.to_le_bytes());
             encode_into(event, out);
         }
-        DpEvent::TruncatedSubsampledGaussian { dataset_size, sampling_probability, truncated_batch_size, noise_multiplier } => {
+        DpEvent::TruncatedSubsampledGaussian {
+            dataset_size,
+            sampling_probability,
+            truncated_batch_size,
+            noise_multiplier,
+        } => {
             out.push(TAG_TRUNCATED_SUBSAMPLED_GAUSSIAN);
             out.extend(dataset_size.to_le_bytes());
             out.extend(sampling_probability.to_le_bytes());
@@ -116,7 +141,11 @@ fn encode_into(event: &DpEvent, out: &mut Vec<u8>) {
 pub fn decode(bytes: &[u8]) -> Result<DpEvent, EventError> {
     let mut rest = bytes;
     let event = decode_at(&mut rest, MAX_DEPTH)?;
-    if rest.is_empty() { Ok(event) } else { Err(EventError::Malformed) }
+    if rest.is_empty() {
+        Ok(event)
+    } else {
+        Err(EventError::Malformed)
+    }
 }
 
 fn decode_at(rest: &mut &[u8], depth: u32) -> Result<DpEvent, EventError> {
@@ -125,7 +154,9 @@ fn decode_at(rest: &mut &[u8], depth: u32) -> Result<DpEvent, EventError> {
     Ok(match tag {
         TAG_NO_OP => DpEvent::NoOp,
         TAG_NON_PRIVATE => DpEvent::NonPrivate,
-        TAG_GAUSSIAN => DpEvent::Gaussian { noise_multiplier: f64::from_le_bytes(take(rest)?) },
+        TAG_GAUSSIAN => DpEvent::Gaussian {
+            noise_multiplier: f64::from_le_bytes(take(rest)?),
+        },
         TAG_POISSON_SAMPLED => DpEvent::PoissonSampled {
             sampling_probability: f64::from_le_bytes(take(rest)?),
             event: Box::new(decode_at(rest, depth)?),
@@ -138,14 +169,19 @@ fn decode_at(rest: &mut &[u8], depth: u32) -> Result<DpEvent, EventError> {
         },
         TAG_SELF_COMPOSED => {
             let count = u64::from_le_bytes(take(rest)?);
-            DpEvent::SelfComposed { event: Box::new(decode_at(rest, depth)?), count }
+            DpEvent::SelfComposed {
+                event: Box::new(decode_at(rest, depth)?),
+                count,
+            }
         }
         TAG_COMPOSED => {
             let count = u64::from_le_bytes(take(rest)?);
             if count > MAX_COMPOSED as u64 {
                 return Err(EventError::TooComplex);
             }
-            let events = (0..count).map(|_| decode_at(rest, depth)).collect::<Result<_, _>>()?;
+            let events = (0..count)
+                .map(|_| decode_at(rest, depth))
+                .collect::<Result<_, _>>()?;
             DpEvent::Composed { events }
         }
         _ => return Err(EventError::Malformed),
@@ -164,7 +200,11 @@ pub(crate) mod pinned {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     pub(crate) fn serialize<S: Serializer>(event: &DpEvent, serializer: S) -> Result<S::Ok, S::Error> {
-        if serializer.is_human_readable() { event.serialize(serializer) } else { encode(event).serialize(serializer) }
+        if serializer.is_human_readable() {
+            event.serialize(serializer)
+        } else {
+            encode(event).serialize(serializer)
+        }
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DpEvent, D::Error> {
@@ -200,16 +240,26 @@ mod tests {
             (0.1f64..10.0).prop_map(|noise_multiplier| DpEvent::Gaussian { noise_multiplier }),
             (any::<u64>(), 0.0f64..=1.0, any::<u64>(), 0.1f64..10.0).prop_map(
                 |(dataset_size, sampling_probability, truncated_batch_size, noise_multiplier)| {
-                    DpEvent::TruncatedSubsampledGaussian { dataset_size, sampling_probability, truncated_batch_size, noise_multiplier }
+                    DpEvent::TruncatedSubsampledGaussian {
+                        dataset_size,
+                        sampling_probability,
+                        truncated_batch_size,
+                        noise_multiplier,
+                    }
                 }
             ),
         ];
         leaf.prop_recursive(4, 16, 3, |inner| {
             prop_oneof![
-                (inner.clone(), any::<u64>()).prop_map(|(event, count)| DpEvent::SelfComposed { event: Box::new(event), count }),
-                (inner.clone(), 0.0f64..=1.0).prop_map(|(event, sampling_probability)| DpEvent::PoissonSampled {
-                    sampling_probability,
-                    event: Box::new(event)
+                (inner.clone(), any::<u64>()).prop_map(|(event, count)| DpEvent::SelfComposed {
+                    event: Box::new(event),
+                    count
+                }),
+                (inner.clone(), 0.0f64..=1.0).prop_map(|(event, sampling_probability)| {
+                    DpEvent::PoissonSampled {
+                        sampling_probability,
+                        event: Box::new(event),
+                    }
                 }),
                 prop::collection::vec(inner, 0..3).prop_map(|events| DpEvent::Composed { events }),
             ]
@@ -243,7 +293,10 @@ mod tests {
         assert_eq!(decode(&bytes), Err(EventError::TooComplex));
         let mut event = DpEvent::NoOp;
         for _ in 0..MAX_DEPTH {
-            event = DpEvent::SelfComposed { event: Box::new(event), count: 1 };
+            event = DpEvent::SelfComposed {
+                event: Box::new(event),
+                count: 1,
+            };
         }
         assert_eq!(check(&event), Err(EventError::TooComplex));
     }
@@ -254,7 +307,13 @@ mod tests {
             assert!(check(&DpEvent::Gaussian { noise_multiplier }).is_err());
         }
         for sampling_probability in [-0.1, 1.1, f64::NAN] {
-            assert!(check(&DpEvent::PoissonSampled { sampling_probability, event: Box::new(DpEvent::NoOp) }).is_err());
+            assert!(
+                check(&DpEvent::PoissonSampled {
+                    sampling_probability,
+                    event: Box::new(DpEvent::NoOp)
+                })
+                .is_err()
+            );
         }
         assert_eq!(check(&DpEvent::NonPrivate), Err(EventError::NonPrivate));
     }

@@ -148,7 +148,13 @@ mod tests {
         let id = RunId::from_bytes([0xab; 16]);
         assert_eq!(id.to_string(), "ab".repeat(16));
         assert_eq!(id.to_string().parse::<RunId>().unwrap(), id);
-        for bad in [String::new(), "AB".repeat(16), "ab".repeat(15), "ab".repeat(17), "zz".repeat(16)] {
+        for bad in [
+            String::new(),
+            "AB".repeat(16),
+            "ab".repeat(15),
+            "ab".repeat(17),
+            "zz".repeat(16),
+        ] {
             assert!(bad.parse::<RunId>().is_err(), "{bad}");
         }
         assert!(RunId::try_from(&[0u8; 15][..]).is_err());

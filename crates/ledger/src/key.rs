@@ -63,11 +63,19 @@ impl LedgerKey {
 
     /// Signs a head.
     pub fn sign_head(&self, head: Head) -> SignedHead {
-        SignedHead { head, public_key: self.public_key(), signature: self.sign(&head_message(&head)) }
+        SignedHead {
+            head,
+            public_key: self.public_key(),
+            signature: self.sign(&head_message(&head)),
+        }
     }
 
     pub(crate) fn sign(&self, message: &[u8]) -> [u8; 64] {
-        self.0.sign(message).as_ref().try_into().expect("an Ed25519 signature has 64 bytes")
+        self.0
+            .sign(message)
+            .as_ref()
+            .try_into()
+            .expect("an Ed25519 signature has 64 bytes")
     }
 }
 
@@ -84,7 +92,10 @@ impl SignedHead {
     /// [`SignatureError::OtherKey`] or [`SignatureError::Mismatch`].
     pub fn verify(&self, expected: &LedgerPublicKey) -> Result<&Head, SignatureError> {
         if self.public_key != *expected {
-            return Err(SignatureError::OtherKey { expected: *expected, found: self.public_key });
+            return Err(SignatureError::OtherKey {
+                expected: *expected,
+                found: self.public_key,
+            });
         }
         verify(expected, &head_message(&self.head), &self.signature)?;
         Ok(&self.head)
@@ -92,7 +103,9 @@ impl SignedHead {
 }
 
 pub(crate) fn verify(key: &LedgerPublicKey, message: &[u8], signature: &[u8]) -> Result<(), SignatureError> {
-    UnparsedPublicKey::new(&ED25519, key.as_bytes()).verify(message, signature).map_err(|_| SignatureError::Mismatch)
+    UnparsedPublicKey::new(&ED25519, key.as_bytes())
+        .verify(message, signature)
+        .map_err(|_| SignatureError::Mismatch)
 }
 
 /// Fixed-length fields under a label: no two heads, and no head and receipt, share a message.

@@ -100,7 +100,10 @@ pub enum PolicyError {
 
 impl Default for RunLimits {
     fn default() -> Self {
-        Self { max_starts_per_day: 1000, max_failed_runs: 100 }
+        Self {
+            max_starts_per_day: 1000,
+            max_failed_runs: 100,
+        }
     }
 }
 

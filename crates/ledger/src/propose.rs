@@ -3,8 +3,8 @@
 
 use crate::budget::{BudgetReceipt, BudgetReservation, StartedRun};
 use crate::entry::{
-    Body, BootStarted, DatasetCreated, DatasetWithdrawn, Entry, Outcome, RefundReason, Released, RunAdvanced, RunCommitted,
-    RunRefunded, RunReserved, RunStarted,
+    Body, BootStarted, DatasetCreated, DatasetWithdrawn, Entry, Outcome, RefundReason, Released, RunAdvanced,
+    RunCommitted, RunRefunded, RunReserved, RunStarted,
 };
 use crate::id::{DatasetId, Digest32, Principal};
 use crate::rules::Refusal;
@@ -33,7 +33,12 @@ impl Ledger {
         let time_unix_ms = now_unix_ms.max(self.last_time_unix_ms());
         self.check(&body, time_unix_ms)?;
         let head = self.head();
-        Ok(Proposal(Entry::new(head.sequence, head.entry_hash, time_unix_ms, body)))
+        Ok(Proposal(Entry::new(
+            head.sequence,
+            head.entry_hash,
+            time_unix_ms,
+            body,
+        )))
     }
 
     /// A server start.
@@ -54,9 +59,16 @@ impl Ledger {
         }
         let run = orphan.run;
         let body = if orphan.started {
-            Body::RunCommitted(RunCommitted { run, outcome: Outcome::Failed, weights_digest: None })
+            Body::RunCommitted(RunCommitted {
+                run,
+                outcome: Outcome::Failed,
+                weights_digest: None,
+            })
         } else {
-            Body::RunRefunded(RunRefunded { run, reason: RefundReason::ServerStopped })
+            Body::RunRefunded(RunRefunded {
+                run,
+                reason: RefundReason::ServerStopped,
+            })
         };
         self.propose(body, now_unix_ms)
     }
@@ -73,8 +85,16 @@ impl Ledger {
     ///
     /// # Errors
     /// [`Refusal::NotOwner`], [`Refusal::Withdrawn`], [`Refusal::NoDataset`].
-    pub fn propose_withdrawal(&self, dataset: DatasetId, by: Principal, now_unix_ms: u64) -> Result<Proposal, Refusal> {
-        self.propose(Body::DatasetWithdrawn(DatasetWithdrawn { dataset, by }), now_unix_ms)
+    pub fn propose_withdrawal(
+        &self,
+        dataset: DatasetId,
+        by: Principal,
+        now_unix_ms: u64,
+    ) -> Result<Proposal, Refusal> {
+        self.propose(
+            Body::DatasetWithdrawn(DatasetWithdrawn { dataset, by }),
+            now_unix_ms,
+        )
     }
 
     /// Reserves the full cost of a run on all its datasets, or on none.
@@ -89,16 +109,36 @@ impl Ledger {
     ///
     /// # Errors
     /// [`Refusal::RunStatus`] when it is no longer only reserved.
-    pub fn propose_start(&self, reservation: &BudgetReservation, now_unix_ms: u64) -> Result<Proposal, Refusal> {
-        self.propose(Body::RunStarted(RunStarted { run: reservation.run() }), now_unix_ms)
+    pub fn propose_start(
+        &self,
+        reservation: &BudgetReservation,
+        now_unix_ms: u64,
+    ) -> Result<Proposal, Refusal> {
+        self.propose(
+            Body::RunStarted(RunStarted {
+                run: reservation.run(),
+            }),
+            now_unix_ms,
+        )
     }
 
     /// Allows progress through `released_step` to leave (rule D1).
     ///
     /// # Errors
     /// [`Refusal::ReleasedStep`] unless the step is above the last one and within the plan.
-    pub fn propose_advance(&self, run: &StartedRun, released_step: u64, now_unix_ms: u64) -> Result<Proposal, Refusal> {
-        self.propose(Body::RunAdvanced(RunAdvanced { run: run.run(), released_step }), now_unix_ms)
+    pub fn propose_advance(
+        &self,
+        run: &StartedRun,
+        released_step: u64,
+        now_unix_ms: u64,
+    ) -> Result<Proposal, Refusal> {
+        self.propose(
+            Body::RunAdvanced(RunAdvanced {
+                run: run.run(),
+                released_step,
+            }),
+            now_unix_ms,
+        )
     }
 
     /// Ends a started run. `weights_digest` goes with [`Outcome::Succeeded`] and with nothing else.
@@ -112,7 +152,14 @@ impl Ledger {
         weights_digest: Option<Digest32>,
         now_unix_ms: u64,
     ) -> Result<Proposal, Refusal> {
-        self.propose(Body::RunCommitted(RunCommitted { run: run.run(), outcome, weights_digest }), now_unix_ms)
+        self.propose(
+            Body::RunCommitted(RunCommitted {
+                run: run.run(),
+                outcome,
+                weights_digest,
+            }),
+            now_unix_ms,
+        )
     }
 
     /// Frees the reserve of a run that never started.
@@ -125,16 +172,34 @@ impl Ledger {
         reason: RefundReason,
         now_unix_ms: u64,
     ) -> Result<Proposal, Refusal> {
-        self.propose(Body::RunRefunded(RunRefunded { run: reservation.run(), reason }), now_unix_ms)
+        self.propose(
+            Body::RunRefunded(RunRefunded {
+                run: reservation.run(),
+                reason,
+            }),
+            now_unix_ms,
+        )
     }
 
     /// Hands the weights of a committed run to `recipient`: the receipt is used up.
     ///
     /// # Errors
     /// [`Refusal::MayNotReceive`], [`Refusal::RunStatus`] unless the run succeeded.
-    pub fn propose_release(&self, receipt: BudgetReceipt, recipient: Principal, now_unix_ms: u64) -> Result<Proposal, Refusal> {
+    pub fn propose_release(
+        &self,
+        receipt: BudgetReceipt,
+        recipient: Principal,
+        now_unix_ms: u64,
+    ) -> Result<Proposal, Refusal> {
         let run = receipt.run();
         let weights_digest = receipt.weights_digest().ok_or(Refusal::OtherWeights { run })?;
-        self.propose(Body::Released(Released { run, recipient, weights_digest }), now_unix_ms)
+        self.propose(
+            Body::Released(Released {
+                run,
+                recipient,
+                weights_digest,
+            }),
+            now_unix_ms,
+        )
     }
 }

@@ -1,10 +1,10 @@
 //! Receipts: what was done to whose data, at what cost, under which code; checkable offline (rule A6).
 
 use crate::amount::{Delta, Epsilon};
+use crate::chain::Head;
 use crate::dsse::{self, EnvelopeError};
 use crate::entry::{Charge, Outcome};
 use crate::id::{BootId, DatasetId, Digest32, LedgerPublicKey, Principal, RunId};
-use crate::chain::Head;
 use crate::key::LedgerKey;
 use crate::policy::{DatasetKind, Freshness, NoiseMode};
 use crate::state::{Ledger, Run, RunStatus};
@@ -207,16 +207,24 @@ impl Receipt {
     ) -> Result<Self, IssueError> {
         let not_committed = IssueError::NotCommitted { run: *run };
         let run = ledger.run(run).ok_or(not_committed.clone())?;
-        let RunStatus::Committed(outcome) = run.status() else { return Err(not_committed) };
+        let RunStatus::Committed(outcome) = run.status() else {
+            return Err(not_committed);
+        };
         check_boots(ledger, run, &issuer, runner.as_ref())?;
-        let freshness = ledger.current_boot().map_or(Freshness::None, |boot| boot.freshness);
+        let freshness = ledger
+            .current_boot()
+            .map_or(Freshness::None, |boot| boot.freshness);
         Ok(Self {
             version: RECEIPT_VERSION,
             issued_unix_ms: now_unix_ms.max(ledger.last_time_unix_ms()),
             ledger_head: ledger.head(),
             freshness,
             run: run_statement(run, outcome),
-            datasets: run.charges().iter().filter_map(|charge| dataset_statement(ledger, charge)).collect(),
+            datasets: run
+                .charges()
+                .iter()
+                .filter_map(|charge| dataset_statement(ledger, charge))
+                .collect(),
             accounting: accounting_statement(),
             issuer,
             runner,
@@ -240,7 +248,9 @@ impl Receipt {
         let payload = dsse::open(envelope, RECEIPT_PAYLOAD_TYPE, expected_key)?;
         let version: VersionOnly = serde_json::from_slice(&payload).map_err(|_| ReceiptError::Malformed)?;
         if version.version != RECEIPT_VERSION {
-            return Err(ReceiptError::Version { found: version.version });
+            return Err(ReceiptError::Version {
+                found: version.version,
+            });
         }
         let receipt: Self = serde_json::from_slice(&payload).map_err(|_| ReceiptError::Malformed)?;
         receipt.check_consistency(expected_key)?;
@@ -275,10 +285,20 @@ impl DatasetStatement {
                 self.kind == DatasetKind::Private
                     && self.epsilon <= budget.total_epsilon
                     && self.delta <= budget.total_delta
-                    && within(budget.total_epsilon.checked_add(budget.reserved_epsilon), budget.lifetime_epsilon)
-                    && within_delta(budget.total_delta.checked_add(budget.reserved_delta), budget.lifetime_delta)
+                    && within(
+                        budget.total_epsilon.checked_add(budget.reserved_epsilon),
+                        budget.lifetime_epsilon,
+                    )
+                    && within_delta(
+                        budget.total_delta.checked_add(budget.reserved_delta),
+                        budget.lifetime_delta,
+                    )
             }
-            None => self.kind != DatasetKind::Private && self.epsilon == Epsilon::ZERO && self.delta == Delta::ZERO,
+            None => {
+                self.kind != DatasetKind::Private
+                    && self.epsilon == Epsilon::ZERO
+                    && self.delta == Delta::ZERO
+            }
         }
     }
 }
@@ -288,7 +308,12 @@ struct VersionOnly {
     version: u32,
 }
 
-fn check_boots(ledger: &Ledger, run: &Run, issuer: &RuntimeEvidence, runner: Option<&RuntimeEvidence>) -> Result<(), IssueError> {
+fn check_boots(
+    ledger: &Ledger,
+    run: &Run,
+    issuer: &RuntimeEvidence,
+    runner: Option<&RuntimeEvidence>,
+) -> Result<(), IssueError> {
     let current = ledger.current_boot().ok_or(IssueError::OtherBoot)?;
     let run_boot = run.reservation().boot;
     let runner_is_due = run_boot != current.boot;
@@ -303,7 +328,11 @@ fn check_boots(ledger: &Ledger, run: &Run, issuer: &RuntimeEvidence, runner: Opt
         Some(runner) => runner_is_due && runner.boot == run_boot && known(runner),
         None => !runner_is_due,
     };
-    if issuer.boot == current.boot && known(issuer) && runner_fits { Ok(()) } else { Err(IssueError::OtherBoot) }
+    if issuer.boot == current.boot && known(issuer) && runner_fits {
+        Ok(())
+    } else {
+        Err(IssueError::OtherBoot)
+    }
 }
 
 fn run_statement(run: &Run, outcome: Outcome) -> RunStatement {
@@ -379,7 +408,8 @@ pub const RECEIPT_VERSION: u32 = 1;
 /// Rule D9: two datasets of one run may hold the same person.
 const PRIVACY_UNIT: &str = "per record, per dataset";
 /// Rule D6.
-const COMPOSITION: &str = "basic composition of (epsilon, delta); the full reserve of every started run stays charged";
+const COMPOSITION: &str =
+    "basic composition of (epsilon, delta); the full reserve of every started run stays charged";
 const ASSUMPTIONS: &[&str] = &[
     "neighbouring datasets differ by adding or removing one record of one dataset",
     "the rounded Gaussian is exact up to the approximation of the normal stated in docs/privacy.md",

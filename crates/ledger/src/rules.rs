@@ -2,8 +2,8 @@
 
 use crate::amount::Amount;
 use crate::entry::{
-    Body, BootStarted, Charge, DatasetCreated, DatasetWithdrawn, Outcome, Released, RunAdvanced, RunCommitted, RunRefunded,
-    RunReserved, RunStarted,
+    Body, BootStarted, Charge, DatasetCreated, DatasetWithdrawn, Outcome, Released, RunAdvanced,
+    RunCommitted, RunRefunded, RunReserved, RunStarted,
 };
 use crate::event::{self, EventError};
 use crate::id::{DatasetId, Digest32, Principal, RunId};
@@ -22,7 +22,9 @@ pub enum Refusal {
         name: String,
     },
     /// The name cannot be shown.
-    #[error("a name has 1 to {MAX_NAME_CHARACTERS} characters, no control characters, and no space at its ends")]
+    #[error(
+        "a name has 1 to {MAX_NAME_CHARACTERS} characters, no control characters, and no space at its ends"
+    )]
     BadName,
     /// The contract is empty or too long.
     #[error("a data contract has 1 to {MAX_CONTRACT_BYTES} bytes")]
@@ -108,7 +110,9 @@ pub enum Refusal {
         source: EventError,
     },
     /// A private dataset must be charged, a public one must not.
-    #[error("the charge {amount} to `{name}` is impossible: private datasets are charged ε above 0 and δ below 1, others nothing")]
+    #[error(
+        "the charge {amount} to `{name}` is impossible: private datasets are charged ε above 0 and δ below 1, others nothing"
+    )]
     Charge {
         /// The dataset.
         name: String,
@@ -159,7 +163,9 @@ pub enum Refusal {
         steps: u64,
     },
     /// Weights go with success, and success with all steps.
-    #[error("run {run} cannot be committed like this: success needs all steps released and weights, anything else has none")]
+    #[error(
+        "run {run} cannot be committed like this: success needs all steps released and weights, anything else has none"
+    )]
     Outcome {
         /// The run.
         run: RunId,
@@ -204,7 +210,11 @@ impl Ledger {
     }
 
     fn check_boot(&self, boot: &BootStarted) -> Result<(), Refusal> {
-        if self.boots.iter().any(|earlier| earlier.boot == boot.boot) { Err(Refusal::IdTaken) } else { Ok(()) }
+        if self.boots.iter().any(|earlier| earlier.boot == boot.boot) {
+            Err(Refusal::IdTaken)
+        } else {
+            Ok(())
+        }
     }
 
     /// Whether a dataset of this name, kind and policy could be created; an upload asks before it stores anything.
@@ -225,9 +235,15 @@ impl Ledger {
         }
         created.policy.check(created.kind)?;
         if self.names.contains_key(&created.name) {
-            return Err(Refusal::NameTaken { name: created.name.clone() });
+            return Err(Refusal::NameTaken {
+                name: created.name.clone(),
+            });
         }
-        if self.datasets.contains_key(&created.dataset) { Err(Refusal::IdTaken) } else { Ok(()) }
+        if self.datasets.contains_key(&created.dataset) {
+            Err(Refusal::IdTaken)
+        } else {
+            Ok(())
+        }
     }
 
     fn check_withdrawn(&self, withdrawn: &DatasetWithdrawn) -> Result<(), Refusal> {
@@ -236,7 +252,11 @@ impl Ledger {
         if dataset.owner() != withdrawn.by {
             return Err(Refusal::NotOwner { name });
         }
-        if dataset.withdrawn { Err(Refusal::Withdrawn { name }) } else { Ok(()) }
+        if dataset.withdrawn {
+            Err(Refusal::Withdrawn { name })
+        } else {
+            Ok(())
+        }
     }
 
     fn check_reserved(&self, reserved: &RunReserved, time_unix_ms: u64) -> Result<(), Refusal> {
@@ -255,7 +275,9 @@ impl Ledger {
         let mut seen = BTreeSet::new();
         for charge in &reserved.charges {
             if !seen.insert(charge.dataset) {
-                return Err(Refusal::DatasetTwice { dataset: charge.dataset });
+                return Err(Refusal::DatasetTwice {
+                    dataset: charge.dataset,
+                });
             }
             let dataset = self.existing_dataset(charge.dataset)?;
             dataset.check_usable(&reserved.scientist, time_unix_ms)?;
@@ -294,11 +316,16 @@ impl Ledger {
             return Err(Refusal::Outcome { run: committed.run });
         }
         // Nobody holds the trainer of an earlier boot any more: its runs can only have failed.
-        if committed.outcome != Outcome::Failed { self.check_current_boot(&run.reserved) } else { Ok(()) }
+        if committed.outcome != Outcome::Failed {
+            self.check_current_boot(&run.reserved)
+        } else {
+            Ok(())
+        }
     }
 
     fn check_refunded(&self, refunded: &RunRefunded) -> Result<(), Refusal> {
-        self.existing_run(refunded.run)?.expect_status(RunStatus::Reserved, "refunded")
+        self.existing_run(refunded.run)?
+            .expect_status(RunStatus::Reserved, "refunded")
     }
 
     fn check_released(&self, released: &Released) -> Result<(), Refusal> {
@@ -310,7 +337,10 @@ impl Ledger {
         if self.may_receive(&released.run, &released.recipient) {
             Ok(())
         } else {
-            Err(Refusal::MayNotReceive { run: released.run, principal: released.recipient })
+            Err(Refusal::MayNotReceive {
+                run: released.run,
+                principal: released.recipient,
+            })
         }
     }
 
@@ -339,18 +369,31 @@ impl Dataset {
             return Err(Refusal::Expired { name: name() });
         }
         if !self.policy().allows_training_by(scientist) {
-            return Err(Refusal::MayNotTrain { name: name(), principal: *scientist });
+            return Err(Refusal::MayNotTrain {
+                name: name(),
+                principal: *scientist,
+            });
         }
         if self.kind() != DatasetKind::Private {
             return Ok(());
         }
         if self.failed_runs >= limits.max_failed_runs {
-            return Err(Refusal::TooManyFailures { name: name(), limit: limits.max_failed_runs });
+            return Err(Refusal::TooManyFailures {
+                name: name(),
+                limit: limits.max_failed_runs,
+            });
         }
         let day_ago = time_unix_ms.saturating_sub(DAY_MS);
-        let today = self.starts.values().filter(|&&start| start > day_ago || start == time_unix_ms).count();
+        let today = self
+            .starts
+            .values()
+            .filter(|&&start| start > day_ago || start == time_unix_ms)
+            .count();
         if today >= limits.max_starts_per_day as usize {
-            return Err(Refusal::TooManyStarts { name: name(), limit: limits.max_starts_per_day });
+            return Err(Refusal::TooManyStarts {
+                name: name(),
+                limit: limits.max_starts_per_day,
+            });
         }
         Ok(())
     }
@@ -360,10 +403,20 @@ impl Dataset {
         event::check(&charge.event).map_err(|source| Refusal::Event { name: name(), source })?;
         let Some(budget) = self.budget() else {
             let free = charge.amount.is_zero();
-            return if free { Ok(()) } else { Err(Refusal::Charge { name: name(), amount: charge.amount }) };
+            return if free {
+                Ok(())
+            } else {
+                Err(Refusal::Charge {
+                    name: name(),
+                    amount: charge.amount,
+                })
+            };
         };
         if charge.amount.epsilon.units() == 0 {
-            return Err(Refusal::Charge { name: name(), amount: charge.amount });
+            return Err(Refusal::Charge {
+                name: name(),
+                amount: charge.amount,
+            });
         }
         if !charge.amount.fits_within(budget.remaining) {
             return Err(Refusal::BudgetExceeded {
@@ -382,7 +435,11 @@ impl Run {
         if self.status == status {
             Ok(())
         } else {
-            Err(Refusal::RunStatus { run: self.id(), status: self.status, action })
+            Err(Refusal::RunStatus {
+                run: self.id(),
+                status: self.status,
+                action,
+            })
         }
     }
 }
@@ -390,12 +447,19 @@ impl Run {
 fn check_name(name: &str) -> Result<(), Refusal> {
     let length = name.chars().count();
     let shown = !name.chars().any(char::is_control) && name.trim() == name;
-    if (1..=MAX_NAME_CHARACTERS).contains(&length) && shown { Ok(()) } else { Err(Refusal::BadName) }
+    if (1..=MAX_NAME_CHARACTERS).contains(&length) && shown {
+        Ok(())
+    } else {
+        Err(Refusal::BadName)
+    }
 }
 
 /// The digest of a policy and of a contract, as kept beside a dataset.
 pub(crate) fn dataset_digests(created: &DatasetCreated) -> (Digest32, Digest32) {
-    (Digest32::of(created.contract_json.as_bytes()), created.policy.digest())
+    (
+        Digest32::of(created.contract_json.as_bytes()),
+        created.policy.digest(),
+    )
 }
 
 /// Longest name of a dataset or model.

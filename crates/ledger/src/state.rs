@@ -90,7 +90,11 @@ impl Ledger {
     /// The chain's end.
     pub fn head(&self) -> Head {
         let entry_hash = self.entries.last().map_or(EntryHash::NONE, Entry::hash);
-        Head { ledger: self.id, sequence: self.entries.len() as u64, entry_hash }
+        Head {
+            ledger: self.id,
+            sequence: self.entries.len() as u64,
+            entry_hash,
+        }
     }
 
     /// Every entry in order.
@@ -107,7 +111,15 @@ impl Ledger {
     /// [`verify_extension`](crate::chain::verify_extension). `None` when there are not that many entries.
     pub fn extension(&self, known_sequence: u64) -> Option<Vec<Link>> {
         let entries = self.entries.get(usize::try_from(known_sequence).ok()?..)?;
-        Some(entries.iter().map(|entry| Link { time_unix_ms: entry.time_unix_ms(), body_digest: entry.body_digest() }).collect())
+        Some(
+            entries
+                .iter()
+                .map(|entry| Link {
+                    time_unix_ms: entry.time_unix_ms(),
+                    body_digest: entry.body_digest(),
+                })
+                .collect(),
+        )
     }
 
     /// The current boot, once one has started.
@@ -147,11 +159,15 @@ impl Ledger {
 
     /// Whether every owner's policy lets `principal` have the weights of this run.
     pub fn may_receive(&self, run: &RunId, principal: &Principal) -> bool {
-        let Some(run) = self.runs.get(run) else { return false };
+        let Some(run) = self.runs.get(run) else {
+            return false;
+        };
         run.reserved.charges.iter().all(|charge| {
-            self.datasets
-                .get(&charge.dataset)
-                .is_some_and(|dataset| dataset.policy().allows_release_to(principal, &run.reserved.scientist))
+            self.datasets.get(&charge.dataset).is_some_and(|dataset| {
+                dataset
+                    .policy()
+                    .allows_release_to(principal, &run.reserved.scientist)
+            })
         })
     }
 
@@ -160,7 +176,9 @@ impl Ledger {
         self.runs.get(run).is_some_and(|run| {
             run.scientist() == *principal
                 || run.charges().iter().any(|charge| {
-                    self.datasets.get(&charge.dataset).is_some_and(|dataset| dataset.owner() == *principal)
+                    self.datasets
+                        .get(&charge.dataset)
+                        .is_some_and(|dataset| dataset.owner() == *principal)
                 })
         })
     }
@@ -173,7 +191,10 @@ impl Ledger {
         let current = self.current_boot().map(|boot| boot.boot);
         self.runs()
             .filter(|run| run.is_open() && Some(run.reserved.boot) != current)
-            .map(|run| Orphan { run: run.id(), started: run.status == RunStatus::Started })
+            .map(|run| Orphan {
+                run: run.id(),
+                started: run.status == RunStatus::Started,
+            })
             .collect()
     }
 }
@@ -237,13 +258,22 @@ impl Dataset {
         let lifetime = self.created.policy.lifetime?;
         let used = self.committed.checked_add(self.reserved);
         // Every reservation was checked against the lifetime, so neither step can fail; fail closed all the same.
-        let remaining = used.and_then(|used| lifetime.checked_sub(used)).unwrap_or(Amount::ZERO);
-        Some(Budget { lifetime, committed: self.committed, reserved: self.reserved, remaining })
+        let remaining = used
+            .and_then(|used| lifetime.checked_sub(used))
+            .unwrap_or(Amount::ZERO);
+        Some(Budget {
+            lifetime,
+            committed: self.committed,
+            reserved: self.reserved,
+            remaining,
+        })
     }
 
     /// Whether `principal` could start a run on it at this time, budget aside.
     pub fn is_trainable_by(&self, principal: &Principal, now_unix_ms: u64) -> bool {
-        !self.withdrawn && !self.policy().is_expired(now_unix_ms) && self.policy().allows_training_by(principal)
+        !self.withdrawn
+            && !self.policy().is_expired(now_unix_ms)
+            && self.policy().allows_training_by(principal)
     }
 }
 

@@ -26,10 +26,16 @@ pub fn weights_digest(tensors: &[WeightTensor], data: &[u8]) -> Digest32 {
     hasher.update((tensors.len() as u64).to_le_bytes());
     for tensor in tensors {
         hasher.update((tensor.names.len() as u64).to_le_bytes());
-        tensor.names.iter().for_each(|name| update_prefixed(&mut hasher, name.as_bytes()));
+        tensor
+            .names
+            .iter()
+            .for_each(|name| update_prefixed(&mut hasher, name.as_bytes()));
         update_prefixed(&mut hasher, tensor.dtype.as_bytes());
         hasher.update((tensor.shape.len() as u64).to_le_bytes());
-        tensor.shape.iter().for_each(|extent| hasher.update(extent.to_le_bytes()));
+        tensor
+            .shape
+            .iter()
+            .for_each(|extent| hasher.update(extent.to_le_bytes()));
         hasher.update(tensor.size_bytes.to_le_bytes());
     }
     update_prefixed(&mut hasher, data);

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Reserve { run: u8, charges: Vec<(u8, u64, u64)> },
+    Reserve { run: u8, charges: Charges },
     Start(u8),
     Advance(u8, u64),
     Commit(u8, Outcome),
@@ -18,6 +18,9 @@ enum Op {
     Withdraw(u8),
     Boot,
 }
+
+/// Dataset, ε and δ in units.
+type Charges = Vec<(u8, u64, u64)>;
 
 const LIFETIME: [(u64, u64); 3] = [(1000, 1000), (500, 2000), (2000, 300)];
 
@@ -46,7 +49,8 @@ enum State {
 /// Nothing but maps and sums: what the budget rules say, written a second time.
 #[derive(Default)]
 struct Model {
-    runs: BTreeMap<u8, (State, u32, u64, Vec<(u8, u64, u64)>)>,
+    /// State, boot, released step, charges.
+    runs: BTreeMap<u8, (State, u32, u64, Charges)>,
     spent: [(u64, u64); 3],
     withdrawn: [bool; 3],
     boot: u32,
@@ -54,10 +58,15 @@ struct Model {
 
 impl Model {
     fn reserve(&mut self, run: u8, charges: &[(u8, u64, u64)]) -> bool {
-        let distinct = charges.iter().enumerate().all(|(i, a)| charges[..i].iter().all(|b| a.0 != b.0));
+        let distinct = charges
+            .iter()
+            .enumerate()
+            .all(|(i, a)| charges[..i].iter().all(|b| a.0 != b.0));
         let fits = charges.iter().all(|&(dataset, epsilon, delta)| {
             let (index, limit) = (dataset as usize, LIFETIME[dataset as usize]);
-            !self.withdrawn[index] && self.spent[index].0 + epsilon <= limit.0 && self.spent[index].1 + delta <= limit.1
+            !self.withdrawn[index]
+                && self.spent[index].0 + epsilon <= limit.0
+                && self.spent[index].1 + delta <= limit.1
         });
         if self.runs.contains_key(&run) || !distinct || !fits {
             return false;
@@ -66,7 +75,8 @@ impl Model {
             self.spent[dataset as usize].0 += epsilon;
             self.spent[dataset as usize].1 += delta;
         });
-        self.runs.insert(run, (State::Reserved, self.boot, 0, charges.to_vec()));
+        self.runs
+            .insert(run, (State::Reserved, self.boot, 0, charges.to_vec()));
         true
     }
 
@@ -96,9 +106,17 @@ impl Model {
                 _ => false,
             },
             Op::Commit(run, outcome) => match self.runs.get_mut(run) {
-                Some(run) if run.0 == State::Started && run.1 == boot && (*outcome != Outcome::Succeeded || run.2 == 100) => {
+                Some(run)
+                    if run.0 == State::Started
+                        && run.1 == boot
+                        && (*outcome != Outcome::Succeeded || run.2 == 100) =>
+                {
                     run.0 = State::Ended;
-                    run.2 = if *outcome == Outcome::Succeeded { 1000 } else { run.2 };
+                    run.2 = if *outcome == Outcome::Succeeded {
+                        1000
+                    } else {
+                        run.2
+                    };
                     true
                 }
                 _ => false,
@@ -122,7 +140,12 @@ impl Model {
             }
             Op::Boot => {
                 self.boot += 1;
-                let open: Vec<u8> = self.runs.iter().filter(|(_, run)| run.0 != State::Ended).map(|(id, _)| *id).collect();
+                let open: Vec<u8> = self
+                    .runs
+                    .iter()
+                    .filter(|(_, run)| run.0 != State::Ended)
+                    .map(|(id, _)| *id)
+                    .collect();
                 for id in open {
                     let run = self.runs.get_mut(&id).unwrap();
                     let (state, charges) = (run.0, run.3.clone());
@@ -144,28 +167,41 @@ fn units(epsilon: u64, delta: u64) -> Amount {
 fn apply(ledger: &mut Ledger, op: &Op, boot_number: u8) -> bool {
     let proposal = match op {
         Op::Reserve { run: id, charges } => {
-            let charges = charges.iter().map(|&(dataset, epsilon, delta)| charge(dataset, units(epsilon, delta))).collect();
+            let charges = charges
+                .iter()
+                .map(|&(dataset, epsilon, delta)| charge(dataset, units(epsilon, delta)))
+                .collect();
             ledger.propose_reservation(run(*id, boot_number, charges), T0)
         }
         Op::Start(id) => {
-            let Some(reservation) = ledger.reservation(&run_id(*id)) else { return false };
+            let Some(reservation) = ledger.reservation(&run_id(*id)) else {
+                return false;
+            };
             ledger.propose_start(&reservation, T0)
         }
         Op::Advance(id, step) => {
-            let Some(started) = ledger.started(&run_id(*id)) else { return false };
+            let Some(started) = ledger.started(&run_id(*id)) else {
+                return false;
+            };
             ledger.propose_advance(&started, *step, T0)
         }
         Op::Commit(id, outcome) => {
-            let Some(started) = ledger.started(&run_id(*id)) else { return false };
+            let Some(started) = ledger.started(&run_id(*id)) else {
+                return false;
+            };
             let weights = (*outcome == Outcome::Succeeded).then(|| Digest32::of(b"w"));
             ledger.propose_commit(&started, *outcome, weights, T0)
         }
         Op::Refund(id) => {
-            let Some(reservation) = ledger.reservation(&run_id(*id)) else { return false };
+            let Some(reservation) = ledger.reservation(&run_id(*id)) else {
+                return false;
+            };
             ledger.propose_refund(&reservation, RefundReason::Cancelled, T0)
         }
         Op::Release(id) => {
-            let Some(receipt) = ledger.budget_receipt(&run_id(*id)) else { return false };
+            let Some(receipt) = ledger.budget_receipt(&run_id(*id)) else {
+                return false;
+            };
             ledger.propose_release(receipt, principal(100), T0)
         }
         Op::Withdraw(dataset) => ledger.propose_withdrawal(dataset_id(*dataset), principal(*dataset), T0),
@@ -230,7 +266,10 @@ fn every_flipped_bit_of_a_chain_is_refused() {
             for bit in 0..8 {
                 let mut flipped = stored.clone();
                 flipped[entry][position] ^= 1 << bit;
-                assert!(!reads_as_the_same(&flipped), "entry {entry}, byte {position}, bit {bit}");
+                assert!(
+                    !reads_as_the_same(&flipped),
+                    "entry {entry}, byte {position}, bit {bit}"
+                );
             }
         }
     }
@@ -245,7 +284,11 @@ fn entries_removed_repeated_swapped_or_foreign_break_the_chain() {
         removed.remove(at);
         let read = Ledger::replay(removed);
         if at + 1 == entries.len() {
-            assert_ne!(read.unwrap().head(), ledger.head(), "only a known head shows a missing end");
+            assert_ne!(
+                read.unwrap().head(),
+                ledger.head(),
+                "only a known head shows a missing end"
+            );
         } else {
             assert!(read.is_err(), "without {at}");
         }
@@ -261,7 +304,10 @@ fn entries_removed_repeated_swapped_or_foreign_break_the_chain() {
     assert_eq!(Ledger::replay([]).unwrap_err(), ChainError::Empty);
     let other = Ledger::genesis(LedgerId::from_bytes([9; 16]), T0);
     let foreign = std::iter::once(other).chain(entries[1..].iter().cloned());
-    assert!(matches!(Ledger::replay(foreign), Err(ChainError::Broken { sequence: 1 })));
+    assert!(matches!(
+        Ledger::replay(foreign),
+        Err(ChainError::Broken { sequence: 1 })
+    ));
 }
 
 #[test]
@@ -273,7 +319,10 @@ fn entries_of_newer_versions_and_other_lengths_are_refused() {
     for length in 0..bytes.len() {
         assert!(Entry::from_bytes(&bytes[..length]).is_err(), "{length}");
     }
-    assert_eq!(Entry::from_bytes(&[&bytes[..], &[0]].concat()), Err(EntryError::Length));
+    assert_eq!(
+        Entry::from_bytes(&[&bytes[..], &[0]].concat()),
+        Err(EntryError::Length)
+    );
 }
 
 #[test]
@@ -283,15 +332,24 @@ fn an_extension_proof_holds_from_every_known_head() {
         let prefix = Ledger::replay(ledger.entries()[..known.max(1)].iter().cloned()).unwrap();
         let known_head = (known > 0).then(|| prefix.head());
         let links = ledger.extension(known as u64).unwrap();
-        let links: Vec<Link> = links.iter().map(|link| Link::from_bytes(&link.to_bytes()).unwrap()).collect();
+        let links: Vec<Link> = links
+            .iter()
+            .map(|link| Link::from_bytes(&link.to_bytes()).unwrap())
+            .collect();
         verify_extension(known_head.as_ref(), &ledger.head(), &links).unwrap();
         for at in 0..links.len() {
             let mut changed = links.clone();
             changed[at].time_unix_ms ^= 1;
-            assert_eq!(verify_extension(known_head.as_ref(), &ledger.head(), &changed), Err(ExtensionError::Forked));
+            assert_eq!(
+                verify_extension(known_head.as_ref(), &ledger.head(), &changed),
+                Err(ExtensionError::Forked)
+            );
             changed = links.clone();
             changed[at].body_digest = Digest32::of(b"other");
-            assert_eq!(verify_extension(known_head.as_ref(), &ledger.head(), &changed), Err(ExtensionError::Forked));
+            assert_eq!(
+                verify_extension(known_head.as_ref(), &ledger.head(), &changed),
+                Err(ExtensionError::Forked)
+            );
         }
     }
     assert!(ledger.extension(ledger.entries().len() as u64 + 1).is_none());
@@ -306,16 +364,28 @@ fn rollback_fork_and_replacement_of_a_ledger_are_told_apart() {
     let mut fork = earlier.clone();
     let proposal = fork.propose_boot(boot(9), T0);
     take(&mut fork, proposal);
-    let known = Ledger::replay(ledger.entries()[..6].iter().cloned()).unwrap().head();
-    assert_eq!(verify_extension(Some(&known), &fork.head(), &[]), Err(ExtensionError::Forked));
+    let known = Ledger::replay(ledger.entries()[..6].iter().cloned())
+        .unwrap()
+        .head();
+    assert_eq!(
+        verify_extension(Some(&known), &fork.head(), &[]),
+        Err(ExtensionError::Forked)
+    );
     let other = Ledger::replay([Ledger::genesis(LedgerId::from_bytes([3; 16]), T0)]).unwrap();
     let replaced = verify_extension(Some(&ledger.head()), &other.head(), &[]).unwrap_err();
     assert!(matches!(replaced, ExtensionError::OtherLedger { .. }));
     let short = verify_extension(Some(&earlier.head()), &ledger.head(), &[]).unwrap_err();
     assert!(matches!(short, ExtensionError::Length { .. }));
     let links = ledger.extension(0).unwrap();
-    let renamed = Head { ledger: LedgerId::from_bytes([3; 16]), ..ledger.head() };
-    assert_eq!(verify_extension(None, &renamed, &links), Err(ExtensionError::Forked), "the genesis names the ledger");
+    let renamed = Head {
+        ledger: LedgerId::from_bytes([3; 16]),
+        ..ledger.head()
+    };
+    assert_eq!(
+        verify_extension(None, &renamed, &links),
+        Err(ExtensionError::Forked),
+        "the genesis names the ledger"
+    );
     assert_eq!(Link::from_bytes(&[0; 39]), Err(ExtensionError::Link));
 }
 
@@ -333,9 +403,22 @@ fn a_signed_head_is_refused_when_anything_in_it_changed() {
         assert_eq!(signed.verify(&expected), Err(SignatureError::Mismatch));
     }
     let other = LedgerKey::from_seed(&[8; 32]).public_key();
-    assert!(matches!(signed.verify(&other), Err(SignatureError::OtherKey { .. })));
-    assert!(matches!(SignedHead { public_key: other, ..signed }.verify(&other), Err(SignatureError::Mismatch)));
+    assert!(matches!(
+        signed.verify(&other),
+        Err(SignatureError::OtherKey { .. })
+    ));
+    assert!(matches!(
+        SignedHead {
+            public_key: other,
+            ..signed
+        }
+        .verify(&other),
+        Err(SignatureError::Mismatch)
+    ));
     let fresh = LedgerKey::generate(&ring::rand::SystemRandom::new()).unwrap();
     assert_ne!(fresh.public_key(), key().public_key());
-    assert!(!format!("{:?}", key()).contains("07070707"), "the seed does not print");
+    assert!(
+        !format!("{:?}", key()).contains("07070707"),
+        "the seed does not print"
+    );
 }

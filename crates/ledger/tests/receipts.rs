@@ -20,12 +20,24 @@ fn a_receipt_says_what_was_charged_and_what_is_spent_in_all() {
     assert_eq!(read.freshness, Freshness::None);
     assert_eq!(read.accounting.privacy_unit, "per record, per dataset");
     assert_eq!(read.run.weights_digest, Some(Digest32::of(&[1, 1])));
-    assert_eq!((read.run.steps, read.run.released_step, read.run.outcome), (100, 100, Outcome::Succeeded));
-    let [first, public, third] = &read.datasets[..] else { panic!("three datasets") };
-    assert_eq!((first.epsilon, first.delta), ("2".parse().unwrap(), "1e-6".parse().unwrap()));
+    assert_eq!(
+        (read.run.steps, read.run.released_step, read.run.outcome),
+        (100, 100, Outcome::Succeeded)
+    );
+    let [first, public, third] = &read.datasets[..] else {
+        panic!("three datasets")
+    };
+    assert_eq!(
+        (first.epsilon, first.delta),
+        ("2".parse().unwrap(), "1e-6".parse().unwrap())
+    );
     assert_eq!(first.event, event(), "the mechanism in full");
     let total = first.budget.as_ref().unwrap();
-    assert_eq!(total.total_epsilon.to_string(), "3.0", "this run's 2 and the failed run's 1 (rule D12)");
+    assert_eq!(
+        total.total_epsilon.to_string(),
+        "3.0",
+        "this run's 2 and the failed run's 1 (rule D12)"
+    );
     assert_eq!(total.lifetime_epsilon.to_string(), "6.0");
     assert!(public.budget.is_none() && public.epsilon == Epsilon::ZERO);
     assert_eq!(third.budget.as_ref().unwrap().total_delta.to_string(), "1e-6");
@@ -42,11 +54,17 @@ fn every_flipped_bit_of_a_receipt_is_refused() {
         for bit in 0..8 {
             let mut flipped = envelope.clone();
             flipped[position] ^= 1 << bit;
-            assert!(Receipt::verify_offline(&flipped, &expected).is_err(), "byte {position}, bit {bit}");
+            assert!(
+                Receipt::verify_offline(&flipped, &expected).is_err(),
+                "byte {position}, bit {bit}"
+            );
         }
     }
     for length in 0..envelope.len() {
-        assert!(Receipt::verify_offline(&envelope[..length], &expected).is_err(), "cut at {length}");
+        assert!(
+            Receipt::verify_offline(&envelope[..length], &expected).is_err(),
+            "cut at {length}"
+        );
     }
 }
 
@@ -61,7 +79,10 @@ fn a_reformatted_receipt_and_another_key_are_refused() {
     let forged = receipt(&full_ledger()).sign(&other);
     assert!(Receipt::verify_offline(&forged, &key().public_key()).is_err());
     let error = Receipt::verify_offline(&forged, &other.public_key()).unwrap_err();
-    assert!(matches!(error, ReceiptError::Inconsistent { .. }), "the issuer's evidence binds another key");
+    assert!(
+        matches!(error, ReceiptError::Inconsistent { .. }),
+        "the issuer's evidence binds another key"
+    );
 }
 
 #[test]
@@ -77,10 +98,19 @@ fn a_receipt_that_contradicts_itself_is_refused_although_signed() {
     wrong[5].datasets[0].budget = None;
     for (number, receipt) in wrong.iter().enumerate() {
         let error = Receipt::verify_offline(&receipt.sign(&key()), &expected).unwrap_err();
-        assert!(matches!(error, ReceiptError::Inconsistent { .. }), "{number}: {error}");
+        assert!(
+            matches!(error, ReceiptError::Inconsistent { .. }),
+            "{number}: {error}"
+        );
     }
-    let newer = Receipt { version: 2, ..receipt(&ledger) };
-    assert_eq!(Receipt::verify_offline(&newer.sign(&key()), &expected).unwrap_err(), ReceiptError::Version { found: 2 });
+    let newer = Receipt {
+        version: 2,
+        ..receipt(&ledger)
+    };
+    assert_eq!(
+        Receipt::verify_offline(&newer.sign(&key()), &expected).unwrap_err(),
+        ReceiptError::Version { found: 2 }
+    );
 }
 
 #[test]
@@ -89,24 +119,55 @@ fn a_receipt_issued_after_a_restart_carries_the_boot_that_ran_the_run() {
     let proposal = ledger.propose_boot(boot(2), T0 + 30);
     take(&mut ledger, proposal);
     let issue = |issuer, runner| Receipt::issue(&ledger, &run_id(1), issuer, runner, T0 + 31);
-    assert_eq!(issue(evidence(2), None).unwrap_err(), IssueError::OtherBoot, "the runner's evidence is due");
-    assert_eq!(issue(evidence(1), None).unwrap_err(), IssueError::OtherBoot, "an old boot cannot issue");
-    assert_eq!(issue(evidence(2), Some(evidence(2))).unwrap_err(), IssueError::OtherBoot);
-    let changed = RuntimeEvidence { claims: b"other".to_vec(), ..evidence(1) };
-    assert_eq!(issue(evidence(2), Some(changed)).unwrap_err(), IssueError::OtherBoot, "the ledger names other claims");
+    assert_eq!(
+        issue(evidence(2), None).unwrap_err(),
+        IssueError::OtherBoot,
+        "the runner's evidence is due"
+    );
+    assert_eq!(
+        issue(evidence(1), None).unwrap_err(),
+        IssueError::OtherBoot,
+        "an old boot cannot issue"
+    );
+    assert_eq!(
+        issue(evidence(2), Some(evidence(2))).unwrap_err(),
+        IssueError::OtherBoot
+    );
+    let changed = RuntimeEvidence {
+        claims: b"other".to_vec(),
+        ..evidence(1)
+    };
+    assert_eq!(
+        issue(evidence(2), Some(changed)).unwrap_err(),
+        IssueError::OtherBoot,
+        "the ledger names other claims"
+    );
     let envelope = issue(evidence(2), Some(evidence(1))).unwrap().sign(&key());
     let read = Receipt::verify_offline(&envelope, &key().public_key()).unwrap();
-    assert_eq!((read.issuer.boot, read.runner.unwrap().boot), (boot(2).boot, boot(1).boot));
+    assert_eq!(
+        (read.issuer.boot, read.runner.unwrap().boot),
+        (boot(2).boot, boot(1).boot)
+    );
 }
 
 #[test]
 fn failed_runs_have_receipts_and_refunded_ones_none() {
     let ledger = full_ledger();
     let failed = Receipt::issue(&ledger, &run_id(3), evidence(1), None, T0).unwrap();
-    assert_eq!((failed.run.outcome, failed.run.weights_digest), (Outcome::Failed, None));
-    assert_eq!(failed.issued_unix_ms, ledger.last_time_unix_ms(), "ledger time, not the clock that fell back");
+    assert_eq!(
+        (failed.run.outcome, failed.run.weights_digest),
+        (Outcome::Failed, None)
+    );
+    assert_eq!(
+        failed.issued_unix_ms,
+        ledger.last_time_unix_ms(),
+        "ledger time, not the clock that fell back"
+    );
     assert!(Receipt::verify_offline(&failed.sign(&key()), &key().public_key()).is_ok());
     for run in [run_id(2), run_id(77)] {
-        assert_eq!(Receipt::issue(&ledger, &run, evidence(1), None, T0).unwrap_err(), IssueError::NotCommitted { run });
+        assert_eq!(
+            Receipt::issue(&ledger, &run, evidence(1), None, T0).unwrap_err(),
+            IssueError::NotCommitted { run }
+        );
     }
 }

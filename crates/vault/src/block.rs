@@ -54,14 +54,25 @@ impl Layout {
         block_bytes: u64,
         blocks_per_segment: u32,
     ) -> Result<Self, UploadError> {
-        let record_bytes = column_bytes.iter().try_fold(0u64, |sum, &bytes| sum.checked_add(bytes));
-        let record_bytes = record_bytes.filter(|bytes| (1..=MAX_RECORD_BYTES).contains(bytes)).ok_or(UploadError::RecordLength)?;
+        let record_bytes = column_bytes
+            .iter()
+            .try_fold(0u64, |sum, &bytes| sum.checked_add(bytes));
+        let record_bytes = record_bytes
+            .filter(|bytes| (1..=MAX_RECORD_BYTES).contains(bytes))
+            .ok_or(UploadError::RecordLength)?;
         if column_bytes.contains(&0) || column_bytes.len() > MAX_COLUMNS {
             return Err(UploadError::RecordLength);
         }
         let rows_per_block = (block_bytes / record_bytes).clamp(1, declared_size.max(1));
-        let layout = Self { declared_size, column_bytes: column_bytes.to_vec(), rows_per_block, blocks_per_segment };
-        let total = declared_size.checked_mul(record_bytes).filter(|&bytes| usize::try_from(bytes).is_ok());
+        let layout = Self {
+            declared_size,
+            column_bytes: column_bytes.to_vec(),
+            rows_per_block,
+            blocks_per_segment,
+        };
+        let total = declared_size
+            .checked_mul(record_bytes)
+            .filter(|&bytes| usize::try_from(bytes).is_ok());
         let segments = layout.blocks().div_ceil(u64::from(blocks_per_segment));
         if declared_size == 0 || total.is_none() || u32::try_from(segments).is_err() {
             return Err(UploadError::DeclaredSize);
@@ -76,7 +87,11 @@ impl Layout {
 
     /// Bytes of one stored block: a function of the layout alone.
     pub(crate) fn stored_bytes(&self) -> u64 {
-        let chunks: u64 = self.column_bytes.iter().map(|bytes| bytes * self.rows_per_block).sum();
+        let chunks: u64 = self
+            .column_bytes
+            .iter()
+            .map(|bytes| bytes * self.rows_per_block)
+            .sum();
         chunks + (HEADER_BYTES + TAG_BYTES) as u64
     }
 
@@ -98,17 +113,28 @@ impl BlockPlace {
     }
 
     /// Seals a block. `chunks` hold `capacity` rows each, padded.
-    pub(crate) fn seal(&self, sealer: &BlockSealer, header: BlockHeader, chunks: &[impl AsRef<[u8]>]) -> Vec<u8> {
+    pub(crate) fn seal(
+        &self,
+        sealer: &BlockSealer,
+        header: BlockHeader,
+        chunks: &[impl AsRef<[u8]>],
+    ) -> Vec<u8> {
         let length: usize = chunks.iter().map(|chunk| chunk.as_ref().len()).sum();
         let mut block = Vec::with_capacity(HEADER_BYTES + length + TAG_BYTES);
         header.write(&mut block);
-        chunks.iter().for_each(|chunk| block.extend_from_slice(chunk.as_ref()));
+        chunks
+            .iter()
+            .for_each(|chunk| block.extend_from_slice(chunk.as_ref()));
         sealer.seal(self.index, &self.aad(), &mut block);
         block
     }
 
     /// Opens a stored block in place; header and the concatenated chunks.
-    pub(crate) fn open<'block>(&self, sealer: &BlockSealer, block: &'block mut [u8]) -> Option<(BlockHeader, &'block [u8])> {
+    pub(crate) fn open<'block>(
+        &self,
+        sealer: &BlockSealer,
+        block: &'block mut [u8],
+    ) -> Option<(BlockHeader, &'block [u8])> {
         let length = sealer.open(self.index, &self.aad(), block)?;
         BlockHeader::read(&block[..length])
     }
@@ -130,7 +156,15 @@ impl BlockHeader {
         }
         let word = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("eight bytes"));
         let columns = u32::from_le_bytes(header[4..8].try_into().expect("four bytes"));
-        Some((Self { columns, first_unit: word(8), capacity: word(16), records: word(24) }, chunks))
+        Some((
+            Self {
+                columns,
+                first_unit: word(8),
+                capacity: word(16),
+                records: word(24),
+            },
+            chunks,
+        ))
     }
 }
 
@@ -147,7 +181,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn place() -> BlockPlace {
-        BlockPlace { dataset: DatasetId::from_bytes([1; 16]), policy_digest: Digest32::of(b"policy"), segment: 2, index: 3 }
+        BlockPlace {
+            dataset: DatasetId::from_bytes([1; 16]),
+            policy_digest: Digest32::of(b"policy"),
+            segment: 2,
+            index: 3,
+        }
     }
 
     proptest! {
@@ -185,10 +224,25 @@ mod tests {
 
     #[test]
     fn layouts_that_cannot_be_stored_are_refused() {
-        assert!(matches!(Layout::plan(1, &[], 1, 1), Err(UploadError::RecordLength)));
-        assert!(matches!(Layout::plan(1, &[4, 0], 1, 1), Err(UploadError::RecordLength)));
-        assert!(matches!(Layout::plan(1, &[u64::MAX, 2], 1, 1), Err(UploadError::RecordLength)));
-        assert!(matches!(Layout::plan(u64::MAX, &[8], 1, 1), Err(UploadError::DeclaredSize)));
-        assert!(matches!(Layout::plan(0, &[8], 1, 1), Err(UploadError::DeclaredSize)));
+        assert!(matches!(
+            Layout::plan(1, &[], 1, 1),
+            Err(UploadError::RecordLength)
+        ));
+        assert!(matches!(
+            Layout::plan(1, &[4, 0], 1, 1),
+            Err(UploadError::RecordLength)
+        ));
+        assert!(matches!(
+            Layout::plan(1, &[u64::MAX, 2], 1, 1),
+            Err(UploadError::RecordLength)
+        ));
+        assert!(matches!(
+            Layout::plan(u64::MAX, &[8], 1, 1),
+            Err(UploadError::DeclaredSize)
+        ));
+        assert!(matches!(
+            Layout::plan(0, &[8], 1, 1),
+            Err(UploadError::DeclaredSize)
+        ));
     }
 }

@@ -96,14 +96,19 @@ impl BlockStore for FileBlockStore {
         let directory = self.directory(object);
         let mut to_sync = vec![directory.as_path()];
         to_sync.extend(directory.ancestors().skip(1).take(2));
-        to_sync.into_iter().try_for_each(|path| File::open(path)?.sync_all())
+        to_sync
+            .into_iter()
+            .try_for_each(|path| File::open(path)?.sync_all())
     }
 
     fn get(&self, object: ObjectId, index: u64, max_bytes: u64) -> io::Result<Vec<u8>> {
         let file = File::open(self.file(object, index))?;
         let length = file.metadata()?.len();
         if length > max_bytes {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "block longer than its kind allows"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "block longer than its kind allows",
+            ));
         }
         let mut bytes = Vec::with_capacity(length as usize);
         file.take(max_bytes).read_to_end(&mut bytes)?;
@@ -163,8 +168,14 @@ mod tests {
         store.put(object, 1, b"one").unwrap();
         store.sync(object).unwrap();
         assert_eq!(store.get(object, 1, 3).unwrap(), b"one");
-        assert_eq!(store.get(object, 0, 3).unwrap_err().kind(), io::ErrorKind::InvalidData);
-        assert_eq!(store.get(object, 2, 9).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(
+            store.get(object, 0, 3).unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
+        assert_eq!(
+            store.get(object, 2, 9).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
         assert_eq!(store.list().unwrap(), [object]);
         store.delete(object).unwrap();
         store.delete(object).unwrap();

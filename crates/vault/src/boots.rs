@@ -46,15 +46,30 @@ impl Vault {
     /// [`StorageError::Missing`] when no such boot is known.
     pub fn boot_evidence(&self, boot: &BootId) -> Result<RuntimeEvidence, StorageError> {
         let what = "the evidence of a boot";
-        let sealed = self.inner.store.get(BOOTS, boot.as_bytes())?.ok_or(StorageError::Missing { what })?;
+        let sealed = self
+            .inner
+            .store
+            .get(BOOTS, boot.as_bytes())?
+            .ok_or(StorageError::Missing { what })?;
         let bytes = self.inner.store.records.open(&boot_aad(boot), &sealed, what)?;
         let (ledger_key, claims, evidence_media_type, evidence): (LedgerPublicKey, _, _, _) =
             postcard::from_bytes(&bytes).map_err(|_| StorageError::Sealed { what })?;
-        Ok(RuntimeEvidence { boot: *boot, ledger_key, claims, evidence_media_type, evidence })
+        Ok(RuntimeEvidence {
+            boot: *boot,
+            ledger_key,
+            claims,
+            evidence_media_type,
+            evidence,
+        })
     }
 
     fn seal_evidence(&self, evidence: &RuntimeEvidence) -> Result<Vec<u8>, StorageError> {
-        let fields = (evidence.ledger_key, &evidence.claims, &evidence.evidence_media_type, &evidence.evidence);
+        let fields = (
+            evidence.ledger_key,
+            &evidence.claims,
+            &evidence.evidence_media_type,
+            &evidence.evidence,
+        );
         let plain = postcard::to_stdvec(&fields).expect("postcard encodes bytes and strings");
         self.inner.store.records.seal(&boot_aad(&evidence.boot), &plain)
     }

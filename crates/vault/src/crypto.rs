@@ -45,9 +45,13 @@ impl RootKey {
     pub(crate) fn derive(&self, vault: &[u8; 16], purpose: &'static str) -> Sealer {
         let extracted = Salt::new(HKDF_SHA256, vault).extract(self.as_bytes());
         let info = [purpose.as_bytes()];
-        let output = extracted.expand(&info, ThirtyTwo).expect("32 bytes are within HKDF's limit");
+        let output = extracted
+            .expand(&info, ThirtyTwo)
+            .expect("32 bytes are within HKDF's limit");
         let mut key = Zeroizing::new([0; 32]);
-        output.fill(key.as_mut()).expect("the output has the length asked for");
+        output
+            .fill(key.as_mut())
+            .expect("the output has the length asked for");
         Sealer::new(&key)
     }
 }
@@ -74,17 +78,28 @@ impl Sealer {
     }
 
     /// Opens [`Sealer::seal`]; `what` names the value in the error.
-    pub(crate) fn open(&self, aad: &[u8], sealed: &[u8], what: &'static str) -> Result<Zeroizing<Vec<u8>>, StorageError> {
+    pub(crate) fn open(
+        &self,
+        aad: &[u8],
+        sealed: &[u8],
+        what: &'static str,
+    ) -> Result<Zeroizing<Vec<u8>>, StorageError> {
         let error = StorageError::Sealed { what };
-        let Some((nonce, ciphertext)) = sealed.split_first_chunk::<NONCE_BYTES>() else { return Err(error) };
-        let opened = self.0.decrypt(&Nonce::from(*nonce), Payload { msg: ciphertext, aad });
+        let Some((nonce, ciphertext)) = sealed.split_first_chunk::<NONCE_BYTES>() else {
+            return Err(error);
+        };
+        let opened = self
+            .0
+            .decrypt(&Nonce::from(*nonce), Payload { msg: ciphertext, aad });
         opened.map(Zeroizing::new).map_err(|_| error)
     }
 }
 
 impl BlockSealer {
     pub(crate) fn new(key: &Secret) -> Self {
-        Self(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key.as_slice()).expect("the key has 32 bytes")))
+        Self(LessSafeKey::new(
+            UnboundKey::new(&AES_256_GCM, key.as_slice()).expect("the key has 32 bytes"),
+        ))
     }
 
     /// Seals in place and appends the tag. Each index is sealed once per key: the caller makes a key per segment.
@@ -96,20 +111,27 @@ impl BlockSealer {
 
     /// Opens in place; returns the plaintext's length.
     pub(crate) fn open(&self, index: u32, aad: &[u8], block: &mut [u8]) -> Option<usize> {
-        self.0.open_in_place(block_nonce(index), Aad::from(aad), block).ok().map(|plaintext| plaintext.len())
+        self.0
+            .open_in_place(block_nonce(index), Aad::from(aad), block)
+            .ok()
+            .map(|plaintext| plaintext.len())
     }
 }
 
 /// Uniformly random bytes from the operating system.
 pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N], StorageError> {
     let mut bytes = [0; N];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| StorageError::Random)?;
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| StorageError::Random)?;
     Ok(bytes)
 }
 
 pub(crate) fn random_secret() -> Result<Secret, StorageError> {
     let mut secret = Zeroizing::new([0; 32]);
-    SystemRandom::new().fill(secret.as_mut()).map_err(|_| StorageError::Random)?;
+    SystemRandom::new()
+        .fill(secret.as_mut())
+        .map_err(|_| StorageError::Random)?;
     Ok(secret)
 }
 
@@ -146,11 +168,28 @@ mod tests {
             let mut flipped = sealed.clone();
             flipped[position] ^= 1;
             assert!(sealer.open(b"place", &flipped, "it").is_err(), "byte {position}");
-            assert!(sealer.open(b"place", &sealed[..position], "it").is_err(), "length {position}");
+            assert!(
+                sealer.open(b"place", &sealed[..position], "it").is_err(),
+                "length {position}"
+            );
         }
-        assert!(root.derive(&[2; 16], "purpose").open(b"place", &sealed, "it").is_err(), "other vault");
-        assert!(root.derive(&[1; 16], "other").open(b"place", &sealed, "it").is_err(), "other purpose");
-        assert_ne!(sealer.seal(b"place", b"value").unwrap(), sealed, "nonces are fresh");
+        assert!(
+            root.derive(&[2; 16], "purpose")
+                .open(b"place", &sealed, "it")
+                .is_err(),
+            "other vault"
+        );
+        assert!(
+            root.derive(&[1; 16], "other")
+                .open(b"place", &sealed, "it")
+                .is_err(),
+            "other purpose"
+        );
+        assert_ne!(
+            sealer.seal(b"place", b"value").unwrap(),
+            sealed,
+            "nonces are fresh"
+        );
     }
 
     #[test]

@@ -40,7 +40,11 @@ pub(crate) struct Store {
 
 impl Store {
     /// Opens the database, or makes a vault of an empty one, and replays its ledger.
-    pub(crate) fn open(database: Database, root: &RootKey, now_unix_ms: u64) -> Result<(Self, Ledger), OpenError> {
+    pub(crate) fn open(
+        database: Database,
+        root: &RootKey,
+        now_unix_ms: u64,
+    ) -> Result<(Self, Ledger), OpenError> {
         let vault = match read_meta(&database)? {
             Some(vault) => vault,
             None => create(&database, root, now_unix_ms)?,
@@ -58,24 +62,41 @@ impl Store {
     fn replay(&self, vault: &Id) -> Result<Ledger, OpenError> {
         let read = self.database.begin_read().map_err(StorageError::database)?;
         let meta = read.open_table(META).map_err(StorageError::database)?;
-        let head = meta.get("head").map_err(StorageError::database)?.ok_or(OpenError::NotAVault { what: "it has no ledger head" })?;
+        let head = meta
+            .get("head")
+            .map_err(StorageError::database)?
+            .ok_or(OpenError::NotAVault {
+                what: "it has no ledger head",
+            })?;
         // The first value that is opened: a wrong key is told apart from a broken ledger here.
-        let head = self.ledger_sealer.open(HEAD_LABEL, head.value(), "head").map_err(|_| OpenError::WrongRootKey)?;
-        let head: Head = postcard::from_bytes(&head).map_err(|_| OpenError::NotAVault { what: "its head does not decode" })?;
+        let head = self
+            .ledger_sealer
+            .open(HEAD_LABEL, head.value(), "head")
+            .map_err(|_| OpenError::WrongRootKey)?;
+        let head: Head = postcard::from_bytes(&head).map_err(|_| OpenError::NotAVault {
+            what: "its head does not decode",
+        })?;
         let table = read.open_table(LEDGER).map_err(StorageError::database)?;
         let mut entries = Vec::new();
         for row in table.iter().map_err(StorageError::database)? {
             let (sequence, sealed) = row.map_err(StorageError::database)?;
             let sequence = sequence.value();
-            let bytes = self.ledger_sealer.open(&entry_aad(sequence), sealed.value(), "a ledger entry")?;
+            let bytes = self
+                .ledger_sealer
+                .open(&entry_aad(sequence), sealed.value(), "a ledger entry")?;
             entries.push(Entry::from_bytes(&bytes).map_err(|source| OpenError::Entry { sequence, source })?);
         }
         if entries.len() as u64 != head.sequence {
-            return Err(OpenError::Truncated { expected: head.sequence, found: entries.len() as u64 });
+            return Err(OpenError::Truncated {
+                expected: head.sequence,
+                found: entries.len() as u64,
+            });
         }
         let ledger = Ledger::replay(entries)?;
         if ledger.head() != head || ledger.id().as_bytes() != vault {
-            return Err(OpenError::NotAVault { what: "its head is not that of its ledger" });
+            return Err(OpenError::NotAVault {
+                what: "its head is not that of its ledger",
+            });
         }
         Ok(ledger)
     }
@@ -96,7 +117,11 @@ impl Store {
     }
 
     /// The bytes under an id.
-    pub(crate) fn get(&self, table: TableDefinition<Id, &[u8]>, id: &Id) -> Result<Option<Vec<u8>>, StorageError> {
+    pub(crate) fn get(
+        &self,
+        table: TableDefinition<Id, &[u8]>,
+        id: &Id,
+    ) -> Result<Option<Vec<u8>>, StorageError> {
         let read = self.database.begin_read().map_err(StorageError::database)?;
         let table = read.open_table(table).map_err(StorageError::database)?;
         let value = table.get(*id).map_err(StorageError::database)?;
@@ -108,15 +133,25 @@ impl Store {
         let read = self.database.begin_read().map_err(StorageError::database)?;
         let table = read.open_table(table).map_err(StorageError::database)?;
         let rows = table.iter().map_err(StorageError::database)?;
-        rows.map(|row| row.map(|(id, value)| (id.value(), value.value().to_vec())).map_err(StorageError::database)).collect()
+        rows.map(|row| {
+            row.map(|(id, value)| (id.value(), value.value().to_vec()))
+                .map_err(StorageError::database)
+        })
+        .collect()
     }
 
     /// Released values of a run from a step on, still sealed.
     pub(crate) fn released(&self, run: &Id, from_step: u64) -> Result<Vec<(u64, Vec<u8>)>, StorageError> {
         let read = self.database.begin_read().map_err(StorageError::database)?;
         let table = read.open_table(RELEASED).map_err(StorageError::database)?;
-        let rows = table.range((*run, from_step)..=(*run, u64::MAX)).map_err(StorageError::database)?;
-        rows.map(|row| row.map(|(key, value)| (key.value().1, value.value().to_vec())).map_err(StorageError::database)).collect()
+        let rows = table
+            .range((*run, from_step)..=(*run, u64::MAX))
+            .map_err(StorageError::database)?;
+        rows.map(|row| {
+            row.map(|(key, value)| (key.value().1, value.value().to_vec()))
+                .map_err(StorageError::database)
+        })
+        .collect()
     }
 }
 
@@ -133,7 +168,11 @@ pub(crate) fn insert(
 }
 
 /// Removes one value in a transaction.
-pub(crate) fn remove(write: &WriteTransaction, table: TableDefinition<Id, &[u8]>, id: &Id) -> Result<(), StorageError> {
+pub(crate) fn remove(
+    write: &WriteTransaction,
+    table: TableDefinition<Id, &[u8]>,
+    id: &Id,
+) -> Result<(), StorageError> {
     let mut table = write.open_table(table).map_err(StorageError::database)?;
     table.remove(*id).map_err(StorageError::database)?;
     Ok(())
@@ -142,14 +181,25 @@ pub(crate) fn remove(write: &WriteTransaction, table: TableDefinition<Id, &[u8]>
 /// The vault's id, or `None` when the database is empty: a crash while it was made left nothing.
 fn read_meta(database: &Database) -> Result<Option<Id>, OpenError> {
     let read = database.begin_read().map_err(StorageError::database)?;
-    if read.list_tables().map_err(StorageError::database)?.next().is_none() {
+    if read
+        .list_tables()
+        .map_err(StorageError::database)?
+        .next()
+        .is_none()
+    {
         return Ok(None);
     }
     let not_a_vault = |what| OpenError::NotAVault { what };
-    let meta = read.open_table(META).map_err(|_| not_a_vault("it has tables of something else"))?;
+    let meta = read
+        .open_table(META)
+        .map_err(|_| not_a_vault("it has tables of something else"))?;
     let field = |name| meta.get(name).map_err(StorageError::database);
     let format = field("format")?.ok_or(not_a_vault("it names no format"))?;
-    let format = format.value().try_into().map(u32::from_le_bytes).map_err(|_| not_a_vault("its format is odd"))?;
+    let format = format
+        .value()
+        .try_into()
+        .map(u32::from_le_bytes)
+        .map_err(|_| not_a_vault("its format is odd"))?;
     if format > FORMAT_VERSION {
         return Err(OpenError::NewerFormat { found: format });
     }
@@ -157,7 +207,12 @@ fn read_meta(database: &Database) -> Result<Option<Id>, OpenError> {
         return Err(not_a_vault("its format is none this program ever wrote"));
     }
     let vault = field("vault")?.ok_or(not_a_vault("it has no id"))?;
-    Ok(Some(vault.value().try_into().map_err(|_| not_a_vault("its id is odd"))?))
+    Ok(Some(
+        vault
+            .value()
+            .try_into()
+            .map_err(|_| not_a_vault("its id is odd"))?,
+    ))
 }
 
 /// Everything a new vault has, in one transaction.
@@ -171,14 +226,21 @@ fn create(database: &Database, root: &RootKey, now_unix_ms: u64) -> Result<Id, S
     write.open_table(RELEASED).map_err(StorageError::database)?;
     write_meta(&write, "format", &FORMAT_VERSION.to_le_bytes())?;
     write_meta(&write, "vault", &vault)?;
-    write_entry(&write, &root.derive(&vault, LEDGER_PURPOSE), ledger, &Ledger::genesis(ledger, now_unix_ms))?;
+    write_entry(
+        &write,
+        &root.derive(&vault, LEDGER_PURPOSE),
+        ledger,
+        &Ledger::genesis(ledger, now_unix_ms),
+    )?;
     write.commit().map_err(StorageError::database)?;
     Ok(vault)
 }
 
 fn begin_durable(database: &Database) -> Result<WriteTransaction, StorageError> {
     let mut write = database.begin_write().map_err(StorageError::database)?;
-    write.set_durability(Durability::Immediate).map_err(StorageError::database)?;
+    write
+        .set_durability(Durability::Immediate)
+        .map_err(StorageError::database)?;
     Ok(write)
 }
 
@@ -188,12 +250,23 @@ fn write_meta(write: &WriteTransaction, name: &str, value: &[u8]) -> Result<(), 
     Ok(())
 }
 
-fn write_entry(write: &WriteTransaction, sealer: &Sealer, ledger: LedgerId, entry: &Entry) -> Result<(), StorageError> {
-    let head = Head { ledger, sequence: entry.sequence() + 1, entry_hash: entry.hash() };
+fn write_entry(
+    write: &WriteTransaction,
+    sealer: &Sealer,
+    ledger: LedgerId,
+    entry: &Entry,
+) -> Result<(), StorageError> {
+    let head = Head {
+        ledger,
+        sequence: entry.sequence() + 1,
+        entry_hash: entry.hash(),
+    };
     let head = postcard::to_stdvec(&head).expect("postcard encodes a head");
     let sealed = sealer.seal(&entry_aad(entry.sequence()), &Zeroizing::new(entry.to_bytes()))?;
     let mut table = write.open_table(LEDGER).map_err(StorageError::database)?;
-    table.insert(entry.sequence(), sealed.as_slice()).map_err(StorageError::database)?;
+    table
+        .insert(entry.sequence(), sealed.as_slice())
+        .map_err(StorageError::database)?;
     write_meta(write, "head", &sealer.seal(HEAD_LABEL, &head)?)
 }
 

@@ -48,9 +48,17 @@ impl Vault {
     /// [`ReadError`]: unknown, withdrawn, or stored bytes that do not open.
     pub fn read_dataset(&self, dataset: &DatasetId) -> Result<DatasetRows, ReadError> {
         let known = self.read(|ledger| {
-            ledger.dataset(dataset).map(|found| (found.policy_digest(), found.root(), found.blocks(), found.is_withdrawn()))
+            ledger.dataset(dataset).map(|found| {
+                (
+                    found.policy_digest(),
+                    found.root(),
+                    found.blocks(),
+                    found.is_withdrawn(),
+                )
+            })
         });
-        let (policy_digest, root, blocks, withdrawn) = known.ok_or(ReadError::NoDataset { dataset: *dataset })?;
+        let (policy_digest, root, blocks, withdrawn) =
+            known.ok_or(ReadError::NoDataset { dataset: *dataset })?;
         if withdrawn {
             return Err(ReadError::Withdrawn { dataset: *dataset });
         }
@@ -66,7 +74,12 @@ impl Vault {
     ///
     /// # Errors
     /// [`TransactError`]. Blocks that could not be deleted are swept at the next open.
-    pub fn withdraw_dataset(&self, dataset: &DatasetId, by: Principal, now_unix_ms: u64) -> Result<(), TransactError> {
+    pub fn withdraw_dataset(
+        &self,
+        dataset: &DatasetId,
+        by: Principal,
+        now_unix_ms: u64,
+    ) -> Result<(), TransactError> {
         let policy_digest = self.read(|ledger| ledger.dataset(dataset).map(|found| found.policy_digest()));
         let record = policy_digest.and_then(|digest| self.dataset_record(dataset, &digest).ok());
         self.transact_with(
@@ -83,13 +96,28 @@ impl Vault {
         Ok(())
     }
 
-    pub(crate) fn dataset_record(&self, dataset: &DatasetId, policy_digest: &Digest32) -> Result<DatasetRecord, StorageError> {
+    pub(crate) fn dataset_record(
+        &self,
+        dataset: &DatasetId,
+        policy_digest: &Digest32,
+    ) -> Result<DatasetRecord, StorageError> {
         let store = &self.inner.store;
-        let wrapped = store.get(KEYS, dataset.as_bytes())?.ok_or(StorageError::Missing { what: "a dataset key" })?;
-        let key = store.wrapper.open(&key_aad(dataset, policy_digest), &wrapped, "a dataset key")?;
+        let wrapped = store
+            .get(KEYS, dataset.as_bytes())?
+            .ok_or(StorageError::Missing {
+                what: "a dataset key",
+            })?;
+        let key = store
+            .wrapper
+            .open(&key_aad(dataset, policy_digest), &wrapped, "a dataset key")?;
         let key: Secret = Zeroizing::new(key.as_slice().try_into().map_err(|_| sealed("a dataset key"))?);
-        let record = store.get(DATASETS, dataset.as_bytes())?.ok_or(StorageError::Missing { what: "a dataset record" })?;
-        let record = Sealer::new(&key).open(&record_aad(dataset, policy_digest), &record, "a dataset record")?;
+        let record = store
+            .get(DATASETS, dataset.as_bytes())?
+            .ok_or(StorageError::Missing {
+                what: "a dataset record",
+            })?;
+        let record =
+            Sealer::new(&key).open(&record_aad(dataset, policy_digest), &record, "a dataset record")?;
         postcard::from_bytes(&record).map_err(|_| sealed("a dataset record"))
     }
 
@@ -107,34 +135,61 @@ impl Vault {
         for block in 0..layout.blocks() {
             let (segment, index) = layout.place(block);
             if index == 0 {
-                let segment = record.segments.get(segment as usize).ok_or_else(|| sealed("a dataset record"))?;
+                let segment = record
+                    .segments
+                    .get(segment as usize)
+                    .ok_or_else(|| sealed("a dataset record"))?;
                 sealer = Some(BlockSealer::new(&Zeroizing::new(segment.key)));
             }
             let sealer = sealer.as_ref().expect("block 0 has index 0");
-            let stored = self.inner.blocks.get(ObjectId(record.object), block, layout.stored_bytes());
+            let stored = self
+                .inner
+                .blocks
+                .get(ObjectId(record.object), block, layout.stored_bytes());
             let mut stored = Zeroizing::new(stored.map_err(StorageError::blocks("read a block"))?);
             root.update(&stored);
-            let place = BlockPlace { dataset: *dataset, policy_digest, segment, index };
+            let place = BlockPlace {
+                dataset: *dataset,
+                policy_digest,
+                segment,
+                index,
+            };
             let (header, chunks) = place.open(sealer, &mut stored).ok_or_else(|| sealed("a block"))?;
-            rows.take_block(layout, block, header, chunks).ok_or_else(|| sealed("a block"))?;
+            rows.take_block(layout, block, header, chunks)
+                .ok_or_else(|| sealed("a block"))?;
         }
-        if root.digest() == expected_root { Ok(rows) } else { Err(sealed("a dataset")) }
+        if root.digest() == expected_root {
+            Ok(rows)
+        } else {
+            Err(sealed("a dataset"))
+        }
     }
 
     /// Objects named by durable transactions.
     pub(crate) fn dataset_objects(&self) -> Result<Vec<ObjectId>, StorageError> {
         let datasets = self.read(|ledger| {
             let live = ledger.datasets().filter(|dataset| !dataset.is_withdrawn());
-            live.map(|dataset| (dataset.id(), dataset.policy_digest())).collect::<Vec<_>>()
+            live.map(|dataset| (dataset.id(), dataset.policy_digest()))
+                .collect::<Vec<_>>()
         });
-        datasets.iter().map(|(id, policy)| self.dataset_record(id, policy).map(|record| ObjectId(record.object))).collect()
+        datasets
+            .iter()
+            .map(|(id, policy)| {
+                self.dataset_record(id, policy)
+                    .map(|record| ObjectId(record.object))
+            })
+            .collect()
     }
 }
 
 impl DatasetRows {
     fn empty(layout: &Layout, rows: u64) -> Self {
         let column = |bytes: &u64| Zeroizing::new(vec![0; (layout.declared_size * bytes) as usize]);
-        Self { rows, declared_size: layout.declared_size, columns: layout.column_bytes.iter().map(column).collect() }
+        Self {
+            rows,
+            declared_size: layout.declared_size,
+            columns: layout.column_bytes.iter().map(column).collect(),
+        }
     }
 
     /// `None` when the header contradicts the layout.
@@ -165,7 +220,12 @@ impl DatasetRows {
 /// Says nothing about the rows.
 impl fmt::Debug for DatasetRows {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "DatasetRows({} columns, declared size {})", self.columns.len(), self.declared_size)
+        write!(
+            formatter,
+            "DatasetRows({} columns, declared size {})",
+            self.columns.len(),
+            self.declared_size
+        )
     }
 }
 

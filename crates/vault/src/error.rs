@@ -22,6 +22,14 @@ pub enum StorageError {
         /// The store's error.
         source: io::Error,
     },
+    /// The vault's directory cannot be used.
+    #[error("the vault's directory cannot be used: failed to {action}: {source}")]
+    Files {
+        /// What was tried.
+        action: &'static str,
+        /// The system's error.
+        source: io::Error,
+    },
     /// The random generator failed.
     #[error("the system's random generator failed")]
     Random,
@@ -73,7 +81,9 @@ pub enum OpenError {
         source: bastionai_ledger::EntryError,
     },
     /// Entries are missing at the end, or added.
-    #[error("the vault's ledger has {found} entries, its head names {expected}: it was cut short or rolled back in part")]
+    #[error(
+        "the vault's ledger has {found} entries, its head names {expected}: it was cut short or rolled back in part"
+    )]
     Truncated {
         /// Entries the head names.
         expected: u64,

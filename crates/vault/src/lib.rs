@@ -4,7 +4,7 @@
 //! In call order: [`vault`] (open, transact) → [`boots`] (start, settle orphans) → [`upload`] (begin, push,
 //! finish) → [`dataset`] (read whole, withdraw) → [`runs`] (reserve, start, advance, commit, release) →
 //! [`results`] (weights at rest). Below: [`blocks`] (where blocks lie), `block` (their bytes), `crypto`,
-//! `database`; [`error`] lists what can go wrong.
+//! `database`, `files`; [`error`] lists what can go wrong.
 //!
 //! ```
 //! use bastionai_ledger::*;
@@ -96,6 +96,7 @@ mod crypto;
 mod database;
 pub mod dataset;
 pub mod error;
+mod files;
 pub mod results;
 pub mod runs;
 pub mod upload;
@@ -105,7 +106,9 @@ pub use blocks::{BlockStore, FileBlockStore, ObjectId};
 pub use boots::Boot;
 pub use crypto::RootKey;
 pub use dataset::DatasetRows;
-pub use error::{AdvanceError, CommitError, OpenError, ReadError, ReleaseError, StorageError, TransactError, UploadError};
+pub use error::{
+    AdvanceError, CommitError, OpenError, ReadError, ReleaseError, StorageError, TransactError, UploadError,
+};
 pub use results::Weights;
 pub use runs::{ReleasedValue, RunEnd};
 pub use upload::{Upload, UploadHeader};

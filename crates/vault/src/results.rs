@@ -47,10 +47,16 @@ impl Weights {
 
     pub(crate) fn checked_digest(&self) -> Result<Digest32, CommitError> {
         let found = self.data.len() as u64;
-        let expected = self.tensors.iter().try_fold(0u64, |sum, tensor| sum.checked_add(tensor.size_bytes));
+        let expected = self
+            .tensors
+            .iter()
+            .try_fold(0u64, |sum, tensor| sum.checked_add(tensor.size_bytes));
         match expected {
             Some(expected) if expected == found => Ok(self.digest()),
-            expected => Err(CommitError::WeightBytes { expected: expected.unwrap_or(u64::MAX), found }),
+            expected => Err(CommitError::WeightBytes {
+                expected: expected.unwrap_or(u64::MAX),
+                found,
+            }),
         }
     }
 }
@@ -58,7 +64,12 @@ impl Weights {
 /// Says nothing about the values.
 impl fmt::Debug for Weights {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "Weights({} tensors, {} bytes)", self.tensors.len(), self.data.len())
+        write!(
+            formatter,
+            "Weights({} tensors, {} bytes)",
+            self.tensors.len(),
+            self.data.len()
+        )
     }
 }
 
@@ -72,9 +83,17 @@ impl<'vault> StoredResult<'vault> {
             block_bytes: vault.inner.config.block_bytes.max(1),
             tensors: weights.tensors.clone(),
         };
-        let plain = Zeroizing::new(postcard::to_stdvec(&record).expect("postcard encodes every field type of ResultRecord"));
+        let plain = Zeroizing::new(
+            postcard::to_stdvec(&record).expect("postcard encodes every field type of ResultRecord"),
+        );
         let sealed_record = vault.inner.store.records.seal(&record_aad(&run), &plain)?;
-        let stored = Self { vault, run, object, sealed_record, abandon_on_drop: true };
+        let stored = Self {
+            vault,
+            run,
+            object,
+            sealed_record,
+            abandon_on_drop: true,
+        };
         stored.write_blocks(&key, &record, &weights.data)?;
         Ok(stored)
     }
@@ -84,7 +103,9 @@ impl<'vault> StoredResult<'vault> {
         for index in 0..record.blocks()? {
             let mut block = data[record.range(index)].to_vec();
             sealer.seal(index, &block_aad(&self.run, index), &mut block);
-            blocks.put(self.object, u64::from(index), &block).map_err(StorageError::blocks("write a block"))?;
+            blocks
+                .put(self.object, u64::from(index), &block)
+                .map_err(StorageError::blocks("write a block"))?;
         }
         blocks.sync(self.object).map_err(StorageError::blocks("sync"))
     }
@@ -109,7 +130,9 @@ impl ResultRecord {
     /// One block at least, so that the object exists even for a model without parameters.
     fn blocks(&self) -> Result<u32, StorageError> {
         let blocks = self.data_bytes.div_ceil(self.block_bytes).max(1);
-        u32::try_from(blocks).map_err(|_| StorageError::Sealed { what: "a result record" })
+        u32::try_from(blocks).map_err(|_| StorageError::Sealed {
+            what: "a result record",
+        })
     }
 
     fn range(&self, index: u32) -> std::ops::Range<usize> {
@@ -125,12 +148,20 @@ impl Vault {
         let expected = expected.ok_or(ReadError::NoWeights { run: *run })?;
         let record = self.result_record(run)?;
         let weights = self.read_result(run, &record)?;
-        if weights.digest() == expected { Ok(weights) } else { Err(StorageError::Sealed { what: "a result" }.into()) }
+        if weights.digest() == expected {
+            Ok(weights)
+        } else {
+            Err(StorageError::Sealed { what: "a result" }.into())
+        }
     }
 
     fn result_record(&self, run: &RunId) -> Result<ResultRecord, StorageError> {
         let what = "a result record";
-        let sealed = self.inner.store.get(RESULTS, run.as_bytes())?.ok_or(StorageError::Missing { what })?;
+        let sealed = self
+            .inner
+            .store
+            .get(RESULTS, run.as_bytes())?
+            .ok_or(StorageError::Missing { what })?;
         let record = self.inner.store.records.open(&record_aad(run), &sealed, what)?;
         postcard::from_bytes(&record).map_err(|_| StorageError::Sealed { what })
     }
@@ -140,23 +171,41 @@ impl Vault {
         let mut data = Zeroizing::new(Vec::with_capacity(record.data_bytes as usize));
         for index in 0..record.blocks()? {
             let most = record.block_bytes + TAG_BYTES as u64;
-            let block = self.inner.blocks.get(ObjectId(record.object), u64::from(index), most);
+            let block = self
+                .inner
+                .blocks
+                .get(ObjectId(record.object), u64::from(index), most);
             let mut block = Zeroizing::new(block.map_err(StorageError::blocks("read a block"))?);
             let length = sealer.open(index, &block_aad(run, index), &mut block);
-            let length = length.ok_or(StorageError::Sealed { what: "a result block" })?;
+            let length = length.ok_or(StorageError::Sealed {
+                what: "a result block",
+            })?;
             data.extend_from_slice(&block[..length]);
         }
-        Ok(Weights { tensors: record.tensors.clone(), data })
+        Ok(Weights {
+            tensors: record.tensors.clone(),
+            data,
+        })
     }
 
     fn result_objects(&self) -> Result<Vec<ObjectId>, StorageError> {
         let results = self.inner.store.all(RESULTS)?;
-        results.iter().map(|(run, _)| self.result_record(&RunId::from_bytes(*run)).map(|record| ObjectId(record.object))).collect()
+        results
+            .iter()
+            .map(|(run, _)| {
+                self.result_record(&RunId::from_bytes(*run))
+                    .map(|record| ObjectId(record.object))
+            })
+            .collect()
     }
 
     /// Every object that a durable transaction names.
     pub(crate) fn named_objects<Objects: FromIterator<ObjectId>>(&self) -> Result<Objects, StorageError> {
-        Ok(self.dataset_objects()?.into_iter().chain(self.result_objects()?).collect())
+        Ok(self
+            .dataset_objects()?
+            .into_iter()
+            .chain(self.result_objects()?)
+            .collect())
     }
 }
 

@@ -6,7 +6,8 @@ use crate::error::{AdvanceError, CommitError, ReleaseError, StorageError, Transa
 use crate::results::{StoredResult, Weights};
 use crate::vault::Vault;
 use bastionai_ledger::{
-    BudgetReceipt, BudgetReservation, Ledger, Outcome, Principal, RefundReason, Refusal, RunId, RunReserved, StartedRun,
+    BudgetReceipt, BudgetReservation, Ledger, Outcome, Principal, RefundReason, Refusal, RunId, RunReserved,
+    StartedRun,
 };
 
 /// One released value: a step that is complete, with its noisy loss, if the run releases any.
@@ -34,20 +35,30 @@ impl Vault {
     ///
     /// # Errors
     /// [`TransactError::Refused`] with the dataset and the reason.
-    pub fn reserve_run(&self, reserved: RunReserved, now_unix_ms: u64) -> Result<BudgetReservation, TransactError> {
+    pub fn reserve_run(
+        &self,
+        reserved: RunReserved,
+        now_unix_ms: u64,
+    ) -> Result<BudgetReservation, TransactError> {
         let run = reserved.run;
         self.transact(|ledger| ledger.propose_reservation(reserved, now_unix_ms))?;
-        self.read(|ledger| ledger.reservation(&run)).ok_or(TransactError::Refused(Refusal::NoRun { run }))
+        self.read(|ledger| ledger.reservation(&run))
+            .ok_or(TransactError::Refused(Refusal::NoRun { run }))
     }
 
     /// Starts a run: call it before any record reaches the trainer. From here on the reserve stays charged.
     ///
     /// # Errors
     /// [`TransactError`]; a refused start leaves the run reserved: [`Ledger::reservation`] finds it again.
-    pub fn start_run(&self, reservation: BudgetReservation, now_unix_ms: u64) -> Result<StartedRun, TransactError> {
+    pub fn start_run(
+        &self,
+        reservation: BudgetReservation,
+        now_unix_ms: u64,
+    ) -> Result<StartedRun, TransactError> {
         let run = reservation.run();
         self.transact(|ledger| ledger.propose_start(&reservation, now_unix_ms))?;
-        self.read(|ledger| ledger.started(&run)).ok_or(TransactError::Refused(Refusal::NoRun { run }))
+        self.read(|ledger| ledger.started(&run))
+            .ok_or(TransactError::Refused(Refusal::NoRun { run }))
     }
 
     /// Makes progress through `released_step` durable, values and ledger entry in one transaction. Only when
@@ -68,7 +79,10 @@ impl Vault {
             return Err(AdvanceError::Steps);
         }
         let id = *run.run().as_bytes();
-        let sealed = values.iter().map(|value| self.seal_value(&id, value)).collect::<Result<Vec<_>, _>>()?;
+        let sealed = values
+            .iter()
+            .map(|value| self.seal_value(&id, value))
+            .collect::<Result<Vec<_>, _>>()?;
         self.transact_with(
             |ledger| {
                 // Under the writer's lock: no step ever has two released values (rule D1).
@@ -78,7 +92,9 @@ impl Vault {
             |write, _| {
                 let mut table = write.open_table(RELEASED).map_err(StorageError::database)?;
                 for (step, value) in &sealed {
-                    table.insert((id, *step), value.as_slice()).map_err(StorageError::database)?;
+                    table
+                        .insert((id, *step), value.as_slice())
+                        .map_err(StorageError::database)?;
                 }
                 Ok(())
             },
@@ -90,24 +106,41 @@ impl Vault {
     ///
     /// # Errors
     /// [`CommitError`]; the run is still started then: [`Ledger::started`] finds it again.
-    pub fn commit_run(&self, run: StartedRun, end: RunEnd, now_unix_ms: u64) -> Result<BudgetReceipt, CommitError> {
+    pub fn commit_run(
+        &self,
+        run: StartedRun,
+        end: RunEnd,
+        now_unix_ms: u64,
+    ) -> Result<BudgetReceipt, CommitError> {
         let id = run.run();
         match end {
             RunEnd::Succeeded(weights) => self.commit_success(&run, &weights, now_unix_ms)?,
             RunEnd::Failed => self.commit_without_weights(&run, Outcome::Failed, now_unix_ms)?,
             RunEnd::Cancelled => self.commit_without_weights(&run, Outcome::Cancelled, now_unix_ms)?,
         }
-        self.read(|ledger| ledger.budget_receipt(&id)).ok_or(Refusal::NoRun { run: id }.into())
+        self.read(|ledger| ledger.budget_receipt(&id))
+            .ok_or(Refusal::NoRun { run: id }.into())
     }
 
-    fn commit_without_weights(&self, run: &StartedRun, outcome: Outcome, now_unix_ms: u64) -> Result<(), CommitError> {
+    fn commit_without_weights(
+        &self,
+        run: &StartedRun,
+        outcome: Outcome,
+        now_unix_ms: u64,
+    ) -> Result<(), CommitError> {
         self.transact(|ledger| ledger.propose_commit(run, outcome, None, now_unix_ms))?;
         Ok(())
     }
 
-    fn commit_success(&self, run: &StartedRun, weights: &Weights, now_unix_ms: u64) -> Result<(), CommitError> {
+    fn commit_success(
+        &self,
+        run: &StartedRun,
+        weights: &Weights,
+        now_unix_ms: u64,
+    ) -> Result<(), CommitError> {
         let digest = weights.checked_digest()?;
-        let propose = |ledger: &Ledger| ledger.propose_commit(run, Outcome::Succeeded, Some(digest), now_unix_ms);
+        let propose =
+            |ledger: &Ledger| ledger.propose_commit(run, Outcome::Succeeded, Some(digest), now_unix_ms);
         // Ask first: a commit that would be refused should not write gigabytes.
         self.read(|ledger| propose(ledger).map(drop))?;
         let mut stored = StoredResult::write(self, run.run(), weights)?;
@@ -119,7 +152,12 @@ impl Vault {
     ///
     /// # Errors
     /// [`TransactError`].
-    pub fn refund_run(&self, reservation: BudgetReservation, reason: RefundReason, now_unix_ms: u64) -> Result<(), TransactError> {
+    pub fn refund_run(
+        &self,
+        reservation: BudgetReservation,
+        reason: RefundReason,
+        now_unix_ms: u64,
+    ) -> Result<(), TransactError> {
         self.transact(|ledger| ledger.propose_refund(&reservation, reason, now_unix_ms))?;
         Ok(())
     }
@@ -129,13 +167,26 @@ impl Vault {
     ///
     /// # Errors
     /// [`ReleaseError`]: not entitled, no weights, or stored bytes that do not open.
-    pub fn release_weights(&self, receipt: BudgetReceipt, recipient: Principal, now_unix_ms: u64) -> Result<Weights, ReleaseError> {
+    pub fn release_weights(
+        &self,
+        receipt: BudgetReceipt,
+        recipient: Principal,
+        now_unix_ms: u64,
+    ) -> Result<Weights, ReleaseError> {
         let run = receipt.run();
         if !self.read(|ledger| ledger.may_receive(&run, &recipient)) {
-            return Err(Refusal::MayNotReceive { run, principal: recipient }.into());
+            return Err(Refusal::MayNotReceive {
+                run,
+                principal: recipient,
+            }
+            .into());
         }
         let weights = self.read_weights(&run)?;
-        let repeated = self.read(|ledger| ledger.run(&run).is_some_and(|run| run.released_to().contains(&recipient)));
+        let repeated = self.read(|ledger| {
+            ledger
+                .run(&run)
+                .is_some_and(|run| run.released_to().contains(&recipient))
+        });
         if !repeated {
             self.transact(|ledger| ledger.propose_release(receipt, recipient, now_unix_ms))?;
         }
@@ -150,22 +201,41 @@ impl Vault {
         // Only what memory calls released: a durable entry whose transaction we saw fail has not taken effect.
         let released = self.read(|ledger| ledger.run(run).map_or(0, |run| run.released_step()));
         let stored = self.inner.store.released(run.as_bytes(), from_step)?;
-        stored.into_iter().filter(|(step, _)| *step <= released).map(|(step, sealed)| self.open_value(run, step, &sealed)).collect()
+        stored
+            .into_iter()
+            .filter(|(step, _)| *step <= released)
+            .map(|(step, sealed)| self.open_value(run, step, &sealed))
+            .collect()
     }
 
     fn seal_value(&self, run: &Id, value: &ReleasedValue) -> Result<(u64, Vec<u8>), StorageError> {
         let mut plain = [0; 9];
         plain[0] = u8::from(value.noisy_loss.is_some());
         plain[1..].copy_from_slice(&value.noisy_loss.unwrap_or(0.0).to_le_bytes());
-        Ok((value.step, self.inner.store.records.seal(&value_aad(run, value.step), &plain)?))
+        Ok((
+            value.step,
+            self.inner
+                .store
+                .records
+                .seal(&value_aad(run, value.step), &plain)?,
+        ))
     }
 
     fn open_value(&self, run: &RunId, step: u64, sealed: &[u8]) -> Result<ReleasedValue, StorageError> {
         let what = "a released value";
-        let plain = self.inner.store.records.open(&value_aad(run.as_bytes(), step), sealed, what)?;
-        let (&[flag], loss) = plain.split_first_chunk::<1>().ok_or(StorageError::Sealed { what })?;
+        let plain = self
+            .inner
+            .store
+            .records
+            .open(&value_aad(run.as_bytes(), step), sealed, what)?;
+        let (&[flag], loss) = plain
+            .split_first_chunk::<1>()
+            .ok_or(StorageError::Sealed { what })?;
         let loss = f64::from_le_bytes(loss.try_into().map_err(|_| StorageError::Sealed { what })?);
-        Ok(ReleasedValue { step, noisy_loss: (flag == 1).then_some(loss) })
+        Ok(ReleasedValue {
+            step,
+            noisy_loss: (flag == 1).then_some(loss),
+        })
     }
 }
 
@@ -173,7 +243,12 @@ fn check_unreleased(ledger: &Ledger, run: &StartedRun, values: &[ReleasedValue])
     let (run, steps) = (run.run(), run.steps());
     let released = ledger.run(&run).map_or(0, |run| run.released_step());
     match values.first() {
-        Some(value) if value.step <= released => Err(Refusal::ReleasedStep { run, to: value.step, released, steps }),
+        Some(value) if value.step <= released => Err(Refusal::ReleasedStep {
+            run,
+            to: value.step,
+            released,
+            steps,
+        }),
         _ => Ok(()),
     }
 }

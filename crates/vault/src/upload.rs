@@ -58,7 +58,12 @@ impl Vault {
     /// [`UploadError`]: refused by the ledger's rules (name taken, policy), or a layout that cannot be stored.
     pub fn begin_upload(&self, header: UploadHeader) -> Result<Upload, UploadError> {
         let config = self.inner.config;
-        let layout = Layout::plan(header.declared_size, &header.column_bytes, config.block_bytes, config.blocks_per_segment)?;
+        let layout = Layout::plan(
+            header.declared_size,
+            &header.column_bytes,
+            config.block_bytes,
+            config.blocks_per_segment,
+        )?;
         let created = DatasetCreated {
             dataset: DatasetId::from_bytes(random_bytes()?),
             name: header.name,
@@ -109,7 +114,8 @@ impl Upload {
         let mut taken = 0;
         while taken < rows {
             let count = (rows - taken).min(self.layout.rows_per_block - self.filled);
-            for ((chunk, column), bytes) in self.chunks.iter_mut().zip(columns).zip(&self.layout.column_bytes) {
+            for ((chunk, column), bytes) in self.chunks.iter_mut().zip(columns).zip(&self.layout.column_bytes)
+            {
                 let [to, from, length] = [self.filled, taken, count].map(|rows| (rows * bytes) as usize);
                 chunk[to..to + length].copy_from_slice(&column.as_ref()[from..from + length]);
             }
@@ -126,7 +132,10 @@ impl Upload {
     fn check_batch(&self, rows: u64, columns: &[impl AsRef<[u8]>]) -> Result<(), UploadError> {
         let widths = &self.layout.column_bytes;
         if columns.len() != widths.len() {
-            return Err(UploadError::ColumnCount { expected: widths.len(), found: columns.len() });
+            return Err(UploadError::ColumnCount {
+                expected: widths.len(),
+                found: columns.len(),
+            });
         }
         let declared_size = self.layout.declared_size;
         if rows > declared_size - self.rows {
@@ -135,7 +144,11 @@ impl Upload {
         for (column, (bytes, width)) in columns.iter().zip(widths).enumerate() {
             let (expected, found) = (rows * width, bytes.as_ref().len() as u64);
             if expected != found {
-                return Err(UploadError::ColumnLength { column, expected, found });
+                return Err(UploadError::ColumnLength {
+                    column,
+                    expected,
+                    found,
+                });
             }
         }
         Ok(())
@@ -150,12 +163,19 @@ impl Upload {
     /// restart finds it durable and complete).
     pub fn finish(mut self, sent: u64, now_unix_ms: u64) -> Result<DatasetId, UploadError> {
         if self.rows != sent {
-            return Err(UploadError::RowCount { received: self.rows, sent });
+            return Err(UploadError::RowCount {
+                received: self.rows,
+                sent,
+            });
         }
         while self.next_block < self.layout.blocks() {
             self.store_block()?;
         }
-        self.vault.inner.blocks.sync(self.object).map_err(StorageError::blocks("sync"))?;
+        self.vault
+            .inner
+            .blocks
+            .sync(self.object)
+            .map_err(StorageError::blocks("sync"))?;
         self.created.root = self.root.digest();
         let (id, wrapped_key, record) = self.sealed_records()?;
         let (vault, created) = (self.vault.clone(), self.created.clone());
@@ -179,8 +199,14 @@ impl Upload {
             layout: self.layout.clone(),
             segments: std::mem::take(&mut self.segments),
         };
-        let wrapped = self.vault.inner.store.wrapper.seal(&key_aad(&dataset, &self.policy_digest), self.key.as_slice())?;
-        let sealed = Sealer::new(&self.key).seal(&record_aad(&dataset, &self.policy_digest), &record.to_bytes())?;
+        let wrapped = self
+            .vault
+            .inner
+            .store
+            .wrapper
+            .seal(&key_aad(&dataset, &self.policy_digest), self.key.as_slice())?;
+        let sealed =
+            Sealer::new(&self.key).seal(&record_aad(&dataset, &self.policy_digest), &record.to_bytes())?;
         Ok((*dataset.as_bytes(), wrapped, sealed))
     }
 
@@ -191,17 +217,29 @@ impl Upload {
             self.sealer = Some(BlockSealer::new(&key));
             self.segments.push(SegmentRecord::new(&key));
         }
-        let place = BlockPlace { dataset: self.created.dataset, policy_digest: self.policy_digest, segment, index };
+        let place = BlockPlace {
+            dataset: self.created.dataset,
+            policy_digest: self.policy_digest,
+            segment,
+            index,
+        };
         let header = BlockHeader {
             columns: self.chunks.len() as u32,
             first_unit: self.next_block * self.layout.rows_per_block,
             capacity: self.layout.rows_per_block,
             records: self.filled,
         };
-        let sealer = self.sealer.as_ref().expect("the first block of a segment made its sealer");
+        let sealer = self
+            .sealer
+            .as_ref()
+            .expect("the first block of a segment made its sealer");
         let block = place.seal(sealer, header, &self.chunks);
         self.root.update(&block);
-        self.vault.inner.blocks.put(self.object, self.next_block, &block).map_err(StorageError::blocks("write a block"))?;
+        self.vault
+            .inner
+            .blocks
+            .put(self.object, self.next_block, &block)
+            .map_err(StorageError::blocks("write a block"))?;
         self.chunks.iter_mut().for_each(|chunk| chunk.fill(0));
         self.filled = 0;
         self.next_block += 1;

@@ -1,9 +1,10 @@
 //! The vault: one writer, every step durable before it takes effect, fail-closed after a failed write.
 
-use crate::blocks::{BlockStore, FileBlockStore, ObjectId};
+use crate::blocks::{BlockStore, ObjectId};
 use crate::crypto::{RootKey, random_bytes};
 use crate::database::Store;
 use crate::error::{OpenError, StorageError, TransactError};
+use crate::files::VaultFiles;
 use bastionai_ledger::{BootId, Entry, Head, Ledger, LedgerId, Proposal, Refusal, RunId};
 use redb::{Database, DatabaseError, StorageBackend, WriteTransaction};
 use std::collections::BTreeSet;
@@ -38,11 +39,17 @@ pub(crate) struct Inner {
     /// Held from check to apply: two proposals never see the same budget.
     writer: Mutex<()>,
     poisoned: AtomicBool,
+    /// Last: released once the database is closed.
+    _lock: Option<File>,
 }
 
 impl Default for VaultConfig {
     fn default() -> Self {
-        Self { block_bytes: 1 << 20, blocks_per_segment: 4096, cache_bytes: 16 << 20 }
+        Self {
+            block_bytes: 1 << 20,
+            blocks_per_segment: 4096,
+            cache_bytes: 16 << 20,
+        }
     }
 }
 
@@ -51,19 +58,29 @@ impl Vault {
     ///
     /// # Errors
     /// [`OpenError`]: in use, newer format, wrong root key, ledger not intact, storage failed.
-    pub fn open(directory: &Path, root: &RootKey, config: VaultConfig, now_unix_ms: u64) -> Result<Self, OpenError> {
-        let blocks = FileBlockStore::open(directory.join("blocks")).map_err(StorageError::blocks("open"))?;
-        let database = builder(config).create(directory.join("vault.redb"));
-        let vault = Self::open_database(database, Box::new(blocks), root, config, now_unix_ms)?;
-        // A new file is durable only with its directory; without this a crash could lose it and all it acknowledged.
-        for path in [Some(directory), directory.parent()].into_iter().flatten() {
-            let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-            File::open(path).and_then(|file| file.sync_all()).map_err(StorageError::blocks("sync the directory"))?;
-        }
-        Ok(vault)
+    pub fn open(
+        directory: &Path,
+        root: &RootKey,
+        config: VaultConfig,
+        now_unix_ms: u64,
+    ) -> Result<Self, OpenError> {
+        let files = VaultFiles::open(directory, |path| {
+            let database = open_database(builder(config).create(path))?;
+            Store::open(database, root, now_unix_ms).map(drop)
+        })?;
+        let database = open_database(builder(config).open(&files.database))?;
+        Self::assemble(
+            database,
+            Box::new(files.blocks),
+            Some(files.lock),
+            root,
+            config,
+            now_unix_ms,
+        )
     }
 
-    /// Opens a vault over any storage backend and block store.
+    /// Opens a vault over any storage backend and block store, which the caller keeps to one process. An
+    /// empty backend becomes a vault; a crash while it does may leave it unreadable, but then holding nothing.
     ///
     /// # Errors
     /// As [`Vault::open`].
@@ -74,25 +91,32 @@ impl Vault {
         config: VaultConfig,
         now_unix_ms: u64,
     ) -> Result<Self, OpenError> {
-        let database = builder(config).create_with_backend(backend);
-        Self::open_database(database, blocks, root, config, now_unix_ms)
+        let database = open_database(builder(config).create_with_backend(backend))?;
+        Self::assemble(database, blocks, None, root, config, now_unix_ms)
     }
 
-    fn open_database(
-        database: Result<Database, DatabaseError>,
+    fn assemble(
+        database: Database,
         blocks: Box<dyn BlockStore>,
+        lock: Option<File>,
         root: &RootKey,
         config: VaultConfig,
         now_unix_ms: u64,
     ) -> Result<Self, OpenError> {
-        let database = database.map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => OpenError::InUse,
-            error => OpenError::Storage(StorageError::database(error)),
-        })?;
         let (store, ledger) = Store::open(database, root, now_unix_ms)?;
         let (ledger, writer) = (RwLock::new(ledger), Mutex::new(()));
-        let inner = Inner { config, store, blocks, ledger, writer, poisoned: AtomicBool::new(false) };
-        let vault = Self { inner: Arc::new(inner) };
+        let inner = Inner {
+            config,
+            store,
+            blocks,
+            ledger,
+            writer,
+            poisoned: AtomicBool::new(false),
+            _lock: lock,
+        };
+        let vault = Self {
+            inner: Arc::new(inner),
+        };
         vault.sweep()?;
         Ok(vault)
     }
@@ -118,7 +142,10 @@ impl Vault {
     /// When this returns `Ok` the step is durable and in effect; on [`TransactError::Refused`] nothing happened.
     /// # Errors
     /// [`TransactError`].
-    pub fn transact(&self, propose: impl FnOnce(&Ledger) -> Result<Proposal, Refusal>) -> Result<Entry, TransactError> {
+    pub fn transact(
+        &self,
+        propose: impl FnOnce(&Ledger) -> Result<Proposal, Refusal>,
+    ) -> Result<Entry, TransactError> {
         self.transact_with(propose, |_, _| Ok(()))
     }
 
@@ -133,14 +160,17 @@ impl Vault {
         if self.inner.poisoned.load(Ordering::Acquire) {
             return Err(StorageError::Poisoned.into());
         }
-        let (entry, id) = self.read(|ledger| propose(ledger).map(|proposal| (proposal.into_entry(), ledger.id())))?;
+        let (entry, id) =
+            self.read(|ledger| propose(ledger).map(|proposal| (proposal.into_entry(), ledger.id())))?;
         let stored = self.inner.store.append(id, &entry, |write| extra(write, &entry));
         if let Err(error) = stored {
             self.inner.poisoned.store(true, Ordering::Release);
             return Err(error.into());
         }
         let mut ledger = self.inner.ledger.write().map_err(|_| StorageError::Poisoned)?;
-        ledger.apply(entry.clone()).expect("the writer's lock is held: the entry still continues the chain");
+        ledger
+            .apply(entry.clone())
+            .expect("the writer's lock is held: the entry still continues the chain");
         Ok(entry)
     }
 
@@ -170,20 +200,36 @@ impl Vault {
         let named: BTreeSet<ObjectId> = self.named_objects()?;
         let stored = self.inner.blocks.list().map_err(StorageError::blocks("list"))?;
         let stale = stored.into_iter().filter(|object| !named.contains(object));
-        stale.into_iter().try_for_each(|object| self.inner.blocks.delete(object)).map_err(StorageError::blocks("delete"))
+        stale
+            .into_iter()
+            .try_for_each(|object| self.inner.blocks.delete(object))
+            .map_err(StorageError::blocks("delete"))
     }
+}
+
+fn open_database(database: Result<Database, DatabaseError>) -> Result<Database, OpenError> {
+    database.map_err(|error| match error {
+        DatabaseError::DatabaseAlreadyOpen => OpenError::InUse,
+        error => OpenError::Storage(StorageError::database(error)),
+    })
 }
 
 /// Integrity is checked on every open: the operator can change the file, and redb may panic on one it trusts.
 fn builder(config: VaultConfig) -> redb::Builder {
     let mut builder = redb::Builder::new();
-    builder.set_cache_size(config.cache_bytes).set_check_integrity_on_open(true);
+    builder
+        .set_cache_size(config.cache_bytes)
+        .set_check_integrity_on_open(true);
     builder
 }
 
 impl fmt::Debug for Vault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let head = self.head();
-        write!(formatter, "Vault(ledger {}, {} entries)", head.ledger, head.sequence)
+        write!(
+            formatter,
+            "Vault(ledger {}, {} entries)",
+            head.ledger, head.sequence
+        )
     }
 }

@@ -13,12 +13,17 @@ fn open_directory(path: &std::path::Path) -> Result<Vault, OpenError> {
 }
 
 fn succeed(vault: &Vault, dataset: DatasetId, seed: u64) -> RunId {
-    let reservation = vault.reserve_run(run_on(vault, &[dataset], amount("1", "1e-6")), T0).unwrap();
+    let reservation = vault
+        .reserve_run(run_on(vault, &[dataset], amount("1", "1e-6")), T0)
+        .unwrap();
     let started = vault.start_run(reservation, T0).unwrap();
     let values: Vec<ReleasedValue> = (1..=10).map(value).collect();
     vault.advance_run(&started, 4, &values[..4], T0).unwrap();
     vault.advance_run(&started, 10, &values[4..], T0).unwrap();
-    vault.commit_run(started, RunEnd::Succeeded(weights(seed)), T0).unwrap().run()
+    vault
+        .commit_run(started, RunEnd::Succeeded(weights(seed)), T0)
+        .unwrap()
+        .run()
 }
 
 fn release(vault: &Vault, run: &RunId, recipient: Principal) -> Result<Weights, ReleaseError> {
@@ -46,17 +51,51 @@ fn everything_is_there_after_a_restart() {
     for ((column, sent), width) in stored.columns.iter().zip(rows(21, 5)).zip([4, 10]) {
         assert_eq!(column.len(), 32 * width);
         assert_eq!(column[..21 * width], sent);
-        assert!(column[21 * width..].iter().all(|&byte| byte == 0), "padding is zero");
+        assert!(
+            column[21 * width..].iter().all(|&byte| byte == 0),
+            "padding is zero"
+        );
     }
-    assert_eq!(vault.released_values(&run, 0).unwrap(), (1..=10).map(value).collect::<Vec<_>>());
-    assert_eq!(vault.released_values(&run, 7).unwrap(), (7..=10).map(value).collect::<Vec<_>>());
+    assert_eq!(
+        vault.released_values(&run, 0).unwrap(),
+        (1..=10).map(value).collect::<Vec<_>>()
+    );
+    assert_eq!(
+        vault.released_values(&run, 7).unwrap(),
+        (7..=10).map(value).collect::<Vec<_>>()
+    );
     let released = release(&vault, &run, scientist()).unwrap();
-    assert_eq!((&released.data, &released.tensors), (&weights(9).data, &weights(9).tensors));
-    assert_eq!(vault.boot_evidence(&boot(1).evidence.boot).unwrap(), boot(1).evidence);
+    assert_eq!(
+        (&released.data, &released.tensors),
+        (&weights(9).data, &weights(9).tensors)
+    );
+    assert_eq!(
+        vault.boot_evidence(&boot(1).evidence.boot).unwrap(),
+        boot(1).evidence
+    );
     assert!(vault.boot_evidence(&BootId::from_bytes([9; 16])).is_err());
     let runner = Some(vault.boot_evidence(&boot(1).evidence.boot).unwrap());
-    let receipt = vault.read(|ledger| Receipt::issue(ledger, &run, boot(2).evidence, runner, T0)).unwrap();
+    let receipt = vault
+        .read(|ledger| Receipt::issue(ledger, &run, boot(2).evidence, runner, T0))
+        .unwrap();
     assert_eq!(receipt.run.weights_digest, Some(released.digest()));
+}
+
+#[test]
+fn a_database_that_was_half_made_is_made_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("vault.redb.new"), [1; 5000]).unwrap();
+    let vault = open_directory(directory.path()).unwrap();
+    vault.start_boot(boot(1), T0).unwrap();
+    let head = vault.head();
+    drop(vault);
+    assert!(!directory.path().join("vault.redb.new").exists());
+    std::fs::write(directory.path().join("vault.redb.new"), [1; 5000]).unwrap();
+    assert_eq!(
+        open_directory(directory.path()).unwrap().head(),
+        head,
+        "a leftover never replaces a vault"
+    );
 }
 
 #[test]
@@ -67,10 +106,16 @@ fn weights_go_to_those_entitled_and_each_release_is_entered_once() {
     let run = succeed(&vault, dataset, 2);
     let before = vault.head();
     let stranger = release(&vault, &run, principal(55)).unwrap_err();
-    assert!(stranger.to_string().contains("do not allow its weights"), "{stranger}");
+    assert!(
+        stranger.to_string().contains("do not allow its weights"),
+        "{stranger}"
+    );
     assert_eq!(vault.head(), before, "a refused release leaves no entry");
     for recipient in [scientist(), scientist(), principal(200)] {
-        assert_eq!(release(&vault, &run, recipient).unwrap().digest(), weights(2).digest());
+        assert_eq!(
+            release(&vault, &run, recipient).unwrap().digest(),
+            weights(2).digest()
+        );
     }
     assert_eq!(vault.head().sequence, before.sequence + 2);
 }
@@ -81,11 +126,16 @@ fn a_failed_run_is_charged_and_has_no_weights() {
     let vault = disk.boot(1);
     let dataset = upload(&vault, "a", 5, 1).unwrap();
     for end in [RunEnd::Failed, RunEnd::Cancelled] {
-        let reservation = vault.reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), T0).unwrap();
+        let reservation = vault
+            .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), T0)
+            .unwrap();
         let started = vault.start_run(reservation, T0).unwrap();
         let receipt = vault.commit_run(started, end, T0).unwrap();
         let nothing = vault.release_weights(receipt, scientist(), T0).unwrap_err();
-        assert!(matches!(nothing, ReleaseError::Read(ReadError::NoWeights { .. })), "{nothing}");
+        assert!(
+            matches!(nothing, ReleaseError::Read(ReadError::NoWeights { .. })),
+            "{nothing}"
+        );
     }
     assert_eq!(budget(&vault, &dataset).committed, amount("2", "2e-6"));
 }
@@ -98,22 +148,37 @@ fn an_abandoned_or_refused_upload_leaves_nothing() {
     let (head, objects) = (vault.head(), disk.objects());
     let mut abandoned = vault.begin_upload(header("b")).unwrap();
     abandoned.push(9, &rows(9, 1)).unwrap();
-    assert!(disk.objects().len() > objects.len(), "blocks are written on the way");
+    assert!(
+        disk.objects().len() > objects.len(),
+        "blocks are written on the way"
+    );
     drop(abandoned);
     assert_eq!((disk.objects(), vault.head()), (objects.clone(), head));
 
     let mut short = vault.begin_upload(header("b")).unwrap();
     short.push(9, &rows(9, 1)).unwrap();
-    assert!(matches!(short.finish(10, T0), Err(UploadError::RowCount { received: 9, sent: 10 })));
+    assert!(matches!(
+        short.finish(10, T0),
+        Err(UploadError::RowCount {
+            received: 9,
+            sent: 10
+        })
+    ));
     assert_eq!((disk.objects(), vault.head()), (objects.clone(), head));
 
     let [first, second] = ["b", "b"].map(|name| vault.begin_upload(header(name)).unwrap());
     let kept = first.finish(0, T0).unwrap();
     let refused = second.finish(0, T0).unwrap_err();
-    assert!(matches!(refused, UploadError::Refused(Refusal::NameTaken { .. })), "{refused}");
+    assert!(
+        matches!(refused, UploadError::Refused(Refusal::NameTaken { .. })),
+        "{refused}"
+    );
     assert_eq!(disk.objects().len(), objects.len() + 1);
     assert_eq!(vault.read_dataset(&kept).unwrap().rows, 0);
-    assert!(matches!(vault.begin_upload(header("taken")), Err(UploadError::Refused(Refusal::NameTaken { .. }))));
+    assert!(matches!(
+        vault.begin_upload(header("taken")),
+        Err(UploadError::Refused(Refusal::NameTaken { .. }))
+    ));
 }
 
 #[test]
@@ -121,13 +186,38 @@ fn malformed_batches_are_refused_with_the_column() {
     let disk = Disk::default();
     let vault = disk.boot(1);
     let mut upload = vault.begin_upload(header("a")).unwrap();
-    assert!(matches!(upload.push(1, &[[0u8; 4]]), Err(UploadError::ColumnCount { expected: 2, found: 1 })));
+    assert!(matches!(
+        upload.push(1, &[[0u8; 4]]),
+        Err(UploadError::ColumnCount {
+            expected: 2,
+            found: 1
+        })
+    ));
     let wrong = upload.push(2, &[vec![0; 8], vec![0; 19]]).unwrap_err();
-    assert!(matches!(wrong, UploadError::ColumnLength { column: 1, expected: 20, found: 19 }), "{wrong}");
-    assert!(matches!(upload.push(33, &rows(33, 1)), Err(UploadError::TooManyRows { declared_size: 32 })));
-    assert!(matches!(upload.push(u64::MAX, &rows(1, 1)), Err(UploadError::TooManyRows { .. })));
+    assert!(
+        matches!(
+            wrong,
+            UploadError::ColumnLength {
+                column: 1,
+                expected: 20,
+                found: 19
+            }
+        ),
+        "{wrong}"
+    );
+    assert!(matches!(
+        upload.push(33, &rows(33, 1)),
+        Err(UploadError::TooManyRows { declared_size: 32 })
+    ));
+    assert!(matches!(
+        upload.push(u64::MAX, &rows(1, 1)),
+        Err(UploadError::TooManyRows { .. })
+    ));
     upload.push(32, &rows(32, 1)).unwrap();
-    assert!(matches!(upload.push(1, &rows(1, 1)), Err(UploadError::TooManyRows { .. })));
+    assert!(matches!(
+        upload.push(1, &rows(1, 1)),
+        Err(UploadError::TooManyRows { .. })
+    ));
     let dataset = upload.finish(32, T0).unwrap();
     assert_eq!(vault.read_dataset(&dataset).unwrap().rows, 32);
 }
@@ -163,7 +253,9 @@ fn changed_swapped_missing_and_foreign_blocks_are_refused() {
     let keys: Vec<_> = intact.keys().copied().collect();
     let refused = |blocks| {
         disk.set_blocks(blocks);
-        [first, second].iter().any(|dataset| matches!(vault.read_dataset(dataset), Err(ReadError::Storage(_))))
+        [first, second]
+            .iter()
+            .any(|dataset| matches!(vault.read_dataset(dataset), Err(ReadError::Storage(_))))
     };
     for (at, key) in keys.iter().enumerate() {
         for position in [0, 1, 40, intact[key].len() - 1] {
@@ -198,14 +290,21 @@ fn changed_result_blocks_are_refused() {
     let before = disk.objects();
     let run = succeed(&vault, dataset, 2);
     let intact = disk.blocks();
-    let keys: Vec<_> = intact.keys().filter(|(object, _)| !before.contains(object)).copied().collect();
+    let keys: Vec<_> = intact
+        .keys()
+        .filter(|(object, _)| !before.contains(object))
+        .copied()
+        .collect();
     assert_eq!(keys.len(), 3);
     for key in &keys {
         let mut changed = intact.clone();
         changed.get_mut(key).unwrap()[5] ^= 1;
         disk.set_blocks(changed);
         let head = vault.head();
-        assert!(matches!(release(&vault, &run, scientist()), Err(ReleaseError::Read(ReadError::Storage(_)))));
+        assert!(matches!(
+            release(&vault, &run, scientist()),
+            Err(ReleaseError::Read(ReadError::Storage(_)))
+        ));
         assert_eq!(vault.head(), head, "nothing was released");
     }
     disk.set_blocks(intact);
@@ -218,12 +317,18 @@ fn withdrawal_destroys_key_and_blocks() {
     let vault = disk.boot(1);
     let dataset = upload(&vault, "a", 3, 7).unwrap();
     let blocks = disk.blocks();
-    assert!(vault.withdraw_dataset(&dataset, principal(9), T0).is_err(), "only the owner");
+    assert!(
+        vault.withdraw_dataset(&dataset, principal(9), T0).is_err(),
+        "only the owner"
+    );
     assert_eq!(vault.read_dataset(&dataset).unwrap().rows, 3);
     vault.withdraw_dataset(&dataset, principal(1), T0).unwrap();
     assert!(disk.objects().is_empty());
     disk.set_blocks(blocks);
-    assert!(matches!(vault.read_dataset(&dataset), Err(ReadError::Withdrawn { .. })));
+    assert!(matches!(
+        vault.read_dataset(&dataset),
+        Err(ReadError::Withdrawn { .. })
+    ));
     drop(vault);
     disk.boot(2);
     assert!(disk.objects().is_empty(), "what came back is swept");
@@ -256,17 +361,33 @@ fn released_steps_keep_their_first_value() {
     let disk = Disk::default();
     let vault = disk.boot(1);
     let dataset = upload(&vault, "a", 3, 7).unwrap();
-    let reservation = vault.reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), T0).unwrap();
+    let reservation = vault
+        .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), T0)
+        .unwrap();
     let started = vault.start_run(reservation, T0).unwrap();
     vault.advance_run(&started, 4, &[value(2), value(4)], T0).unwrap();
-    let other = ReleasedValue { step: 4, noisy_loss: Some(99.0) };
-    assert!(vault.advance_run(&started, 6, &[other, value(6)], T0).is_err(), "step 4 was released");
+    let other = ReleasedValue {
+        step: 4,
+        noisy_loss: Some(99.0),
+    };
+    assert!(
+        vault.advance_run(&started, 6, &[other, value(6)], T0).is_err(),
+        "step 4 was released"
+    );
     assert!(vault.advance_run(&started, 4, &[], T0).is_err());
     for wrong in [vec![value(6), value(5)], vec![value(5), value(5)], vec![value(7)]] {
-        assert!(matches!(vault.advance_run(&started, 6, &wrong, T0), Err(AdvanceError::Steps)));
+        assert!(matches!(
+            vault.advance_run(&started, 6, &wrong, T0),
+            Err(AdvanceError::Steps)
+        ));
     }
-    assert_eq!(vault.released_values(&started.run(), 0).unwrap(), [value(2), value(4)]);
-    let early = vault.commit_run(started, RunEnd::Succeeded(weights(1)), T0).unwrap_err();
+    assert_eq!(
+        vault.released_values(&started.run(), 0).unwrap(),
+        [value(2), value(4)]
+    );
+    let early = vault
+        .commit_run(started, RunEnd::Succeeded(weights(1)), T0)
+        .unwrap_err();
     assert!(early.to_string().contains("success needs all steps"), "{early}");
 }
 
@@ -275,18 +396,34 @@ fn weights_that_contradict_their_description_are_refused() {
     let disk = Disk::default();
     let vault = disk.boot(1);
     let dataset = upload(&vault, "a", 3, 7).unwrap();
-    let reservation = vault.reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), T0).unwrap();
+    let reservation = vault
+        .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), T0)
+        .unwrap();
     let run = reservation.run();
     let started = vault.start_run(reservation, T0).unwrap();
     vault.advance_run(&started, 10, &[], T0).unwrap();
     let objects = disk.objects();
     let mut wrong = weights(1);
     wrong.data.pop();
-    let error = vault.commit_run(started, RunEnd::Succeeded(wrong), T0).unwrap_err();
-    assert!(matches!(error, CommitError::WeightBytes { expected: 150, found: 149 }), "{error}");
+    let error = vault
+        .commit_run(started, RunEnd::Succeeded(wrong), T0)
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            CommitError::WeightBytes {
+                expected: 150,
+                found: 149
+            }
+        ),
+        "{error}"
+    );
     assert_eq!(disk.objects(), objects);
     let started = vault.read(|ledger| ledger.started(&run)).unwrap();
-    let empty = Weights { tensors: vec![], data: Vec::new().into() };
+    let empty = Weights {
+        tensors: vec![],
+        data: Vec::new().into(),
+    };
     vault.commit_run(started, RunEnd::Succeeded(empty), T0).unwrap();
     assert!(release(&vault, &run, scientist()).unwrap().data.is_empty());
 }
@@ -308,23 +445,40 @@ fn nothing_lies_in_clear_on_disk() {
     let vault = open_directory(directory.path()).unwrap();
     vault.start_boot(boot(1), T0).unwrap();
     let mut upload = vault.begin_upload(header("canary-name")).unwrap();
-    upload.push(3, &[b"cana".repeat(3), b"ry-in-rows".repeat(3)]).unwrap();
+    upload
+        .push(3, &[b"cana".repeat(3), b"ry-in-rows".repeat(3)])
+        .unwrap();
     let dataset = upload.finish(3, T0).unwrap();
     succeed(&vault, dataset, 9);
     drop(vault);
     let (weight, owner) = (weights(9).data[..16].to_vec(), principal(1));
-    let needles = [&b"canary-name"[..], b"canacana", b"ry-in-rows", b"claims 1", b"version", &owner.as_bytes()[..], &weight];
+    let needles = [
+        &b"canary-name"[..],
+        b"canacana",
+        b"ry-in-rows",
+        b"claims 1",
+        b"version",
+        &owner.as_bytes()[..],
+        &weight,
+    ];
     let mut files = vec![directory.path().to_path_buf()];
     let mut seen = 0;
     while let Some(path) = files.pop() {
         if path.is_dir() {
-            files.extend(std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+            files.extend(
+                std::fs::read_dir(path)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path()),
+            );
             continue;
         }
         let bytes = std::fs::read(&path).unwrap();
         seen += 1;
         for needle in needles {
-            assert!(!bytes.windows(needle.len()).any(|window| window == needle), "{path:?}");
+            assert!(
+                !bytes.windows(needle.len()).any(|window| window == needle),
+                "{path:?}"
+            );
         }
     }
     assert!(seen > 8, "the database, eight blocks of rows, and the weights");
@@ -338,7 +492,10 @@ fn errors_and_debug_output_hold_no_rows() {
     let stored = vault.read_dataset(&dataset).unwrap();
     assert_eq!(format!("{stored:?}"), "DatasetRows(2 columns, declared size 32)");
     assert_eq!(format!("{:?}", weights(1)), "Weights(2 tensors, 150 bytes)");
-    assert!(matches!(vault.read_dataset(&DatasetId::from_bytes([0; 16])), Err(ReadError::NoDataset { .. })));
+    assert!(matches!(
+        vault.read_dataset(&DatasetId::from_bytes([0; 16])),
+        Err(ReadError::NoDataset { .. })
+    ));
 }
 
 #[test]

@@ -62,11 +62,18 @@ pub fn policy(lifetime: Amount) -> Policy {
 }
 
 pub fn public_policy() -> Policy {
-    Policy { lifetime: None, ..policy(Amount::ZERO) }
+    Policy {
+        lifetime: None,
+        ..policy(Amount::ZERO)
+    }
 }
 
 pub fn dataset(n: u8, policy: Policy) -> DatasetCreated {
-    let kind = if policy.lifetime.is_some() { DatasetKind::Private } else { DatasetKind::Public };
+    let kind = if policy.lifetime.is_some() {
+        DatasetKind::Private
+    } else {
+        DatasetKind::Public
+    };
     DatasetCreated {
         dataset: dataset_id(n),
         name: format!("dataset {n}"),
@@ -87,11 +94,19 @@ pub fn event() -> DpEvent {
         truncated_batch_size: 96,
         noise_multiplier: 1.25,
     };
-    DpEvent::SelfComposed { event: Box::new(step), count: 100 }
+    DpEvent::SelfComposed {
+        event: Box::new(step),
+        count: 100,
+    }
 }
 
 pub fn charge(n: u8, amount: Amount) -> Charge {
-    Charge { dataset: dataset_id(n), event: event(), relation: NeighboringRelation::AddOrRemoveOne, amount }
+    Charge {
+        dataset: dataset_id(n),
+        event: event(),
+        relation: NeighboringRelation::AddOrRemoveOne,
+        amount,
+    }
 }
 
 pub fn run(n: u8, boot_id: u8, charges: Vec<Charge>) -> RunReserved {
@@ -165,7 +180,11 @@ pub fn full_ledger() -> Ledger {
     only.expires_unix_ms = Some(T0 + 1_000_000_000);
     add_dataset(&mut ledger, dataset(3, only));
 
-    let charges = vec![charge(1, amount("2.0", "1e-6")), charge(2, Amount::ZERO), charge(3, amount("1.5", "1e-6"))];
+    let charges = vec![
+        charge(1, amount("2.0", "1e-6")),
+        charge(2, Amount::ZERO),
+        charge(3, amount("1.5", "1e-6")),
+    ];
     let _ = reserve(&mut ledger, run(1, 1, charges), T0 + 5).unwrap();
     let _ = start(&mut ledger, 1);
     advance(&mut ledger, 1, 50);
@@ -174,10 +193,20 @@ pub fn full_ledger() -> Ledger {
     let proposal = ledger.propose_release(receipt, principal(100), T0 + 10);
     take(&mut ledger, proposal);
 
-    let reservation = reserve(&mut ledger, run(2, 1, vec![charge(1, amount("1", "1e-7"))]), T0 + 11).unwrap();
+    let reservation = reserve(
+        &mut ledger,
+        run(2, 1, vec![charge(1, amount("1", "1e-7"))]),
+        T0 + 11,
+    )
+    .unwrap();
     let proposal = ledger.propose_refund(&reservation, RefundReason::Cancelled, T0 + 12);
     take(&mut ledger, proposal);
-    let _ = reserve(&mut ledger, run(3, 1, vec![charge(1, amount("1", "1e-7"))]), T0 + 13).unwrap();
+    let _ = reserve(
+        &mut ledger,
+        run(3, 1, vec![charge(1, amount("1", "1e-7"))]),
+        T0 + 13,
+    )
+    .unwrap();
     let _ = start(&mut ledger, 3);
     let _ = commit(&mut ledger, 3, Outcome::Failed);
     let proposal = ledger.propose_withdrawal(dataset_id(2), principal(2), T0 + 14);

@@ -72,6 +72,14 @@ pub enum Survival {
 }
 
 impl Disk {
+    /// A disk that holds an empty vault. (`Vault::open` makes a database beside its name and renames it.)
+    pub fn formatted() -> Self {
+        let disk = Self::default();
+        drop(disk.open().unwrap());
+        disk.kill_process();
+        disk
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
     }
@@ -95,12 +103,18 @@ impl Disk {
     /// Cuts the power now, if a fault has not yet, and switches it on again.
     pub fn power_cycle(&self, survival: Survival) {
         let mut state = self.state();
-        let mut random = Random(if let Survival::Random(seed) = survival { seed } else { 0 });
+        let mut random = Random(if let Survival::Random(seed) = survival {
+            seed
+        } else {
+            0
+        });
         let mut file = std::mem::take(&mut state.durable_file);
         for change in std::mem::take(&mut state.pending) {
             match (survival, &change) {
                 (Survival::Nothing, _) => {}
-                (Survival::Everything, _) | (Survival::Random(_), Change::Length(_)) => change.apply(&mut file),
+                (Survival::Everything, _) | (Survival::Random(_), Change::Length(_)) => {
+                    change.apply(&mut file)
+                }
                 (Survival::Random(_), Change::Write(offset, data)) => match random.below(3) {
                     0 => {}
                     1 => change.apply(&mut file),
@@ -120,7 +134,13 @@ impl Disk {
             };
             blocks.entry(*key).or_insert_with(|| bytes[..kept].to_vec());
         }
-        *state = State { durable_file: file.clone(), file, durable_blocks: blocks.clone(), blocks, ..State::default() };
+        *state = State {
+            durable_file: file.clone(),
+            file,
+            durable_blocks: blocks.clone(),
+            blocks,
+            ..State::default()
+        };
     }
 
     /// Ends the process without losing power: what was written stays.
@@ -169,7 +189,13 @@ impl Disk {
     }
 
     pub fn open_with_key(&self, root: &RootKey) -> Result<Vault, OpenError> {
-        Vault::open_with(DiskFile(self.clone()), Box::new(DiskBlocks(self.clone())), root, config(), T0)
+        Vault::open_with(
+            DiskFile(self.clone()),
+            Box::new(DiskBlocks(self.clone())),
+            root,
+            config(),
+            T0,
+        )
     }
 
     /// Opens and starts a boot with this number.
@@ -191,13 +217,20 @@ impl State {
                 self.dead = true;
                 self.alive()
             }
-            Some(Fault::Error { at }) if now == at => Err(io::Error::new(io::ErrorKind::StorageFull, "no space left (planned)")),
+            Some(Fault::Error { at }) if now == at => Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                "no space left (planned)",
+            )),
             _ => Ok(()),
         }
     }
 
     fn alive(&self) -> io::Result<()> {
-        if self.dead { Err(io::Error::other("power lost (planned)")) } else { Ok(()) }
+        if self.dead {
+            Err(io::Error::other("power lost (planned)"))
+        } else {
+            Ok(())
+        }
     }
 
     fn change(&mut self, change: Change) {
@@ -260,7 +293,11 @@ impl BlockStore for DiskBlocks {
     fn sync(&self, object: ObjectId) -> io::Result<()> {
         let mut state = self.0.state();
         state.step()?;
-        let synced: Vec<_> = state.blocks.range((object, 0)..=(object, u64::MAX)).map(|(key, value)| (*key, value.clone())).collect();
+        let synced: Vec<_> = state
+            .blocks
+            .range((object, 0)..=(object, u64::MAX))
+            .map(|(key, value)| (*key, value.clone()))
+            .collect();
         state.durable_blocks.extend(synced);
         Ok(())
     }
@@ -268,8 +305,15 @@ impl BlockStore for DiskBlocks {
     fn get(&self, object: ObjectId, index: u64, max_bytes: u64) -> io::Result<Vec<u8>> {
         let state = self.0.state();
         state.alive()?;
-        let block = state.blocks.get(&(object, index)).ok_or(io::ErrorKind::NotFound)?;
-        if block.len() as u64 > max_bytes { Err(io::ErrorKind::InvalidData.into()) } else { Ok(block.clone()) }
+        let block = state
+            .blocks
+            .get(&(object, index))
+            .ok_or(io::ErrorKind::NotFound)?;
+        if block.len() as u64 > max_bytes {
+            Err(io::ErrorKind::InvalidData.into())
+        } else {
+            Ok(block.clone())
+        }
     }
 
     fn delete(&self, object: ObjectId) -> io::Result<()> {
@@ -313,7 +357,11 @@ pub fn root() -> RootKey {
 
 /// Small blocks and segments, so that small datasets have many of both.
 pub fn config() -> VaultConfig {
-    VaultConfig { block_bytes: 64, blocks_per_segment: 3, cache_bytes: 1 << 20 }
+    VaultConfig {
+        block_bytes: 64,
+        blocks_per_segment: 3,
+        cache_bytes: 1 << 20,
+    }
 }
 
 pub fn principal(n: u8) -> Principal {
@@ -357,7 +405,10 @@ pub fn policy() -> Policy {
         scientist_receives: true,
         expires_unix_ms: None,
         freshness: Freshness::None,
-        limits: RunLimits { max_starts_per_day: 1_000_000, max_failed_runs: 1_000_000 },
+        limits: RunLimits {
+            max_starts_per_day: 1_000_000,
+            max_failed_runs: 1_000_000,
+        },
     }
 }
 
@@ -377,7 +428,9 @@ pub fn header(name: &str) -> UploadHeader {
 /// Reproducible rows of the two columns above.
 pub fn rows(count: u64, seed: u64) -> Vec<Vec<u8>> {
     let mut random = Random(seed);
-    [4, 10].map(|width| (0..count * width).map(|_| random.next() as u8 | 1).collect()).to_vec()
+    [4, 10]
+        .map(|width| (0..count * width).map(|_| random.next() as u8 | 1).collect())
+        .to_vec()
 }
 
 pub fn upload(vault: &Vault, name: &str, count: u64, seed: u64) -> Result<DatasetId, UploadError> {
@@ -386,8 +439,16 @@ pub fn upload(vault: &Vault, name: &str, count: u64, seed: u64) -> Result<Datase
     // Two batches that do not end at a block.
     let cut = count * 2 / 5;
     let [first, second]: [Vec<&[u8]>; 2] = [
-        columns.iter().zip([4, 10]).map(|(column, width)| &column[..(cut * width) as usize]).collect(),
-        columns.iter().zip([4, 10]).map(|(column, width)| &column[(cut * width) as usize..]).collect(),
+        columns
+            .iter()
+            .zip([4, 10])
+            .map(|(column, width)| &column[..(cut * width) as usize])
+            .collect(),
+        columns
+            .iter()
+            .zip([4, 10])
+            .map(|(column, width)| &column[(cut * width) as usize..])
+            .collect(),
     ];
     upload.push(cut, &first)?;
     upload.push(count - cut, &second)?;
@@ -398,7 +459,12 @@ pub fn run_on(vault: &Vault, datasets: &[DatasetId], amount: Amount) -> RunReser
     let boot = vault.read(|ledger| ledger.current_boot().unwrap().boot);
     let charge = |dataset: &DatasetId| Charge {
         dataset: *dataset,
-        event: DpEvent::SelfComposed { event: Box::new(DpEvent::Gaussian { noise_multiplier: 3.0 }), count: 10 },
+        event: DpEvent::SelfComposed {
+            event: Box::new(DpEvent::Gaussian {
+                noise_multiplier: 3.0,
+            }),
+            count: 10,
+        },
         relation: NeighboringRelation::AddOrRemoveOne,
         amount,
     };
@@ -425,11 +491,17 @@ pub fn weights(seed: u64) -> Weights {
         shape: vec![size_bytes],
         size_bytes,
     });
-    Weights { tensors: tensors.to_vec(), data: data.into() }
+    Weights {
+        tensors: tensors.to_vec(),
+        data: data.into(),
+    }
 }
 
 pub fn value(step: u64) -> ReleasedValue {
-    ReleasedValue { step, noisy_loss: (step % 3 != 0).then_some(step as f64 / 7.0) }
+    ReleasedValue {
+        step,
+        noisy_loss: (!step.is_multiple_of(3)).then_some(step as f64 / 7.0),
+    }
 }
 
 pub fn budget(vault: &Vault, dataset: &DatasetId) -> Budget {
