@@ -273,7 +273,7 @@ impl Engine {
         Ok(digest.finalize().into())
     }
 
-    /// Everything about a batch that must not depend on where in the batch a record stands: the self-test's view.
+    /// Everything about a record that must not depend on the other records of its batch: the self-test's view.
     pub(crate) fn per_record_values(&self, batch: &Batch) -> Result<Vec<Tensor>> {
         let gradients = self.gradients(batch, Randomness::Frozen)?;
         let mut out = vec![

@@ -44,12 +44,12 @@ pub enum EngineError {
     /// The clipped sum is not finite or above what clipping allows: an internal error, caught before any release.
     #[error("the clipped sum is out of its bound")]
     SumOutOfBound,
-    /// The same row gave other numbers at another place of the batch (rule T2).
+    /// A row's numbers changed when another row of the batch did (rule T2).
     #[error(
-        "rows are not computed alike at every position of a batch of {physical_batch_size}: choose another \
-         max_batch_size (a multiple of 16) or fewer threads"
+        "rows of a batch of {physical_batch_size} influence one another: the graph or libtorch's kernels mix them; \
+         choose another max_batch_size or fewer threads, and report this"
     )]
-    PositionMatters {
+    RowsInteract {
         /// The physical batch size tried.
         physical_batch_size: u32,
     },
@@ -77,7 +77,7 @@ impl EngineError {
             Self::Torch { .. } => "libtorch",
             Self::Mutated => "mutated",
             Self::SumOutOfBound => "bound",
-            Self::PositionMatters { .. } => "position",
+            Self::RowsInteract { .. } => "rows",
             Self::NoRandomness => "randomness",
         }
     }

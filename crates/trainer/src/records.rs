@@ -81,20 +81,16 @@ impl Records {
         Ok(())
     }
 
-    /// Exactly `batch_size` rows: those given, then padding. Returns the inputs and which rows are records.
+    /// One row for each place, the zero row for padding. Returns the inputs and which places hold records.
     ///
     /// # Errors
-    /// [`EngineError::Job`] for more rows than the batch holds.
-    pub fn gather(&self, rows: &[u64], batch_size: usize) -> Result<(Vec<Tensor>, Tensor)> {
-        if rows.len() > batch_size {
-            return Err(EngineError::Job("more rows than the batch holds".into()));
-        }
-        let mut indices = vec![self.capacity; batch_size];
-        let mut present = vec![false; batch_size];
-        for (position, &row) in rows.iter().enumerate() {
-            indices[position] = row as i64;
-            present[position] = true;
-        }
+    /// [`EngineError::Torch`] when memory is short.
+    pub fn gather(&self, places: &[Option<u64>]) -> Result<(Vec<Tensor>, Tensor)> {
+        let indices: Vec<i64> = places
+            .iter()
+            .map(|place| place.map_or(self.capacity, |row| row as i64))
+            .collect();
+        let present: Vec<bool> = places.iter().map(Option::is_some).collect();
         let indices = Tensor::f_from_slice(&indices)?;
         let inputs = self
             .columns
@@ -137,19 +133,19 @@ mod tests {
     }
 
     #[test]
-    fn incomplete_batches_are_padded_with_zero_rows() {
-        let (inputs, present) = records().gather(&[3], 3).unwrap();
+    fn places_without_a_record_hold_zero_rows() {
+        let (inputs, present) = records().gather(&[None, Some(3), None]).unwrap();
         assert_eq!(
             Vec::<f32>::try_from(inputs[0].flatten(0, -1)).unwrap(),
-            [3.0, 4.0, 0.0, 0.0, 0.0, 0.0]
+            [0.0, 0.0, 3.0, 4.0, 0.0, 0.0]
         );
-        assert_eq!(Vec::<bool>::try_from(&inputs[1]).unwrap(), [true, false, false]);
-        assert_eq!(Vec::<bool>::try_from(&present).unwrap(), [true, false, false]);
+        assert_eq!(Vec::<bool>::try_from(&inputs[1]).unwrap(), [false, true, false]);
+        assert_eq!(Vec::<bool>::try_from(&present).unwrap(), [false, true, false]);
     }
 
     #[test]
     fn frames_of_another_size_are_refused() {
         assert!(records().fill(0, 0, 2, &[0; 15]).is_err());
-        assert!(records().gather(&[0, 1, 2], 2).is_err());
+        assert!(records().fill(1, 0, 2, &[0; 3]).is_err());
     }
 }

@@ -103,16 +103,14 @@ impl Training {
     /// # Errors
     /// [`EngineError`]; after one, the run is over.
     pub fn step(&mut self, step: u64) -> Result<Option<f64>> {
-        let rows = self.sampler.draw(step)?;
+        let places = self.sampler.places(step)?;
         let settings = *self.engine.settings();
         let batch_size = settings.physical_batch_size as usize;
         let digest = self.digest_at(step)?;
         let mut sums = self.engine.zero_sums();
         let mut losses = 0i64;
-        for part in 0..settings.micro_batches as usize {
-            let first = (part * batch_size).min(rows.len());
-            let last = (first + batch_size).min(rows.len());
-            let (inputs, present) = self.records.gather(&rows[first..last], batch_size)?;
+        for places in places.chunks_exact(batch_size) {
+            let (inputs, present) = self.records.gather(places)?;
             let results = self
                 .engine
                 .add_clipped(&self.engine.batch(inputs, present)?, &mut sums)?;

@@ -1,1 +1,196 @@
+//! Against torch.optim's own numbers (tests/data/generate_optimizers.py), and that the noise is there.
 
+use super::*;
+use serde_json::Value;
+use tch::Device;
+
+/// So small that every rounded noise value is zero.
+const NO_NOISE: f64 = 1e-9;
+
+fn goldens() -> Value {
+    serde_json::from_str(include_str!("../../tests/data/optimizers.json")).unwrap()
+}
+
+fn floats(value: &Value) -> Vec<f64> {
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|each| each.as_f64().unwrap())
+        .collect()
+}
+
+fn optimizer(case: &Value) -> Optimizer {
+    let number = |name: &str| case["numbers"][name].as_f64().unwrap();
+    match case["kind"].as_str().unwrap() {
+        "Sgd" => Optimizer::Sgd {
+            lr: number("lr"),
+            momentum: number("momentum"),
+            dampening: number("dampening"),
+            weight_decay: number("weight_decay"),
+            nesterov: case["numbers"]["nesterov"].as_bool().unwrap(),
+        },
+        _ => Optimizer::AdamW {
+            lr: number("lr"),
+            beta1: number("beta1"),
+            beta2: number("beta2"),
+            eps: number("eps"),
+            weight_decay: number("weight_decay"),
+        },
+    }
+}
+
+/// Largest relative difference from the golden trajectory.
+fn worst_difference(case: &Value, goldens: &Value, kind: Kind) -> f64 {
+    let name = if kind == Kind::Double {
+        "float64"
+    } else {
+        "float32"
+    };
+    let mut weight = Tensor::from_slice(&floats(&goldens["start"])).to_kind(kind);
+    let mut state = OptimizerState::new(optimizer(case), &[&weight]).unwrap();
+    let mean = NoisyMean {
+        standard_deviation: NO_NOISE,
+        scale: goldens["scale"].as_f64().unwrap(),
+    };
+    let stream = NoiseStream::new([1; 32]);
+    let mut worst = 0.0f64;
+    for (step, expected) in case[name].as_array().unwrap().iter().enumerate() {
+        let mut sums = vec![
+            floats(&goldens["units"][step])
+                .iter()
+                .map(|&units| units as i64)
+                .collect::<Vec<_>>(),
+        ];
+        state
+            .step(&mut [&mut weight], &mut sums, &stream, step as u64 + 1, mean, 2)
+            .unwrap();
+        let actual = Vec::<f64>::try_from(weight.to_kind(Kind::Double)).unwrap();
+        for (actual, expected) in actual.iter().zip(floats(expected)) {
+            worst = worst.max((actual - expected).abs() / expected.abs().max(1.0));
+        }
+    }
+    worst
+}
+
+#[test]
+fn updates_equal_torch_optim_to_rounding() {
+    let goldens = goldens();
+    for (name, case) in goldens["cases"].as_object().unwrap() {
+        // AdamW divides by 1 − β2^t, about 1e-3 at first: 1e-16 becomes 1e-13.
+        for (kind, tolerance) in [(Kind::Double, 1e-12), (Kind::Float, 1e-6)] {
+            let worst = worst_difference(case, &goldens, kind);
+            assert!(worst < tolerance, "{name} in {kind:?}: {worst:e}");
+        }
+    }
+}
+
+fn sgd(lr: f64) -> Optimizer {
+    Optimizer::Sgd {
+        lr,
+        momentum: 0.0,
+        dampening: 0.0,
+        weight_decay: 0.0,
+        nesterov: false,
+    }
+}
+
+/// Weights after one step of learning rate 1 from zero: minus the noisy mean.
+fn one_noisy_step(
+    size: i64,
+    sum: i64,
+    standard_deviation: f64,
+    scale: f64,
+    step: u64,
+    threads: usize,
+) -> Vec<f64> {
+    let mut weight = Tensor::zeros([size], (Kind::Double, Device::Cpu));
+    let mut state = OptimizerState::new(sgd(1.0), &[&weight]).unwrap();
+    let mut sums = vec![vec![sum; size as usize]];
+    let mean = NoisyMean {
+        standard_deviation,
+        scale,
+    };
+    state
+        .step(
+            &mut [&mut weight],
+            &mut sums,
+            &NoiseStream::new([9; 32]),
+            step,
+            mean,
+            threads,
+        )
+        .unwrap();
+    Vec::<f64>::try_from(&weight).unwrap()
+}
+
+#[test]
+fn the_update_carries_noise_of_exactly_the_standard_deviation_asked_for() {
+    let size = 200_000;
+    let weights = one_noisy_step(size, 0, 1e6, 1e-3, 1, 2);
+    let mean = weights.iter().sum::<f64>() / size as f64;
+    let variance = weights.iter().map(|weight| (weight - mean).powi(2)).sum::<f64>() / size as f64;
+    // Standard errors: mean 1e3/sqrt(n) = 2.2; standard deviation 1e3/sqrt(2n) = 1.6.
+    assert!(mean.abs() < 12.0, "{mean}");
+    assert!((variance.sqrt() - 1e3).abs() < 9.0, "{}", variance.sqrt());
+}
+
+#[test]
+fn the_divisor_is_the_public_one() {
+    let weights = one_noisy_step(3, 1 << 20, NO_NOISE, 2f64.powi(-20) / 8.0, 1, 1);
+    assert_eq!(weights, [-0.125; 3]);
+}
+
+#[test]
+fn noise_differs_from_step_to_step_and_not_with_the_number_of_threads() {
+    let size = 100_000;
+    let first = one_noisy_step(size, 0, 1e6, 1.0, 1, 1);
+    assert_eq!(first, one_noisy_step(size, 0, 1e6, 1.0, 1, 3));
+    let second = one_noisy_step(size, 0, 1e6, 1.0, 2, 1);
+    let correlation = first.iter().zip(&second).map(|(l, r)| l * r).sum::<f64>() / (size as f64 * 1e12);
+    assert!(correlation.abs() < 0.02, "{correlation}");
+}
+
+#[test]
+fn parameters_get_noise_of_their_own() {
+    let mut weights: Vec<Tensor> = (0..2)
+        .map(|_| Tensor::zeros([50_000], (Kind::Float, Device::Cpu)))
+        .collect();
+    let mut state = OptimizerState::new(sgd(1.0), &weights.iter().collect::<Vec<_>>()).unwrap();
+    let mut sums = vec![vec![0; 50_000]; 2];
+    let mean = NoisyMean {
+        standard_deviation: 1e6,
+        scale: 1e-6,
+    };
+    let mut all: Vec<&mut Tensor> = weights.iter_mut().collect();
+    state
+        .step(&mut all, &mut sums, &NoiseStream::new([9; 32]), 1, mean, 2)
+        .unwrap();
+    let product = f64::try_from((&weights[0] * &weights[1]).mean(Kind::Double)).unwrap();
+    assert!(product.abs() < 0.03, "{product}");
+}
+
+#[test]
+fn hyper_parameters_torch_refuses_are_refused() {
+    let weight = Tensor::zeros([1], (Kind::Float, Device::Cpu));
+    let nesterov = Optimizer::Sgd {
+        lr: 0.1,
+        momentum: 0.0,
+        dampening: 0.0,
+        weight_decay: 0.0,
+        nesterov: true,
+    };
+    let beta = Optimizer::AdamW {
+        lr: 0.1,
+        beta1: 1.0,
+        beta2: 0.9,
+        eps: 1e-8,
+        weight_decay: 0.0,
+    };
+    for wrong in [sgd(-1.0), sgd(f64::NAN), nesterov, beta] {
+        assert!(matches!(
+            OptimizerState::new(wrong, &[&weight]),
+            Err(EngineError::Job(_))
+        ));
+    }
+}

@@ -323,3 +323,54 @@ pub fn all(dtype: DType, batch: i64) -> Vec<Model> {
         flattened(dtype, batch),
     ]
 }
+
+/// A leak that the checker refuses: a softmax over the batch (rule T7).
+pub fn leaky(batch: i64) -> Model {
+    let mut g = Builder::default();
+    let x = g.input("x", DType::F32, &[4]);
+    let w = g.parameter("w", DType::F32, &[1, 4], true);
+    let h = g.linear(x, w, None, &[b(1), n(1)]);
+    let h = g.node(
+        "softmax.int",
+        &[("self", v(h)), ("dim", Argument::Int(0))],
+        DType::F32,
+        &[b(1), n(1)],
+    );
+    let loss = g.node(
+        "sum.dim_IntList",
+        &[("self", v(h)), ("dim", Argument::Ints(vec![1]))],
+        DType::F32,
+        &[b(1)],
+    );
+    Model {
+        name: "leaky",
+        graph: g.finish(loss),
+        parameters: vec![rand(Kind::Float, &[1, 4])],
+        constants: vec![],
+        inputs: vec![rand(Kind::Float, &[batch, 4])],
+        reference: Box::new(|_, _| unreachable!("never trained")),
+    }
+}
+
+/// A graph whose types are not what libtorch makes of it (rule T4).
+pub fn mistyped(batch: i64) -> Model {
+    let mut g = Builder::default();
+    let x = g.input("x", DType::F32, &[4]);
+    let w = g.parameter("w", DType::F32, &[2, 4], true);
+    let h = g.linear(x, w, None, &[b(1), n(2)]);
+    let h = g.node("relu", &[("self", v(h))], DType::F32, &[b(1), n(1)]);
+    let loss = g.node(
+        "sum.dim_IntList",
+        &[("self", v(h)), ("dim", Argument::Ints(vec![1]))],
+        DType::F32,
+        &[b(1)],
+    );
+    Model {
+        name: "mistyped",
+        graph: g.finish(loss),
+        parameters: vec![rand(Kind::Float, &[2, 4])],
+        constants: vec![],
+        inputs: vec![rand(Kind::Float, &[batch, 4])],
+        reference: Box::new(|_, _| unreachable!("never trained")),
+    }
+}

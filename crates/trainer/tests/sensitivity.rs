@@ -1,0 +1,268 @@
+//! One record more or less moves the sum by at most the charged sensitivity, whatever the record holds.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use bastionai_graph::dtype::DType;
+use bastionai_graph::typed::{Argument, Tap};
+use support::models::{self, Model};
+use support::*;
+use tch::{Kind, Tensor};
+
+const BATCH: i64 = 16;
+const MAX_GRAD_NORM: f64 = 0.5;
+
+/// Values that break arithmetic: not finite, huge, tiny, opposite.
+const HOSTILE: [f64; 9] = [
+    f64::NAN,
+    f64::INFINITY,
+    f64::NEG_INFINITY,
+    3e38,
+    -3e38,
+    1e19,
+    1e-45,
+    0.0,
+    -0.0,
+];
+
+/// The model with record `row` of its float input set to `value`.
+fn with_hostile_row(model: &Model, row: i64, value: f64) -> Vec<Tensor> {
+    model
+        .inputs
+        .iter()
+        .map(|input| {
+            if input.kind() == Kind::Int64 {
+                input.copy()
+            } else {
+                with_row(input, row, value)
+            }
+        })
+        .collect()
+}
+
+fn sum_without(engine: &bastionai_trainer::Engine, inputs: &[Tensor], row: Option<i64>) -> Vec<f64> {
+    let mask: Vec<bool> = (0..BATCH).map(|each| Some(each) != row).collect();
+    joined(&engine.clipped_sums(&present(engine, inputs, &mask)).unwrap().0)
+}
+
+#[test]
+fn removing_any_record_moves_the_sum_by_at_most_the_charged_sensitivity() {
+    for model in models::all(DType::F32, BATCH) {
+        let engine = model.engine(settings(BATCH as u32, MAX_GRAD_NORM));
+        let sensitivity = engine.l2_sensitivity();
+        assert!(
+            sensitivity > MAX_GRAD_NORM && sensitivity < 1.02 * MAX_GRAD_NORM,
+            "{}: {sensitivity}",
+            model.name
+        );
+        for value in HOSTILE.into_iter().chain([1e3, -1e6]) {
+            let row = 5;
+            let inputs = with_hostile_row(&model, row, value);
+            let whole = sum_without(&engine, &inputs, None);
+            assert!(whole.iter().all(|sum| sum.is_finite()), "{} {value}", model.name);
+            for removed in [row, 0, BATCH - 1] {
+                let moved = distance(&whole, &sum_without(&engine, &inputs, Some(removed)));
+                assert!(moved <= sensitivity, "{} {value}: moved by {moved}", model.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_record_with_a_non_finite_gradient_counts_as_zero() {
+    for model in models::all(DType::F32, BATCH) {
+        let engine = model.engine(settings(BATCH as u32, MAX_GRAD_NORM));
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let inputs = with_hostile_row(&model, 3, value);
+            assert_eq!(
+                sum_without(&engine, &inputs, None),
+                sum_without(&engine, &inputs, Some(3)),
+                "{}",
+                model.name
+            );
+        }
+    }
+}
+
+#[test]
+fn the_bound_is_used_a_clipped_record_moves_the_sum_by_nearly_the_clipping_norm() {
+    let model = models::classifier(DType::F32, BATCH);
+    let engine = model.engine(settings(BATCH as u32, 1e-3));
+    let moved = distance(
+        &sum_without(&engine, &model.inputs, None),
+        &sum_without(&engine, &model.inputs, Some(0)),
+    );
+    assert!((moved - 1e-3).abs() < 2e-5, "{moved}");
+}
+
+#[test]
+fn an_empty_batch_adds_exactly_zero() {
+    for model in models::all(DType::F32, BATCH) {
+        let engine = model.engine(settings(BATCH as u32, MAX_GRAD_NORM));
+        for value in HOSTILE {
+            let inputs = with_hostile_row(&model, 2, value);
+            let (sums, results) = engine
+                .clipped_sums(&present(&engine, &inputs, &[false; BATCH as usize]))
+                .unwrap();
+            assert!(joined(&sums).iter().all(|&sum| sum == 0.0), "{}", model.name);
+            assert!(results.counted.iter().all(|&counted| !counted));
+        }
+    }
+}
+
+/// `x [2] → scale·x`, two tokens whose output gradients are constants of the model: the adversary of G1 chooses both.
+fn cancelling(tokens: &[f64], gradients: &[f64]) -> Model {
+    let mut g = Builder::default();
+    let x = g.input("x", DType::F32, &[2, 2]);
+    let w = g.parameter("w", DType::F32, &[2, 2], true);
+    let factor = g.constant("factor", DType::F32, &[2, 2]);
+    let shape = [b(1), n(2), n(2)];
+    let h = g.linear(x, w, None, &shape);
+    let scaled = g.node(
+        "mul.Tensor",
+        &[("self", Argument::Value(h)), ("other", Argument::Value(factor))],
+        DType::F32,
+        &shape,
+    );
+    let dims = ("dim", Argument::Ints(vec![1, 2]));
+    let loss = g.node(
+        "sum.dim_IntList",
+        &[("self", Argument::Value(scaled)), dims],
+        DType::F32,
+        &[b(1)],
+    );
+    let of = |values: &[f64], shape: &[i64]| Tensor::from_slice(values).to_kind(Kind::Float).reshape(shape);
+    Model {
+        name: "cancelling",
+        graph: g.finish(loss),
+        parameters: vec![of(&[0.0; 4], &[2, 2])],
+        constants: vec![of(gradients, &[2, 2])],
+        inputs: vec![of(tokens, &[1, 2, 2]).expand([BATCH, 2, 2], false).contiguous()],
+        reference: Box::new(|_, _| unreachable!("compared with the closed form")),
+    }
+}
+
+#[test]
+fn two_cancelling_tokens_cannot_smuggle_a_large_gradient_past_the_clip() {
+    // G1: x1 = x2 = a·u, g1 = b·v + δ·w, g2 = −b·v with a = b = 1e3. Ghost norm² in f32: 0; true norm a·δ = 100.
+    for delta in [0.1, 10.0, 1e-3] {
+        let model = cancelling(&[1e3, 0.0, 1e3, 0.0], &[1e3, delta, -1e3, 0.0]);
+        let engine = model.engine(settings(BATCH as u32, 1.0));
+        let whole = sum_without(&engine, &model.inputs, None);
+        let moved = distance(&whole, &sum_without(&engine, &model.inputs, Some(4)));
+        assert!(moved <= engine.l2_sensitivity(), "δ = {delta}: moved by {moved}");
+        let (_, results) = engine.clipped_sums(&full(&engine, &model.inputs)).unwrap();
+        assert!(
+            results.norm_bounds[0] >= 1e3 * f64::from(delta as f32) * (1.0 - 1e-9),
+            "δ = {delta}"
+        );
+    }
+}
+
+#[test]
+fn tokens_that_cancel_almost_fully_are_clipped_for_it() {
+    // In f64 too there is an a where the norm is lost; κ then bounds what the contraction can get wrong.
+    let model = cancelling(&[3e15, 0.0, 3e15, 0.0], &[3e15, 1e-3, -3e15, 0.0]);
+    let engine = model.engine(settings(BATCH as u32, 1.0));
+    let whole = sum_without(&engine, &model.inputs, None);
+    let moved = distance(&whole, &sum_without(&engine, &model.inputs, Some(0)));
+    assert!(moved <= engine.l2_sensitivity(), "moved by {moved}");
+}
+
+#[test]
+fn an_index_out_of_range_fails_nothing_and_counts_as_zero() {
+    // G4: an error for one record would tell whether the record is there.
+    for model in [
+        models::classifier(DType::F32, BATCH),
+        models::flattened(DType::F32, BATCH),
+    ] {
+        let engine = model.engine(settings(BATCH as u32, MAX_GRAD_NORM));
+        let sound = sum_without(&engine, &model.inputs, Some(6));
+        for label in [99, -1, i64::MAX, i64::MIN] {
+            let labels = model.inputs[1].copy();
+            let _ = labels.get(6).fill_(label);
+            let inputs = [model.inputs[0].shallow_clone(), labels];
+            let (sums, results) = engine.clipped_sums(&full(&engine, &inputs)).unwrap();
+            assert_eq!(joined(&sums), sound, "{} {label}", model.name);
+            assert_eq!(results.counted.iter().filter(|&&counted| !counted).count(), 1);
+        }
+    }
+}
+
+#[test]
+fn the_ignored_class_is_in_range() {
+    let model = models::classifier(DType::F32, BATCH);
+    let engine = model.engine(settings(BATCH as u32, MAX_GRAD_NORM));
+    let labels = model.inputs[1].copy();
+    let _ = labels.get(1).fill_(-100);
+    let inputs = [model.inputs[0].shallow_clone(), labels];
+    let (_, results) = engine.clipped_sums(&full(&engine, &inputs)).unwrap();
+    assert!(results.counted[1]);
+    assert_eq!(results.losses[1], 0.0);
+}
+
+#[test]
+fn a_parameter_that_reaches_data_without_a_tap_is_refused() {
+    let mut g = Builder::default();
+    let x = g.input("x", DType::F32, &[3]);
+    let w = g.parameter("w", DType::F32, &[3], true);
+    let arguments = [("self", Argument::Value(x)), ("other", Argument::Value(w))];
+    let h = g.node("mul.Tensor", &arguments, DType::F32, &[b(1), n(3)]);
+    let dim = ("dim", Argument::Ints(vec![1]));
+    let loss = g.node(
+        "sum.dim_IntList",
+        &[("self", Argument::Value(h)), dim],
+        DType::F32,
+        &[b(1)],
+    );
+    let graph = g.finish(loss);
+    set_up();
+    let error = bastionai_trainer::Engine::new(graph, &[vec![0; 12]], &[], settings(4, 1.0))
+        .err()
+        .unwrap();
+    assert!(
+        error.to_string().contains("mul_0") && error.to_string().contains("G2"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_scaled_parameter_is_no_view_of_it() {
+    // G2: linear(x, 100·w) tapped at 100·w would have a sensitivity of 100·C in w.
+    let mut g = Builder::default();
+    let x = g.input("x", DType::F32, &[3]);
+    let w = g.parameter("w", DType::F32, &[2, 3], true);
+    let hundred = (
+        "other",
+        Argument::NumberAsTensor(bastionai_graph::typed::Number::Int(100)),
+    );
+    let scaled = g.node(
+        "mul.Tensor",
+        &[("self", Argument::Value(w)), hundred],
+        DType::F32,
+        &[n(2), n(3)],
+    );
+    let arguments = [("input", Argument::Value(x)), ("weight", Argument::Value(scaled))];
+    let h = g.node("linear", &arguments, DType::F32, &[b(1), n(2)]);
+    let weight = bastionai_graph::typed::TappedParameter {
+        value: scaled,
+        ..g.tapped(w)
+    };
+    g.tap(Tap::Linear {
+        input: x,
+        weight: Some(weight),
+        bias: None,
+    });
+    let dim = ("dim", Argument::Ints(vec![1]));
+    let loss = g.node(
+        "sum.dim_IntList",
+        &[("self", Argument::Value(h)), dim],
+        DType::F32,
+        &[b(1)],
+    );
+    set_up();
+    let error = bastionai_trainer::Engine::new(g.finish(loss), &[vec![0; 24]], &[], settings(4, 1.0))
+        .err()
+        .unwrap();
+    assert!(error.to_string().contains("not a view"), "{error}");
+}
