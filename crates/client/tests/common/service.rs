@@ -1,0 +1,294 @@
+//! The service behind the test server.
+
+use super::ledger::TestLedger;
+use bastionai_attestation::{Attester, Binding, InsecureSimulatedAttester, Role};
+use bastionai_client::Digest32;
+use bastionai_wire::v1::bastion_server::Bastion;
+use bastionai_wire::v1::*;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+/// What a session is bound to, on the server's side.
+#[derive(Clone, Debug)]
+pub struct SessionInfo {
+    pub exporter: [u8; 32],
+    pub spki_sha256: [u8; 32],
+    pub principal: [u8; 32],
+}
+
+type Attest =
+    dyn Fn(AttestRequest, SessionInfo) -> Pin<Box<dyn Future<Output = AttestReply> + Send>> + Send + Sync;
+
+/// How the server behaves; honest by default.
+#[derive(Clone)]
+pub struct Behaviour {
+    pub ledger: TestLedger,
+    pub certificate_algorithm: &'static rcgen::SignatureAlgorithm,
+    pub alpn: Vec<&'static str>,
+    /// Answers evidence requests in place of the true attester.
+    pub attest: Option<Arc<Attest>>,
+    pub change_attest: fn(&mut AttestReply),
+    pub change_hello: fn(&mut HelloReply),
+    pub change_show_ledger: fn(&mut ShowLedgerReply),
+    /// Refuses an upload when this many batches were read.
+    pub refuse_upload_after: Option<(usize, &'static str)>,
+    /// Never reads an upload and never answers calls with one reply.
+    pub hangs: bool,
+    pub fetch: Vec<FetchRunReply>,
+    pub progress: Vec<RunProgress>,
+    pub progress_ends: bool,
+}
+
+impl Behaviour {
+    pub fn honest() -> Self {
+        Self {
+            ledger: TestLedger::new(&[1, 2, 3]),
+            certificate_algorithm: &rcgen::PKCS_ED25519,
+            alpn: vec!["h2"],
+            attest: None,
+            change_attest: |_| {},
+            change_hello: |_| {},
+            change_show_ledger: |_| {},
+            refuse_upload_after: None,
+            hangs: false,
+            fetch: Vec::new(),
+            progress: Vec::new(),
+            progress_ends: true,
+        }
+    }
+
+    pub fn with_ledger(entries: &[u8]) -> Self {
+        Self {
+            ledger: TestLedger::new(entries),
+            ..Self::honest()
+        }
+    }
+}
+
+pub struct TestService {
+    pub behaviour: Behaviour,
+    pub calls: Arc<Mutex<Vec<&'static str>>>,
+    pub rows_received: Arc<Mutex<u64>>,
+}
+
+impl TestService {
+    fn called(&self, name: &'static str) {
+        self.calls.lock().unwrap().push(name);
+    }
+
+    async fn maybe_hang(&self) {
+        if self.behaviour.hangs {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn read_upload(
+        &self,
+        mut stream: Streaming<UploadDatasetRequest>,
+        owner: [u8; 32],
+    ) -> Result<Dataset, Status> {
+        use upload_dataset_request::Part;
+        let Some(Part::Header(header)) = stream.next().await.transpose()?.and_then(|m| m.part) else {
+            return Err(Status::invalid_argument("no header"));
+        };
+        let mut batches = 0;
+        loop {
+            if let Some((after, reason)) = self.behaviour.refuse_upload_after
+                && batches >= after
+            {
+                return Err(refusal(Code::AlreadyExists, reason));
+            }
+            match stream.next().await.transpose()?.and_then(|message| message.part) {
+                Some(Part::Records(batch)) => {
+                    batches += 1;
+                    *self.rows_received.lock().unwrap() += u64::from(batch.rows);
+                }
+                Some(Part::Finish(finish)) if finish.rows == *self.rows_received.lock().unwrap() => break,
+                _ => return Err(Status::invalid_argument("the upload has no end")),
+            }
+        }
+        Ok(Dataset {
+            id: vec![6; 16],
+            name: header.name,
+            kind: header.kind,
+            owner: owner.to_vec(),
+            contract_json: header.contract_json,
+            policy: header.policy,
+            budget: None,
+            created_unix_ms: 1,
+            trainable_by_caller: true,
+        })
+    }
+}
+
+pub fn refusal(code: Code, reason: &'static str) -> Status {
+    let mut status = Status::new(code, format!("refused: {reason}"));
+    status
+        .metadata_mut()
+        .insert("bastionai-reason", reason.parse().unwrap());
+    status
+}
+
+/// The reply of an honest server: fresh evidence for this very session.
+pub fn honest_reply(request: &AttestRequest, info: &SessionInfo, ledger: &TestLedger) -> AttestReply {
+    let claims = ledger.claims();
+    let binding = Binding {
+        nonce: request.nonce[..].try_into().unwrap(),
+        exporter: info.exporter,
+        spki_sha256: info.spki_sha256,
+        role: Role::Server,
+        claims_sha256: claims.digest(),
+    };
+    let evidence = InsecureSimulatedAttester::new()
+        .attest(&binding.report_data())
+        .unwrap();
+    AttestReply {
+        media_type: evidence.media_type,
+        evidence: evidence.bytes,
+        runtime_claims: claims.to_bytes(),
+    }
+}
+
+type Reply<T> = Result<Response<T>, Status>;
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Bastion for TestService {
+    type WatchRunStream = Replies<RunProgress>;
+    type FetchRunStream = Replies<FetchRunReply>;
+
+    async fn attest(&self, request: Request<AttestRequest>) -> Reply<AttestReply> {
+        self.called("Attest");
+        let info = request.extensions().get::<SessionInfo>().unwrap().clone();
+        let request = request.into_inner();
+        let mut reply = match &self.behaviour.attest {
+            Some(attest) => attest(request, info).await,
+            None => honest_reply(&request, &info, &self.behaviour.ledger),
+        };
+        (self.behaviour.change_attest)(&mut reply);
+        Ok(Response::new(reply))
+    }
+
+    async fn hello(&self, request: Request<HelloRequest>) -> Reply<HelloReply> {
+        self.called("Hello");
+        let info = request.extensions().get::<SessionInfo>().unwrap();
+        let mut reply = HelloReply {
+            protocol_version: 1,
+            server_version: "0.1.0".into(),
+            max_message_bytes: 1 << 22,
+            max_upload_bytes: 1 << 30,
+            max_model_bytes: 1 << 24,
+            principal: info.principal.to_vec(),
+            time_unix_ms: 1_000,
+            ledger_head: Some(self.behaviour.ledger.wire_head()),
+        };
+        (self.behaviour.change_hello)(&mut reply);
+        Ok(Response::new(reply))
+    }
+
+    async fn upload_dataset(&self, request: Request<Streaming<UploadDatasetRequest>>) -> Reply<Dataset> {
+        self.called("UploadDataset");
+        self.maybe_hang().await;
+        let owner = request.extensions().get::<SessionInfo>().unwrap().principal;
+        self.read_upload(request.into_inner(), owner)
+            .await
+            .map(Response::new)
+    }
+
+    async fn list_datasets(&self, _: Request<ListDatasetsRequest>) -> Reply<ListDatasetsReply> {
+        self.called("ListDatasets");
+        self.maybe_hang().await;
+        Ok(Response::new(ListDatasetsReply { datasets: vec![] }))
+    }
+
+    async fn upload_model(&self, request: Request<Streaming<UploadModelRequest>>) -> Reply<UploadModelReply> {
+        self.called("UploadModel");
+        let mut stream = request.into_inner();
+        let mut archive = Vec::new();
+        while let Some(message) = stream.next().await.transpose()? {
+            if let Some(upload_model_request::Part::Chunk(chunk)) = message.part {
+                archive.extend(chunk);
+            }
+        }
+        Ok(Response::new(UploadModelReply {
+            model_id: Digest32::of(&archive).as_bytes().to_vec(),
+        }))
+    }
+
+    async fn price_run(&self, _: Request<PriceRunRequest>) -> Reply<Quote> {
+        self.called("PriceRun");
+        let mut status = Status::with_details(
+            Code::InvalidArgument,
+            "1 refusal",
+            br#"[{"node":"sum"}]"#.to_vec().into(),
+        );
+        status
+            .metadata_mut()
+            .insert("bastionai-reason", "graph-refused".parse().unwrap());
+        Err(status)
+    }
+
+    async fn start_run(&self, _: Request<StartRunRequest>) -> Reply<Run> {
+        self.called("StartRun");
+        Err(refusal(Code::FailedPrecondition, "budget-exceeded"))
+    }
+
+    async fn cancel_run(&self, _: Request<CancelRunRequest>) -> Reply<Run> {
+        self.called("CancelRun");
+        Err(refusal(Code::NotFound, "unknown-run"))
+    }
+
+    async fn list_runs(&self, _: Request<ListRunsRequest>) -> Reply<ListRunsReply> {
+        self.called("ListRuns");
+        Ok(Response::new(ListRunsReply { runs: vec![] }))
+    }
+
+    async fn watch_run(&self, _: Request<WatchRunRequest>) -> Reply<Self::WatchRunStream> {
+        self.called("WatchRun");
+        let shown = tokio_stream::iter(self.behaviour.progress.clone()).map(Ok);
+        let ends = self.behaviour.progress_ends;
+        let rest = tokio_stream::pending().take_while(move |_: &Result<RunProgress, Status>| !ends);
+        let stream: Self::WatchRunStream = if ends {
+            Box::pin(shown)
+        } else {
+            Box::pin(shown.chain(rest))
+        };
+        Ok(Response::new(stream))
+    }
+
+    async fn fetch_run(&self, _: Request<FetchRunRequest>) -> Reply<Self::FetchRunStream> {
+        self.called("FetchRun");
+        Ok(Response::new(Box::pin(
+            tokio_stream::iter(self.behaviour.fetch.clone()).map(Ok),
+        )))
+    }
+
+    async fn show_ledger(&self, request: Request<ShowLedgerRequest>) -> Reply<ShowLedgerReply> {
+        self.called("ShowLedger");
+        let ledger = &self.behaviour.ledger;
+        let known = request.into_inner().known_sequence as usize;
+        let extension = ledger
+            .links()
+            .iter()
+            .skip(known)
+            .map(|link| link.to_bytes().to_vec())
+            .collect();
+        let entry = LedgerEntry {
+            sequence: 1,
+            time_unix_ms: 2,
+            kind: "boot_started".into(),
+            json: r#"{"boot":"04"}"#.into(),
+            hash: vec![1; 32],
+        };
+        let mut reply = ShowLedgerReply {
+            head: Some(ledger.wire_head()),
+            entries: vec![entry],
+            extension,
+        };
+        (self.behaviour.change_show_ledger)(&mut reply);
+        Ok(Response::new(reply))
+    }
+}

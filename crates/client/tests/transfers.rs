@@ -1,0 +1,530 @@
+//! Uploads, watching and fetching against a server that refuses, disappears or lies.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use bastionai_client::blocking::{Client, Settings, Watched};
+use bastionai_client::synth::synthetic_batch;
+use bastionai_client::{
+    AppraisalPolicy, ClientError, DataContract, DatasetKind, Digest32, HeadMemory, Identity, MayTrain,
+    NewDataset, Policy, RecordBatch, Run, RunId, Transfer, audit_receipt,
+};
+use bastionai_ledger::key::LedgerKey;
+use bastionai_ledger::weights::weights_digest;
+use bastionai_wire::v1::{self, FetchHeader, FetchRunReply, fetch_run_reply::Part};
+use common::ledger::{RUN, TestLedger, weights};
+use common::proxy::Proxy;
+use common::service::Behaviour;
+use common::{TestServer, open, options};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+fn dataset() -> NewDataset {
+    let contract = br#"{"version":1,"columns":[
+        {"name":"x","dtype":"f32","shape":[30],"domain":{"range":{"minimum":[0.0],"maximum":[1.0]}}},
+        {"name":"y","dtype":"i64","shape":[],"domain":{"classes":{"names":["no","yes"]}}}],
+        "privacy_unit":"record","declared_size":1024}"#;
+    NewDataset {
+        name: "hospital".into(),
+        kind: DatasetKind::Synthetic,
+        contract: DataContract::parse_json(contract).unwrap(),
+        policy: Policy {
+            lifetime: None,
+            may_train: MayTrain::Anyone,
+            recipients: vec![],
+            scientist_receives: true,
+            expires_unix_ms: None,
+        },
+    }
+}
+
+fn rows(count: u64, seed: u64) -> RecordBatch {
+    synthetic_batch(&dataset().contract, count, seed)
+}
+
+fn with_bad_row(mut batch: RecordBatch, row: usize) -> RecordBatch {
+    batch.columns[0][row * 120..row * 120 + 4].copy_from_slice(&7.25f32.to_le_bytes());
+    batch
+}
+
+#[tokio::test]
+async fn a_dataset_arrives_whole_whatever_the_batches_and_chunks() {
+    let server = TestServer::start(Behaviour::honest()).await;
+    let peer = open(&server.address).await.unwrap();
+    let mut seen: Vec<Transfer> = Vec::new();
+    let batches = vec![rows(100, 1), rows(30_000, 2), rows(1, 3)];
+    let made = peer
+        .upload_dataset(&dataset(), batches, &mut |t| seen.push(t))
+        .await
+        .unwrap();
+    assert_eq!(*server.rows_received.lock().unwrap(), 30_101);
+    assert_eq!((made.name.as_str(), made.owner), ("hospital", peer.principal()));
+    assert_eq!(made.contract, dataset().contract);
+    let last = seen.last().unwrap();
+    assert_eq!(
+        (last.done_bytes, last.total_bytes),
+        (30_101 * 128, Some(30_101 * 128))
+    );
+}
+
+#[tokio::test]
+async fn one_bad_row_keeps_every_row_at_home() {
+    let server = TestServer::start(Behaviour::honest()).await;
+    let peer = open(&server.address).await.unwrap();
+    let batches = vec![rows(50, 1), with_bad_row(rows(50, 2), 7)];
+    let error = peer
+        .upload_dataset(&dataset(), batches, &mut |_| {})
+        .await
+        .unwrap_err();
+    let ClientError::RowRefused { row, column, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!((*row, column.as_str()), (Some(57), "x"));
+    assert!(!error.to_string().contains("7.25"), "{error}");
+    assert_eq!(server.calls(), ["Attest", "Hello"]);
+}
+
+#[tokio::test]
+async fn a_bad_row_in_a_streamed_upload_stops_it_and_nothing_is_kept() {
+    let server = TestServer::start(Behaviour::honest()).await;
+    let peer = open(&server.address).await.unwrap();
+    let mut upload = peer.begin_upload(&dataset()).await.unwrap();
+    upload.push(rows(50, 1)).await.unwrap();
+    let error = upload.push(with_bad_row(rows(50, 2), 0)).await.unwrap_err();
+    assert!(
+        matches!(error, ClientError::RowRefused { row: Some(50), .. }),
+        "{error}"
+    );
+    drop(upload);
+    assert!(!peer.has_ended(), "giving an upload up does not end the session");
+    peer.list_datasets().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_servers_reason_comes_through_when_it_hangs_up_early() {
+    for after in [0, 1] {
+        let behaviour = Behaviour {
+            refuse_upload_after: Some((after, "name-taken")),
+            ..Behaviour::honest()
+        };
+        let server = TestServer::start(behaviour).await;
+        let peer = open(&server.address).await.unwrap();
+        let batches = (0..40).map(|seed| rows(8_000, seed)).collect();
+        let error = peer
+            .upload_dataset(&dataset(), batches, &mut |_| {})
+            .await
+            .unwrap_err();
+        assert!(matches!(error, ClientError::NameTaken(_)), "{error}");
+        peer.list_datasets().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_server_killed_in_an_upload_ends_the_session_and_is_never_replaced() {
+    let (server, other) = (
+        TestServer::start(Behaviour::honest()).await,
+        TestServer::start(Behaviour::honest()).await,
+    );
+    let network = Proxy::start(&server.address).await;
+    let peer = open(&network.address).await.unwrap();
+    let mut upload = peer.begin_upload(&dataset()).await.unwrap();
+    upload.push(rows(100, 1)).await.unwrap();
+    network.swap(&other.address).await;
+    let mut outcome = Ok(());
+    for seed in 0..200 {
+        outcome = upload.push(rows(8_000, seed)).await;
+        if outcome.is_err() {
+            break;
+        }
+    }
+    let error = match outcome {
+        Err(error) => error,
+        Ok(()) => upload.finish().await.unwrap_err(),
+    };
+    assert!(matches!(error, ClientError::SessionEnded), "{error}");
+    assert_eq!(other.connections.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_server_that_stops_reading_does_not_hold_the_owner_for_ever() {
+    let server = TestServer::start(Behaviour {
+        hangs: true,
+        ..Behaviour::honest()
+    })
+    .await;
+    let peer = open(&server.address).await.unwrap();
+    let batches = (0..40).map(|seed| rows(8_000, seed)).collect();
+    let error = peer
+        .upload_dataset(&dataset(), batches, &mut |_| {})
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            ClientError::TimedOut {
+                call: "UploadDataset",
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_push_given_up_half_way_cannot_be_finished() {
+    let server = TestServer::start(Behaviour {
+        hangs: true,
+        ..Behaviour::honest()
+    })
+    .await;
+    let peer = open(&server.address).await.unwrap();
+    let mut upload = peer.begin_upload(&dataset()).await.unwrap();
+    let large = rows(200_000, 1);
+    let given_up = tokio::time::timeout(Duration::from_millis(500), upload.push(large)).await;
+    assert!(
+        given_up.is_err(),
+        "the server does not read, so the push cannot end"
+    );
+    let error = upload.push(rows(1, 2)).await.unwrap_err();
+    assert!(
+        matches!(&error, ClientError::Invalid(text) if text.contains("in part")),
+        "{error}"
+    );
+    assert_eq!(upload.finish().await.unwrap_err().kind(), "invalid");
+}
+
+#[tokio::test]
+async fn limits_are_met_before_anything_is_sent() {
+    let change_hello =
+        |reply: &mut v1::HelloReply| (reply.max_upload_bytes, reply.max_model_bytes) = (1000, 10);
+    let server = TestServer::start(Behaviour {
+        change_hello,
+        ..Behaviour::honest()
+    })
+    .await;
+    let peer = open(&server.address).await.unwrap();
+    let error = peer
+        .upload_dataset(&dataset(), vec![rows(100, 1)], &mut |_| {})
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), "limit-exceeded");
+    let error = peer.upload_model("mlp", &[0; 11], &mut |_| {}).await.unwrap_err();
+    assert_eq!(error.kind(), "limit-exceeded");
+    assert_eq!(server.calls(), ["Attest", "Hello"]);
+}
+
+#[tokio::test]
+async fn a_model_is_named_by_its_bytes_and_arrives_in_chunks() {
+    let server = TestServer::start(Behaviour::honest()).await;
+    let peer = open(&server.address).await.unwrap();
+    let archive: Vec<u8> = (0..3_000_000u32).map(|i| i as u8).collect();
+    let mut steps = 0;
+    let id = peer
+        .upload_model("mlp", &archive, &mut |_| steps += 1)
+        .await
+        .unwrap();
+    assert_eq!(id, Digest32::of(&archive));
+    assert_eq!(steps, 3);
+}
+
+#[tokio::test]
+async fn refusals_of_prices_and_starts_are_told_apart() {
+    let server = TestServer::start(Behaviour::honest()).await;
+    let peer = open(&server.address).await.unwrap();
+    assert!(matches!(
+        peer.start_run(Digest32::of(b"")).await,
+        Err(ClientError::BudgetExceeded(_))
+    ));
+    assert!(matches!(
+        peer.cancel_run(RUN).await,
+        Err(ClientError::NotFound(_))
+    ));
+}
+
+fn wire_run() -> v1::Run {
+    v1::Run {
+        id: RUN.as_bytes().to_vec(),
+        run_digest: vec![8; 32],
+        state: v1::RunState::Running.into(),
+        model_name: "mlp".into(),
+        scientist: vec![1; 32],
+        steps: 10,
+        ..v1::Run::default()
+    }
+}
+
+fn progress(step: u64) -> v1::RunProgress {
+    v1::RunProgress {
+        run: Some(wire_run()),
+        step,
+        has_loss: true,
+        noisy_loss: 0.5,
+    }
+}
+
+#[tokio::test]
+async fn a_watch_shows_every_step_and_ends_with_the_session() {
+    let behaviour = Behaviour {
+        progress: vec![progress(1), progress(2)],
+        progress_ends: false,
+        ..Behaviour::honest()
+    };
+    let server = TestServer::start(behaviour).await;
+    let network = Proxy::start(&server.address).await;
+    let peer = open(&network.address).await.unwrap();
+    let mut watch = peer.watch_run(RUN, 0).await.unwrap();
+    assert_eq!(watch.next().await.unwrap().unwrap().step, 1);
+    assert_eq!(watch.next().await.unwrap().unwrap().noisy_loss, Some(0.5));
+    let waited = tokio::time::timeout(Duration::from_millis(50), watch.next()).await;
+    assert!(waited.is_err());
+    network.swap(&server.address).await;
+    assert!(matches!(watch.next().await, Err(ClientError::SessionEnded)));
+    assert!(matches!(peer.list_runs().await, Err(ClientError::SessionEnded)));
+}
+
+/// What an honest server sends for [`RUN`].
+fn honest_fetch(ledger: &TestLedger) -> Vec<FetchRunReply> {
+    let (tensors, data) = weights();
+    let receipt = ledger.receipt(weights_digest(&tensors, &data));
+    fetch_of(receipt.sign(&ledger.key), &data)
+}
+
+fn fetch_of(receipt_dsse_json: Vec<u8>, data: &[u8]) -> Vec<FetchRunReply> {
+    let tensors = weights().0.into_iter().map(|tensor| v1::WeightTensor {
+        names: tensor.names,
+        dtype: tensor.dtype,
+        shape: tensor.shape,
+        size_bytes: tensor.size_bytes,
+    });
+    let header = FetchHeader {
+        receipt_dsse_json,
+        tensors: tensors.collect(),
+    };
+    let mut parts = vec![Part::Header(header)];
+    parts.extend(data.chunks(9).map(|chunk| Part::Chunk(chunk.to_vec())));
+    parts
+        .into_iter()
+        .map(|part| FetchRunReply { part: Some(part) })
+        .collect()
+}
+
+async fn fetch(fetch: Vec<FetchRunReply>, expected: Option<&Run>) -> Result<Vec<Vec<u8>>, ClientError> {
+    let server = TestServer::start(Behaviour {
+        fetch,
+        ..Behaviour::honest()
+    })
+    .await;
+    let peer = open(&server.address).await.unwrap();
+    let fetched = peer.fetch_run(RUN, expected, &mut |_| {}).await?;
+    assert_eq!(fetched.weights[0].names, ["fc.weight", "tied"]);
+    Ok(fetched.weights.into_iter().map(|tensor| tensor.bytes).collect())
+}
+
+#[tokio::test]
+async fn weights_come_with_a_receipt_that_covers_them() {
+    let ledger = TestLedger::new(&[1, 2, 3]);
+    let bytes = fetch(honest_fetch(&ledger), None).await.unwrap();
+    assert_eq!(bytes, [(0..24).collect::<Vec<u8>>(), (24..32).collect()]);
+}
+
+#[tokio::test]
+async fn weights_or_receipts_that_do_not_match_are_refused() {
+    let ledger = TestLedger::new(&[1, 2, 3]);
+    let (tensors, data) = weights();
+    let digest = weights_digest(&tensors, &data);
+    let good = ledger.receipt(digest);
+    let mut changed = data.clone();
+    changed[31] ^= 1;
+    let mut other_run = good.clone();
+    other_run.run.id = RunId::from_bytes([0; 16]);
+    let other_key = TestLedger {
+        key: Arc::new(LedgerKey::from_seed(&[1; 32])),
+        ..ledger.clone()
+    };
+    let mut forged = good.sign(&ledger.key);
+    let at = forged.len() / 2;
+    forged[at] ^= 1;
+    let mut without_evidence = good.clone();
+    without_evidence.issuer.evidence.pop();
+    let mut other_claims = good.clone();
+    other_claims.issuer.claims = TestLedger::new(&[1, 2, 3, 4]).claims().to_bytes();
+    let cases = [
+        (
+            "changed weights",
+            fetch_of(good.sign(&ledger.key), &changed),
+            "receipt-refused",
+        ),
+        (
+            "another run",
+            fetch_of(other_run.sign(&ledger.key), &data),
+            "receipt-refused",
+        ),
+        (
+            "another key",
+            fetch_of(other_key.receipt(digest).sign(&other_key.key), &data),
+            "receipt-refused",
+        ),
+        ("a flipped byte", fetch_of(forged, &data), "receipt-refused"),
+        ("no receipt", fetch_of(vec![], &data), "receipt-refused"),
+        (
+            "cut evidence",
+            fetch_of(without_evidence.sign(&ledger.key), &data),
+            "evidence-refused",
+        ),
+        (
+            "claims that are not bound",
+            fetch_of(other_claims.sign(&ledger.key), &data),
+            "appraisal-refused",
+        ),
+        (
+            "too few bytes",
+            fetch_of(good.sign(&ledger.key), &data[..31]),
+            "protocol",
+        ),
+        (
+            "too many bytes",
+            fetch_of(good.sign(&ledger.key), &[&data[..], &[0]].concat()),
+            "protocol",
+        ),
+        ("no header", honest_fetch(&ledger).split_off(1), "protocol"),
+        ("nothing", vec![], "protocol"),
+    ];
+    for (name, parts, kind) in cases {
+        let error = fetch(parts, None).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{name}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_receipt_for_another_run_digest_than_was_started_is_refused() {
+    let ledger = TestLedger::new(&[1, 2, 3]);
+    let server = TestServer::start(Behaviour {
+        progress: vec![progress(1)],
+        ..Behaviour::honest()
+    })
+    .await;
+    let peer = open(&server.address).await.unwrap();
+    let started = peer
+        .watch_run(RUN, 0)
+        .await
+        .unwrap()
+        .next()
+        .await
+        .unwrap()
+        .unwrap()
+        .run;
+    fetch(honest_fetch(&ledger), Some(&started)).await.unwrap();
+    let other = Run {
+        run_digest: Digest32::of(b"other"),
+        ..started
+    };
+    let error = fetch(honest_fetch(&ledger), Some(&other)).await.unwrap_err();
+    assert!(error.to_string().contains("run digest"), "{error}");
+}
+
+#[test]
+fn an_auditor_needs_nothing_but_the_receipt_and_a_policy() {
+    let ledger = TestLedger::new(&[1, 2, 3]);
+    let envelope = ledger.receipt(Digest32::of(b"")).sign(&ledger.key);
+    let policy = AppraisalPolicy::insecure_development();
+    let audited = audit_receipt(&envelope, &policy, 1).unwrap();
+    assert_eq!(audited.receipt().run.id, RUN);
+    assert_eq!(audited.issuer().runtime_claims(), &ledger.claims());
+
+    let error = audit_receipt(&envelope, &AppraisalPolicy::default(), 1).unwrap_err();
+    assert_eq!(error.kind(), "appraisal-refused");
+    for at in 0..envelope.len() {
+        let mut flipped = envelope.clone();
+        flipped[at] ^= 1;
+        assert!(audit_receipt(&flipped, &policy, 1).is_err(), "byte {at}");
+    }
+    // Signed by a key made outside the TEE: the evidence does not bind it.
+    let outside = TestLedger {
+        key: Arc::new(LedgerKey::from_seed(&[1; 32])),
+        ..ledger.clone()
+    };
+    let mut forged = outside.receipt(Digest32::of(b""));
+    let stolen = ledger.boot_evidence();
+    (forged.issuer.evidence, forged.issuer.claims) = (stolen.evidence, stolen.claims);
+    assert_eq!(
+        audit_receipt(&forged.sign(&outside.key), &policy, 1)
+            .unwrap_err()
+            .kind(),
+        "appraisal-refused"
+    );
+}
+
+fn settings() -> Settings {
+    Settings {
+        policy: AppraisalPolicy::insecure_development(),
+        heads: HeadMemory::in_process(),
+        options: options(),
+        interrupt: None,
+    }
+}
+
+#[test]
+fn the_blocking_client_waits_polls_and_can_be_interrupted() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let behaviour = Behaviour {
+        hangs: true,
+        progress: vec![progress(1)],
+        progress_ends: false,
+        ..Behaviour::honest()
+    };
+    let server = runtime.block_on(TestServer::start(behaviour));
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    let interrupt: bastionai_client::blocking::Interrupt = Arc::new(move || asked.load(Ordering::SeqCst));
+    let settings = Settings {
+        interrupt: Some(interrupt),
+        ..settings()
+    };
+    let client = Client::connect(&server.address, &Identity::generate().unwrap(), &settings).unwrap();
+
+    let mut watch = client.watch_run(RUN, 0).unwrap();
+    let Watched::Progress(first) = watch.next_progress(Duration::from_secs(5)).unwrap() else {
+        panic!()
+    };
+    assert_eq!(first.step, 1);
+    assert_eq!(
+        watch.next_progress(Duration::from_millis(50)).unwrap(),
+        Watched::Waiting
+    );
+
+    stop.store(true, Ordering::SeqCst);
+    assert!(matches!(client.list_datasets(), Err(ClientError::Interrupted)));
+    stop.store(false, Ordering::SeqCst);
+    assert!(
+        !client.has_ended(),
+        "an interrupted wait does not end the session"
+    );
+    assert_eq!(
+        watch.next_progress(Duration::from_millis(50)).unwrap(),
+        Watched::Waiting
+    );
+}
+
+#[test]
+fn the_blocking_client_uploads_lists_and_sees_the_end_of_a_run() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let server = runtime.block_on(TestServer::start(Behaviour {
+        progress: vec![progress(1)],
+        ..Behaviour::honest()
+    }));
+    let client = Client::connect(&server.address, &Identity::generate().unwrap(), &settings()).unwrap();
+    let mut upload = client.begin_upload(&dataset()).unwrap();
+    upload.push(rows(10, 1)).unwrap();
+    assert_eq!(upload.finish().unwrap().name, "hospital");
+    assert!(client.list_datasets().unwrap().is_empty());
+    let mut watch = client.watch_run(RUN, 0).unwrap();
+    assert!(matches!(
+        watch.next_progress(Duration::from_secs(5)).unwrap(),
+        Watched::Progress(_)
+    ));
+    assert_eq!(
+        watch.next_progress(Duration::from_secs(5)).unwrap(),
+        Watched::Ended
+    );
+}
