@@ -1,0 +1,146 @@
+"""Every error this package raises on purpose.
+
+``_internal`` raises these classes too: they are defined once, here. Messages say what went wrong,
+where, and what to do; none carries a value of a private record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class BastionError(Exception):
+    """Base of every error of this package."""
+
+
+class ConnectionFailed(BastionError):
+    """The server could not be reached, or the attested session broke.
+
+    A broken session is never repaired silently: what answers afterwards may be another server,
+    so connect (and verify) again.
+    """
+
+
+class AttestationError(BastionError):
+    """The server's evidence did not verify, or your policy does not accept what it proves."""
+
+
+class ContractError(BastionError):
+    """The data contract is missing or invalid, or a dataset does not have its form."""
+
+
+class RowError(ContractError):
+    """A record lies outside the declared contract. Nothing was sent.
+
+    Attributes:
+        row: Index of the record in the dataset, from 0.
+        column: The column, or None when the record as a whole is malformed.
+    """
+
+    def __init__(self, message: str, row: int | None = None, column: str | None = None) -> None:
+        super().__init__(message)
+        self.row = row
+        self.column = column
+
+
+class ExportError(BastionError):
+    """The module could not be turned into a graph that gives one loss per sample."""
+
+
+class LossError(ExportError):
+    """The loss has no per-sample form."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One place of a model that could let a sample influence another's loss.
+
+    Attributes:
+        node: Name of the node in the exported graph.
+        operator: The operator, e.g. ``aten.mean.dim``.
+        source: ``file:line`` of the Python code it came from, when known.
+        reason: Why it is refused.
+        remedy: What to use instead.
+    """
+
+    node: str
+    operator: str
+    source: str | None
+    reason: str
+    remedy: str
+
+
+class ModelRefused(BastionError):
+    """The model cannot be proven to keep samples apart, so it never meets private data.
+
+    Attributes:
+        refusals: All of them, in graph order (empty when the archive itself is malformed).
+    """
+
+    def __init__(self, message: str, refusals: list[Refusal] | None = None) -> None:
+        super().__init__(message)
+        self.refusals = refusals or []
+
+
+class BudgetExceeded(BastionError):
+    """A dataset's privacy budget does not cover the run. Nothing was charged."""
+
+
+class PermissionRefused(BastionError):
+    """A dataset's policy does not allow this to your principal."""
+
+
+class NotFound(BastionError):
+    """No such dataset, model or run, or none that you may see."""
+
+
+class AlreadyExists(BastionError):
+    """The name is taken; names are unique on a server."""
+
+
+class InvalidRequest(BastionError):
+    """The server refused an argument."""
+
+
+class ServerBusy(BastionError):
+    """A limit of the server is reached; try again later."""
+
+
+class ServerFailure(BastionError):
+    """The server failed. Its log has the cause; the answer deliberately does not."""
+
+
+class LedgerError(BastionError):
+    """The server's ledger does not extend the one this client saw before: rollback or fork."""
+
+
+class ReceiptError(BastionError):
+    """A receipt's signature or content does not verify."""
+
+
+class RunFailed(BastionError):
+    """The run ended without weights.
+
+    Attributes:
+        run_id: The run.
+    """
+
+    def __init__(self, message: str, run_id: str | None = None) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+
+
+class Detached(KeyboardInterrupt):
+    """Ctrl-C while watching: the run goes on at the server.
+
+    Attributes:
+        run_id: Find it again with ``client.run(run_id)``.
+    """
+
+    def __init__(self, message: str, run_id: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+
+
+class NoiseWarning(UserWarning):
+    """The settings let privacy noise drown what the model could learn."""

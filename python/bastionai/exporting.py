@@ -1,0 +1,302 @@
+"""A module → the ``.pt2`` archive that is sent: a functional graph with one loss per sample."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bastionai.contract import DataContract
+from bastionai.exceptions import BastionError, ExportError, LossError
+from bastionai.fixing import unfixed
+from bastionai.functionalise import functionalise
+from bastionai.losses import CrossEntropy, LossLike, PerSampleLoss, per_sample_loss
+from bastionai.synthetic import synthetic_columns
+
+#: Batch size of example inputs: above 1, which PyTorch would take for a constant, and otherwise
+#: arbitrary, because the batch axis is exported as a symbol.
+EXAMPLE_BATCH_SIZE = 3
+
+_LABEL_NAMES = ("label", "labels", "target", "targets", "y", "class")
+
+
+def export(
+    module: nn.Module,
+    example_inputs: Sequence[Tensor] | Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+) -> Path:
+    """Writes exactly the ``.pt2`` archive that would be sent for this module.
+
+    Args:
+        module: Maps its inputs to one loss per sample, ``[batch]``. It is exported in training mode
+            and left as it is.
+        example_inputs: Tensors of any values with the batch first, in calling order or by the name
+            of the argument. They must agree in batch size, at least 2.
+        path: The file to write, e.g. ``model.pt2``; then try ``bastionai check model.pt2``.
+
+    Returns:
+        The path.
+
+    Raises:
+        ExportError: If ``torch.export`` cannot follow the module, or the result is not ``[batch]``.
+    """
+    destination = Path(path)
+    destination.write_bytes(export_bytes(module, example_inputs))
+    return destination
+
+
+def export_bytes(module: nn.Module, example_inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> bytes:
+    """The archive of :func:`export`, in memory. Equal modules give equal bytes."""
+    inputs = example_inputs if isinstance(example_inputs, Mapping) else tuple(example_inputs)
+    _check_examples(list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs))
+    program = functionalise(_trace(_training_copy(module), inputs))
+    _check_result(program)
+    # Example inputs would travel as a pickle; nobody needs them.
+    program._example_inputs = None
+    archive = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(program, archive)
+    return archive.getvalue()
+
+
+def _check_examples(tensors: list[Tensor]) -> None:
+    sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in tensors}
+    if len(sizes) != 1 or min(sizes) < 2:
+        raise ExportError("example inputs must be tensors with the batch first, of one batch size of at least 2")
+
+
+def _training_copy(module: nn.Module) -> nn.Module:
+    names = unfixed(module)
+    if names:
+        raise ExportError(
+            f"{', '.join(names[:5])}: BatchNorm (or InstanceNorm with running statistics) normalises a sample by "
+            "the others of its batch, so no sample's influence can be bounded. Use model = bastionai.fix(model)"
+        )
+    # The user's module is not touched: its mode, buffers and device stay as they are.
+    return copy.deepcopy(module).cpu().train()
+
+
+def _trace(module: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, Tensor]) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=2)
+    args: tuple[Tensor, ...]
+    if isinstance(inputs, Mapping):
+        args, kwargs = (), {name: tensor.cpu() for name, tensor in inputs.items()}
+    else:
+        args, kwargs = tuple(tensor.cpu() for tensor in inputs), {}
+    shapes = _dynamic_shapes(module, args, kwargs, batch)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except BastionError:
+        raise
+    except Exception as error:
+        raise ExportError(_explain(error)) from error
+
+
+def _dynamic_shapes(
+    module: nn.Module,
+    args: tuple[Tensor, ...],
+    kwargs: dict[str, Tensor],
+    batch: object,
+) -> dict[str, object]:
+    """Axis 0 of every input is the one batch symbol, by the name of its argument."""
+    try:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise ExportError(f"the example inputs do not fit {type(module).__name__}.forward: {error}") from error
+    axes: dict[str, object] = {}
+    for name, value in bound.arguments.items():
+        if isinstance(value, Tensor):
+            axes[name] = {0: batch}
+        elif isinstance(value, Mapping):
+            axes[name] = {key: {0: batch} for key in value}
+        else:
+            axes[name] = tuple({0: batch} for _ in value)
+    return axes
+
+
+def _check_result(program: torch.export.ExportedProgram) -> None:
+    outputs = program.graph_signature.user_outputs
+    nodes = {node.name: node for node in program.graph.nodes}
+    value = nodes[outputs[0]].meta.get("val") if len(outputs) == 1 and outputs[0] in nodes else None
+    if not isinstance(value, torch.Tensor):
+        raise ExportError(f"the module must return one tensor, its loss per sample; it returns {len(outputs)} values")
+    if value.dim() != 1 or not value.is_floating_point():
+        shape = "a single number" if value.dim() == 0 else f"{value.dim()} dimensions, {value.dtype}"
+        raise ExportError(
+            f"the module must return one floating loss per sample, of shape [batch]; it returns {shape}. "
+            "Average within a sample (mean over every axis but the first), never over the batch"
+        )
+
+
+def _explain(error: Exception) -> str:
+    text = str(error)
+    if "Constraints violated" in text or "constant" in text and "batch" in text:
+        return (
+            "the module fixes the batch size: its code only works for the batch size of the example inputs. "
+            "Use x.shape[0] or -1 instead of a number, and compare no size with the batch size.\n" + text.strip()
+        )
+    if "data-dependent" in text or "Could not guard" in text:
+        return (
+            "the module branches on values of its inputs (if, while, .item(), boolean indexing); "
+            "use torch.where instead.\n" + text.strip()
+        )
+    return f"torch.export cannot follow the module: {text.strip()}"
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A model with its loss, ready to send.
+
+    Attributes:
+        archive: The ``.pt2`` bytes.
+        input_columns: Contract column of each graph input, in order.
+    """
+
+    archive: bytes
+    input_columns: list[str]
+
+
+class ModelWithLoss(nn.Module):
+    """Model and per-sample loss as one module over the columns of a record.
+
+    Args:
+        model: The user's module.
+        loss: Its per-sample loss; None when the model itself returns one loss per sample.
+        inputs: Columns the model takes, in order.
+        label: Column the loss compares with.
+        by_name: Pass the inputs by keyword.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: PerSampleLoss | None,
+        inputs: list[str],
+        label: str | None,
+        by_name: bool,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.inputs = inputs
+        self.label = label
+        self.by_name = by_name
+
+    def forward(self, *columns: Tensor) -> Tensor:
+        """One loss per sample."""
+        names = [*self.inputs, self.label] if self.label is not None else self.inputs
+        record = dict(zip(names, columns, strict=True))
+        inputs = {name: record[name] for name in self.inputs}
+        output = self.model(**inputs) if self.by_name else self.model(*inputs.values())
+        if self.loss is None:
+            return _tensor(output)
+        return self.loss(_tensor(output), record[self.label or ""])
+
+
+def _tensor(output: object) -> Tensor:
+    """The logits of a model's output: a tensor, the first of a tuple, or ``logits`` of an object or dict."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    raise ExportError(f"the model returns {type(output).__name__}; expected a tensor, or something with logits")
+
+
+def prepare(
+    model: nn.Module,
+    loss: LossLike | None,
+    contract: DataContract,
+    inputs: Sequence[str] | None = None,
+    label: str | None = None,
+) -> PreparedModel:
+    """Joins model and loss and exports them against a contract.
+
+    Args:
+        model: Any ``nn.Module``; left as it is.
+        loss: See :func:`bastionai.losses.per_sample_loss`. None when the model takes inputs and label
+            and returns one loss per sample itself.
+        contract: Of the datasets; example inputs are made from it, never from data.
+        inputs: Columns to pass, in order. By default all but the label, by keyword where the names
+            of the columns are arguments of ``model.forward``.
+        label: Column to compare with. By default the one called label, labels, target, targets, y or
+            class, else the last one.
+
+    Raises:
+        ExportError: If the model cannot be exported.
+        LossError: If the loss has no per-sample form.
+    """
+    joined = _join(model, loss, contract, inputs, label)
+    columns = [*joined.inputs, joined.label] if joined.label is not None else joined.inputs
+    synthetic = synthetic_columns(contract, EXAMPLE_BATCH_SIZE)
+    archive = export_bytes(joined, [synthetic[name] for name in columns])
+    return PreparedModel(archive, columns)
+
+
+def _join(
+    model: nn.Module,
+    loss: LossLike | None,
+    contract: DataContract,
+    inputs: Sequence[str] | None,
+    label: str | None,
+) -> ModelWithLoss:
+    label = None if loss is None and label is None else label_column(contract, label)
+    chosen = [contract.column(name).name for name in inputs] if inputs is not None else None
+    names = chosen or [column.name for column in contract.columns if column.name != label]
+    if not names:
+        raise ExportError(f"the contract has only the label column {label!r}: the model would have no input")
+    if loss is None and label is not None:
+        names, label = [*names, label], None
+    per_sample = None if loss is None else per_sample_loss(loss)
+    if isinstance(per_sample, CrossEntropy) and label is not None:
+        per_sample = _fit_labels(per_sample, contract, label)
+    return ModelWithLoss(model, per_sample, names, label, inputs is None and _takes(model, names))
+
+
+def label_column(contract: DataContract, label: str | None = None) -> str:
+    """The column a loss compares with: the one named, else by its usual names, else the last one."""
+    if label is not None:
+        return contract.column(label).name
+    usual = [column.name for column in contract.columns if column.name.lower() in _LABEL_NAMES]
+    return usual[0] if usual else contract.columns[-1].name
+
+
+def _fit_labels(loss: CrossEntropy, contract: DataContract, label: str) -> CrossEntropy:
+    column = contract.column(label)
+    if column.torch_dtype.is_floating_point:
+        return loss
+    low, high = column.bounds()
+    may_ignore = bool(low.min() <= loss.ignore_index <= high.max())
+    if low.min() < 0 and not (may_ignore and low.min() == loss.ignore_index):
+        raise LossError(
+            f"cross_entropy: labels of column {label!r} may be as low as {low.min():g} by contract; "
+            "class indices start at 0 (an ignored label must be the loss's ignore_index)"
+        )
+    fitted = copy.deepcopy(loss)
+    fitted.may_ignore = may_ignore
+    return fitted
+
+
+def _takes(model: nn.Module, names: list[str]) -> bool:
+    """Whether the columns are keyword arguments of the model's forward."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    required = {p.name for p in parameters if p.default is p.empty and p.name in known}
+    return set(names) <= known and required <= set(names) and all(re.fullmatch(r"\w+", name) for name in names)

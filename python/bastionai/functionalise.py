@@ -1,0 +1,137 @@
+"""Exported graph → the same graph without in-place operators (rule T8).
+
+``torch.export`` keeps ``relu_`` and friends. ``run_decompositions({})`` removes them, but it also
+replaces ``dropout`` by a private operator with a mask output, and on torch 2.11 it loses the
+reduction of ``F.cross_entropy(..., reduction="none")`` on reshaped inputs. So the usual case, an
+in-place operator on a value that nothing else aliases, is rewritten here, and only what remains goes
+through PyTorch's own functionalisation.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Graph, Node
+
+from bastionai.exceptions import ExportError
+
+
+def functionalise(program: ExportedProgram) -> ExportedProgram:
+    """The program without write aliases.
+
+    Args:
+        program: As ``torch.export.export`` gives it; changed in place where that suffices.
+
+    Raises:
+        ExportError: If the module writes to its inputs, buffers or parameters.
+    """
+    _replace_local_writes(program.graph)
+    if any(_writes(node) for node in program.graph.nodes):
+        program = _decompose(program)
+        _restore_dropout(program.graph)
+    program.graph.lint()
+    program.graph_module.recompile()
+    _refuse_state(program)
+    return program
+
+
+def _writes(node: Node) -> bool:
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+
+def _replace_local_writes(graph: Graph) -> None:
+    for node in list(graph.nodes):
+        if not _writes(node):
+            continue
+        written, functional = node.args[0] if node.args else None, _functional(node.target)
+        if functional is None or not isinstance(written, Node) or not _unaliased(written, node):
+            continue
+        with graph.inserting_after(node):
+            result = graph.call_function(functional, node.args, dict(node.kwargs))
+        result.meta = dict(node.meta)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+        # Later readers of the written value see the new one.
+        order = {each: index for index, each in enumerate(graph.nodes)}
+        written.replace_all_uses_with(result, lambda user: user is not result and order[user] > order[result])
+
+
+def _functional(target: object) -> torch._ops.OpOverload | None:
+    """``aten.relu.default`` for ``aten.relu_.default``; None where there is no counterpart."""
+    assert isinstance(target, torch._ops.OpOverload)
+    namespace, name = target._schema.name.split("::")
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
+    counterpart = getattr(packet, target._overloadname, None)
+    if counterpart is None or counterpart._schema.is_mutable:
+        return None
+    names = [argument.name for argument in target._schema.arguments]
+    return counterpart if [a.name for a in counterpart._schema.arguments] == names else None
+
+
+def _unaliased(value: Node, write: Node) -> bool:
+    """Whether ``value`` is a fresh result that no view shares when it is written."""
+    if value.op != "call_function" or _may_alias(value):
+        return False
+    return not any(_may_alias(user) for user in value.users if user is not write)
+
+
+def _may_alias(node: Node) -> bool:
+    if node.op == "output":
+        return False
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return not getattr(target, "__module__", "").startswith("_operator") or target is operator.getitem
+    # `reshape`, `contiguous` and the like return a view or a copy: their schemas do not say.
+    undecided = {"reshape", "contiguous", "to", "flatten", "dropout", "feature_dropout", "expand_as", "type_as"}
+    name = target._schema.name.split("::")[1]
+    return name in undecided or any(result.alias_info is not None for result in target._schema.returns)
+
+
+def _decompose(program: ExportedProgram) -> ExportedProgram:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return program.run_decompositions({})
+    except Exception as error:
+        raise ExportError(
+            "the module changes tensors in place in a way that cannot be made functional: "
+            f"{_first_line(error)}. Use out-of-place operators (bastionai.fix does it for activations)"
+        ) from error
+
+
+def _restore_dropout(graph: Graph) -> None:
+    """``native_dropout(x, p, train)[0]`` → ``dropout(x, p, train)``."""
+    for node in list(graph.nodes):
+        if node.target is not torch.ops.aten.native_dropout.default:
+            continue
+        users = list(node.users)
+        if all(user.target is operator.getitem and user.args[1] == 0 for user in users):
+            with graph.inserting_before(node):
+                dropout = graph.call_function(torch.ops.aten.dropout.default, node.args)
+            dropout.meta = dict(users[0].meta if users else node.meta)
+            dropout.meta["stack_trace"] = node.meta.get("stack_trace", "")
+            for user in users:
+                user.replace_all_uses_with(dropout)
+                graph.erase_node(user)
+            graph.erase_node(node)
+
+
+def _refuse_state(program: ExportedProgram) -> None:
+    signature = program.graph_signature
+    written = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+    if written:
+        raise ExportError(
+            f"the module writes to {', '.join(map(str, written))} while it computes: state that samples leave "
+            "behind reaches the next sample's loss. BatchNorm and InstanceNorm do so: use bastionai.fix(model)"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
