@@ -7,10 +7,9 @@ extremes. Only element types whose range is their own (``bool`` and ``uint8``) n
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -78,6 +77,12 @@ class Column:
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
         object.__setattr__(self, "shape", tuple(int(extent) for extent in self.shape))
+        if isinstance(self.classes, int):
+            object.__setattr__(self, "classes", tuple(str(index) for index in range(self.classes)))
+        elif self.classes is not None:
+            object.__setattr__(self, "classes", tuple(str(name) for name in self.classes))
+        if self.range is not None:
+            object.__setattr__(self, "range", tuple(_public_bound(self.name, bound) for bound in self.range))
         if self.range is not None and self.classes is not None:
             raise ContractError(f"column {self.name!r}: give range= or classes=, not both")
         if self.classes is not None and self.dtype not in ("u8", "i32", "i64"):
@@ -101,11 +106,7 @@ class Column:
     @property
     def class_names(self) -> list[str] | None:
         """Names of the classes, or None for a column that is no label."""
-        if self.classes is None:
-            return None
-        if isinstance(self.classes, int):
-            return [str(index) for index in range(self.classes)]
-        return [str(name) for name in self.classes]
+        return None if self.classes is None else list(cast("tuple[str, ...]", self.classes))
 
     def bounds(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Lowest and highest value: one bound, or one per element (float64, flat)."""
@@ -128,7 +129,6 @@ class Column:
             domain = "bool"
         else:
             low, high = self.bounds()
-            _check_finite(self.name, low, high)
             domain = {"range": {"minimum": low.tolist(), "maximum": high.tolist()}}
         return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "domain": domain}
 
@@ -148,10 +148,12 @@ def _unwrap(bounds: list[float]) -> object:
     return bounds[0] if len(bounds) == 1 else tuple(bounds)
 
 
-def _check_finite(name: str, *bounds: np.ndarray[Any, Any]) -> None:
+def _public_bound(name: str, bound: object) -> float | tuple[float, ...]:
+    values = np.asarray(bound, dtype=np.float64).reshape(-1)
     # JSON has no infinity, and an unbounded column has no public range to scale by.
-    if not all(math.isfinite(bound) for each in bounds for bound in each):
+    if values.size == 0 or not np.isfinite(values).all():
         raise ContractError(f"column {name!r}: the bounds of a range must be finite numbers")
+    return float(values[0]) if values.size == 1 else tuple(map(float, values))
 
 
 @dataclass(frozen=True)

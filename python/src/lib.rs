@@ -1,1 +1,18 @@
-//! The PyO3 module `bastionai._internal`.
+//! The PyO3 module `bastionai._internal`: Python's way to client, graph and privacy. No logic of its own.
+//!
+//! [`contract`] and [`model`] check locally what is about to be sent; [`privacy`] answers what-ifs;
+//! [`session`] speaks to a server; [`errors`] is the one place where Rust errors become exceptions.
+//! Blocking calls release the GIL and look for signals, so that Ctrl-C works ([`blocking`]).
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod contract;
+mod errors;
+
+use pyo3::prelude::*;
+
+/// What `bastionai/_internal.pyi` describes.
+#[pymodule]
+mod _internal {
+    #[pymodule_export]
+    use super::contract::{canonical_contract, check_batch, contract_digest, declared_size_for};
+}

@@ -1,0 +1,348 @@
+"""The attested session with a server, and everything that starts from it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from bastionai import _internal
+from bastionai.attestation import AppraisalPolicy, Attestation
+from bastionai.contract import DataContract, default_declared_size
+from bastionai.detect import resolve_contract
+from bastionai.exceptions import ContractError, InvalidRequest, NotFound, RowError
+from bastionai.learner import RemoteLearner
+from bastionai.losses import LossLike
+from bastionai.policy import policy_document
+from bastionai.quote import Quote
+from bastionai.records import record_batches
+from bastionai.remote import RemoteDataset
+from bastionai.runs import Run
+
+#: Where ``bastionai serve`` listens by default.
+DEFAULT_PORT = 7443
+
+
+def default_identity_path() -> Path:
+    """``~/.config/bastionai/identity.pem``, or under ``$XDG_CONFIG_HOME``."""
+    root = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(root).expanduser() / "bastionai" / "identity.pem"
+
+
+class Connection:
+    """One attested TLS session with a server.
+
+    The server's evidence is verified and appraised before anything else crosses. The session is
+    never re-established behind your back: when it ends, connect (and verify) again.
+
+    Args:
+        host: Name or address, also as ``host:port``.
+        port: Where the server listens.
+        identity: Your key file; your principal is its fingerprint. By default
+            ``~/.config/bastionai/identity.pem``, made on first use.
+        policy: What the server must prove. The default has no reference values and refuses every server.
+        allow_simulated: Accept the development attester, whose evidence anyone can forge, and
+            whatever it says. For tests and demonstrations only: it protects nothing against the
+            server's operator.
+        heads: File that remembers the ledgers seen, so that a rolled back one is refused. By default
+            ``heads.json`` beside the identity.
+
+    Raises:
+        ConnectionFailed: If nobody answers, or no BastionAI server.
+        AttestationError: If the evidence does not verify or your terms do not accept it.
+        LedgerError: If the server's ledger forgot what it showed you before.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        *,
+        identity: str | os.PathLike[str] | None = None,
+        policy: AppraisalPolicy | None = None,
+        allow_simulated: bool = False,
+        heads: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.address = _address(host, port)
+        if policy is not None and allow_simulated:
+            raise InvalidRequest("give policy= or allow_simulated=True, not both")
+        path = _identity(identity)
+        memory = Path(heads) if heads is not None else path.with_name("heads.json")
+        terms = None if allow_simulated else (policy or AppraisalPolicy()).to_json()
+        self._session = _internal.Session.connect(self.address, str(path), str(memory), terms)
+        self._models: dict[bytes, str] = {}
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the session. Runs go on at the server."""
+        self._session.close()
+
+    @property
+    def principal(self) -> str:
+        """Your fingerprint: what owners name in ``may_train``."""
+        return self._session.principal
+
+    @property
+    def attestation(self) -> Attestation:
+        """What was attested, and by what rules it was accepted."""
+        return Attestation(json.loads(self._session.attestation()), self._session.attestation_text())
+
+    @property
+    def server(self) -> dict[str, Any]:
+        """What the server says about itself inside the session: version, limits, clock."""
+        document: dict[str, Any] = json.loads(self._session.server())
+        return document
+
+    def RemoteDataset(  # noqa: N802 - the predecessor's name, which users know
+        self,
+        dataset: object,
+        privacy_limit: float | str | Decimal | None = None,
+        name: str = "",
+        *,
+        delta: float | str | Decimal = 1e-5,
+        kind: str = "private",
+        contract: DataContract | None = None,
+        ranges: Mapping[str, tuple[object, object]] | None = None,
+        classes: Mapping[str, int | Sequence[str]] | None = None,
+        declared_size: int | None = None,
+        may_train: Sequence[str] | str = (),
+        recipients: Sequence[str] = (),
+        scientist_receives: bool = True,
+        expires: datetime.datetime | None = None,
+        verbose: bool = True,
+    ) -> RemoteDataset:
+        """Lends a dataset for training. Nobody, not even the operator, gets to see a row.
+
+        Every record is checked against the contract on this machine as it is sent; on any error the
+        server keeps nothing.
+
+        Args:
+            dataset: A PyTorch ``Dataset`` (map-style or iterable) of tensors, tuples or dicts, or
+                anything with ``__arrow_c_stream__`` (pyarrow, pandas, polars, …).
+            privacy_limit: Lifetime ε: what all runs together may reveal, for ever. Private only.
+            name: Unique on the server, and public.
+            delta: Lifetime δ. Runs take a tenth of it each by default.
+            kind: ``private``; ``public`` if anyone may know the rows; ``synthetic`` if they are nobody's.
+            contract: What a record looks like, with *public* value ranges. By default the dataset's
+                attribute ``bastionai_contract`` or ``contract``.
+            ranges: Instead of a contract: public range by column name.
+            classes: Instead of a contract: labels' class names (or number) by column name.
+            declared_size: Public size class, a rung of the ladder (2^k or 3·2^(k-1), from 16). By
+                default the next rung above ``len(dataset)``.
+            may_train: Principals that may train, or ``"anyone"``. You always may.
+            recipients: Principals that may receive weights, beside a run's scientist.
+            scientist_receives: Whether a run's scientist receives the weights.
+            expires: No run starts from then on.
+            verbose: Say on stderr what becomes public.
+
+        Raises:
+            ContractError: If a column has no public range; the message shows how to declare it.
+            RowError: If a record lies outside the contract, with its row.
+            AlreadyExists: If the name is taken.
+        """
+        if not name:
+            raise InvalidRequest("a dataset needs a name=, unique on the server; it is public")
+        allowed = may_train if isinstance(may_train, str) else [*may_train, self.principal]
+        policy = policy_document(
+            kind, privacy_limit, delta, allowed, recipients, scientist_receives, expires
+        )
+        declared = resolve_contract(dataset, contract, ranges, classes)
+        declared = self._sized(declared, dataset, declared_size, verbose)
+        header = {"name": name, "kind": kind, "contract": json.loads(declared.to_json()), "policy": policy}
+        upload = self._session.begin_upload(json.dumps(header))
+        try:
+            sent = 0
+            for batch in record_batches(dataset, declared):
+                sent += batch.rows
+                _check_size(sent, declared)
+                upload.push(batch.rows, batch.columns)
+            document = upload.finish()
+        except BaseException:
+            upload.abort()
+            raise
+        return RemoteDataset.parse(json.loads(document))
+
+    def _sized(
+        self, contract: DataContract, dataset: object, declared_size: int | None, verbose: bool
+    ) -> DataContract:
+        if declared_size is not None:
+            return contract.with_declared_size(declared_size)
+        if contract.declared_size is not None:
+            return contract
+        rows = _row_count(dataset)
+        if rows is None:
+            raise ContractError(
+                "the dataset does not tell its length: give declared_size=, a public upper bound on its records"
+            )
+        size = default_declared_size(rows)
+        if verbose:
+            print(
+                f"bastionai: declared_size={size} (the next size class above the dataset's length) will be public; "
+                "give declared_size= to choose a larger one",
+                file=sys.stderr,
+            )
+        return contract.with_declared_size(size)
+
+    def list_remote_datasets(self) -> list[RemoteDataset]:
+        """The datasets you may see: contract, terms, budget left. Rehearsal data comes last."""
+        documents = json.loads(self._session.list_datasets())
+        datasets = [RemoteDataset.parse(document) for document in documents]
+        return sorted(datasets, key=lambda dataset: dataset.name.startswith("rehearsal-"))
+
+    def RemoteLearner(  # noqa: N802 - the predecessor's name, which users know
+        self,
+        model: nn.Module,
+        dataset: RemoteDataset | Sequence[RemoteDataset],
+        *,
+        loss: LossLike | None,
+        optimizer: object,
+        model_name: str = "model",
+        batch_size: int | None = None,
+        max_batch_size: int | None = None,
+        max_grad_norm: float = 1.0,
+        max_loss: float | None = None,
+        loss_share: float = 0.05,
+        inputs: Sequence[str] | None = None,
+        label: str | None = None,
+    ) -> RemoteLearner:
+        """Prepares to train a module on one or several remote datasets.
+
+        Args:
+            model: Any ``nn.Module``; it is exported, never sent as code, and stays as it is.
+            dataset: One, or several with equal columns, which are pooled.
+            loss: A name (``"cross_entropy"``, ``"bce_with_logits"``, ``"mse"``, ``"l1"``, ``"huber"``, …),
+                a loss module, or a function of (output, target); None if the model itself returns one
+                loss per sample. See :mod:`bastionai.losses` for what becomes of reductions and weights.
+            optimizer: ``bastionai.SGD``, ``Adam`` or ``AdamW``, or those of ``torch.optim``.
+            model_name: Shown in lists.
+            batch_size: Expected number of records per step over all datasets; planned when absent.
+            max_batch_size: Physical cap, for memory; it changes neither result nor privacy.
+            max_grad_norm: Clip of each sample's gradient, L2.
+            max_loss: Clip of the loss that is shown while training; 0 shows none and costs nothing.
+            loss_share: Share of the privacy spent on showing it.
+            inputs: Columns to pass to the model, in order; by default all but the label.
+            label: Column to compare with; by default the one called label(s), target(s), y or class,
+                else the last.
+
+        Raises:
+            PermissionRefused: If a policy does not let you train.
+            LossError: If the loss has no per-sample form.
+            InvalidRequest: If the arguments contradict each other.
+        """
+        return RemoteLearner(
+            self,
+            model,
+            dataset,
+            loss=loss,
+            optimizer=optimizer,
+            model_name=model_name,
+            batch_size=batch_size,
+            max_batch_size=max_batch_size,
+            max_grad_norm=max_grad_norm,
+            max_loss=max_loss,
+            loss_share=loss_share,
+            inputs=inputs,
+            label=label,
+        )
+
+    def runs(self) -> list[Run]:
+        """Runs you may see, as scientist or owner, newest last."""
+        return [Run(self._session, document) for document in json.loads(self._session.list_runs())]
+
+    def run(self, run_id: str) -> Run:
+        """A run by its id, or by the beginning of it.
+
+        Raises:
+            NotFound: If there is no such run for you, or more than one.
+        """
+        found = [run for run in self.runs() if run.id.startswith(run_id)]
+        if len(found) != 1:
+            what = "no run" if not found else f"{len(found)} runs"
+            raise NotFound(f"{what} with an id starting with {run_id!r}; client.runs() lists them")
+        return found[0]
+
+    def ledger(self, subject: RemoteDataset | Run | None = None) -> list[dict[str, Any]]:
+        """The ledger's entries that concern you, after checking that the chain continues what you saw.
+
+        Args:
+            subject: Only those of this dataset or run.
+
+        Raises:
+            LedgerError: If the chain does not continue what was seen before.
+        """
+        view = json.loads(self._session.show_ledger(None if subject is None else subject.id))
+        entries: list[dict[str, Any]] = view["entries"]
+        return entries
+
+    def _upload_model(self, name: str, archive: bytes) -> str:
+        if archive not in self._models:
+            self._models[archive] = self._session.upload_model(name, archive)
+        return self._models[archive]
+
+    def _start(self, quote: Quote) -> Run:
+        return Run(self._session, json.loads(self._session.start_run(quote.run_digest)))
+
+    def __repr__(self) -> str:
+        return f"Connection({self.address!r}, principal={self.principal[:16]}…)"
+
+
+def _check_size(rows: int, contract: DataContract) -> None:
+    size = contract.declared_size or 0
+    if rows > size:
+        raise RowError(f"more records than the declared size class {size}; declare a larger one", size)
+
+
+def _row_count(dataset: object) -> int | None:
+    if hasattr(dataset, "__len__"):
+        return len(dataset)
+    rows = getattr(dataset, "num_rows", None)
+    return rows if isinstance(rows, int) else None
+
+
+def _address(host: str, port: int | None) -> str:
+    if ":" in host and not host.endswith("]"):
+        if port is not None:
+            raise InvalidRequest(f"host={host!r} names a port already; leave port= out")
+        return host
+    return f"{host}:{DEFAULT_PORT if port is None else port}"
+
+
+def _identity(identity: str | os.PathLike[str] | None) -> Path:
+    if identity is not None:
+        return Path(identity).expanduser()
+    path = default_identity_path()
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        principal = _internal.generate_identity(str(path))
+        print(f"bastionai: made your identity {path} (principal {principal}); keep the file secret", file=sys.stderr)
+    return path
+
+
+def keygen(path: str | os.PathLike[str]) -> str:
+    """Makes a new identity file, readable by you alone.
+
+    Returns:
+        Its principal.
+
+    Raises:
+        InvalidRequest: If the file exists: a principal is never overwritten.
+    """
+    return _internal.generate_identity(str(path))

@@ -1,0 +1,307 @@
+"""The scientist's side of a run: price it, rehearse it, train, fetch the model."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from bastionai.contract import DataContract, default_declared_size
+from bastionai.exceptions import BudgetExceeded, ContractError, InvalidRequest, NoiseWarning, PermissionRefused
+from bastionai.exporting import PreparedModel, label_column, prepare
+from bastionai.ledger_types import shown
+from bastionai.losses import LossLike, per_sample_loss
+from bastionai.optimizers import SGD, AdamW, as_optimizer
+from bastionai.planning import default_max_batch_size, noise_warning, plan_batch_size, plan_steps
+from bastionai.quote import Quote
+from bastionai.receipt import Receipt
+from bastionai.remote import RemoteDataset
+from bastionai.runs import Run
+from bastionai.synthetic import SyntheticDataset
+
+if TYPE_CHECKING:
+    from bastionai.connection import Connection
+
+#: Most synthetic records of a rehearsal.
+_REHEARSAL_ROWS = 2048
+
+
+class RemoteLearner:
+    """Trains a module on remote datasets, with differential privacy.
+
+    Made by :meth:`bastionai.Connection.RemoteLearner`, which documents the arguments.
+    """
+
+    def __init__(
+        self,
+        client: Connection,
+        model: nn.Module,
+        datasets: RemoteDataset | Sequence[RemoteDataset],
+        *,
+        loss: LossLike | None,
+        optimizer: object,
+        model_name: str = "model",
+        batch_size: int | None = None,
+        max_batch_size: int | None = None,
+        max_grad_norm: float = 1.0,
+        max_loss: float | None = None,
+        loss_share: float = 0.05,
+        inputs: Sequence[str] | None = None,
+        label: str | None = None,
+    ) -> None:
+        self.model = model
+        self.datasets = [datasets] if isinstance(datasets, RemoteDataset) else list(datasets)
+        self.model_name = model_name
+        self.run: Run | None = None
+        self._client = client
+        self._loss = loss
+        self._optimizer = as_optimizer(optimizer)
+        self._batch_size = batch_size
+        self._max_batch_size = max_batch_size
+        self._max_grad_norm = _positive("max_grad_norm", max_grad_norm)
+        self._loss_release = self._choose_loss_release(max_loss, loss_share, label)
+        self._inputs = inputs
+        self._label = label
+        self._prepared: PreparedModel | None = None
+        self._check_datasets()
+
+    @property
+    def declared_size(self) -> int:
+        """Declared records over all datasets."""
+        return sum(dataset.contract.declared_size or 0 for dataset in self.datasets)
+
+    def price(
+        self,
+        nb_epochs: float | None = None,
+        eps: float | None = None,
+        *,
+        steps: int | None = None,
+        delta: float | None = None,
+        noise_multiplier: float | None = None,
+    ) -> Quote:
+        """What a run would cost, without spending anything.
+
+        Args:
+            nb_epochs: Expected passes over the declared records; or give ``steps``.
+            eps: ε of this run for every dataset; or give ``noise_multiplier``.
+            steps: Optimizer steps.
+            delta: δ of this run; by default a tenth of the smallest lifetime δ.
+            noise_multiplier: Noise of the gradient, in units of ``max_grad_norm``.
+
+        Raises:
+            ModelRefused: If the server cannot prove that the model keeps samples apart.
+            InvalidRequest: If the arguments contradict each other.
+        """
+        ids = [dataset.id for dataset in self.datasets]
+        quote = self._price(ids, self.declared_size, nb_epochs, eps, steps, delta, noise_multiplier)
+        for text in filter(None, [noise_warning(quote), *quote.warnings]):
+            warnings.warn(text, NoiseWarning, stacklevel=2)
+        return quote
+
+    def rehearse(
+        self,
+        steps: int = 10,
+        eps: float = 1.0,
+        *,
+        delta: float = 1e-6,
+        batch_size: int | None = None,
+        progress: bool = True,
+    ) -> Run:
+        """Runs the same graph in the same trainer on synthetic records, at no cost.
+
+        The records are drawn at random from the contract's public domains: what they teach the model
+        means nothing, but whatever could go wrong in a run goes wrong here, for free.
+
+        Args:
+            steps: Optimizer steps.
+            eps: ε to calibrate the noise for; nobody is charged.
+            delta: δ, likewise.
+            batch_size: By default as in the real run, or planned.
+            progress: Show a progress bar.
+
+        Returns:
+            The finished run.
+
+        Raises:
+            RunFailed: If training fails; look for non-finite losses, or too large a physical batch.
+        """
+        dataset = self._rehearsal_dataset()
+        size = dataset.contract.declared_size or 0
+        chosen = batch_size or self._batch_size or plan_batch_size(size, None, steps)
+        quote = self._price([dataset.id], size, None, eps, steps, delta, None, batch_size=min(chosen, size))
+        return self._client._start(quote).wait(progress)
+
+    def fit(
+        self,
+        nb_epochs: float | None = None,
+        eps: float | None = None,
+        *,
+        steps: int | None = None,
+        delta: float | None = None,
+        noise_multiplier: float | None = None,
+        progress: bool = True,
+    ) -> Run:
+        """Trains. The arguments are those of :meth:`price`.
+
+        Ctrl-C detaches: the run goes on at the server and :class:`bastionai.Detached` tells its id.
+
+        Returns:
+            The finished run.
+
+        Raises:
+            BudgetExceeded: If a dataset's budget does not cover the run; nothing is charged.
+            PermissionRefused: If a policy does not let you train.
+            RunFailed: If it failed or was cancelled.
+            Detached: On Ctrl-C.
+        """
+        quote = self.price(nb_epochs, eps, steps=steps, delta=delta, noise_multiplier=noise_multiplier)
+        _refuse_unaffordable(quote)
+        self.run = self._client._start(quote)
+        return self.run.wait(progress)
+
+    def get_model(self) -> nn.Module:
+        """A copy of the module with the trained weights.
+
+        Raises:
+            InvalidRequest: If nothing was trained yet.
+        """
+        return self._last_run().get_model(self.model)
+
+    @property
+    def receipt(self) -> Receipt:
+        """The signed receipt of the last run.
+
+        Raises:
+            InvalidRequest: If nothing was trained yet.
+        """
+        return self._last_run().receipt
+
+    def prepare(self) -> PreparedModel:
+        """The archive that is sent, and which columns feed it. Made once."""
+        if self._prepared is None:
+            contract = self.datasets[0].contract
+            self._prepared = prepare(self.model, self._loss, contract, self._inputs, self._label)
+        return self._prepared
+
+    def _last_run(self) -> Run:
+        if self.run is None:
+            raise InvalidRequest("nothing was trained yet: call fit() first, or client.run(id) for an earlier run")
+        return self.run
+
+    def _price(
+        self,
+        dataset_ids: list[str],
+        declared_size: int,
+        nb_epochs: float | None,
+        eps: float | None,
+        steps: int | None,
+        delta: float | None,
+        noise_multiplier: float | None,
+        batch_size: int | None = None,
+    ) -> Quote:
+        if (eps is None) == (noise_multiplier is None):
+            raise InvalidRequest("give either eps= or noise_multiplier=")
+        batch_size = batch_size or self._batch_size or plan_batch_size(declared_size, nb_epochs, steps)
+        prepared = self.prepare()
+        spec = {
+            "model_id": self._client._upload_model(self.model_name, prepared.archive),
+            "dataset_ids": dataset_ids,
+            "input_columns": prepared.input_columns,
+            "model_name": self.model_name,
+            "batch_size": batch_size,
+            "max_batch_size": self._max_batch_size or default_max_batch_size(batch_size),
+            "steps": plan_steps(declared_size, batch_size, nb_epochs, steps),
+            "max_grad_norm": self._max_grad_norm,
+            "privacy": _privacy(eps, noise_multiplier),
+            "target_delta": None if delta is None else _positive("delta", delta),
+            "loss_release": self._loss_release,
+            "optimizer": _optimizer_document(self._optimizer),
+        }
+        return Quote.parse(json.loads(self._client._session.price(json.dumps(spec))))
+
+    def _rehearsal_dataset(self) -> RemoteDataset:
+        """A synthetic dataset under the datasets' contract; one per contract, used again and again."""
+        contract = self.datasets[0].contract
+        contract = contract.with_declared_size(default_declared_size(self.declared_size))
+        name = f"rehearsal-{self._client.principal[:12]}-{contract.digest()[:16]}"
+        for dataset in self._client.list_remote_datasets():
+            if dataset.name == name and dataset.owner == self._client.principal and dataset.kind == "synthetic":
+                return dataset
+        rows = SyntheticDataset(contract, min(_REHEARSAL_ROWS, contract.declared_size or 0))
+        return self._client.RemoteDataset(rows, name=name, kind="synthetic", contract=contract, verbose=False)
+
+    def _choose_loss_release(
+        self, max_loss: float | None, share: float, label: str | None
+    ) -> dict[str, float] | None:
+        if max_loss is None:
+            max_loss = self._suggested_max_loss(label)
+        if max_loss == 0:
+            return None
+        if not 0.0 < share < 1.0:
+            raise InvalidRequest(f"loss_share={share}: expected a share of the privacy between 0 and 1")
+        return {"max_loss": _positive("max_loss", max_loss), "share": share}
+
+    def _suggested_max_loss(self, label: str | None) -> float:
+        if self._loss is None or not self.datasets:
+            return 1.0
+        contract = self.datasets[0].contract
+        names = contract.column(label_column(contract, label)).class_names
+        return per_sample_loss(self._loss).suggested_max_loss(None if names is None else len(names))
+
+    def _check_datasets(self) -> None:
+        if not self.datasets:
+            raise InvalidRequest("give at least one dataset, e.g. client.list_remote_datasets()[0]")
+        if len({dataset.id for dataset in self.datasets}) != len(self.datasets):
+            raise InvalidRequest("the same dataset is given twice; each counts once")
+        for dataset in self.datasets:
+            _check_same_columns(self.datasets[0].contract, dataset)
+            if not dataset.trainable:
+                raise PermissionRefused(
+                    f"the policy of {dataset.name!r} does not let you train; its owner {dataset.owner[:16]}… "
+                    f"would have to allow your principal {self._client.principal}"
+                )
+
+
+def _check_same_columns(contract: DataContract, dataset: RemoteDataset) -> None:
+    if tuple(contract.columns) != tuple(dataset.contract.columns):
+        raise ContractError(
+            f"{dataset.name!r} has another contract than the first dataset; a run needs equal columns, dtypes, "
+            f"shapes and public domains:\n{contract!r}\n{dataset.contract!r}"
+        )
+
+
+def _refuse_unaffordable(quote: Quote) -> None:
+    short = [charge for charge in quote.charges if not charge.affordable]
+    if short:
+        lines = [
+            f"{c.dataset_name}: needs ε={shown(c.cost.epsilon)}, δ={shown(c.cost.delta)}; "
+            f"left ε={shown(c.budget_before.remaining.epsilon)}, δ={shown(c.budget_before.remaining.delta)}"
+            for c in short
+            if c.budget_before is not None
+        ]
+        raise BudgetExceeded("the budget does not cover this run; nothing was charged. " + "; ".join(lines))
+
+
+def _privacy(eps: float | None, noise_multiplier: float | None) -> dict[str, float]:
+    if eps is not None:
+        return {"target_epsilon": _positive("eps", eps)}
+    return {"noise_multiplier": _positive("noise_multiplier", noise_multiplier or 0.0)}
+
+
+def _positive(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise InvalidRequest(f"{name}={value}: expected a positive number")
+    return float(value)
+
+
+def _optimizer_document(optimizer: SGD | AdamW) -> dict[str, Any]:
+    if isinstance(optimizer, SGD):
+        return {"sgd": asdict(optimizer)}
+    beta1, beta2 = optimizer.betas
+    parts = {"lr": optimizer.lr, "beta1": beta1, "beta2": beta2, "eps": optimizer.eps}
+    return {"adam_w": {**parts, "weight_decay": optimizer.weight_decay}}

@@ -1,0 +1,66 @@
+"""A dataset at the server: its contract, its terms, what is left of its budget. Never a row."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from bastionai.contract import DataContract, describe
+from bastionai.display import html_table
+from bastionai.ledger_types import Budget, shown
+
+
+@dataclass(frozen=True)
+class RemoteDataset:
+    """What everyone may know about a dataset.
+
+    Attributes:
+        id: Set by the server.
+        name: Unique on the server.
+        kind: ``private``, ``public`` or ``synthetic``.
+        owner: Principal of who uploaded it.
+        contract: What a record looks like.
+        policy: The owner's terms, as the server keeps them.
+        budget: At the time of listing; None unless private.
+        trainable: Whether its policy lets you train on it.
+    """
+
+    id: str
+    name: str
+    kind: str
+    owner: str
+    contract: DataContract
+    policy: dict[str, Any]
+    budget: Budget | None
+    trainable: bool
+
+    @classmethod
+    def parse(cls, document: dict[str, Any]) -> RemoteDataset:
+        """From the server's answer."""
+        return cls(
+            document["id"],
+            document["name"],
+            document["kind"],
+            document["owner"],
+            DataContract.from_json(json.dumps(document["contract"])),
+            document["policy"],
+            Budget.parse(document["budget"]),
+            document["trainable_by_caller"],
+        )
+
+    def __repr__(self) -> str:
+        lines = [f"RemoteDataset({self.name!r}, {self.kind}, size class {self.contract.declared_size})"]
+        lines += [f"  {key}: {value}" for key, value in self._facts()]
+        return "\n".join(lines + [f"  {describe(column)}" for column in self.contract.columns])
+
+    def _facts(self) -> list[tuple[str, str]]:
+        facts = [("owner", f"{self.owner[:16]}…"), ("you may train", "yes" if self.trainable else "no")]
+        if self.budget is not None:
+            left, whole = self.budget.remaining, self.budget.lifetime
+            facts.append(("budget left", f"ε {shown(left.epsilon)} of {shown(whole.epsilon)}, δ {shown(left.delta)}"))
+        return facts
+
+    def _repr_html_(self) -> str:
+        rows = [*self._facts(), *(tuple(describe(c).split(": ", 1)) for c in self.contract.columns)]
+        return html_table(f"{self.name} · {self.kind} · size class {self.contract.declared_size}", (), rows)

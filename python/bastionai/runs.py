@@ -1,0 +1,195 @@
+"""Runs: watch one, find it again, fetch what it made."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from bastionai.display import html_table
+from bastionai.exceptions import Detached, InvalidRequest, RunFailed
+from bastionai.ledger_types import Charge, shown
+from bastionai.progress import ProgressDisplay
+from bastionai.receipt import Receipt
+
+if TYPE_CHECKING:
+    from bastionai import _internal
+
+FINAL_STATES = ("succeeded", "failed", "cancelled")
+_TORCH_DTYPES = {
+    "u8": torch.uint8,
+    "i32": torch.int32,
+    "i64": torch.int64,
+    "f32": torch.float32,
+    "f64": torch.float64,
+    "bool": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Progress that was released.
+
+    Attributes:
+        step: Steps completed.
+        noisy_loss: Mean clipped training loss with noise, which was paid for; None if none is released.
+    """
+
+    step: int
+    noisy_loss: float | None
+
+
+class Run:
+    """A training run at the server. It needs no client to go on.
+
+    Attributes:
+        id: Find it again with ``client.run(id)``.
+        state: ``queued``, ``running``, ``succeeded``, ``failed`` or ``cancelled``, as last seen.
+        model_name: Given by the scientist.
+        steps: Steps planned.
+        released_step: Last step whose progress is durable and released.
+        dataset_names: What it trains on.
+        charges: What it costs each dataset.
+    """
+
+    def __init__(self, session: _internal.Session, document: dict[str, Any]) -> None:
+        self._session = session
+        self._fetched: _internal.FetchedRun | None = None
+        self._read(document)
+
+    def _read(self, document: dict[str, Any]) -> None:
+        self.id: str = document["id"]
+        self.state: str = document["state"]
+        self.model_name: str = document["model_name"]
+        self.scientist: str = document["scientist"]
+        self.run_digest: str = document["run_digest"]
+        self.steps: int = document["steps"]
+        self.released_step: int = document["released_step"]
+        self.dataset_ids: list[str] = document["dataset_ids"]
+        self.dataset_names: list[str] = document["dataset_names"]
+        self.charges = [Charge.parse(charge) for charge in document["charges"]]
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will happen, as last seen."""
+        return self.state in FINAL_STATES
+
+    def refresh(self) -> Run:
+        """Asks the server for the run's state."""
+        for document in json.loads(self._session.list_runs()):
+            if document["id"] == self.id:
+                self._read(document)
+        return self
+
+    def watch(self, from_step: int = 0) -> Iterator[Progress]:
+        """Progress released after ``from_step``, then live, until the run ends.
+
+        Leaving the loop detaches; the run goes on.
+        """
+        stream = self._session.watch_run(self.id, from_step)
+        while (message := stream.next()) is not None:
+            document = json.loads(message)
+            self._read(document["run"])
+            yield Progress(document["step"], document["noisy_loss"])
+
+    def wait(self, progress: bool = True) -> Run:
+        """Watches until the run ends, with a progress bar.
+
+        Args:
+            progress: Show it.
+
+        Returns:
+            The run, succeeded.
+
+        Raises:
+            Detached: On Ctrl-C; the run goes on.
+            RunFailed: If it failed or was cancelled.
+        """
+        display = ProgressDisplay(self.model_name or "run", self.steps, progress)
+        try:
+            with display:
+                for each in self.watch():
+                    display.update(each.step, each.noisy_loss)
+        except KeyboardInterrupt:
+            raise Detached(
+                f"detached: run {self.id} goes on at the server. Find it again with client.run({self.id!r}) "
+                "or client.runs(); .wait() watches it, .cancel() stops it",
+                self.id,
+            ) from None
+        return self._succeeded()
+
+    def _succeeded(self) -> Run:
+        if not self.finished:
+            self.refresh()
+        if self.state == "succeeded":
+            return self
+        charged = ", ".join(f"{c.dataset_name}: ε={shown(c.cost.epsilon)}" for c in self.charges)
+        raise RunFailed(
+            f"run {self.id} {'was cancelled' if self.state == 'cancelled' else self.state} at step "
+            f"{self.released_step} of {self.steps}; charged: {charged or 'nothing'}. The cause stays in the server's "
+            "log, because it could tell about the data. Its receipt: client.run(id).receipt",
+            self.id,
+        )
+
+    def cancel(self) -> Run:
+        """Stops the run. What was started stays charged; its weights are destroyed."""
+        self._read(json.loads(self._session.cancel_run(self.id)))
+        return self
+
+    def _fetch(self) -> _internal.FetchedRun:
+        if self._fetched is None:
+            self._fetched = self._session.fetch_run(self.id, self.run_digest)
+        return self._fetched
+
+    @property
+    def receipt(self) -> Receipt:
+        """The signed receipt; its signature and the weights' digest are checked."""
+        return Receipt(self._fetch().receipt)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The trained tensors by name, ties under each of their names."""
+        tensors = {}
+        for names, dtype, shape, data in self._fetch().weights:
+            tensor = torch.frombuffer(bytearray(data), dtype=_TORCH_DTYPES[dtype]).reshape(shape)
+            tensors.update({_user_name(name): tensor for name in names})
+        return tensors
+
+    def get_model(self, model: nn.Module) -> nn.Module:
+        """A copy of the module with the trained weights. Buffers and frozen parameters are the module's.
+
+        Raises:
+            InvalidRequest: If the module has not the parameters that were trained.
+        """
+        weights = self.state_dict()
+        trained = copy.deepcopy(model)
+        own = dict(trained.named_parameters(remove_duplicate=False))
+        for name, tensor in weights.items():
+            if name not in own or own[name].shape != tensor.shape:
+                raise InvalidRequest(f"the run trained {name!r} of shape {tuple(tensor.shape)}; this module has none")
+            with torch.no_grad():
+                own[name].copy_(tensor)
+        return trained
+
+    def _facts(self) -> list[tuple[str, str]]:
+        facts = [
+            ("state", f"{self.state}, step {self.released_step} of {self.steps}"),
+            ("model", self.model_name),
+            ("datasets", ", ".join(self.dataset_names)),
+        ]
+        return facts + [(f"cost for {c.dataset_name}", str(c.cost)) for c in self.charges]
+
+    def __repr__(self) -> str:
+        return f"Run({self.id!r}, {self.state}, step {self.released_step} of {self.steps})"
+
+    def _repr_html_(self) -> str:
+        return html_table(f"Run {self.id}", (), self._facts())
+
+
+def _user_name(name: str) -> str:
+    """The user's module is called ``model`` inside what was exported (``exporting.ModelWithLoss``)."""
+    return name.removeprefix("model.")
