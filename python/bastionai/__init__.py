@@ -1,0 +1,85 @@
+"""Train PyTorch models on data that nobody may see.
+
+An owner lends a dataset under a public contract and a privacy limit; a scientist trains an ordinary
+``nn.Module`` on it. The server runs in a trusted execution environment that clients verify before
+anything is sent, clips and noises every gradient, and keeps an account of what was revealed.
+
+Start at :class:`Connection`.
+"""
+
+from bastionai.attestation import AppraisalPolicy, Attestation
+from bastionai.connection import Connection, keygen
+from bastionai.contract import Column, DataContract
+from bastionai.exceptions import (
+    AlreadyExists,
+    AttestationError,
+    BastionError,
+    BudgetExceeded,
+    ConnectionFailed,
+    ContractError,
+    Detached,
+    ExportError,
+    InvalidRequest,
+    LedgerError,
+    LossError,
+    ModelRefused,
+    NoiseWarning,
+    NotFound,
+    PermissionRefused,
+    ReceiptError,
+    Refusal,
+    RowError,
+    RunFailed,
+    ServerBusy,
+    ServerFailure,
+)
+from bastionai.exporting import export
+from bastionai.fixing import fix
+from bastionai.learner import RemoteLearner
+from bastionai.optimizers import SGD, Adam, AdamW
+from bastionai.quote import Quote
+from bastionai.receipt import Receipt
+from bastionai.remote import RemoteDataset
+from bastionai.runs import Run
+from bastionai.synthetic import SyntheticDataset
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "AlreadyExists",
+    "AppraisalPolicy",
+    "Attestation",
+    "AttestationError",
+    "BastionError",
+    "BudgetExceeded",
+    "Column",
+    "Connection",
+    "ConnectionFailed",
+    "ContractError",
+    "DataContract",
+    "Detached",
+    "ExportError",
+    "InvalidRequest",
+    "LedgerError",
+    "LossError",
+    "ModelRefused",
+    "NoiseWarning",
+    "NotFound",
+    "PermissionRefused",
+    "Quote",
+    "Receipt",
+    "ReceiptError",
+    "Refusal",
+    "RemoteDataset",
+    "RemoteLearner",
+    "RowError",
+    "Run",
+    "RunFailed",
+    "ServerBusy",
+    "ServerFailure",
+    "SyntheticDataset",
+    "export",
+    "fix",
+    "keygen",
+]

@@ -14,17 +14,15 @@ from typing import Any
 
 from torch import nn
 
-from bastionai import _internal
+from bastionai import _internal, learner, remote
 from bastionai.attestation import AppraisalPolicy, Attestation
 from bastionai.contract import DataContract, default_declared_size
 from bastionai.detect import resolve_contract
 from bastionai.exceptions import ContractError, InvalidRequest, NotFound, RowError
-from bastionai.learner import RemoteLearner
 from bastionai.losses import LossLike
 from bastionai.policy import policy_document
 from bastionai.quote import Quote
 from bastionai.records import record_batches
-from bastionai.remote import RemoteDataset
 from bastionai.runs import Run
 
 #: Where ``bastionai serve`` listens by default.
@@ -111,7 +109,7 @@ class Connection:
         document: dict[str, Any] = json.loads(self._session.server())
         return document
 
-    def RemoteDataset(  # noqa: N802 - the predecessor's name, which users know
+    def RemoteDataset(
         self,
         dataset: object,
         privacy_limit: float | str | Decimal | None = None,
@@ -128,7 +126,7 @@ class Connection:
         scientist_receives: bool = True,
         expires: datetime.datetime | None = None,
         verbose: bool = True,
-    ) -> RemoteDataset:
+    ) -> remote.RemoteDataset:
         """Lends a dataset for training. Nobody, not even the operator, gets to see a row.
 
         Every record is checked against the contract on this machine as it is sent; on any error the
@@ -161,9 +159,7 @@ class Connection:
         if not name:
             raise InvalidRequest("a dataset needs a name=, unique on the server; it is public")
         allowed = may_train if isinstance(may_train, str) else [*may_train, self.principal]
-        policy = policy_document(
-            kind, privacy_limit, delta, allowed, recipients, scientist_receives, expires
-        )
+        policy = policy_document(kind, privacy_limit, delta, allowed, recipients, scientist_receives, expires)
         declared = resolve_contract(dataset, contract, ranges, classes)
         declared = self._sized(declared, dataset, declared_size, verbose)
         header = {"name": name, "kind": kind, "contract": json.loads(declared.to_json()), "policy": policy}
@@ -178,11 +174,9 @@ class Connection:
         except BaseException:
             upload.abort()
             raise
-        return RemoteDataset.parse(json.loads(document))
+        return remote.RemoteDataset.parse(json.loads(document))
 
-    def _sized(
-        self, contract: DataContract, dataset: object, declared_size: int | None, verbose: bool
-    ) -> DataContract:
+    def _sized(self, contract: DataContract, dataset: object, declared_size: int | None, verbose: bool) -> DataContract:
         if declared_size is not None:
             return contract.with_declared_size(declared_size)
         if contract.declared_size is not None:
@@ -201,16 +195,16 @@ class Connection:
             )
         return contract.with_declared_size(size)
 
-    def list_remote_datasets(self) -> list[RemoteDataset]:
+    def list_remote_datasets(self) -> list[remote.RemoteDataset]:
         """The datasets you may see: contract, terms, budget left. Rehearsal data comes last."""
         documents = json.loads(self._session.list_datasets())
-        datasets = [RemoteDataset.parse(document) for document in documents]
+        datasets = [remote.RemoteDataset.parse(document) for document in documents]
         return sorted(datasets, key=lambda dataset: dataset.name.startswith("rehearsal-"))
 
-    def RemoteLearner(  # noqa: N802 - the predecessor's name, which users know
+    def RemoteLearner(
         self,
         model: nn.Module,
-        dataset: RemoteDataset | Sequence[RemoteDataset],
+        dataset: remote.RemoteDataset | Sequence[remote.RemoteDataset],
         *,
         loss: LossLike | None,
         optimizer: object,
@@ -222,7 +216,7 @@ class Connection:
         loss_share: float = 0.05,
         inputs: Sequence[str] | None = None,
         label: str | None = None,
-    ) -> RemoteLearner:
+    ) -> learner.RemoteLearner:
         """Prepares to train a module on one or several remote datasets.
 
         Args:
@@ -247,7 +241,7 @@ class Connection:
             LossError: If the loss has no per-sample form.
             InvalidRequest: If the arguments contradict each other.
         """
-        return RemoteLearner(
+        return learner.RemoteLearner(
             self,
             model,
             dataset,
@@ -279,7 +273,7 @@ class Connection:
             raise NotFound(f"{what} with an id starting with {run_id!r}; client.runs() lists them")
         return found[0]
 
-    def ledger(self, subject: RemoteDataset | Run | None = None) -> list[dict[str, Any]]:
+    def ledger(self, subject: remote.RemoteDataset | Run | None = None) -> list[dict[str, Any]]:
         """The ledger's entries that concern you, after checking that the chain continues what you saw.
 
         Args:

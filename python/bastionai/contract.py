@@ -17,7 +17,7 @@ import torch
 from bastionai import _internal
 from bastionai.exceptions import ContractError
 
-_NAMES = {
+_NAMES: dict[str, tuple[torch.dtype, np.dtype[Any]]] = {
     "u8": (torch.uint8, np.dtype("uint8")),
     "i32": (torch.int32, np.dtype("int32")),
     "i64": (torch.int64, np.dtype("int64")),
@@ -40,17 +40,21 @@ def dtype_name(dtype: object) -> str:
         ContractError: If records cannot hold that type.
     """
     for name, (torch_dtype, numpy_dtype) in _NAMES.items():
-        if dtype is torch_dtype or dtype == name or dtype == numpy_dtype.name:
-            return name
-        if not isinstance(dtype, (str, torch.dtype)) and _is_numpy(dtype, numpy_dtype):
+        # Strings are compared here only: to NumPy, "u8" is eight bytes wide.
+        if isinstance(dtype, str):
+            if dtype in (name, str(numpy_dtype)):
+                return name
+        elif dtype is torch_dtype or _is_numpy(dtype, numpy_dtype):
             return name
     supported = ", ".join(str(t).removeprefix("torch.") for t, _ in _NAMES.values())
     raise ContractError(f"dtype {dtype!r} cannot be stored; use one of {supported}")
 
 
 def _is_numpy(dtype: object, expected: np.dtype[Any]) -> bool:
+    if isinstance(dtype, torch.dtype):
+        return False
     try:
-        return np.dtype(dtype) == expected  # type: ignore[call-overload, no-any-return]
+        return bool(np.dtype(cast(Any, dtype)) == expected)
     except TypeError:
         return False
 
@@ -101,7 +105,8 @@ class Column:
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
         """The element type as it is stored: little-endian."""
-        return _NAMES[str(self.dtype)][1].newbyteorder("<")
+        dtype: np.dtype[Any] = _NAMES[str(self.dtype)][1].newbyteorder("<")
+        return dtype
 
     @property
     def class_names(self) -> list[str] | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import io
+import logging
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,10 +65,22 @@ def export_bytes(module: nn.Module, example_inputs: Sequence[Tensor] | Mapping[s
     # Example inputs would travel as a pickle; nobody needs them.
     program._example_inputs = None
     archive = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         torch.export.save(program, archive)
     return archive.getvalue()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch's own warnings and log lines say nothing that our errors do not."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def _check_examples(tensors: list[Tensor]) -> None:
@@ -95,8 +109,7 @@ def _trace(module: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, Tensor])
         args, kwargs = tuple(tensor.cpu() for tensor in inputs), {}
     shapes = _dynamic_shapes(module, args, kwargs, batch)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     except BastionError:
         raise
@@ -142,7 +155,7 @@ def _check_result(program: torch.export.ExportedProgram) -> None:
 
 def _explain(error: Exception) -> str:
     text = str(error)
-    if "Constraints violated" in text or "constant" in text and "batch" in text:
+    if "Constraints violated" in text or ("constant" in text and "batch" in text):
         return (
             "the module fixes the batch size: its code only works for the batch size of the example inputs. "
             "Use x.shape[0] or -1 instead of a number, and compare no size with the batch size.\n" + text.strip()
@@ -199,10 +212,11 @@ class ModelWithLoss(nn.Module):
         names = [*self.inputs, self.label] if self.label is not None else self.inputs
         record = dict(zip(names, columns, strict=True))
         inputs = {name: record[name] for name in self.inputs}
-        output = self.model(**inputs) if self.by_name else self.model(*inputs.values())
+        output = _tensor(self.model(**inputs) if self.by_name else self.model(*inputs.values()))
         if self.loss is None:
-            return _tensor(output)
-        return self.loss(_tensor(output), record[self.label or ""])
+            return output
+        losses: Tensor = self.loss(output, record[self.label or ""])
+        return losses
 
 
 def _tensor(output: object) -> Tensor:

@@ -6,7 +6,7 @@ import copy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -67,10 +67,11 @@ class FrozenBatchNorm(nn.Module):
 
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
         super().__init__()
-        if norm.running_mean is None or norm.running_var is None:
+        if not norm.track_running_stats:
             raise ExportError("a BatchNorm without running statistics cannot be frozen; use batch_norm='group'")
-        self.register_buffer("running_mean", norm.running_mean.detach().clone())
-        self.register_buffer("running_scale", torch.rsqrt(norm.running_var.detach() + norm.eps))
+        mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        self.register_buffer("running_mean", mean.detach().clone())
+        self.register_buffer("running_scale", torch.rsqrt(variance.detach() + norm.eps))
         self.weight = norm.weight
         self.bias = norm.bias
 
@@ -88,7 +89,7 @@ class FrozenBatchNorm(nn.Module):
 
 def fix(
     model: nn.Module,
-    batch_norm: Literal["group", "freeze"] = "group",
+    batch_norm: str = "group",
     verbose: bool = True,
 ) -> nn.Module:
     """A copy of the model in which every sample is processed by itself.
@@ -155,7 +156,7 @@ def _fixed(name: str, module: nn.Module, batch_norm: str, changes: list[Change])
         module.running_mean = module.running_var = module.num_batches_tracked = None
         changes.append(Change(name, _short(module), "no running statistics", "they remember private samples"))
     if getattr(module, "inplace", False) is True:
-        module.inplace = False
+        vars(module)["inplace"] = False
         changes.append(Change(name, f"{_short(module)} in place", "out of place", "the graph must be functional"))
     return module
 

@@ -28,9 +28,11 @@ def functionalise(program: ExportedProgram) -> ExportedProgram:
     Raises:
         ExportError: If the module writes to its inputs, buffers or parameters.
     """
+    _drop_metadata_asserts(program.graph)
     _replace_local_writes(program.graph)
     if any(_writes(node) for node in program.graph.nodes):
         program = _decompose(program)
+        _drop_metadata_asserts(program.graph)
         _restore_dropout(program.graph)
     program.graph.lint()
     program.graph_module.recompile()
@@ -41,6 +43,13 @@ def functionalise(program: ExportedProgram) -> ExportedProgram:
 def _writes(node: Node) -> bool:
     target = node.target
     return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+
+def _drop_metadata_asserts(graph: Graph) -> None:
+    """Asserts about dtypes compute nothing, and the server infers every dtype itself (rule T4)."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
 
 
 def _replace_local_writes(graph: Graph) -> None:
@@ -56,8 +65,9 @@ def _replace_local_writes(graph: Graph) -> None:
         node.replace_all_uses_with(result)
         graph.erase_node(node)
         # Later readers of the written value see the new one.
-        order = {each: index for index, each in enumerate(graph.nodes)}
-        written.replace_all_uses_with(result, lambda user: user is not result and order[user] > order[result])
+        nodes = list(graph.nodes)
+        later = set(nodes[nodes.index(result) + 1 :])
+        written.replace_all_uses_with(result, later.__contains__)
 
 
 def _functional(target: object) -> torch._ops.OpOverload | None:
@@ -97,7 +107,8 @@ def _decompose(program: ExportedProgram) -> ExportedProgram:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return program.run_decompositions({})
+            functional: ExportedProgram = program.run_decompositions({})
+            return functional
     except Exception as error:
         raise ExportError(
             "the module changes tensors in place in a way that cannot be made functional: "

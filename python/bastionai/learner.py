@@ -235,9 +235,7 @@ class RemoteLearner:
         rows = SyntheticDataset(contract, min(_REHEARSAL_ROWS, contract.declared_size or 0))
         return self._client.RemoteDataset(rows, name=name, kind="synthetic", contract=contract, verbose=False)
 
-    def _choose_loss_release(
-        self, max_loss: float | None, share: float, label: str | None
-    ) -> dict[str, float] | None:
+    def _choose_loss_release(self, max_loss: float | None, share: float, label: str | None) -> dict[str, float] | None:
         if max_loss is None:
             max_loss = self._suggested_max_loss(label)
         if max_loss == 0:

@@ -88,11 +88,11 @@ class CrossEntropy(PerSampleLoss):
                 'for one logit per sample use loss="bce_with_logits"'
             )
         # Classes last: [batch, positions..., classes].
-        log_p = output.movedim(1, -1) if output.dim() > 2 else output
+        log_p = _classes_last(output)
         if not self.log_probabilities:
             log_p = torch.log_softmax(log_p, dim=-1)
         if target.is_floating_point():
-            soft = self._soft(log_p, target.movedim(1, -1) if target.dim() > 2 else target)
+            soft = self._soft(log_p, _classes_last(target))
             return _within(soft, self.total)
         if target.dim() == output.dim() and target.shape[1] == 1:
             target = target.squeeze(1)
@@ -113,7 +113,7 @@ class CrossEntropy(PerSampleLoss):
     def _hard(self, log_p: Tensor, target: Tensor) -> Tensor:
         ignored = target == self.ignore_index if self.may_ignore else None
         index = target if ignored is None else torch.where(ignored, torch.zeros_like(target), target)
-        index = index.to(torch.int64).unsqueeze(-1)
+        index = (index if index.dtype == torch.int64 else index.to(torch.int64)).unsqueeze(-1)
         weighted = log_p if self.weight is None else log_p * self.weight
         losses = -weighted.gather(-1, index).squeeze(-1)
         if self.label_smoothing > 0.0:
@@ -256,7 +256,7 @@ def per_sample_loss(loss: LossLike) -> PerSampleLoss:
         return loss
     if isinstance(loss, str):
         return _named(loss)
-    if isinstance(loss, type) and issubclass(loss, nn.Module):
+    if isinstance(loss, type):
         return per_sample_loss(loss())
     if isinstance(loss, nn.Module):
         return _module(loss)
@@ -321,7 +321,7 @@ def _generic_module(loss: nn.Module) -> PerSampleLoss:
     if reduction is None:
         return Unreduced(loss, type(loss).__name__)
     unreduced = copy.deepcopy(loss)
-    unreduced.reduction = "none"
+    vars(unreduced)["reduction"] = "none"
     # `batchmean` (KLDivLoss) sums what belongs to a sample and divides by the batch size.
     return Unreduced(unreduced, type(loss).__name__, total=reduction in ("sum", "batchmean"))
 
@@ -351,7 +351,12 @@ def _aligned(output: Tensor, target: Tensor, name: str) -> tuple[Tensor, Tensor]
         target = target.squeeze(-1)
     if output.dim() != target.dim() or output.shape[1:] != target.shape[1:]:
         raise LossError(f"{name}: the model gives {_shape(output)}, the targets are {_shape(target)}; make them equal")
-    return output, target.to(output.dtype)
+    return output, target if target.dtype == output.dtype else target.to(output.dtype)
+
+
+def _classes_last(tensor: Tensor) -> Tensor:
+    """``[batch, classes, positions...]`` → ``[batch, positions..., classes]``."""
+    return tensor if tensor.dim() == 2 else tensor.permute(0, *range(2, tensor.dim()), 1)
 
 
 def _within(losses: Tensor, total: bool) -> Tensor:

@@ -90,7 +90,8 @@ def as_optimizer(optimizer: object) -> SGD | AdamW:
     if isinstance(optimizer, torch.optim.Optimizer):
         return _from_torch(type(optimizer), _one_group(optimizer))
     if isinstance(optimizer, functools.partial):
-        kind, options = optimizer.func, dict(optimizer.keywords)
+        kind: object = optimizer.func
+        options = dict(optimizer.keywords)
     else:
         kind, options = optimizer, {}
     if isinstance(kind, type) and issubclass(kind, (SGD, AdamW)):

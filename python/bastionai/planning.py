@@ -30,7 +30,7 @@ def plan_batch_size(declared_size: int, nb_epochs: float | None, steps: int | No
         most = min(most, int(nb_epochs * declared_size / _MIN_STEPS))
     elif steps is None:
         raise InvalidRequest("give nb_epochs= or steps=")
-    power = 2 ** int(math.log2(max(16, most)))
+    power = 1 << (max(16, most).bit_length() - 1)
     return min(power, declared_size)
 
 

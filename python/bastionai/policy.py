@@ -79,7 +79,7 @@ def principal(text: Principal) -> Principal:
     lowered = str(text).strip().lower()
     if len(lowered) != 64 or any(digit not in "0123456789abcdef" for digit in lowered):
         raise InvalidRequest(
-            f"{text!r} is no principal: expected the 64 hex digits that Connection.principal and `bastionai keygen` show"
+            f"{text!r} is no principal: expected 64 hex digits, as Connection.principal and `bastionai keygen` show"
         )
     return lowered
 

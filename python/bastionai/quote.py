@@ -95,5 +95,5 @@ class Quote:
 def _charge_text(charge: Charge) -> str:
     if charge.budget_before is None:
         return "no budget needed"
-    left = f"{shown(charge.budget_before.remaining.epsilon)} left"
-    return f"ε {shown(charge.cost.epsilon)}, δ {shown(charge.cost.delta)} ({left if charge.affordable else 'only ' + left})"
+    left = f"{'' if charge.affordable else 'only '}{shown(charge.budget_before.remaining.epsilon)} left"
+    return f"ε {shown(charge.cost.epsilon)}, δ {shown(charge.cost.delta)} ({left})"

@@ -182,7 +182,9 @@ def _from_python(value: object, column: Column, row: int) -> np.ndarray[Any, Any
             raise RowError(f"{where}: a float for a column declared {column.torch_dtype}", row, column.name)
         typed = np.asarray(value, dtype=column.numpy_dtype)
     except (ValueError, OverflowError) as error:
-        raise RowError(f"{where}: does not fit {column.torch_dtype} of shape {column.shape}", row, column.name) from error
+        raise RowError(
+            f"{where}: does not fit {column.torch_dtype} of shape {column.shape}", row, column.name
+        ) from error
     if column.dtype == "bool" and array.dtype.kind != "b" and not np.isin(array, (0, 1)).all():
         raise RowError(f"{where}: a bool column takes True, False, 0 or 1", row, column.name)
     return cast(typed, column, typed.shape, row)

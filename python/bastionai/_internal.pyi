@@ -1,0 +1,74 @@
+"""The Rust side: client, graph and privacy. Answers of a session are JSON texts."""
+
+def canonical_contract(json: str) -> str:
+    """The canonical JSON of a contract. Raises ContractError."""
+
+def contract_digest(json: str) -> str:
+    """SHA-256 of the canonical JSON, in hex. Raises ContractError."""
+
+def declared_size_for(rows: int) -> int:
+    """The smallest rung of the size ladder that holds so many records. Raises ContractError."""
+
+def check_batch(json: str, first_row: int, rows: int, columns: list[bytes]) -> None:
+    """Checks records against a contract. Raises RowError, counting from ``first_row``."""
+
+def check_archive(archive: bytes, contract_json: str | None, input_columns: list[str]) -> str:
+    """Proves that a ``.pt2`` archive keeps samples apart, as the server does.
+
+    Without a contract the input shapes come from the archive itself. Returns the typed graph in
+    words. Raises ModelRefused with every refusal.
+    """
+
+def epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
+    """ε of Poisson-sampled Gaussian steps, by the PLD accountant. Raises InvalidRequest."""
+
+def noise_multiplier(target_epsilon: float, target_delta: float, sample_rate: float, steps: int) -> float:
+    """The smallest noise that meets the target; never overshoots. Raises InvalidRequest."""
+
+def generate_identity(path: str) -> str:
+    """Makes a key file and returns its principal. Raises InvalidRequest if the file exists."""
+
+def verify_receipt(envelope: bytes, ledger_key: str) -> None:
+    """Checks a receipt offline. Raises ReceiptError."""
+
+class Session:
+    """A session with an appraised server. Every call releases the GIL and hears Ctrl-C."""
+
+    @staticmethod
+    def connect(address: str, identity_path: str, heads_path: str, policy_json: str | None) -> Session: ...
+    @property
+    def principal(self) -> str: ...
+    def close(self) -> None: ...
+    def attestation(self) -> str: ...
+    def attestation_text(self) -> str: ...
+    def server(self) -> str: ...
+    def list_datasets(self) -> str: ...
+    def begin_upload(self, dataset_json: str) -> Upload: ...
+    def upload_model(self, name: str, archive: bytes) -> str: ...
+    def price(self, spec_json: str) -> str: ...
+    def start_run(self, run_digest: str) -> str: ...
+    def watch_run(self, run_id: str, from_step: int) -> Watch: ...
+    def list_runs(self) -> str: ...
+    def cancel_run(self, run_id: str) -> str: ...
+    def fetch_run(self, run_id: str, run_digest: str) -> FetchedRun: ...
+    def show_ledger(self, subject: str | None) -> str: ...
+
+class Upload:
+    """An upload in progress; aborted or dropped before ``finish``, the server keeps nothing."""
+
+    def push(self, rows: int, columns: list[bytes]) -> None: ...
+    def finish(self) -> str: ...
+    def abort(self) -> None: ...
+
+class Watch:
+    """Progress of a run; dropping it detaches."""
+
+    def next(self) -> str | None: ...
+
+class FetchedRun:
+    """A run's checked receipt and weights: (names, dtype, shape, little-endian bytes)."""
+
+    @property
+    def receipt(self) -> bytes: ...
+    @property
+    def weights(self) -> list[tuple[list[str], str, list[int], bytes]]: ...
