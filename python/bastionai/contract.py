@@ -81,6 +81,8 @@ class Column:
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
         object.__setattr__(self, "shape", tuple(int(extent) for extent in self.shape))
+        if self.dtype == "u8" and self.range is None and self.classes is None:
+            object.__setattr__(self, "range", (0.0, 255.0))
         if isinstance(self.classes, int):
             object.__setattr__(self, "classes", tuple(str(index) for index in range(self.classes)))
         elif self.classes is not None:
@@ -91,7 +93,7 @@ class Column:
             raise ContractError(f"column {self.name!r}: give range= or classes=, not both")
         if self.classes is not None and self.dtype not in ("u8", "i32", "i64"):
             raise ContractError(f"column {self.name!r}: classes= is for integer columns, this one is {self.dtype}")
-        if self.range is None and self.classes is None and self.dtype not in ("bool", "u8"):
+        if self.range is None and self.classes is None and self.dtype != "bool":
             raise ContractError(
                 f"column {self.name!r} ({self.torch_dtype}) has no public range; declare "
                 f"range=(lowest, highest) from what is publicly known, or classes=[...] for labels"
@@ -119,9 +121,7 @@ class Column:
             return np.zeros(1), np.full(1, float(len(self.class_names) - 1))
         if self.dtype == "bool":
             return np.zeros(1), np.ones(1)
-        if self.range is None:
-            return np.zeros(1), np.full(1, 255.0)
-        low, high = (np.asarray(bound, dtype=np.float64).reshape(-1) for bound in self.range)
+        low, high = (np.asarray(bound, dtype=np.float64).reshape(-1) for bound in self.range or (0.0, 0.0))
         return low, high
 
     def to_dict(self) -> dict[str, Any]:

@@ -72,6 +72,7 @@ class FrozenBatchNorm(nn.Module):
         mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
         self.register_buffer("running_mean", mean.detach().clone())
         self.register_buffer("running_scale", torch.rsqrt(variance.detach() + norm.eps))
+        self.affine = norm.affine
         self.weight = norm.weight
         self.bias = norm.bias
 
@@ -82,7 +83,7 @@ class FrozenBatchNorm(nn.Module):
             return values if input.dim() == 2 else values.view(-1, *([1] * (input.dim() - 2)))
 
         output = (input - channel(self.running_mean)) * channel(self.running_scale)
-        if self.weight is None:
+        if not self.affine:
             return output
         return output * channel(self.weight) + channel(self.bias)
 
@@ -141,7 +142,10 @@ def unfixed(model: nn.Module) -> list[str]:
 def _rebuild(module: nn.Module, name: str, replacement: Callable[[str, nn.Module], nn.Module]) -> nn.Module:
     result = replacement(name, module)
     if result is module:
-        for child_name, child in list(module.named_children()):
+        # Not named_children(), which names a shared module once only.
+        for child_name, child in list(module._modules.items()):
+            if child is None:
+                continue
             setattr(module, child_name, _rebuild(child, f"{name}.{child_name}".lstrip("."), replacement))
     return result
 
