@@ -59,6 +59,7 @@ class Refusal:
         node: Name of the node in the exported graph.
         operator: The operator, e.g. ``aten.mean.dim``.
         source: ``file:line`` of the Python code it came from, when known.
+        rule: The rule of docs/design.md that is not met, e.g. ``T7``; None for a plain mistake.
         reason: Why it is refused.
         remedy: What to use instead.
     """
@@ -66,6 +67,7 @@ class Refusal:
     node: str
     operator: str
     source: str | None
+    rule: str | None
     reason: str
     remedy: str
 

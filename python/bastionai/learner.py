@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from bastionai import _internal
 from bastionai.contract import DataContract, default_declared_size
 from bastionai.exceptions import BudgetExceeded, ContractError, InvalidRequest, NoiseWarning, PermissionRefused
 from bastionai.exporting import PreparedModel, label_column, prepare
@@ -182,10 +183,17 @@ class RemoteLearner:
         return self._last_run().receipt
 
     def prepare(self) -> PreparedModel:
-        """The archive that is sent, and which columns feed it. Made once."""
+        """The archive that is sent, and which columns feed it. Made once, and checked as the server does.
+
+        Raises:
+            ModelRefused: With every place where samples could mix.
+        """
         if self._prepared is None:
             contract = self.datasets[0].contract
-            self._prepared = prepare(self.model, self._loss, contract, self._inputs, self._label)
+            prepared = prepare(self.model, self._loss, contract, self._inputs, self._label)
+            # The server's own check, run here first: a refusal then costs no upload.
+            _internal.check_archive(prepared.archive, contract.to_json(), prepared.input_columns)
+            self._prepared = prepared
         return self._prepared
 
     def _last_run(self) -> Run:

@@ -21,8 +21,13 @@ pub(crate) fn contract_digest(py: Python<'_>, json: &str) -> PyResult<String> {
 /// The smallest rung of the size ladder that holds `rows` records.
 #[pyfunction]
 pub(crate) fn declared_size_for(py: Python<'_>, rows: u64) -> PyResult<u64> {
-    contract::declared_size_for(rows)
-        .ok_or_else(|| exception(py, "ContractError", "a dataset holds at most 2^31 records; split it"))
+    contract::declared_size_for(rows).ok_or_else(|| {
+        exception(
+            py,
+            "ContractError",
+            "a dataset holds at most 2^31 records; split it",
+        )
+    })
 }
 
 /// Checks a batch of records; `first_row` is its place in the dataset, for the message.
@@ -42,7 +47,12 @@ pub(crate) fn check_batch(
     result.map_err(|error| {
         let row = error.row.map(|row| first_row + row);
         let place = row.map(|row| format!("row {row}, ")).unwrap_or_default();
-        row_error(py, format!("{place}column {:?}: {}", error.column, error.reason), row, &error.column)
+        row_error(
+            py,
+            format!("{place}column {:?}: {}", error.column, error.reason),
+            row,
+            &error.column,
+        )
     })
 }
 

@@ -16,7 +16,9 @@ pub(crate) fn row_error(py: Python<'_>, message: String, row: Option<u64>, colum
 
 /// A `ModelRefused` with its refusals, as `graph::Refusals` serialises them.
 pub(crate) fn model_refused(py: Python<'_>, message: &str, refusals: &serde_json::Value) -> PyErr {
-    raise(py, "ModelRefused", |class| class.call1((message, refusal_list(py, refusals)?)))
+    raise(py, "ModelRefused", |class| {
+        class.call1((message, refusal_list(py, refusals)?))
+    })
 }
 
 /// The one place where a client's error becomes an exception.
@@ -24,9 +26,13 @@ pub(crate) fn client_error(py: Python<'_>, error: &ClientError) -> PyErr {
     let class = match error {
         ClientError::RowRefused { row, column, .. } => return row_error(py, error.to_string(), *row, column),
         ClientError::GraphRefused { message, refusals } => return model_refused(py, message, refusals),
-        ClientError::Address { .. } | ClientError::Invalid(_) | ClientError::QuoteExpired(_) => "InvalidRequest",
+        ClientError::Address { .. } | ClientError::Invalid(_) | ClientError::QuoteExpired(_) => {
+            "InvalidRequest"
+        }
         ClientError::Identity(_) | ClientError::File { .. } | ClientError::Setup(_) => "InvalidRequest",
-        ClientError::Unreachable { .. } | ClientError::Tls { .. } | ClientError::SessionEnded => "ConnectionFailed",
+        ClientError::Unreachable { .. } | ClientError::Tls { .. } | ClientError::SessionEnded => {
+            "ConnectionFailed"
+        }
         ClientError::TimedOut { .. } | ClientError::Interrupted => "ConnectionFailed",
         ClientError::EvidenceRefused(_) | ClientError::ClaimsRefused(_) => "AttestationError",
         ClientError::AppraisalRefused(_) => "AttestationError",
@@ -56,6 +62,7 @@ fn refusal_list<'py>(py: Python<'py>, refusals: &serde_json::Value) -> PyResult<
             required("node"),
             required("operator"),
             text("source"),
+            text("rule"),
             required("reason"),
             required("remedy"),
         ))?)?;
@@ -75,5 +82,8 @@ fn raise<'py>(
 }
 
 fn class_of<'py>(py: Python<'py>, class: &str) -> PyResult<Bound<'py, PyType>> {
-    Ok(py.import("bastionai.exceptions")?.getattr(class)?.cast_into::<PyType>()?)
+    Ok(py
+        .import("bastionai.exceptions")?
+        .getattr(class)?
+        .cast_into::<PyType>()?)
 }

@@ -1,6 +1,6 @@
 //! The PyO3 module `bastionai._internal`: Python's way to client, graph and privacy. No logic of its own.
 //!
-//! [`contract`] checks locally what is about to be sent; [`session`] speaks to a server, under a
+//! [`contract`] and [`model`] check locally what is about to be sent; [`session`] speaks to a server, under a
 //! [`policy`]; [`receipt`] checks what came back; [`errors`] is the one place where Rust errors become
 //! exceptions. Blocking calls release the GIL and look for signals, so that Ctrl-C works ([`blocking`]).
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -8,6 +8,7 @@
 mod blocking;
 mod contract;
 mod errors;
+mod model;
 mod policy;
 mod receipt;
 mod session;
@@ -19,6 +20,8 @@ use pyo3::prelude::*;
 mod _internal {
     #[pymodule_export]
     use super::contract::{canonical_contract, check_batch, contract_digest, declared_size_for};
+    #[pymodule_export]
+    use super::model::check_archive;
     #[pymodule_export]
     use super::receipt::verify_receipt;
     #[pymodule_export]

@@ -4,8 +4,8 @@ use crate::blocking::wait;
 use crate::errors::{client_error, exception};
 use crate::policy::appraisal_policy;
 use bastionai_client::{
-    AppraisedPeer, ClientError, ConnectOptions, DataContract, DatasetId, DatasetKind, DatasetUpload, Digest32, HeadMemory,
-    Identity, NewDataset, Policy, RecordBatch, RunId, RunSpec, RunWatch, connect,
+    AppraisedPeer, ClientError, ConnectOptions, DataContract, DatasetId, DatasetKind, DatasetUpload,
+    Digest32, HeadMemory, Identity, NewDataset, Policy, RecordBatch, RunId, RunSpec, RunWatch, connect,
 };
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -42,11 +42,19 @@ impl Session {
             .enable_all()
             .build()
             .map_err(|error| exception(py, "ConnectionFailed", error))?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_millis() as u64);
         let peer = wait(py, &runtime, async {
-            connect(address, &identity, &ConnectOptions::default()).await?.appraise(&policy, now, &heads).await
+            connect(address, &identity, &ConnectOptions::default())
+                .await?
+                .appraise(&policy, now, &heads)
+                .await
         })?;
-        Ok(Self { peer, runtime: Arc::new(runtime) })
+        Ok(Self {
+            peer,
+            runtime: Arc::new(runtime),
+        })
     }
 
     fn close(&self) {
@@ -84,12 +92,20 @@ impl Session {
             policy: header.policy,
         };
         let upload = wait(py, &self.runtime, self.peer.begin_upload(&dataset))?;
-        Ok(Upload { upload: Some(upload), runtime: self.runtime.clone() })
+        Ok(Upload {
+            upload: Some(upload),
+            runtime: self.runtime.clone(),
+        })
     }
 
     fn upload_model(&self, py: Python<'_>, name: &str, archive: &[u8]) -> PyResult<String> {
         let mut silent = |_| {};
-        Ok(wait(py, &self.runtime, self.peer.upload_model(name, archive, &mut silent))?.to_string())
+        Ok(wait(
+            py,
+            &self.runtime,
+            self.peer.upload_model(name, archive, &mut silent),
+        )?
+        .to_string())
     }
 
     fn price(&self, py: Python<'_>, spec_json: &str) -> PyResult<String> {
@@ -105,7 +121,10 @@ impl Session {
     fn watch_run(&self, py: Python<'_>, run_id: &str, from_step: u64) -> PyResult<Watch> {
         let run: RunId = parse(py, run_id)?;
         let watch = wait(py, &self.runtime, self.peer.watch_run(run, from_step))?;
-        Ok(Watch { watch: Some(watch), runtime: self.runtime.clone() })
+        Ok(Watch {
+            watch: Some(watch),
+            runtime: self.runtime.clone(),
+        })
     }
 
     fn list_runs(&self, py: Python<'_>) -> PyResult<String> {
@@ -125,14 +144,30 @@ impl Session {
             if fetched.receipt.run.run_digest == digest {
                 return Ok(fetched);
             }
-            let what = format!("it covers run digest {}, the run has {digest}", fetched.receipt.run.run_digest);
-            Err(ClientError::ReceiptRefused { run: run.to_string(), what })
+            let what = format!(
+                "it covers run digest {}, the run has {digest}",
+                fetched.receipt.run.run_digest
+            );
+            Err(ClientError::ReceiptRefused {
+                run: run.to_string(),
+                what,
+            })
         })?;
         let weights = fetched.weights.into_iter().map(|tensor| {
-            let dtype = serde_json::to_value(tensor.dtype).ok().and_then(|v| v.as_str().map(str::to_owned));
-            (tensor.names, dtype.unwrap_or_default(), tensor.shape, PyBytes::new(py, &tensor.bytes).unbind())
+            let dtype = serde_json::to_value(tensor.dtype)
+                .ok()
+                .and_then(|v| v.as_str().map(str::to_owned));
+            (
+                tensor.names,
+                dtype.unwrap_or_default(),
+                tensor.shape,
+                PyBytes::new(py, &tensor.bytes).unbind(),
+            )
         });
-        Ok(FetchedRun { receipt: PyBytes::new(py, &fetched.receipt_dsse_json).unbind(), weights: weights.collect() })
+        Ok(FetchedRun {
+            receipt: PyBytes::new(py, &fetched.receipt_dsse_json).unbind(),
+            weights: weights.collect(),
+        })
     }
 
     #[pyo3(signature = (subject))]
@@ -161,12 +196,16 @@ pub(crate) struct Upload {
 #[pymethods]
 impl Upload {
     fn push(&mut self, py: Python<'_>, rows: u64, columns: Vec<Vec<u8>>) -> PyResult<()> {
-        let Some(upload) = self.upload.as_mut() else { return Err(over(py)) };
+        let Some(upload) = self.upload.as_mut() else {
+            return Err(over(py));
+        };
         wait(py, &self.runtime, upload.push(RecordBatch { rows, columns }))
     }
 
     fn finish(&mut self, py: Python<'_>) -> PyResult<String> {
-        let Some(upload) = self.upload.take() else { return Err(over(py)) };
+        let Some(upload) = self.upload.take() else {
+            return Err(over(py));
+        };
         to_json(py, &wait(py, &self.runtime, upload.finish())?)
     }
 
@@ -188,7 +227,9 @@ pub(crate) struct Watch {
 impl Watch {
     /// The next message, or None after the last one.
     fn next(&mut self, py: Python<'_>) -> PyResult<Option<String>> {
-        let Some(watch) = self.watch.as_mut() else { return Ok(None) };
+        let Some(watch) = self.watch.as_mut() else {
+            return Ok(None);
+        };
         match wait(py, &self.runtime, watch.next())? {
             Some(progress) => to_json(py, &progress).map(Some),
             None => {
@@ -225,7 +266,8 @@ impl FetchedRun {
 #[pyfunction]
 pub(crate) fn generate_identity(py: Python<'_>, path: &str) -> PyResult<String> {
     let made = Identity::generate().and_then(|identity| identity.save(path).map(|()| identity.principal()));
-    made.map(|principal| principal.to_string()).map_err(|error| client_error(py, &error.into()))
+    made.map(|principal| principal.to_string())
+        .map_err(|error| client_error(py, &error.into()))
 }
 
 fn over(py: Python<'_>) -> PyErr {
@@ -244,5 +286,6 @@ fn parse<T: std::str::FromStr>(py: Python<'_>, text: &str) -> PyResult<T>
 where
     T::Err: std::fmt::Display,
 {
-    text.parse().map_err(|error: T::Err| exception(py, "InvalidRequest", error))
+    text.parse()
+        .map_err(|error: T::Err| exception(py, "InvalidRequest", error))
 }
