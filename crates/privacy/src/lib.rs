@@ -1,11 +1,13 @@
 //! Differential privacy as pure maths: events, accountants, calibration, noise and sampling. No I/O.
 //!
 //! In call order: [`event`] (what a mechanism is) → [`joint`] and [`truncation`] (what the trainer's
-//! mechanism adds to the textbook one) → accountants (what it costs) → calibration (how much noise a
-//! price needs) → [`sampling`] and [`noise`] (what the trainer draws).
+//! mechanism adds to the textbook one) → [`accountant`] (what it costs) → [`calibrate`] (how much noise
+//! a price needs) → [`sampling`] and [`noise`] (what the trainer draws).
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod accountant;
+pub mod calibrate;
 pub mod event;
 pub mod joint;
 pub mod noise;

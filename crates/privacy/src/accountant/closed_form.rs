@@ -1,0 +1,118 @@
+//! Exact hockey-stick curves: the plain Gaussian and one step of the Poisson-sampled Gaussian.
+//!
+//! Each δ is rounded up by a bound on its own arithmetic.
+
+use super::AccountingError;
+use super::mechanism::Step;
+use super::step::loss_to_position;
+use crate::tails::{normal_upper_tail, scaled_normal_upper_tail};
+
+/// N(0, σ²) against N(1, σ²) (Balle and Wang 2018, Theorem 8); any count of them is one of these.
+pub(super) struct Gaussian {
+    noise_multiplier: f64,
+}
+
+impl Gaussian {
+    pub(super) fn new(noise_multiplier: f64) -> Self {
+        Self { noise_multiplier }
+    }
+
+    /// Q(a) − e^ε·Q(b) with a = εσ − 1/(2σ), b = εσ + 1/(2σ), and e^ε·φ(b) = φ(a), so that nothing
+    /// overflows however large ε.
+    pub(super) fn delta(&self, epsilon: f64) -> f64 {
+        let sigma = self.noise_multiplier;
+        let (a, b) = (epsilon * sigma - 0.5 / sigma, epsilon * sigma + 0.5 / sigma);
+        let density = libm::exp(-0.5 * a * a);
+        let gain = if a > 0.0 {
+            density * scaled_normal_upper_tail(a)
+        } else {
+            normal_upper_tail(a)
+        };
+        let loss = density * scaled_normal_upper_tail(b);
+        // The tails are good to 1e-14 beside the rounding of their arguments, which x² amplifies.
+        let relative = 1e-14 + 4.0 * f64::EPSILON * (a * a + b * b).min(1e6);
+        (gain - loss).max(0.0) + relative * gain
+    }
+}
+
+/// One Poisson-sampled Gaussian release: the mixture (1−q)·N(0, σ²) + q·N(1, σ²) against N(0, σ²).
+pub(super) struct SampledGaussian {
+    step: Step,
+}
+
+impl SampledGaussian {
+    pub(super) fn new(step: Step) -> Self {
+        Self { step }
+    }
+
+    /// The worse of removing and adding a unit.
+    pub(super) fn delta(&self, epsilon: f64) -> f64 {
+        self.remove(epsilon).max(self.add(epsilon))
+    }
+
+    /// Mixture against plain: mass of the mixture above the x where the loss is ε.
+    fn remove(&self, epsilon: f64) -> f64 {
+        let Step {
+            sampling_probability: q,
+            noise_multiplier: sigma,
+        } = self.step;
+        let x = loss_to_position(self.step, epsilon);
+        let (plain, shifted) = (normal_upper_tail(x / sigma), normal_upper_tail((x - 1.0) / sigma));
+        // (1−q)·plain + q·shifted − e^ε·plain, arranged so that small q and ε cancel nothing.
+        let (gain, cost) = (q * (shifted - plain), libm::expm1(epsilon) * plain);
+        (gain - cost).max(0.0) + rounding(x / sigma) * (q * shifted + cost.min(q * shifted))
+    }
+
+    /// Plain against mixture: mass of the plain normal below the x where the loss is −ε.
+    fn add(&self, epsilon: f64) -> f64 {
+        let Step {
+            sampling_probability: q,
+            noise_multiplier: sigma,
+        } = self.step;
+        let x = loss_to_position(self.step, -epsilon);
+        if x == f64::NEG_INFINITY {
+            return 0.0;
+        }
+        let (plain, shifted) = (
+            normal_upper_tail(-x / sigma),
+            normal_upper_tail((1.0 - x) / sigma),
+        );
+        let mixture = (1.0 - q) * plain + q * shifted;
+        let (gain, cost) = (q * (plain - shifted), libm::expm1(epsilon) * mixture);
+        (gain - cost).max(0.0) + rounding(x / sigma) * (q * plain + cost.min(q * plain))
+    }
+}
+
+/// Relative error of a normal tail at z: the tail's own and that of its argument, amplified by z².
+fn rounding(z: f64) -> f64 {
+    f64::EPSILON * (16.0 + 4.0 * (z * z).min(1e6))
+}
+
+/// The smallest ε ≥ 0 with curve(ε) ≤ δ, rounded up; `curve` falls.
+pub(super) fn solve(curve: impl Fn(f64) -> f64, delta: f64) -> Result<f64, AccountingError> {
+    if curve(0.0) <= delta {
+        return Ok(0.0);
+    }
+    let mut high = 1.0;
+    while curve(high) > delta {
+        high *= 2.0;
+        if high > MAX_EPSILON {
+            return Err(AccountingError::OutOfRange);
+        }
+    }
+    let mut low = if high > 1.0 { high / 2.0 } else { 0.0 };
+    while high - low > 1e-13 * high + 1e-300 {
+        let middle = low + (high - low) / 2.0;
+        if curve(middle) <= delta {
+            high = middle;
+        } else {
+            low = middle;
+        }
+    }
+    // NaN compares false above, so `high` was reached by comparisons that held.
+    Ok(high * ROUND_UP + 1e-12)
+}
+
+const MAX_EPSILON: f64 = 1e15;
+/// With the 1e-12 added: ten digits beyond any use, and above other people's rounding.
+const ROUND_UP: f64 = 1.0 + 1e-12;
