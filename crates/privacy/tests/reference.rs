@@ -102,11 +102,11 @@ fn heterogeneous() -> Vec<(String, DpEvent, f64, f64)> {
     let mut cases = Vec::new();
     for line in include_str!("data/hetero_reference.csv").lines().skip(1) {
         let (head, tail) = line.split_once(",\"").unwrap();
-        let (spec, tail) = tail.split_once("\",").unwrap();
+        let (spec, tail) = tail.split_once("]\",").unwrap();
         if spec.contains("laplace") {
             continue;
         }
-        let spec: serde_json::Value = serde_json::from_str(&spec.replace("\"\"", "\"")).unwrap();
+        let spec: serde_json::Value = serde_json::from_str(&(spec.replace("\"\"", "\"") + "]")).unwrap();
         let events = spec.as_array().unwrap().iter().map(component).collect();
         let cells: Vec<f64> = tail.split(',').map(|cell| cell.parse().unwrap()).collect();
         cases.push((

@@ -52,13 +52,22 @@ impl Moments<'_> {
             .sum()
     }
 
+    /// Where losses are bounded and ε lies above them all, the best order is infinite; at this one a grid
+    /// step already counts e^½.
+    fn largest_order(&self) -> f64 {
+        self.parts
+            .iter()
+            .map(|(losses, _)| 0.5 / losses.spacing)
+            .fold(f64::INFINITY, f64::min)
+    }
+
     /// An order λ > 0 near the one with the smallest Chernoff bound on ε(δ):
     /// δ(ε) ≤ e^{K(λ) − λε}·λ^λ/(1+λ)^{1+λ}. `guess` is where to start looking.
     ///
     /// Any order gives a true bound, so a search that ends beside the optimum is harmless.
     pub(super) fn order_for_delta(&self, ln_delta: f64, guess: f64) -> f64 {
         let bound = |order: f64| (self.at(order) - ln_delta + ln_peak(order)) / order;
-        minimise(bound, guess)
+        minimise(bound, guess, self.largest_order())
     }
 
     /// An order near the one with the smallest Chernoff bound on δ(ε).
@@ -66,19 +75,20 @@ impl Moments<'_> {
         minimise(
             |order: f64| self.at(order) - order * epsilon + ln_peak(order),
             guess,
+            self.largest_order(),
         )
     }
 
     /// A width W with P[S > low + W] ≤ e^{c − λW}, from P[S > s] ≤ e^{K(μ) − μs} at the best μ > λ.
     pub(super) fn width_above(&self, order: f64, low: f64, ln_cut: f64) -> f64 {
         let width = |excess: f64| (self.at(order + excess) - (order + excess) * low - ln_cut) / excess;
-        width(minimise(width, order)).max(0.0)
+        width(minimise(width, order, self.largest_order())).max(0.0)
     }
 
     /// A sum that is undercut with probability at most e^`ln_cut`.
     pub(super) fn lower_quantile(&self, ln_cut: f64, guess: f64) -> f64 {
         let negative = |order: f64| (self.at(-order) - ln_cut) / order;
-        -negative(minimise(negative, guess))
+        -negative(minimise(negative, guess, self.largest_order()))
     }
 }
 
@@ -88,13 +98,13 @@ pub(super) fn ln_peak(order: f64) -> f64 {
 }
 
 /// A positive minimum of a function with one valley: walks down from `start` over a logarithmic scale in
-/// steps that double, then narrows.
-fn minimise(function: impl Fn(f64) -> f64, start: f64) -> f64 {
+/// steps that double, then narrows. Looks no further than `largest`.
+fn minimise(function: impl Fn(f64) -> f64, start: f64, largest: f64) -> f64 {
     let value = |x: f64| {
-        let y = function(libm::exp(x));
+        let y = function(libm::exp(x).min(largest));
         if y.is_nan() { f64::INFINITY } else { y }
     };
-    let (mut middle, mut step) = (libm::log(start), 0.5);
+    let (mut middle, mut step) = (libm::log(start.min(largest)), 0.5);
     let mut best = value(middle);
     let (right, left) = (value(middle + step), value(middle - step));
     let direction = if right < left { 1.0 } else { -1.0 };
@@ -111,7 +121,7 @@ fn minimise(function: impl Fn(f64) -> f64, start: f64) -> f64 {
         ahead = value(middle + direction * step);
     }
     let end = middle + direction * step;
-    libm::exp(narrow(value, behind.min(end), behind.max(end), (middle, best)))
+    libm::exp(narrow(value, behind.min(end), behind.max(end), (middle, best))).min(largest)
 }
 
 /// Golden-section search, to a few hundredths: what is minimised is flat at its minimum.

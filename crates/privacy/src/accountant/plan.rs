@@ -52,20 +52,33 @@ pub(super) fn compose_for_epsilon(
     mechanism: &Mechanism,
     epsilon: f64,
 ) -> Result<Vec<Bound>, AccountingError> {
-    let bound = |direction| {
-        let coarse = Plan::new(mechanism, direction, SMALLEST_DELTA, COARSE_BINS)?;
-        let chernoff = coarse.chernoff_for_epsilon(epsilon);
-        let delta = chernoff.delta(epsilon) * CHERNOFF_EXCESS;
-        if delta.is_nan() || delta <= SMALLEST_DELTA {
-            return Ok(Bound::Chernoff(chernoff));
-        }
-        let plan = Plan::new(mechanism, direction, delta, FINE_BINS)?;
-        Ok(Bound::Composition(plan.compose_at(epsilon, delta)?))
-    };
     [Direction::Remove, Direction::Add]
         .into_iter()
-        .map(bound)
+        .map(|direction| bound_at(mechanism, direction, epsilon))
         .collect()
+}
+
+/// How much to cut off depends on δ, which is what is sought: starting from its Chernoff bound, coarse
+/// compositions lower it until they agree with themselves.
+fn bound_at(mechanism: &Mechanism, direction: Direction, epsilon: f64) -> Result<Bound, AccountingError> {
+    let mut delta = 1e-3;
+    for _ in 0..MAX_MOVES {
+        let coarse = Plan::new(mechanism, direction, delta, COARSE_BINS)?;
+        let chernoff = coarse.chernoff_for_epsilon(epsilon);
+        let mut found = chernoff.delta(epsilon);
+        if found > SMALLEST_DELTA {
+            found = coarse.compose_at(epsilon, delta)?.delta(epsilon).min(found);
+        } else {
+            return Ok(Bound::Chernoff(chernoff));
+        }
+        if found > 0.5 * delta {
+            break;
+        }
+        delta = found;
+    }
+    Ok(Bound::Composition(
+        Plan::new(mechanism, direction, delta, FINE_BINS)?.compose_at(epsilon, delta)?,
+    ))
 }
 
 /// One direction of a mechanism and the grid it is put on.
@@ -328,10 +341,8 @@ const CUT_SHARE: f64 = 1e-5;
 const PRECISION: f64 = 1e-3;
 /// Part of the window below the ε it is made for.
 const MARGIN: f64 = 0.25;
-/// Below this a Chernoff bound is all that is computed of δ.
+/// Below this δ is only bounded roughly.
 const SMALLEST_DELTA: f64 = 1e-30;
-/// Roughly δ over its Chernoff bound.
-const CHERNOFF_EXCESS: f64 = 0.05;
 /// 16 MiB a vector; past it the grid is coarsened.
 const MAX_BINS: usize = 1 << 21;
 const MAX_REGRIDS: usize = 8;
