@@ -6,10 +6,11 @@ use crate::executor::{self, Randomness};
 use crate::ffi;
 use crate::gradients::{self, Norms, TapValues};
 use crate::grid::Grid;
+use crate::guards;
 use crate::precision::{Precision, precision};
 use crate::program::{Program, kind};
 use crate::taps::{Method, ParameterPlan, Plan, Role, TapKind};
-use bastionai_graph::typed::TypedGraph;
+use bastionai_graph::typed::{TypedGraph, ValueId};
 use bastionai_privacy::sensitivity::{ClipRule, charged_sensitivity};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
@@ -241,6 +242,14 @@ impl Engine {
             .parameters
             .iter()
             .map(|each| gradients::instantiate(each, &self.plan, &gradients.taps, 0, self.program.batch_size))
+            .collect()
+    }
+
+    /// Values that are guarded before the node of this name runs (rule G4).
+    pub fn guards(&self, node: &str) -> Vec<ValueId> {
+        let calls = self.program.calls.iter().filter(|call| call.name == node);
+        calls
+            .flat_map(|call| guards::guarded_values(call, &self.program.expected))
             .collect()
     }
 

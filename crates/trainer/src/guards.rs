@@ -4,6 +4,7 @@
 use crate::error::Result;
 use crate::operators::Guard;
 use crate::program::{BatchAxis, Call, Expected, Prepared};
+use bastionai_graph::typed::ValueId;
 use tch::{Kind, Tensor};
 
 /// Which records of the batch count: present, and in range wherever the graph indexes by them.
@@ -68,6 +69,17 @@ pub(crate) fn replacements(
         });
     }
     Ok(out)
+}
+
+/// The per-sample values that [`replacements`] looks at.
+pub(crate) fn guarded_values(call: &Call, expected: &[Expected]) -> Vec<ValueId> {
+    let per_sample =
+        |site: &Site| expected[site.value].batch.is_some() && is_integer(expected[site.value].kind);
+    sites(call, expected)
+        .iter()
+        .filter(|site| per_sample(site))
+        .map(|site| ValueId(site.value as u32))
+        .collect()
 }
 
 /// A tensor that stands in for an argument, or for an element of a list argument.

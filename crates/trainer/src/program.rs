@@ -321,6 +321,10 @@ fn prepare(named: &NamedArgument, batch_size: i64) -> Result<Prepared> {
             Prepared::OptionalValues(list.iter().map(|item| item.map(index)).collect())
         }
         Argument::Int(value) => Prepared::Int(*value),
+        // `arange(B)`: the one place where the batch size stands for a number.
+        Argument::Sizes(sizes) if named.name == "end" && sizes.len() == 1 => {
+            Prepared::Int(resolve(sizes[0], batch_size)?)
+        }
         Argument::Sizes(sizes) => Prepared::Ints(
             sizes
                 .iter()

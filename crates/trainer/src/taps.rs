@@ -3,7 +3,9 @@
 
 use crate::error::{EngineError, Result};
 use crate::program::{BatchAxis, Expected, Program, index};
-use bastionai_graph::typed::{Origin, ParameterView, Tap, TappedParameter, TypedGraph, TypedNode};
+use bastionai_graph::typed::{
+    Argument, Dependence, Number, Origin, ParameterView, Tap, TappedParameter, TypedGraph, TypedNode, ValueId,
+};
 
 /// What one tap computes with: rows of inputs and of output gradients, or a broadcast.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,6 +102,7 @@ impl Plan {
     /// [`EngineError::Unsupported`] when a trainable parameter reaches data other than through a tap (G2), or a tap
     /// has a form that the engine has no exact gradient for.
     pub(crate) fn new(graph: &TypedGraph, program: &Program) -> Result<Self> {
+        let reaches = reaching_the_loss(graph);
         let mut plan = Self {
             taps: Vec::new(),
             parameters: trainable(graph),
@@ -112,7 +115,7 @@ impl Plan {
                     plan.add_use(graph, node, program, tap_index, tapped, role)?;
                 }
             }
-            check_untapped(graph, node)?;
+            check_untapped(graph, node, &reaches)?;
         }
         for parameter in &mut plan.parameters {
             parameter.method = method(parameter, &plan.taps);
@@ -282,7 +285,6 @@ fn rows_kind(node: &TypedNode, input: &Expected, output: &Expected) -> Option<Ta
 }
 
 fn check_scales(node: &TypedNode, tap: &Tap) -> Option<()> {
-    use bastionai_graph::typed::{Argument, Number};
     if !matches!(tap, Tap::MatMul { .. }) {
         return Some(());
     }
@@ -366,7 +368,7 @@ fn check_origin(graph: &TypedGraph, tapped: &TappedParameter) -> Option<()> {
                     return None;
                 }
                 let source = node.arguments.iter().find_map(|named| match named.value {
-                    bastionai_graph::typed::Argument::Value(id) => Some(id),
+                    Argument::Value(id) => Some(id),
                     _ => None,
                 })?;
                 value = graph.values().get(index(source))?;
@@ -377,38 +379,52 @@ fn check_origin(graph: &TypedGraph, tapped: &TappedParameter) -> Option<()> {
     None
 }
 
-/// A node that mixes a `Shared` value of trainable parameters with data must be a tap that names it (G2).
-fn check_untapped(graph: &TypedGraph, node: &TypedNode) -> Result<()> {
-    use bastionai_graph::typed::{Argument, Dependence};
-    let mixes = node.outputs.iter().any(|output| {
-        matches!(
-            graph.values()[index(*output)].value_type.dependence,
-            Dependence::PerSample { .. }
-        )
-    });
-    let mut used = Vec::new();
-    for named in &node.arguments {
-        match &named.value {
-            Argument::Value(value) => used.push(*value),
-            Argument::Values(list) => used.extend(list),
-            Argument::OptionalValues(list) => used.extend(list.iter().flatten()),
-            _ => {}
+/// Values whose gradient can reach the loss: backwards through floating outputs, stopped by `detach`.
+fn reaching_the_loss(graph: &TypedGraph) -> Vec<bool> {
+    let is_float = |value: ValueId| graph.values()[index(value)].value_type.dtype.is_float();
+    let mut reaches = vec![false; graph.values().len()];
+    reaches[index(graph.loss())] = true;
+    for node in graph
+        .nodes()
+        .iter()
+        .rev()
+        .filter(|node| node.operator != "detach")
+    {
+        if node.outputs.iter().any(|output| reaches[index(*output)]) {
+            let arguments = node.arguments.iter().flat_map(|named| named.value.value_ids());
+            arguments
+                .filter(|value| is_float(*value))
+                .for_each(|value| reaches[index(value)] = true);
         }
     }
+    reaches
+}
+
+/// A node that mixes a `Shared` value of trainable parameters with data, on a way to the loss, must be a tap that
+/// names it (G2).
+fn check_untapped(graph: &TypedGraph, node: &TypedNode, reaches: &[bool]) -> Result<()> {
+    let on_the_way = node.outputs.iter().any(|output| {
+        let per_sample = matches!(
+            graph.values()[index(*output)].value_type.dependence,
+            Dependence::PerSample { .. }
+        );
+        per_sample && reaches[index(*output)]
+    });
     let tapped: Vec<_> = node
         .tap
         .iter()
         .flat_map(|tap| roles(tap))
         .map(|(tapped, _)| tapped.value)
         .collect();
-    let escapes = used.into_iter().any(|value| {
-        let value_of = &graph.values()[index(value)];
-        mixes
-            && value_of.requires_grad
-            && value_of.value_type.dependence == Dependence::Shared
-            && !tapped.contains(&value)
-    });
-    if escapes {
+    let escapes = node
+        .arguments
+        .iter()
+        .flat_map(|named| named.value.value_ids())
+        .any(|id| {
+            let value = &graph.values()[index(id)];
+            value.requires_grad && value.value_type.dependence == Dependence::Shared && !tapped.contains(&id)
+        });
+    if on_the_way && escapes {
         let reason =
             "a trainable parameter meets data here in a way that has no per-sample gradient (G2)".into();
         return Err(EngineError::Unsupported {
