@@ -161,6 +161,7 @@ fn locked(
         path: path.to_owned(),
         source,
     };
+    std::fs::create_dir_all(folder_of(path)).map_err(error)?;
     let lock = File::options()
         .create(true)
         .truncate(false)
@@ -209,16 +210,19 @@ fn read(path: &Path) -> Result<Heads, HeadMemoryError> {
 
 /// A crash leaves the old file or the new one, never half of either.
 fn replace(path: &Path, heads: &Heads) -> std::io::Result<()> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     serde_json::to_writer_pretty(&mut file, heads)?;
     file.write_all(b"\n")?;
     file.as_file().sync_all()?;
     file.persist(path)?;
     File::open(folder)?.sync_all()
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {

@@ -55,8 +55,12 @@ impl AppraisedPeer {
     }
 
     /// Checks that the ledger continues the one seen before; the last step of an appraisal.
-    pub(crate) async fn follow_ledger(&self, claimed: SignedHead) -> Result<(), ClientError> {
-        let Some(known) = self.heads().known(claimed.head.ledger)? else {
+    pub(crate) async fn follow_ledger(
+        &self,
+        known: Option<Head>,
+        claimed: SignedHead,
+    ) -> Result<(), ClientError> {
+        let Some(known) = known else {
             return self.remember(None, &claimed.head, &[]);
         };
         if known.sequence >= claimed.head.sequence {

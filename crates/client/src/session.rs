@@ -9,7 +9,7 @@ use crate::tls::SessionFacts;
 use bastionai_attestation::{
     AppraisalPolicy, AttestationResult, Binding, Evidence, Role, RuntimeClaims, TrustAnchors, verify,
 };
-use bastionai_ledger::id::{LedgerPublicKey, Principal};
+use bastionai_ledger::id::{LedgerId, LedgerPublicKey, Principal};
 use bastionai_ledger::key::SignedHead;
 use bastionai_wire::v1::{AttestRequest, HelloRequest, bastion_client::BastionClient};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -147,8 +147,11 @@ impl UnappraisedSession {
         heads: &HeadMemory,
     ) -> Result<AppraisedPeer, ClientError> {
         let attestation = self.attest(policy, now_unix_ms).await?;
+        let ledger = LedgerId::from_bytes(attestation.runtime_claims().ledger_id);
+        // Read before the server is asked: another session that moves the memory on meanwhile is no rollback.
+        let known = heads.known(ledger)?;
         let (mut server, head) = self.hello(attestation.runtime_claims()).await?;
-        server.first_contact = heads.known(head.head.ledger)?.is_none();
+        server.first_contact = known.is_none();
         let Self { link, options, .. } = self;
         let shared = Shared {
             link,
@@ -161,7 +164,7 @@ impl UnappraisedSession {
         let peer = AppraisedPeer {
             shared: Arc::new(shared),
         };
-        peer.follow_ledger(head).await?;
+        peer.follow_ledger(known, head).await?;
         Ok(peer)
     }
 

@@ -6,7 +6,7 @@ mod common;
 use bastionai_attestation::{Rule, insecure_simulated};
 use bastionai_client::{AppraisalPolicy, ClientError, HeadMemory, Identity, connect};
 use bastionai_ledger::key::LedgerKey;
-use bastionai_wire::v1::{AttestReply, AttestRequest};
+use bastionai_wire::v1::{AttestReply, AttestRequest, HelloReply, ShowLedgerReply};
 use common::ledger::{LEDGER, TestLedger};
 use common::proxy::Proxy;
 use common::relay::ask_for_evidence;
@@ -299,29 +299,54 @@ async fn a_rolled_back_or_forked_ledger_is_refused_before_anything_is_sent() {
     assert_eq!(heads.known(LEDGER).unwrap().unwrap().sequence, 6);
 }
 
+/// Two processes share one memory: the other one sees a newer head after our server answered Hello.
+#[tokio::test]
+async fn a_memory_moved_on_by_another_session_is_no_rollback() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("made/on/demand/heads.json");
+    let heads = HeadMemory::open(&path);
+    let policy = AppraisalPolicy::insecure_development();
+    let grown = TestServer::start(Behaviour::with_ledger(&[1, 2, 3, 4])).await;
+    let seen = HeadMemory::open(folder.path().join("other.json"));
+    open_with(&grown.address, &policy, &seen).await.unwrap();
+    let newer = std::fs::read(folder.path().join("other.json")).unwrap();
+
+    let first = TestServer::start(Behaviour::with_ledger(&[1, 2])).await;
+    open_with(&first.address, &policy, &heads).await.unwrap();
+    let target = path.clone();
+    let change_hello = Arc::new(move |_: &mut HelloReply| std::fs::write(&target, &newer).unwrap());
+    let server = TestServer::start(Behaviour {
+        change_hello,
+        ..Behaviour::honest()
+    })
+    .await;
+    open_with(&server.address, &policy, &heads).await.unwrap();
+    assert_eq!(heads.known(LEDGER).unwrap().unwrap().sequence, 4);
+}
+
 #[tokio::test]
 async fn a_ledger_head_of_another_key_or_behind_the_evidence_is_refused() {
-    let other_key = |reply: &mut bastionai_wire::v1::HelloReply| {
+    let other_key = |reply: &mut HelloReply| {
         let ledger = TestLedger {
             key: Arc::new(LedgerKey::from_seed(&[1; 32])),
             ..TestLedger::new(&[1, 2, 3])
         };
         reply.ledger_head = Some(ledger.wire_head());
     };
-    let behind = |reply: &mut bastionai_wire::v1::HelloReply| {
+    let behind = |reply: &mut HelloReply| {
         reply.ledger_head = Some(TestLedger::new(&[1, 2]).wire_head());
     };
-    let differs = |reply: &mut bastionai_wire::v1::HelloReply| {
+    let differs = |reply: &mut HelloReply| {
         reply.ledger_head = Some(TestLedger::new(&[1, 2, 9]).wire_head());
     };
-    let forged = |reply: &mut bastionai_wire::v1::HelloReply| {
+    let forged = |reply: &mut HelloReply| {
         reply.ledger_head.as_mut().unwrap().signature[0] ^= 1;
     };
-    let absent = |reply: &mut bastionai_wire::v1::HelloReply| reply.ledger_head = None;
-    let changes: [fn(&mut bastionai_wire::v1::HelloReply); 5] = [other_key, behind, differs, forged, absent];
+    let absent = |reply: &mut HelloReply| reply.ledger_head = None;
+    let changes: [fn(&mut HelloReply); 5] = [other_key, behind, differs, forged, absent];
     for (index, change_hello) in changes.into_iter().enumerate() {
         let server = TestServer::start(Behaviour {
-            change_hello,
+            change_hello: Arc::new(change_hello),
             ..Behaviour::honest()
         })
         .await;
@@ -333,9 +358,9 @@ async fn a_ledger_head_of_another_key_or_behind_the_evidence_is_refused() {
 
 #[tokio::test]
 async fn a_server_of_another_protocol_version_or_that_sees_another_client_is_refused() {
-    let version = |reply: &mut bastionai_wire::v1::HelloReply| reply.protocol_version = 2;
+    let version = |reply: &mut HelloReply| reply.protocol_version = 2;
     let server = TestServer::start(Behaviour {
-        change_hello: version,
+        change_hello: Arc::new(version),
         ..Behaviour::honest()
     })
     .await;
@@ -345,9 +370,9 @@ async fn a_server_of_another_protocol_version_or_that_sees_another_client_is_ref
         "{error}"
     );
 
-    let principal = |reply: &mut bastionai_wire::v1::HelloReply| reply.principal = vec![0; 32];
+    let principal = |reply: &mut HelloReply| reply.principal = vec![0; 32];
     let server = TestServer::start(Behaviour {
-        change_hello: principal,
+        change_hello: Arc::new(principal),
         ..Behaviour::honest()
     })
     .await;
@@ -456,7 +481,7 @@ async fn the_ledger_view_is_checked_to_continue_what_was_seen() {
         (3, Some("04"))
     );
 
-    let forged = |reply: &mut bastionai_wire::v1::ShowLedgerReply| {
+    let forged = |reply: &mut ShowLedgerReply| {
         reply.head = Some(TestLedger::new(&[1, 2, 9, 4]).wire_head());
         reply.extension = vec![TestLedger::new(&[1, 2, 9, 4]).links()[3].to_bytes().to_vec()];
     };

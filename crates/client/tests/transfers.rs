@@ -199,7 +199,7 @@ async fn limits_are_met_before_anything_is_sent() {
     let change_hello =
         |reply: &mut v1::HelloReply| (reply.max_upload_bytes, reply.max_model_bytes) = (1000, 10);
     let server = TestServer::start(Behaviour {
-        change_hello,
+        change_hello: Arc::new(change_hello),
         ..Behaviour::honest()
     })
     .await;

@@ -31,7 +31,7 @@ pub struct Behaviour {
     /// Answers evidence requests in place of the true attester.
     pub attest: Option<Arc<Attest>>,
     pub change_attest: fn(&mut AttestReply),
-    pub change_hello: fn(&mut HelloReply),
+    pub change_hello: Arc<dyn Fn(&mut HelloReply) + Send + Sync>,
     pub change_show_ledger: fn(&mut ShowLedgerReply),
     /// Refuses an upload when this many batches were read.
     pub refuse_upload_after: Option<(usize, &'static str)>,
@@ -50,7 +50,7 @@ impl Behaviour {
             alpn: vec!["h2"],
             attest: None,
             change_attest: |_| {},
-            change_hello: |_| {},
+            change_hello: Arc::new(|_| {}),
             change_show_ledger: |_| {},
             refuse_upload_after: None,
             hangs: false,
