@@ -69,7 +69,9 @@ pub enum AccountingError {
     )]
     TooComplex,
     /// Numbers so extreme that f64 cannot bound them.
-    #[error("the privacy loss of this event is beyond double precision; raise the noise multiplier")]
+    #[error(
+        "the privacy loss of this event is beyond double precision; raise the noise multiplier or take fewer steps"
+    )]
     OutOfRange,
 }
 

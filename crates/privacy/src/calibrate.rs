@@ -168,3 +168,124 @@ const LARGEST: f64 = 1e6;
 /// Relative precision of the noise multiplier.
 const TOLERANCE: f64 = 5e-6;
 const MAX_ROUNDS: usize = 60;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::NeighboringRelation::AddOrRemoveOne;
+    use proptest::prelude::*;
+
+    fn steps(noise_multiplier: f64, sampling_probability: f64, count: u64) -> DpEvent {
+        let gaussian = Box::new(DpEvent::Gaussian { noise_multiplier });
+        let event = Box::new(DpEvent::PoissonSampled {
+            sampling_probability,
+            event: gaussian,
+        });
+        DpEvent::SelfComposed { event, count }
+    }
+
+    fn cost(event: &DpEvent, delta: f64) -> f64 {
+        accountant::epsilon(event, AddOrRemoveOne, delta).unwrap()
+    }
+
+    /// The complaint of every predecessor: a calibrated σ whose ε is above what was asked.
+    #[test]
+    fn the_target_is_met_closely_and_never_overshot() {
+        for (q, count, epsilon, delta) in [
+            (0.01, 10_000, 3.0, 1e-5),
+            (1.0, 1, 0.1, 1e-6),
+            (0.3, 50, 8.0, 1e-7),
+            (1e-4, 100_000, 0.5, 1e-9),
+        ] {
+            let event = |sigma| steps(sigma, q, count);
+            let sigma = noise_multiplier(epsilon, delta, AddOrRemoveOne, &event).unwrap();
+            assert!(
+                cost(&event(sigma), delta) <= epsilon,
+                "overshoot at q {q}, {count} steps"
+            );
+            assert!(
+                cost(&event(sigma * (1.0 - 2e-5)), delta) > epsilon,
+                "too much noise at q {q}, {count} steps"
+            );
+        }
+    }
+
+    #[test]
+    fn a_truncated_run_is_calibrated_with_its_tail() {
+        let event = |noise_multiplier| DpEvent::SelfComposed {
+            event: Box::new(DpEvent::TruncatedSubsampledGaussian {
+                dataset_size: 1024,
+                sampling_probability: 0.0625,
+                truncated_batch_size: 125,
+                noise_multiplier,
+            }),
+            count: 300,
+        };
+        let sigma = noise_multiplier(4.0, 1e-5, AddOrRemoveOne, &event).unwrap();
+        let untruncated = noise_multiplier(4.0, 1e-5, AddOrRemoveOne, &|s| steps(s, 0.0625, 300)).unwrap();
+        assert!(cost(&event(sigma), 1e-5) <= 4.0);
+        assert!(sigma >= untruncated * (1.0 - 1e-5));
+    }
+
+    #[test]
+    fn the_impossible_is_said_to_be_so() {
+        let bare = |_| DpEvent::NonPrivate;
+        let refused = noise_multiplier(1.0, 1e-5, AddOrRemoveOne, &bare);
+        assert!(matches!(
+            refused,
+            Err(CalibrationError::Unreachable {
+                reached: f64::INFINITY,
+                ..
+            })
+        ));
+        let reckless_cap = |noise_multiplier| DpEvent::TruncatedSubsampledGaussian {
+            dataset_size: 1000,
+            sampling_probability: 0.5,
+            truncated_batch_size: 500,
+            noise_multiplier,
+        };
+        let refused = noise_multiplier(1.0, 1e-5, AddOrRemoveOne, &reckless_cap);
+        assert!(matches!(refused, Err(CalibrationError::Unreachable { .. })));
+    }
+
+    #[test]
+    fn a_target_met_by_any_noise_gets_the_least() {
+        assert_eq!(
+            noise_multiplier(1.0, 1e-5, AddOrRemoveOne, &|_| DpEvent::NoOp).unwrap(),
+            SMALLEST
+        );
+    }
+
+    #[test]
+    fn targets_that_mean_nothing_are_refused() {
+        let event = |sigma| steps(sigma, 0.1, 10);
+        for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let refused = noise_multiplier(bad, 1e-5, AddOrRemoveOne, &event);
+            assert!(matches!(refused, Err(CalibrationError::TargetEpsilon { .. })));
+        }
+        for bad in [0.0, 1.0, f64::NAN] {
+            let refused = noise_multiplier(1.0, bad, AddOrRemoveOne, &event);
+            assert!(matches!(
+                refused,
+                Err(CalibrationError::Accounting(AccountingError::Delta { .. }))
+            ));
+        }
+        let refused = noise_multiplier(1.0, 1e-5, AddOrRemoveOne, &|sigma| steps(sigma, 2.0, 10));
+        assert!(matches!(refused, Err(CalibrationError::Accounting(_))));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+
+        #[test]
+        fn calibration_inverts_pricing(
+            ln_epsilon in -1.5_f64..2.5, ln_q in -7.0_f64..0.0, ln_steps in 0.0_f64..8.0,
+        ) {
+            let (epsilon, q, count) = (ln_epsilon.exp(), ln_q.exp(), ln_steps.exp() as u64);
+            let event = |sigma| steps(sigma, q, count);
+            let sigma = noise_multiplier(epsilon, 1e-6, AddOrRemoveOne, &event).unwrap();
+            prop_assert!(cost(&event(sigma), 1e-6) <= epsilon);
+            prop_assert!(sigma <= 2.0 * SMALLEST || cost(&event(sigma * 0.999), 1e-6) > epsilon);
+        }
+    }
+}

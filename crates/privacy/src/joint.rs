@@ -2,8 +2,8 @@
 //!
 //! Both are Gaussian releases of the same Poisson batch. Scaled by their own noise, they are one
 //! vector with unit noise whose L2 sensitivity squared is 1/σ_g² + 1/σ_l², so the pair is one
-//! subsampled Gaussian with 1/σ² = 1/σ_g² + 1/σ_l² (dp.md, rule 6). Accounting for the two apart
-//! would count the sampling twice and cost more.
+//! subsampled Gaussian with 1/σ² = 1/σ_g² + 1/σ_l² (dp.md, rule 6). Accounting for the two as if each had
+//! drawn a sample of its own would be wrong, and too cheap: a unit is in both or in neither.
 
 use thiserror::Error;
 

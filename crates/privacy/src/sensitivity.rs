@@ -33,7 +33,11 @@ const ARITHMETIC_SLACK: f64 = 1.0 / 1_099_511_627_776.0; // 2^-40
 /// Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., Lemma 3.1 and section 3.5.
 pub fn rounding_constant(length: u64, unit_roundoff: f64) -> f64 {
     let product = length as f64 * unit_roundoff;
-    if product < 1.0 { product / (1.0 - product) } else { f64::INFINITY }
+    if product < 1.0 {
+        product / (1.0 - product)
+    } else {
+        f64::INFINITY
+    }
 }
 
 /// Why a [`ClipRule`] cannot exist.
@@ -75,7 +79,11 @@ impl ClipRule {
         if !(cancellation >= 1.0 && cancellation.is_finite()) {
             return Err(ClipRuleError::Cancellation(cancellation));
         }
-        Ok(Self { max_grad_norm, norm_rounding, cancellation })
+        Ok(Self {
+            max_grad_norm,
+            norm_rounding,
+            cancellation,
+        })
     }
 
     /// C.
@@ -153,9 +161,16 @@ impl SumError {
     /// Bound on `‖computed sum − Σ c_i G_i‖₂` for any dataset.
     pub fn bound(&self) -> f64 {
         let dimension = (self.coordinates as f64).sqrt();
-        let contraction: f64 = self.contractions.iter().map(|kind| self.contraction_error(kind)).sum();
+        let contraction: f64 = self
+            .contractions
+            .iter()
+            .map(|kind| self.contraction_error(kind))
+            .sum();
         let grid = self.grid_roundings as f64 * dimension * self.grid / 2.0;
-        let underflow = self.rows as f64 * dimension * UNDERFLOW_ERROR * f64::from(u8::from(!self.contractions.is_empty()));
+        let underflow = self.rows as f64
+            * dimension
+            * UNDERFLOW_ERROR
+            * f64::from(u8::from(!self.contractions.is_empty()));
         contraction + grid + underflow
     }
 
@@ -182,8 +197,16 @@ pub fn charged_sensitivity(error: &SumError) -> f64 {
 /// The largest f32 not above a non-negative value; zero instead of a subnormal (they are flushed).
 fn round_down_to_f32(value: f64) -> f64 {
     let nearest = value as f32;
-    let down = if f64::from(nearest) > value { nearest.next_down() } else { nearest };
-    if down < f32::MIN_POSITIVE { 0.0 } else { f64::from(down) }
+    let down = if f64::from(nearest) > value {
+        nearest.next_down()
+    } else {
+        nearest
+    };
+    if down < f32::MIN_POSITIVE {
+        0.0
+    } else {
+        f64::from(down)
+    }
 }
 
 #[cfg(test)]
@@ -193,7 +216,10 @@ mod tests {
     /// Soundness G1: x1 = x2 = a·u, g1 = b·v + δ·w, g2 = −b·v; the true norm is a·δ = 100.
     fn adversarial_pair() -> ([[f32; 4]; 2], [[f32; 4]; 2]) {
         let (a, b, delta) = (1e3, 1e3, 0.1);
-        ([[a, 0.0, 0.0, 0.0]; 2], [[b, delta, 0.0, 0.0], [-b, 0.0, 0.0, 0.0]])
+        (
+            [[a, 0.0, 0.0, 0.0]; 2],
+            [[b, delta, 0.0, 0.0], [-b, 0.0, 0.0, 0.0]],
+        )
     }
 
     fn dot(left: &[f32; 4], right: &[f32; 4]) -> f32 {
@@ -201,7 +227,10 @@ mod tests {
     }
 
     fn length(row: &[f32; 4]) -> f64 {
-        row.iter().map(|&value| f64::from(value) * f64::from(value)).sum::<f64>().sqrt()
+        row.iter()
+            .map(|&value| f64::from(value) * f64::from(value))
+            .sum::<f64>()
+            .sqrt()
     }
 
     fn ghost_norm_squared_f32(x: &[[f32; 4]; 2], g: &[[f32; 4]; 2]) -> f64 {
@@ -219,7 +248,10 @@ mod tests {
         let (x, g) = adversarial_pair();
         let computed = ghost_norm_squared_f32(&x, &g);
         let true_norm = 100.0;
-        assert!(computed.max(0.0).sqrt() < 0.5 * true_norm, "the attack needs the ghost norm to be wrong: {computed}");
+        assert!(
+            computed.max(0.0).sqrt() < 0.5 * true_norm,
+            "the attack needs the ghost norm to be wrong: {computed}"
+        );
         let magnitude = (0..2).map(|t| length(&x[t]) * length(&g[t])).sum::<f64>();
         let gamma = rounding_constant(4 + 4 + 4 + 2, UNIT_ROUNDOFF_F32);
         let rule = ClipRule::new(1.0, gamma, 1024.0).unwrap();
@@ -232,7 +264,10 @@ mod tests {
         let (x, g) = adversarial_pair();
         let computed = ghost_norm_squared_f32(&x, &g);
         let naive = ClipRule::new(1.0, 0.0, 1e12).unwrap();
-        assert!(naive.factor(computed, 1e6) * 100.0 > 1.5, "the naive rule lets through more than C");
+        assert!(
+            naive.factor(computed, 1e6) * 100.0 > 1.5,
+            "the naive rule lets through more than C"
+        );
     }
 
     #[test]
@@ -265,9 +300,14 @@ mod tests {
     #[test]
     fn non_finite_norms_count_as_zero_and_zero_gradients_pass() {
         let rule = ClipRule::new(1.0, 1e-6, 8.0).unwrap();
-        for (norm_squared, magnitude) in
-            [(f64::NAN, 1.0), (1.0, f64::NAN), (f64::INFINITY, 1.0), (1.0, f64::INFINITY), (1.0, -1.0), (1.0, 1e300)]
-        {
+        for (norm_squared, magnitude) in [
+            (f64::NAN, 1.0),
+            (1.0, f64::NAN),
+            (f64::INFINITY, 1.0),
+            (1.0, f64::INFINITY),
+            (1.0, -1.0),
+            (1.0, 1e300),
+        ] {
             let factor = rule.factor(norm_squared, magnitude);
             assert!(factor == 0.0, "{norm_squared} {magnitude} gave {factor}");
         }
@@ -283,14 +323,31 @@ mod tests {
             coordinates: 1_000_000,
             grid: 2f64.powi(-30),
             grid_roundings: 1,
-            contractions: vec![Contraction { rows: 256, unit_roundoff: UNIT_ROUNDOFF_F32, cancellation: 1.0 }],
+            contractions: vec![Contraction {
+                rows: 256,
+                unit_roundoff: UNIT_ROUNDOFF_F32,
+                cancellation: 1.0,
+            }],
         };
         let charged = charged_sensitivity(&base);
-        assert!(charged > 1.0 && charged < 1.01, "256 records in f32 cost under 1%: {charged}");
-        let more_records = SumError { records: 512, ..base.clone() };
-        let more_roundings = SumError { grid_roundings: 100, ..base.clone() };
+        assert!(
+            charged > 1.0 && charged < 1.01,
+            "256 records in f32 cost under 1%: {charged}"
+        );
+        let more_records = SumError {
+            records: 512,
+            ..base.clone()
+        };
+        let more_roundings = SumError {
+            grid_roundings: 100,
+            ..base.clone()
+        };
         let more_cancellation = SumError {
-            contractions: vec![Contraction { rows: 256, unit_roundoff: UNIT_ROUNDOFF_F32, cancellation: 4.0 }],
+            contractions: vec![Contraction {
+                rows: 256,
+                unit_roundoff: UNIT_ROUNDOFF_F32,
+                cancellation: 4.0,
+            }],
             ..base.clone()
         };
         for worse in [more_records, more_roundings, more_cancellation] {
@@ -308,7 +365,13 @@ mod tests {
     fn rules_out_of_range_are_refused() {
         assert_eq!(ClipRule::new(0.0, 0.0, 1.0), Err(ClipRuleError::MaxGradNorm(0.0)));
         assert!(ClipRule::new(f64::NAN, 0.0, 1.0).is_err());
-        assert_eq!(ClipRule::new(1.0, 1.0, 1.0), Err(ClipRuleError::NormRounding(1.0)));
-        assert_eq!(ClipRule::new(1.0, 0.0, 0.5), Err(ClipRuleError::Cancellation(0.5)));
+        assert_eq!(
+            ClipRule::new(1.0, 1.0, 1.0),
+            Err(ClipRuleError::NormRounding(1.0))
+        );
+        assert_eq!(
+            ClipRule::new(1.0, 0.0, 0.5),
+            Err(ClipRuleError::Cancellation(0.5))
+        );
     }
 }

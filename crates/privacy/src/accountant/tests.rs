@@ -1,1 +1,370 @@
+use super::*;
+use crate::event::NeighboringRelation::AddOrRemoveOne;
+use crate::joint::{joint_noise_multiplier, split_noise_multiplier};
+use crate::truncation;
+use proptest::prelude::*;
 
+fn gaussian(noise_multiplier: f64) -> DpEvent {
+    DpEvent::Gaussian { noise_multiplier }
+}
+
+fn sampled(sampling_probability: f64, event: DpEvent) -> DpEvent {
+    DpEvent::PoissonSampled {
+        sampling_probability,
+        event: Box::new(event),
+    }
+}
+
+fn repeated(event: DpEvent, count: u64) -> DpEvent {
+    DpEvent::SelfComposed {
+        event: Box::new(event),
+        count,
+    }
+}
+
+fn steps(noise_multiplier: f64, sampling_probability: f64, count: u64) -> DpEvent {
+    repeated(sampled(sampling_probability, gaussian(noise_multiplier)), count)
+}
+
+fn truncated(noise_multiplier: f64, dataset_size: u64, batch_size: f64, cap: u64, count: u64) -> DpEvent {
+    let event = DpEvent::TruncatedSubsampledGaussian {
+        dataset_size,
+        sampling_probability: batch_size / dataset_size as f64,
+        truncated_batch_size: cap,
+        noise_multiplier,
+    };
+    repeated(event, count)
+}
+
+fn price(event: &DpEvent, delta: f64) -> f64 {
+    epsilon(event, AddOrRemoveOne, delta).unwrap()
+}
+
+fn close(a: f64, b: f64, relative: f64) -> bool {
+    (a - b).abs() <= relative * a.abs().max(b.abs()) + 1e-9
+}
+
+#[test]
+fn nothing_released_costs_nothing() {
+    let free = [
+        DpEvent::NoOp,
+        DpEvent::Composed { events: vec![] },
+        steps(1.0, 0.5, 0),
+        steps(1.0, 0.0, 1000),
+        sampled(0.5, DpEvent::NoOp),
+        repeated(DpEvent::NonPrivate, 0),
+    ];
+    for event in free {
+        assert_eq!(price(&event, 1e-5), 0.0, "{event:?}");
+        assert_eq!(delta(&event, AddOrRemoveOne, 0.0).unwrap(), 0.0, "{event:?}");
+    }
+}
+
+#[test]
+fn an_unprotected_release_costs_everything_wherever_it_hides() {
+    let bare = [
+        DpEvent::NonPrivate,
+        sampled(0.01, DpEvent::NonPrivate),
+        DpEvent::Composed {
+            events: vec![gaussian(10.0), repeated(DpEvent::NonPrivate, 3)],
+        },
+    ];
+    for event in bare {
+        assert_eq!(price(&event, 1e-5), f64::INFINITY, "{event:?}");
+        assert_eq!(delta(&event, AddOrRemoveOne, 10.0).unwrap(), 1.0, "{event:?}");
+    }
+}
+
+/// Balle and Wang 2018: σ = 1 gives ε = 4.3772 at δ = 1e-5 (mpmath: 4.37718…).
+#[test]
+fn the_plain_gaussian_has_its_analytic_price() {
+    let ours = price(&gaussian(1.0), 1e-5);
+    let reached = closed_form::Gaussian::new(1.0).delta(ours);
+    assert!((ours - 4.377_2).abs() < 1e-4, "{ours}");
+    assert!(reached <= 1e-5 && reached > 1e-5 * (1.0 - 1e-8), "{reached}");
+}
+
+#[test]
+fn n_gaussians_are_one_with_noise_smaller_by_root_n() {
+    for delta in [1e-9, 1e-5, 1e-2] {
+        let (many, one) = (
+            price(&repeated(gaussian(10.0), 100), delta),
+            price(&gaussian(1.0), delta),
+        );
+        assert!(close(many, one, 1e-10));
+        let composed = DpEvent::Composed {
+            events: vec![gaussian(2.0_f64.sqrt()), gaussian(2.0_f64.sqrt())],
+        };
+        assert!(close(price(&composed, delta), one, 1e-10));
+    }
+}
+
+/// The FFT must agree with the closed form where both apply: many plain Gaussians beside a step so well
+/// hidden that it costs nothing.
+#[test]
+fn the_transform_agrees_with_the_closed_form() {
+    for (noise_multiplier, count, delta) in [(10.0, 30, 1e-5), (5.0, 1000, 1e-9), (100.0, 10, 1e-6)] {
+        let plain = repeated(gaussian(noise_multiplier), count);
+        let mixed = DpEvent::Composed {
+            events: vec![plain.clone(), steps(1000.0, 1e-6, 1)],
+        };
+        let (ours, exact) = (price(&mixed, delta), price(&plain, delta));
+        assert!(ours >= exact && close(ours, exact, 1e-3), "{ours} for {exact}");
+    }
+}
+
+/// Brute force: the losses of two and three steps enumerated on a fine quadrature of the outputs.
+#[test]
+fn two_and_three_steps_agree_with_enumeration() {
+    let (sigma, q, points) = (1.2, 0.1, 400_i32);
+    let width = 16.0 * sigma / f64::from(points);
+    let density = |x: f64, center: f64| (-0.5 * ((x - center) / sigma).powi(2)).exp();
+    let outputs = (0..=points).map(|i| -7.5 * sigma + width * f64::from(i));
+    let raw: Vec<(f64, f64)> = outputs
+        .map(|x| ((1.0 - q) * density(x, 0.0) + q * density(x, 1.0), density(x, 0.0)))
+        .collect();
+    let total: f64 = raw.iter().map(|(p, _)| p).sum();
+    let atoms: Vec<(f64, f64)> = raw
+        .iter()
+        .map(|(p, other)| (p / total, (p / other).ln()))
+        .collect();
+    let epsilon = 0.5;
+    let stick = |losses: &mut dyn Iterator<Item = (f64, f64)>| -> f64 {
+        losses
+            .map(|(p, loss)| p * (1.0 - (epsilon - loss).exp()).max(0.0))
+            .sum()
+    };
+    let two = stick(
+        &mut atoms
+            .iter()
+            .flat_map(|&(p, l)| atoms.iter().map(move |&(r, m)| (p * r, l + m))),
+    );
+    let coarse: Vec<(f64, f64)> = atoms.iter().copied().filter(|&(p, _)| p > 1e-9).collect();
+    let pairs: Vec<(f64, f64)> = coarse
+        .iter()
+        .flat_map(|&(p, l)| coarse.iter().map(move |&(r, m)| (p * r, l + m)))
+        .collect();
+    let three = stick(
+        &mut pairs
+            .iter()
+            .flat_map(|&(p, l)| coarse.iter().map(move |&(r, m)| (p * r, l + m))),
+    );
+    for (count, truth) in [(2, two), (3, three)] {
+        let ours = delta(&steps(sigma, q, count), AddOrRemoveOne, epsilon).unwrap();
+        assert!(
+            ours >= truth * (1.0 - 2e-3) && close(ours, truth, 2e-3),
+            "{count} steps: {ours} for {truth}"
+        );
+    }
+}
+
+#[test]
+fn equal_steps_cost_the_same_however_they_are_grouped() {
+    let flat = price(&steps(1.0, 0.01, 2000), 1e-5);
+    let nested = repeated(repeated(sampled(0.01, gaussian(1.0)), 20), 100);
+    let listed = DpEvent::Composed {
+        events: vec![steps(1.0, 0.01, 500), steps(1.0, 0.01, 1500)],
+    };
+    assert_eq!(price(&nested, 1e-5), flat);
+    assert_eq!(price(&listed, 1e-5), flat);
+}
+
+/// dp.md rule 6: gradient and loss of one sample are one subsampled Gaussian.
+#[test]
+fn gradient_and_loss_of_one_sample_are_one_mechanism() {
+    let (gradient, loss) = split_noise_multiplier(1.1, 0.05).unwrap();
+    let pair = DpEvent::Composed {
+        events: vec![gaussian(gradient), gaussian(loss)],
+    };
+    let together = price(&repeated(sampled(0.02, pair), 1000), 1e-6);
+    let joint = joint_noise_multiplier(gradient, loss).unwrap();
+    assert!(close(together, price(&steps(joint, 0.02, 1000), 1e-6), 1e-6));
+    let apart = DpEvent::Composed {
+        events: vec![steps(gradient, 0.02, 1000), steps(loss, 0.02, 1000)],
+    };
+    // Two mechanisms with samples of their own would cost less: pricing the shared sample so would be wrong.
+    assert!(together > price(&apart, 1e-6) * 1.001);
+}
+
+#[test]
+fn truncation_adds_its_term_and_no_more() {
+    let (n, batch, count, delta) = (4096_u64, 256.0, 500_u64, 1e-5);
+    let q = batch / n as f64;
+    let untruncated = price(&steps(2.0, q, count), delta);
+    for cap in [365, 375, 400] {
+        let ours = price(&truncated(2.0, n, batch, cap, count), delta);
+        let tail = truncation::tail(n, q, cap).unwrap();
+        let term = count as f64 * tail * (1.0 + ours.exp());
+        // What is left of δ pays for the rest, and nothing is left over.
+        assert!(term < delta && ours >= untruncated, "cap {cap}");
+        assert!(
+            close(ours, price(&steps(2.0, q, count), delta - term), 1e-6),
+            "cap {cap}"
+        );
+    }
+    assert_eq!(price(&truncated(2.0, n, batch, n, count), delta), untruncated);
+}
+
+#[test]
+fn a_planned_cap_is_hardly_felt_and_a_reckless_one_has_no_price() {
+    let (n, batch, count, delta) = (65_536, 512.0, 5000, 1e-6);
+    let untruncated = price(&steps(1.0, batch / n as f64, count), delta);
+    let cap =
+        truncation::truncated_batch_size(n, batch / n as f64, count, untruncated * 1.01, delta).unwrap();
+    let planned = price(&truncated(1.0, n, batch, cap, count), delta);
+    assert!(
+        planned >= untruncated && planned < untruncated * 1.001,
+        "{planned} for {untruncated}"
+    );
+    assert_eq!(price(&truncated(1.0, n, batch, 512, count), delta), f64::INFINITY);
+}
+
+#[test]
+fn the_price_of_delta_includes_truncation() {
+    let with = delta(&truncated(2.0, 4096, 256.0, 360, 500), AddOrRemoveOne, 5.0).unwrap();
+    let without = delta(&steps(2.0, 256.0 / 4096.0, 500), AddOrRemoveOne, 5.0).unwrap();
+    let term = 500.0 * truncation::tail(4096, 256.0 / 4096.0, 360).unwrap() * (1.0 + 5.0_f64.exp());
+    assert!(term > 0.0 && (with / (without + term) - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn the_whole_range_users_ask_for_has_finite_prices() {
+    for sigma in [0.3, 1.0, 100.0] {
+        for q in [1e-6, 1e-3, 0.3, 1.0 - 1e-12, 1.0] {
+            for count in [1, 2, 100, 1_000_000] {
+                for delta in [1e-12, 1e-2] {
+                    let ours = epsilon(&steps(sigma, q, count), AddOrRemoveOne, delta).unwrap();
+                    assert!(
+                        ours.is_finite() && ours >= 0.0,
+                        "sigma {sigma} q {q} T {count} delta {delta}: {ours}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn absurd_parameters_are_priced_or_refused_but_never_nan() {
+    for sigma in [1e-300, 1e-6, 0.01, 1e6, 1e300] {
+        for q in [1e-300, 1e-15, 0.5, 1.0 - f64::EPSILON, 1.0] {
+            for count in [1, 3, u64::MAX] {
+                match epsilon(&steps(sigma, q, count), AddOrRemoveOne, 1e-5) {
+                    Ok(ours) => assert!(ours >= 0.0, "sigma {sigma} q {q} T {count}: {ours}"),
+                    Err(error) => assert_eq!(error, AccountingError::OutOfRange),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn parameters_that_mean_nothing_are_refused() {
+    for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let refused = epsilon(&gaussian(bad), AddOrRemoveOne, 1e-5);
+        assert!(
+            matches!(refused, Err(AccountingError::NoiseMultiplier { .. })),
+            "{bad}"
+        );
+        let refused = epsilon(&steps(bad, 0.1, 10), AddOrRemoveOne, 1e-5);
+        assert!(
+            matches!(refused, Err(AccountingError::NoiseMultiplier { .. })),
+            "{bad}"
+        );
+    }
+    for bad in [-0.1, 1.0 + f64::EPSILON, f64::NAN, f64::INFINITY] {
+        let refused = epsilon(&steps(1.0, bad, 10), AddOrRemoveOne, 1e-5);
+        assert!(
+            matches!(refused, Err(AccountingError::SamplingProbability { .. })),
+            "{bad}"
+        );
+    }
+    for bad in [0.0, 1.0, -1e-5, f64::NAN, f64::INFINITY] {
+        let refused = epsilon(&gaussian(1.0), AddOrRemoveOne, bad);
+        assert!(matches!(refused, Err(AccountingError::Delta { .. })), "{bad}");
+    }
+    for bad in [-1.0, f64::NAN, f64::INFINITY] {
+        let refused = delta(&gaussian(1.0), AddOrRemoveOne, bad);
+        assert!(matches!(refused, Err(AccountingError::Epsilon { .. })), "{bad}");
+    }
+}
+
+#[test]
+fn mechanisms_without_a_proof_are_refused_not_guessed() {
+    let twice = sampled(0.5, sampled(0.5, gaussian(1.0)));
+    assert!(matches!(
+        epsilon(&twice, AddOrRemoveOne, 1e-5),
+        Err(AccountingError::Unsupported { .. })
+    ));
+    let cut = sampled(0.5, truncated(1.0, 100, 10.0, 20, 1));
+    assert!(matches!(
+        epsilon(&cut, AddOrRemoveOne, 1e-5),
+        Err(AccountingError::Unsupported { .. })
+    ));
+}
+
+#[test]
+fn hostile_events_cannot_exhaust_stack_or_time() {
+    let mut deep = gaussian(1.0);
+    for _ in 0..1000 {
+        deep = repeated(deep, 1);
+    }
+    assert_eq!(
+        epsilon(&deep, AddOrRemoveOne, 1e-5),
+        Err(AccountingError::TooComplex)
+    );
+    let wide = DpEvent::Composed {
+        events: (1..100).map(|i| steps(f64::from(i), 0.1, 10)).collect(),
+    };
+    assert_eq!(
+        epsilon(&wide, AddOrRemoveOne, 1e-5),
+        Err(AccountingError::TooComplex)
+    );
+    let many = repeated(steps(1.0, 0.1, 1 << 40), 1 << 40);
+    assert_eq!(
+        epsilon(&many, AddOrRemoveOne, 1e-5),
+        Err(AccountingError::TooManySteps)
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// More steps, more sampling, less noise or a smaller δ never cost less (beyond the grid's 1e-4).
+    #[test]
+    fn the_price_moves_the_right_way(
+        sigma in 0.3_f64..20.0, ln_q in -10.0_f64..-0.5, ln_steps in 0.0_f64..9.0, ln_delta in -25.0_f64..-5.0,
+    ) {
+        let (q, count, delta) = (ln_q.exp(), ln_steps.exp() as u64, ln_delta.exp());
+        let here = price(&steps(sigma, q, count), delta);
+        let slack = here * 1e-4 + 1e-7;
+        prop_assert!(here.is_finite() && here >= 0.0);
+        prop_assert!(price(&steps(sigma, q, count + 1 + count / 10), delta) >= here - slack);
+        prop_assert!(price(&steps(sigma, q * 1.1, count), delta) >= here - slack);
+        prop_assert!(price(&steps(sigma * 1.1, q, count), delta) <= here + slack);
+        prop_assert!(price(&steps(sigma, q, count), delta * 1.1) <= here + slack);
+    }
+
+    /// ε at δ gives back a δ that is neither exceeded nor far off.
+    #[test]
+    fn epsilon_and_delta_are_inverse(
+        sigma in 0.5_f64..10.0, ln_q in -8.0_f64..-0.5, ln_steps in 0.0_f64..8.0, ln_delta in -22.0_f64..-6.0,
+    ) {
+        let (event, at) = (steps(sigma, ln_q.exp(), ln_steps.exp() as u64), ln_delta.exp());
+        let ours = price(&event, at);
+        let back = delta(&event, AddOrRemoveOne, ours).unwrap();
+        prop_assert!(back <= at * 1.01);
+        prop_assert!(ours == 0.0 || back >= at * 0.97);
+    }
+
+    /// Composition never costs more than the sum of its parts with δ shared out, nor less than a part.
+    #[test]
+    fn composition_lies_between_its_parts_and_their_sum(
+        a in 0.7_f64..5.0, b in 0.7_f64..5.0, n in 1_u64..500, m in 1_u64..500,
+    ) {
+        let (left, right) = (steps(a, 0.02, n), steps(b, 0.05, m));
+        let both = price(&DpEvent::Composed { events: vec![left.clone(), right.clone()] }, 2e-6);
+        prop_assert!(both <= (price(&left, 1e-6) + price(&right, 1e-6)) * (1.0 + 1e-4) + 1e-7);
+        prop_assert!(both >= price(&left, 2e-6).max(price(&right, 2e-6)) * (1.0 - 1e-4) - 1e-7);
+    }
+}
