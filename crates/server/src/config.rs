@@ -1,0 +1,394 @@
+//! The one typed configuration of `bastionai serve`: TOML, unknown fields refused, every limit with a default.
+//!
+//! Nothing here can make a release less private than its price (rule D2): limits and paths only. What
+//! weakens confidentiality carries `insecure` in its name and has no default, so somebody wrote it down.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Configuration of a server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Address to listen on; port 0 takes a free one, which the `listening` log event names.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    /// Directory of the vault. One server at a time.
+    pub data_dir: PathBuf,
+    /// Who vouches for this server. No default: simulated evidence must be asked for by name.
+    pub attester: AttesterKind,
+    /// Where the vault's root key comes from. No default, for the same reason.
+    pub root_key: RootKeyKind,
+    /// Bounds on what peers can use.
+    #[serde(default)]
+    pub limits: Limits,
+    /// How runs are executed.
+    #[serde(default)]
+    pub trainer: TrainerConfig,
+}
+
+/// Kinds of attesters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttesterKind {
+    /// Proves nothing; for development. Clients refuse it unless they name it.
+    InsecureSimulated,
+}
+
+/// Providers of the vault's root key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RootKeyKind {
+    /// A file in the data directory: whoever copies the disk copies the key. Freshness level `none`.
+    InsecureFile,
+}
+
+/// Bounds on what peers can use. Every refusal at one of them is `RESOURCE_EXHAUSTED`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Longest single message, in bytes.
+    pub message_bytes: u64,
+    /// Largest dataset upload, in bytes of columns.
+    pub upload_bytes: u64,
+    /// Largest model archive, in bytes.
+    pub model_bytes: u64,
+    /// Bytes of all model archives held in memory; the oldest make room.
+    pub models_total_bytes: u64,
+    /// Uploads at once.
+    pub concurrent_uploads: u32,
+    /// An upload that sends nothing for this long is dropped.
+    pub upload_idle_ms: u64,
+    /// Trainers at once.
+    pub concurrent_runs: u32,
+    /// Runs waiting for a trainer.
+    pub queued_runs: u32,
+    /// Open connections.
+    pub connections: u32,
+    /// TLS handshake must be done in this time.
+    pub handshake_timeout_ms: u64,
+    /// Concurrent calls on one connection.
+    pub calls_per_connection: u32,
+    /// How long a quote can be started.
+    pub quote_lifetime_ms: u64,
+    /// Quotes held for one principal; the oldest makes room.
+    pub quotes_per_principal: u32,
+    /// Quotes held in all.
+    pub quotes: u32,
+    /// Prices computed at once (each is CPU-bound).
+    pub concurrent_prices: u32,
+    /// Failed runs after which a dataset takes no more runs until the server's operator raises this (rule G4).
+    pub failed_runs_per_dataset: u64,
+    /// Runs started on one dataset in 24 hours (rule A13).
+    pub starts_per_day: u64,
+    /// Steps of one run.
+    pub steps: u64,
+}
+
+/// How runs are executed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainerConfig {
+    /// The trainer's program; without it `bastionai-trainer` beside the running program.
+    pub path: Option<PathBuf>,
+    /// Threads of one trainer; 0: all cores over `limits.concurrent_runs`.
+    pub threads: u32,
+    /// From spawn to ready.
+    pub start_timeout_ms: u64,
+    /// Longest silence between two steps; then the trainer is killed and the run failed.
+    pub step_timeout_ms: u64,
+    /// Largest memory estimate of a run that is accepted.
+    pub memory_bytes: u64,
+    /// Progress is made durable and released after this many steps ...
+    pub commit_steps: u64,
+    /// ... or after this time, whichever comes first.
+    pub commit_ms: u64,
+    /// At shutdown, running trainers get this long before they are cancelled.
+    pub drain_timeout_ms: u64,
+}
+
+/// Everything wrong with a configuration, each with what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read configuration {path}: {source}; pass an existing file with --config")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown field, a wrong type, or a required field missing.
+    #[error("configuration {origin}: {source}")]
+    Parse {
+        /// The file.
+        origin: String,
+        /// Line, column and field.
+        source: Box<toml::de::Error>,
+    },
+    /// Values that cannot work.
+    #[error("{0}")]
+    Values(Problems),
+}
+
+/// Problems of a configuration, one per line.
+#[derive(Debug)]
+pub struct Problems(pub Vec<String>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "configuration has {} problem(s):", self.0.len())?;
+        self.0.iter().try_for_each(|problem| write!(formatter, "\n  {problem}"))
+    }
+}
+
+impl Config {
+    /// A development configuration: simulated evidence, root key in a file, everything else by default.
+    pub fn insecure_development(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            listen: default_listen(),
+            data_dir: data_dir.into(),
+            attester: AttesterKind::InsecureSimulated,
+            root_key: RootKeyKind::InsecureFile,
+            limits: Limits::default(),
+            trainer: TrainerConfig::default(),
+        }
+    }
+
+    /// Reads and parses a file; [`Config::check`] is the caller's, after its flags were applied.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`], [`ConfigError::Parse`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+        Self::from_toml(&text, &path.display().to_string())
+    }
+
+    /// Parses TOML; `origin` names it in errors.
+    ///
+    /// # Errors
+    /// [`ConfigError::Parse`].
+    pub fn from_toml(text: &str, origin: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text)
+            .map_err(|source| ConfigError::Parse { origin: origin.to_owned(), source: Box::new(source) })
+    }
+
+    /// This configuration as TOML, defaults filled in.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("every field of Config is representable in TOML")
+    }
+
+    /// Checks values that parse but cannot work; all problems at once.
+    ///
+    /// # Errors
+    /// [`ConfigError::Values`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let mut problems = Vec::new();
+        self.limits.check(&mut problems);
+        self.trainer.check(&mut problems);
+        if self.data_dir.as_os_str().is_empty() {
+            problems.push("data_dir is empty: name the directory of the vault".to_owned());
+        } else if self.data_dir.exists() && !self.data_dir.is_dir() {
+            let path = self.data_dir.display();
+            problems.push(format!("data_dir = {path} is not a directory: name one (it is created when absent)"));
+        }
+        match self.trainer.program() {
+            Ok(path) if path.is_file() => {}
+            Ok(path) => problems.push(format!(
+                "trainer.path: there is no file {}: build it with `cargo build --release` or set trainer.path",
+                path.display()
+            )),
+            Err(error) => problems.push(format!("trainer.path is not set and this program's own path is unknown: {error}")),
+        }
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Values(Problems(problems))) }
+    }
+
+    /// SHA-256 over every field in declaration order: part of the runtime claims (rule A4).
+    pub fn digest(&self) -> [u8; 32] {
+        let json = serde_json::to_vec(self).expect("every field of Config is representable in JSON");
+        let mut hasher = Sha256::new();
+        hasher.update(b"bastionai/v1/configuration\0");
+        hasher.update(json);
+        hasher.finalize().into()
+    }
+}
+
+impl TrainerConfig {
+    /// The trainer's program.
+    ///
+    /// # Errors
+    /// When it isn't configured and this program's own path is unknown.
+    pub fn program(&self) -> std::io::Result<PathBuf> {
+        if let Some(path) = &self.path {
+            return Ok(path.clone());
+        }
+        Ok(std::env::current_exe()?.with_file_name("bastionai-trainer"))
+    }
+
+    /// Threads of one trainer when `concurrent` may run at once.
+    pub fn threads_for(&self, concurrent: u32) -> u32 {
+        if self.threads > 0 {
+            return self.threads;
+        }
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+        (cores / concurrent.max(1)).max(1)
+    }
+
+    fn check(&self, problems: &mut Vec<String>) {
+        for (name, value, minimum) in [
+            ("start_timeout_ms", self.start_timeout_ms, 100),
+            ("step_timeout_ms", self.step_timeout_ms, 100),
+            ("memory_bytes", self.memory_bytes, 1 << 20),
+            ("commit_steps", self.commit_steps, 1),
+            ("commit_ms", self.commit_ms, 1),
+        ] {
+            at_least(problems, "trainer", name, value, minimum);
+        }
+        if self.threads > 4096 {
+            problems.push(format!("trainer.threads = {} is beyond any machine: use 0 for all cores", self.threads));
+        }
+    }
+}
+
+impl Limits {
+    fn check(&self, problems: &mut Vec<String>) {
+        for (name, value, minimum) in [
+            ("message_bytes", self.message_bytes, 64 << 10),
+            ("upload_bytes", self.upload_bytes, 1 << 10),
+            ("model_bytes", self.model_bytes, 1 << 10),
+            ("concurrent_uploads", u64::from(self.concurrent_uploads), 1),
+            ("upload_idle_ms", self.upload_idle_ms, 100),
+            ("concurrent_runs", u64::from(self.concurrent_runs), 1),
+            ("queued_runs", u64::from(self.queued_runs), 1),
+            ("connections", u64::from(self.connections), 1),
+            ("handshake_timeout_ms", self.handshake_timeout_ms, 100),
+            ("calls_per_connection", u64::from(self.calls_per_connection), 1),
+            ("quote_lifetime_ms", self.quote_lifetime_ms, 1000),
+            ("quotes_per_principal", u64::from(self.quotes_per_principal), 1),
+            ("quotes", u64::from(self.quotes), 1),
+            ("concurrent_prices", u64::from(self.concurrent_prices), 1),
+            ("failed_runs_per_dataset", self.failed_runs_per_dataset, 1),
+            ("starts_per_day", self.starts_per_day, 1),
+            ("steps", self.steps, 1),
+        ] {
+            at_least(problems, "limits", name, value, minimum);
+        }
+        if self.message_bytes > 1 << 30 {
+            problems.push(format!("limits.message_bytes = {}: above 1 GiB a message cannot be framed; lower it", self.message_bytes));
+        }
+        if self.models_total_bytes < self.model_bytes {
+            problems.push(format!(
+                "limits.models_total_bytes = {} is below limits.model_bytes = {}: the largest model would never fit; raise it",
+                self.models_total_bytes, self.model_bytes
+            ));
+        }
+    }
+
+    pub(crate) fn handshake_timeout(&self) -> Duration {
+        Duration::from_millis(self.handshake_timeout_ms)
+    }
+}
+
+fn at_least(problems: &mut Vec<String>, table: &str, name: &str, value: u64, minimum: u64) {
+    if value < minimum {
+        problems.push(format!("{table}.{name} = {value} is too small: set it to at least {minimum}, or leave it out"));
+    }
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7443))
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            message_bytes: 8 << 20,
+            upload_bytes: 4 << 30,
+            model_bytes: 512 << 20,
+            models_total_bytes: 1 << 30,
+            concurrent_uploads: 8,
+            upload_idle_ms: 60_000,
+            concurrent_runs: 1,
+            queued_runs: 64,
+            connections: 256,
+            handshake_timeout_ms: 10_000,
+            calls_per_connection: 64,
+            quote_lifetime_ms: 600_000,
+            quotes_per_principal: 64,
+            quotes: 1024,
+            concurrent_prices: 2,
+            failed_runs_per_dataset: 50,
+            starts_per_day: 500,
+            steps: 10_000_000,
+        }
+    }
+}
+
+impl Default for TrainerConfig {
+    fn default() -> Self {
+        Self {
+            path: None,
+            threads: 0,
+            start_timeout_ms: 120_000,
+            step_timeout_ms: 300_000,
+            memory_bytes: 16 << 30,
+            commit_steps: 16,
+            commit_ms: 250,
+            drain_timeout_ms: 20_000,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = "data_dir = '/tmp/x'\nattester = 'insecure-simulated'\nroot_key = 'insecure-file'\n";
+
+    #[test]
+    fn minimal_configuration_takes_every_default() {
+        let config = Config::from_toml(MINIMAL, "test").unwrap();
+        assert_eq!(config, Config::insecure_development("/tmp/x"));
+        assert_eq!(Config::from_toml(&config.to_toml(), "again").unwrap(), config);
+    }
+
+    #[test]
+    fn unknown_field_is_refused_by_name() {
+        let error = Config::from_toml(&format!("{MINIMAL}[limits]\nuplod_bytes = 1\n"), "server.toml").unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("uplod_bytes") && text.contains("server.toml"), "{text}");
+    }
+
+    #[test]
+    fn attester_must_be_named() {
+        let error = Config::from_toml("data_dir = '/tmp/x'\nroot_key = 'insecure-file'\n", "server.toml").unwrap_err();
+        assert!(error.to_string().contains("attester"), "{error}");
+    }
+
+    #[test]
+    fn every_bad_value_is_reported_at_once_with_a_remedy() {
+        let mut config = Config::insecure_development("");
+        config.limits.message_bytes = 1;
+        config.limits.models_total_bytes = 0;
+        config.trainer.commit_steps = 0;
+        config.trainer.path = Some("/nonexistent/trainer".into());
+        let text = config.check().unwrap_err().to_string();
+        for part in ["data_dir", "message_bytes", "models_total_bytes", "commit_steps", "/nonexistent/trainer", "cargo build"] {
+            assert!(text.contains(part), "{part} missing in: {text}");
+        }
+    }
+
+    #[test]
+    fn digest_covers_every_limit() {
+        let config = Config::insecure_development("/tmp/x");
+        let mut other = config.clone();
+        other.limits.steps += 1;
+        assert_ne!(config.digest(), other.digest());
+    }
+}

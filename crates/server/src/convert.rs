@@ -1,0 +1,201 @@
+//! Ledger and plan types to the wire's, and the wire's policy to the ledger's. No decisions.
+
+use crate::errors::{Failure, Reason};
+use crate::spec;
+use bastionai_ledger::{
+    Amount, Budget, Dataset, DatasetKind, Freshness, Ledger, MayTrain, Outcome, Policy, Principal, RefundReason, Run,
+    RunLimits, RunStatus, SignedHead,
+};
+use bastionai_wire::v1;
+use std::collections::BTreeSet;
+
+/// Limits a policy gets where its owner names none.
+#[derive(Clone, Copy)]
+pub(crate) struct PolicyDefaults {
+    pub(crate) max_starts_per_day: u32,
+    pub(crate) max_failed_runs: u32,
+}
+
+pub(crate) fn kind_from_wire(kind: i32) -> Result<DatasetKind, Failure> {
+    match v1::DatasetKind::try_from(kind) {
+        Ok(v1::DatasetKind::Private) => Ok(DatasetKind::Private),
+        Ok(v1::DatasetKind::Public) => Ok(DatasetKind::Public),
+        Ok(v1::DatasetKind::Synthetic) => Ok(DatasetKind::Synthetic),
+        _ => Err(Failure::malformed("kind must be private, public or synthetic")),
+    }
+}
+
+pub(crate) fn policy_from_wire(
+    policy: &v1::Policy,
+    kind: DatasetKind,
+    defaults: PolicyDefaults,
+) -> Result<Policy, Failure> {
+    let may_train = match (policy.anyone_may_train, policy.may_train.is_empty()) {
+        (true, true) => MayTrain::Anyone,
+        (true, false) => return Err(invalid("set anyone_may_train or list may_train, not both")),
+        (false, _) => MayTrain::Only(principals("may_train", &policy.may_train)?),
+    };
+    let or = |value: u32, default: u32| if value == 0 { default } else { value };
+    let policy = Policy {
+        lifetime: lifetime(policy)?,
+        may_train,
+        recipients: principals("recipients", &policy.recipients)?,
+        scientist_receives: policy.scientist_receives,
+        expires_unix_ms: (policy.expires_unix_ms > 0).then_some(policy.expires_unix_ms),
+        freshness: Freshness::None,
+        limits: RunLimits {
+            max_starts_per_day: or(policy.max_starts_per_day, defaults.max_starts_per_day),
+            max_failed_runs: or(policy.max_failed_runs, defaults.max_failed_runs),
+        },
+    };
+    policy.check(kind).map_err(|error| Failure::of(Reason::PolicyInvalid, error))?;
+    Ok(policy)
+}
+
+pub(crate) fn policy_to_wire(policy: &Policy) -> v1::Policy {
+    let list = |principals: &BTreeSet<Principal>| principals.iter().map(|one| one.as_bytes().to_vec()).collect();
+    let (epsilon, delta) = policy.lifetime.map_or_else(Default::default, decimals);
+    v1::Policy {
+        lifetime_epsilon: epsilon,
+        lifetime_delta: delta,
+        may_train: match &policy.may_train {
+            MayTrain::Anyone => Vec::new(),
+            MayTrain::Only(principals) => list(principals),
+        },
+        anyone_may_train: policy.may_train == MayTrain::Anyone,
+        recipients: list(&policy.recipients),
+        scientist_receives: policy.scientist_receives,
+        expires_unix_ms: policy.expires_unix_ms.unwrap_or(0),
+        max_starts_per_day: policy.limits.max_starts_per_day,
+        max_failed_runs: policy.limits.max_failed_runs,
+    }
+}
+
+pub(crate) fn budget(budget: Budget) -> v1::Budget {
+    let (lifetime_epsilon, lifetime_delta) = decimals(budget.lifetime);
+    let (committed_epsilon, committed_delta) = decimals(budget.committed);
+    let (reserved_epsilon, reserved_delta) = decimals(budget.reserved);
+    let (remaining_epsilon, remaining_delta) = decimals(budget.remaining);
+    v1::Budget {
+        lifetime_epsilon,
+        lifetime_delta,
+        committed_epsilon,
+        committed_delta,
+        reserved_epsilon,
+        reserved_delta,
+        remaining_epsilon,
+        remaining_delta,
+    }
+}
+
+pub(crate) fn dataset(dataset: &Dataset, caller: &Principal, now_unix_ms: u64) -> v1::Dataset {
+    v1::Dataset {
+        id: dataset.id().as_bytes().to_vec(),
+        name: dataset.name().to_owned(),
+        kind: match dataset.kind() {
+            DatasetKind::Private => v1::DatasetKind::Private,
+            DatasetKind::Public => v1::DatasetKind::Public,
+            DatasetKind::Synthetic => v1::DatasetKind::Synthetic,
+        }
+        .into(),
+        owner: dataset.owner().as_bytes().to_vec(),
+        contract_json: dataset.contract_json().as_bytes().to_vec(),
+        policy: Some(policy_to_wire(dataset.policy())),
+        budget: dataset.budget().map(budget),
+        created_unix_ms: dataset.created_unix_ms(),
+        trainable_by_caller: dataset.is_trainable_by(caller, now_unix_ms),
+    }
+}
+
+pub(crate) fn charge(ledger: &Ledger, charge: &bastionai_ledger::Charge) -> v1::Charge {
+    let dataset = ledger.dataset(&charge.dataset);
+    let before = dataset.and_then(Dataset::budget);
+    let (epsilon, delta) = decimals(charge.amount);
+    v1::Charge {
+        dataset_id: charge.dataset.as_bytes().to_vec(),
+        dataset_name: dataset.map(|dataset| dataset.name().to_owned()).unwrap_or_default(),
+        epsilon,
+        delta,
+        budget_before: before.map(budget),
+        affordable: before.is_none_or(|before| charge.amount.fits_within(before.remaining)),
+    }
+}
+
+/// A run as its ledger entries tell it. A refunded run costs nothing, so it shows no charges.
+pub(crate) fn run(ledger: &Ledger, run: &Run) -> v1::Run {
+    let state = match run.status() {
+        RunStatus::Reserved => v1::RunState::Queued,
+        RunStatus::Started => v1::RunState::Running,
+        RunStatus::Committed(Outcome::Succeeded) => v1::RunState::Succeeded,
+        RunStatus::Committed(Outcome::Cancelled) | RunStatus::Refunded(RefundReason::Cancelled) => v1::RunState::Cancelled,
+        RunStatus::Committed(Outcome::Failed) | RunStatus::Refunded(_) => v1::RunState::Failed,
+    };
+    let refunded = matches!(run.status(), RunStatus::Refunded(_));
+    let charges = run.charges().iter().map(|one| v1::Charge { budget_before: None, affordable: true, ..charge(ledger, one) });
+    v1::Run {
+        id: run.id().as_bytes().to_vec(),
+        run_digest: run.run_digest().as_bytes().to_vec(),
+        state: state.into(),
+        model_name: run.model_name().to_owned(),
+        scientist: run.scientist().as_bytes().to_vec(),
+        dataset_ids: run.charges().iter().map(|charge| charge.dataset.as_bytes().to_vec()).collect(),
+        steps: run.steps(),
+        released_step: run.released_step(),
+        created_unix_ms: run.created_unix_ms(),
+        ended_unix_ms: run.ended_unix_ms().unwrap_or(0),
+        charges: if refunded { Vec::new() } else { charges.clone().collect() },
+        dataset_names: charges.map(|charge| charge.dataset_name).collect(),
+    }
+}
+
+pub(crate) fn head(signed: &SignedHead) -> v1::LedgerHead {
+    v1::LedgerHead {
+        ledger_id: signed.head.ledger.as_bytes().to_vec(),
+        sequence: signed.head.sequence,
+        entry_hash: signed.head.entry_hash.as_bytes().to_vec(),
+        signature: signed.signature.to_vec(),
+        public_key: signed.public_key.as_bytes().to_vec(),
+    }
+}
+
+fn lifetime(policy: &v1::Policy) -> Result<Option<Amount>, Failure> {
+    if policy.lifetime_epsilon.is_empty() && policy.lifetime_delta.is_empty() {
+        return Ok(None);
+    }
+    let epsilon = policy.lifetime_epsilon.parse().map_err(|error| invalid(format!("lifetime_epsilon: {error}")))?;
+    let delta = policy.lifetime_delta.parse().map_err(|error| invalid(format!("lifetime_delta: {error}")))?;
+    Ok(Some(Amount::new(epsilon, delta)))
+}
+
+fn principals(field: &str, list: &[Vec<u8>]) -> Result<BTreeSet<Principal>, Failure> {
+    let parse = |bytes: &Vec<u8>| {
+        Principal::try_from(&bytes[..]).map_err(|_| invalid(format!("{field}: a principal has 32 bytes (`bastionai keygen` prints it)")))
+    };
+    list.iter().map(parse).collect()
+}
+
+fn decimals(amount: Amount) -> (String, String) {
+    (amount.epsilon.to_string(), amount.delta.to_string())
+}
+
+fn invalid(message: impl Into<String>) -> Failure {
+    Failure::new(Reason::PolicyInvalid, message)
+}
+
+/// A dataset's name, checked as the ledger will.
+pub(crate) fn dataset_name(text: &str) -> Result<String, Failure> {
+    spec::name("name", text)
+}
+
+pub(crate) fn optimizer(optimizer: &bastionai_wire::trainer::Optimizer) -> v1::Optimizer {
+    use bastionai_wire::trainer::Optimizer;
+    let kind = match *optimizer {
+        Optimizer::Sgd { lr, momentum, dampening, weight_decay, nesterov } => {
+            v1::optimizer::Kind::Sgd(v1::Sgd { lr, momentum, dampening, weight_decay, nesterov })
+        }
+        Optimizer::AdamW { lr, beta1, beta2, eps, weight_decay } => {
+            v1::optimizer::Kind::Adamw(v1::AdamW { lr, beta1, beta2, eps, weight_decay })
+        }
+    };
+    v1::Optimizer { kind: Some(kind) }
+}

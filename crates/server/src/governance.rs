@@ -1,0 +1,70 @@
+//! Who may do what: pure decisions over the ledger's views, time passed in. The ledger refuses again what is
+//! refused here; asking first gives a better answer before anything expensive or durable happens.
+
+use crate::errors::{Failure, Reason};
+use bastionai_ledger::{Dataset, DatasetId, Ledger, Outcome, Principal, Run, RunId, RunStatus};
+
+/// The datasets of a run, if this scientist may train on every one of them now.
+pub(crate) fn trainable<'a>(
+    ledger: &'a Ledger,
+    ids: &[DatasetId],
+    scientist: &Principal,
+    now_unix_ms: u64,
+) -> Result<Vec<&'a Dataset>, Failure> {
+    ids.iter().map(|id| trainable_dataset(ledger, id, scientist, now_unix_ms)).collect()
+}
+
+fn trainable_dataset<'a>(
+    ledger: &'a Ledger,
+    id: &DatasetId,
+    scientist: &Principal,
+    now_unix_ms: u64,
+) -> Result<&'a Dataset, Failure> {
+    let unknown = || Failure::new(Reason::UnknownDataset, format!("there is no dataset {id}; list datasets to see which there are"));
+    let dataset = ledger.dataset(id).ok_or_else(unknown)?;
+    let name = dataset.name();
+    if !dataset.policy().allows_training_by(scientist) {
+        let message = format!("the policy of `{name}` does not allow {scientist} to train; ask its owner");
+        return Err(Failure::new(Reason::NotPermitted, message));
+    }
+    if dataset.is_withdrawn() {
+        return Err(Failure::new(Reason::NotPermitted, format!("`{name}` was withdrawn by its owner")));
+    }
+    if dataset.policy().is_expired(now_unix_ms) {
+        return Err(Failure::new(Reason::PolicyExpired, format!("the policy of `{name}` has expired")));
+    }
+    Ok(dataset)
+}
+
+/// A run this principal may know about: its scientist, the owners of its datasets, its recipients. To anyone
+/// else there is no such run.
+pub(crate) fn visible_run<'a>(ledger: &'a Ledger, id: &[u8], caller: &Principal) -> Result<&'a Run, Failure> {
+    let unknown = || Failure::new(Reason::UnknownRun, "there is no such run, or it does not concern you");
+    let id = RunId::try_from(id).map_err(|_| Failure::malformed("a run id has 16 bytes"))?;
+    let run = ledger.run(&id).ok_or_else(unknown)?;
+    if ledger.concerns(&id, caller) || ledger.may_receive(&id, caller) { Ok(run) } else { Err(unknown()) }
+}
+
+/// Whether this principal may stop the run: its scientist and the owners of its datasets.
+pub(crate) fn may_cancel(ledger: &Ledger, run: &Run, caller: &Principal) -> Result<(), Failure> {
+    if ledger.concerns(&run.id(), caller) {
+        return Ok(());
+    }
+    Err(Failure::new(Reason::NotPermitted, "only the run's scientist and its datasets' owners may cancel it"))
+}
+
+/// Whether this principal may have the run's weights now: succeeded, and allowed by every owner.
+pub(crate) fn may_fetch(ledger: &Ledger, run: &Run, caller: &Principal) -> Result<(), Failure> {
+    if !ledger.may_receive(&run.id(), caller) {
+        let message = "the policies of the run's datasets do not all allow you to receive its weights";
+        return Err(Failure::new(Reason::NotPermitted, message));
+    }
+    let state = match run.status() {
+        RunStatus::Committed(Outcome::Succeeded) => return Ok(()),
+        RunStatus::Reserved => "is queued",
+        RunStatus::Started => "is running",
+        RunStatus::Committed(Outcome::Cancelled) | RunStatus::Refunded(_) => "was cancelled or never started: it has no weights",
+        RunStatus::Committed(Outcome::Failed) => "failed: it has no weights",
+    };
+    Err(Failure::new(Reason::NotReleasable, format!("run {} {state}", run.id())))
+}

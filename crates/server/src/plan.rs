@@ -1,0 +1,203 @@
+//! The numbers of a run: sample rate, cap, micro-batches, noise, price. Pure: public inputs only, no clock.
+
+use crate::errors::{Failure, Reason};
+use crate::spec::{LossRequest, Privacy, RunRequest};
+use bastionai_graph::typed::{Extent, TypedGraph};
+use bastionai_ledger::{Amount, Delta, Epsilon};
+use bastionai_privacy::event::{DpEvent, NeighboringRelation};
+use bastionai_privacy::{accountant, calibrate, joint, sampling, truncation};
+
+/// The relation every price is for.
+pub(crate) const RELATION: NeighboringRelation = NeighboringRelation::AddOrRemoveOne;
+
+/// How a run samples, batches and blurs, and what that costs each private dataset.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// Noise of the gradient release over its charged l2_sensitivity.
+    pub(crate) noise_multiplier: f64,
+    /// Noise of the loss release over `max_loss`, if there is one.
+    pub(crate) loss_noise_multiplier: Option<f64>,
+    /// Of both releases seen as one Gaussian: `1/σ² = 1/σ_grad² + 1/σ_loss²`.
+    pub(crate) joint_noise_multiplier: f64,
+    /// A record enters a sample when a uniform u64 is below this.
+    pub(crate) sample_threshold: u64,
+    /// The probability that is.
+    pub(crate) sample_rate: f64,
+    /// Σ declared_size: public, never the row count (rule D10).
+    pub(crate) declared_size: u64,
+    /// Records per micro-batch, the same for all (rule T2).
+    pub(crate) physical_batch_size: u32,
+    /// Micro-batches per step, always all of them (rule D8).
+    pub(crate) micro_batches: u32,
+    /// The mechanism as every owner is charged for it.
+    pub(crate) event: DpEvent,
+    /// Its price.
+    pub(crate) amount: Amount,
+}
+
+impl Plan {
+    /// Plans a run over `declared_size` records for `delta`.
+    ///
+    /// # Guarantee
+    /// `amount` is an upper bound of the (ε, δ) of `event` under add-or-remove-one, truncation included; a
+    /// calibrated plan never costs more than the target.
+    pub(crate) fn new(request: &RunRequest, declared_size: u64, delta: Delta) -> Result<Self, Failure> {
+        if request.batch_size > declared_size {
+            let message = format!(
+                "batch_size {} is above the datasets' declared size {declared_size}: choose at most that",
+                request.batch_size
+            );
+            return Err(Failure::new(Reason::RunSpecInvalid, message));
+        }
+        let sample_threshold =
+            sampling::threshold(request.batch_size as f64 / declared_size as f64).map_err(unpriceable)?;
+        let sample_rate = sampling::probability(sample_threshold);
+        // δ is exact in the ledger; the accountant gets the next float below, so that the price never rounds down.
+        let accounted_delta = delta.to_f64().next_down();
+        let event = |cap: u64, noise_multiplier: f64| DpEvent::SelfComposed {
+            event: Box::new(DpEvent::TruncatedSubsampledGaussian {
+                dataset_size: declared_size,
+                sampling_probability: sample_rate,
+                truncated_batch_size: cap.min(declared_size),
+                noise_multiplier,
+            }),
+            count: request.steps,
+        };
+        let epsilon_guess = match request.privacy {
+            Privacy::TargetEpsilon(epsilon) => epsilon,
+            Privacy::NoiseMultiplier(multiplier) => {
+                let joint = joint_of(multiplier, request.loss);
+                accountant::epsilon(&event(declared_size, joint), RELATION, accounted_delta).map_err(unpriceable)?
+            }
+        };
+        let cap = truncation::truncated_batch_size(declared_size, sample_rate, request.steps, epsilon_guess, accounted_delta)
+            .map_err(unpriceable)?
+            .max(1);
+        let (micro_batches, physical_batch_size) = micro_batches(cap, request.max_batch_size)?;
+        let cap = u64::from(micro_batches) * u64::from(physical_batch_size);
+        let joint_noise_multiplier = match request.privacy {
+            Privacy::NoiseMultiplier(multiplier) => joint_of(multiplier, request.loss),
+            Privacy::TargetEpsilon(epsilon) => {
+                calibrate::noise_multiplier(epsilon, accounted_delta, RELATION, &|noise| event(cap, noise))
+                    .map_err(unpriceable)?
+            }
+        };
+        let (noise_multiplier, loss_noise_multiplier) = match request.loss {
+            None => (joint_noise_multiplier, None),
+            Some(loss) => {
+                let (gradient, loss) =
+                    joint::split_noise_multiplier(joint_noise_multiplier, loss.share).map_err(unpriceable)?;
+                (gradient, Some(loss))
+            }
+        };
+        let event = event(cap, joint_noise_multiplier);
+        let epsilon = accountant::epsilon(&event, RELATION, accounted_delta).map_err(unpriceable)?;
+        let epsilon = Epsilon::from_f64_round_up(epsilon).map_err(unpriceable)?;
+        Ok(Self {
+            noise_multiplier,
+            loss_noise_multiplier,
+            joint_noise_multiplier,
+            sample_threshold,
+            sample_rate,
+            declared_size,
+            physical_batch_size,
+            micro_batches,
+            event,
+            amount: Amount::new(epsilon, delta),
+        })
+    }
+
+    /// Largest sample a step processes; what is above is cut, and paid for in δ.
+    pub(crate) fn truncated_batch_size(&self) -> u64 {
+        u64::from(self.micro_batches) * u64::from(self.physical_batch_size)
+    }
+
+    /// What a scientist should know before paying, with the numbers.
+    pub(crate) fn warnings(&self, request: &RunRequest, trainable_parameters: u64) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let (batch, steps) = (request.batch_size as f64, request.steps as f64);
+        let noise_to_signal = self.noise_multiplier * (trainable_parameters as f64).sqrt() / batch;
+        if noise_to_signal > DROWNED {
+            warnings.push(format!(
+                "noise drowns the signal: noise_multiplier {:.3} x sqrt({trainable_parameters} trainable parameters) / \
+                 batch_size {} = {noise_to_signal:.1} times the largest possible mean gradient of a step; train fewer \
+                 parameters, or take a larger batch_size (noise falls as 1/batch_size, the price rises more slowly)",
+                self.noise_multiplier, request.batch_size
+            ));
+        }
+        let passes = steps * self.sample_rate;
+        if passes < 1.0 {
+            warnings.push(format!(
+                "the run sees each record {passes:.2} times on average: steps {} x sample rate {:.5}",
+                request.steps, self.sample_rate
+            ));
+        }
+        if self.amount.epsilon.to_f64() > WEAK_EPSILON {
+            warnings.push(format!("epsilon {} is a weak guarantee; above {WEAK_EPSILON} it promises little", self.amount.epsilon));
+        }
+        warnings
+    }
+}
+
+/// Bytes a trainer is expected to need: the runtime, the model four times over (values, clipped sums in f64,
+/// optimizer state), activations with their gradients of one physical batch, and the records.
+pub(crate) fn memory_bytes(graph: &TypedGraph, plan: &Plan) -> u64 {
+    let batch = u64::from(plan.physical_batch_size);
+    let parameters = graph.parameters().iter().map(|parameter| elements(&parameter.shape));
+    let parameter_bytes: u64 = parameters.fold(0, |sum, count| sum.saturating_add(count.saturating_mul(8 * 4)));
+    let activations = graph.values().iter().map(|value| {
+        let count = value.value_type.shape.iter().fold(1u64, |product, extent| {
+            product.saturating_mul(match *extent {
+                Extent::Fixed(count) => count,
+                Extent::Batch(inner) => inner.saturating_mul(batch),
+            })
+        });
+        count.saturating_mul(value.value_type.dtype.size_bytes() as u64)
+    });
+    let activation_bytes = activations.fold(0u64, u64::saturating_add).saturating_mul(3);
+    let record_bytes = graph
+        .inputs()
+        .iter()
+        .map(|input| elements(&input.shape).saturating_mul(input.dtype.size_bytes() as u64))
+        .fold(0u64, u64::saturating_add)
+        .saturating_mul(plan.declared_size);
+    [RUNTIME_BYTES, parameter_bytes, activation_bytes, record_bytes].into_iter().fold(0, u64::saturating_add)
+}
+
+/// Elements of all trainable parameters.
+pub(crate) fn trainable_parameters(graph: &TypedGraph) -> u64 {
+    let trainable = graph.parameters().iter().filter(|parameter| parameter.trainable);
+    trainable.map(|parameter| elements(&parameter.shape)).fold(0, u64::saturating_add)
+}
+
+/// Number of elements of a shape.
+pub(crate) fn elements(shape: &[u64]) -> u64 {
+    shape.iter().fold(1, |product, &extent| product.saturating_mul(extent))
+}
+
+/// Joint multiplier of a gradient release with this multiplier and the loss release that goes with it.
+fn joint_of(gradient: f64, loss: Option<LossRequest>) -> f64 {
+    loss.map_or(gradient, |loss| gradient * (1.0 - loss.share).sqrt())
+}
+
+/// Equal micro-batches that hold `cap` records, each of at most `max` (T2, D8): (how many, how large).
+fn micro_batches(cap: u64, max: Option<u32>) -> Result<(u32, u32), Failure> {
+    let count = cap.div_ceil(u64::from(max.unwrap_or(DEFAULT_PHYSICAL_BATCH)));
+    let size = cap.div_ceil(count);
+    match (u32::try_from(count), u32::try_from(size)) {
+        (Ok(count), Ok(size)) => Ok((count, size)),
+        _ => Err(Failure::new(Reason::RunSpecInvalid, "the batch is too large for its max_batch_size; raise that")),
+    }
+}
+
+fn unpriceable(error: impl std::error::Error) -> Failure {
+    Failure::of(Reason::Unpriceable, error)
+}
+
+/// Physical batch when the scientist names none.
+const DEFAULT_PHYSICAL_BATCH: u32 = 256;
+/// Noise norm over the largest norm of a step's mean gradient, beyond which a warning is due.
+const DROWNED: f64 = 10.0;
+const WEAK_EPSILON: f64 = 10.0;
+/// libtorch, its threads' stacks and allocator slack.
+const RUNTIME_BYTES: u64 = 512 << 20;

@@ -1,0 +1,309 @@
+//! From request, model and contracts to a quote: the graph is proven, the numbers are planned, every dataset's
+//! charge is named, and all of it is put under one digest.
+
+use crate::convert;
+use crate::digest::{Agreement, DatasetVersion, tensors_digest};
+use crate::errors::{Failure, Reason};
+use crate::models::Model;
+use crate::plan::{self, Plan, RELATION};
+use crate::spec::{Privacy, RunRequest};
+use bastionai_graph::archive::{Archive, Limits};
+use bastionai_graph::contract::{DataContract, InputColumn};
+use bastionai_graph::typed::TypedGraph;
+use bastionai_ledger::{
+    Amount, BootId, Charge, Dataset, DatasetKind, Delta, Digest32, EntryHash, Ledger, NoiseMode, Principal, RunId,
+    RunReserved,
+};
+use bastionai_privacy::event::DpEvent;
+use bastionai_wire::trainer::{DatasetShape, Job, LossRelease, TRAINER_PROTOCOL_VERSION};
+use bastionai_wire::v1;
+use std::sync::Arc;
+
+/// A run that was priced for one scientist and can be started until it expires.
+pub(crate) struct PricedRun {
+    pub(crate) run_digest: Digest32,
+    pub(crate) scientist: Principal,
+    pub(crate) request: RunRequest,
+    pub(crate) plan: Plan,
+    pub(crate) graph: Arc<TypedGraph>,
+    pub(crate) datasets: Vec<DatasetVersion>,
+    pub(crate) declared_sizes: Vec<u64>,
+    pub(crate) charges: Vec<Charge>,
+    pub(crate) memory_bytes: u64,
+    pub(crate) expires_unix_ms: u64,
+}
+
+/// What a price depends on beside the request, read from the ledger at one moment.
+pub(crate) struct Terms {
+    scientist: Principal,
+    datasets: Vec<DatasetTerms>,
+    ledger_head: EntryHash,
+}
+
+struct DatasetTerms {
+    version: DatasetVersion,
+    name: String,
+    kind: DatasetKind,
+    contract_json: String,
+    declared_size: u64,
+    lifetime_delta: Option<Delta>,
+}
+
+/// This boot, as the digest names it.
+#[derive(Clone, Copy)]
+pub(crate) struct Boot {
+    pub(crate) id: BootId,
+    pub(crate) claims: Digest32,
+}
+
+/// Bounds of a price.
+#[derive(Clone, Copy)]
+pub(crate) struct PriceLimits {
+    pub(crate) model_bytes: u64,
+    pub(crate) memory_bytes: u64,
+    pub(crate) expires_unix_ms: u64,
+}
+
+impl Terms {
+    /// Copies what is needed, so that the ledger is free while the price is computed.
+    pub(crate) fn of(ledger: &Ledger, datasets: &[&Dataset], scientist: Principal) -> Self {
+        let datasets = datasets.iter().map(|dataset| DatasetTerms {
+            version: DatasetVersion {
+                dataset: dataset.id(),
+                contract: dataset.contract_digest(),
+                policy: dataset.policy_digest(),
+                root: dataset.root(),
+            },
+            name: dataset.name().to_owned(),
+            kind: dataset.kind(),
+            contract_json: dataset.contract_json().to_owned(),
+            declared_size: dataset.declared_size(),
+            lifetime_delta: dataset.policy().lifetime.map(|lifetime| lifetime.delta),
+        });
+        Self { scientist, datasets: datasets.collect(), ledger_head: ledger.head().entry_hash }
+    }
+
+    /// δ of the run: as asked, or a tenth of the smallest lifetime δ (rule D6).
+    fn delta(&self, asked: Option<Delta>) -> Delta {
+        let lifetimes = self.datasets.iter().filter_map(|dataset| dataset.lifetime_delta);
+        asked.or_else(|| lifetimes.min().map(Delta::tenth)).unwrap_or(REHEARSAL_DELTA)
+    }
+
+    /// The inputs' columns, which every dataset must declare alike.
+    fn inputs(&self, columns: &[String]) -> Result<Vec<InputColumn>, Failure> {
+        let mut agreed: Option<(&str, Vec<InputColumn>)> = None;
+        for dataset in &self.datasets {
+            let contract = DataContract::parse_json(dataset.contract_json.as_bytes()).map_err(Failure::internal)?;
+            let inputs = contract.inputs(columns).map_err(|error| {
+                Failure::new(Reason::RunSpecInvalid, format!("dataset `{}`: {error}", dataset.name))
+            })?;
+            match &agreed {
+                None => agreed = Some((&dataset.name, inputs)),
+                Some((_, first)) if *first == inputs => {}
+                Some((name, first)) => return Err(differing_columns(name, first, &dataset.name, &inputs)),
+            }
+        }
+        agreed.map(|(_, inputs)| inputs).ok_or_else(|| Failure::malformed("a run needs a dataset"))
+    }
+
+    fn charges(&self, plan: &Plan) -> Vec<Charge> {
+        let charge = |dataset: &DatasetTerms| {
+            let (event, amount) = match dataset.kind {
+                DatasetKind::Private => (plan.event.clone(), plan.amount),
+                DatasetKind::Public | DatasetKind::Synthetic => (DpEvent::NoOp, Amount::ZERO),
+            };
+            Charge { dataset: dataset.version.dataset, event, relation: RELATION, amount }
+        };
+        self.datasets.iter().map(charge).collect()
+    }
+}
+
+/// Prices a run. CPU-bound: reads the archive, proves the graph, calibrates the noise.
+pub(crate) fn price(
+    request: RunRequest,
+    model: &Model,
+    terms: &Terms,
+    boot: Boot,
+    limits: PriceLimits,
+) -> Result<PricedRun, Failure> {
+    let inputs = terms.inputs(&request.input_columns)?;
+    let archive = read_archive(&model.archive, limits.model_bytes)?;
+    let graph = bastionai_graph::check(&archive, &inputs).map_err(refused)?;
+    if plan::trainable_parameters(&graph) == 0 {
+        return Err(Failure::new(Reason::RunSpecInvalid, "no parameter requires a gradient: there is nothing to train"));
+    }
+    let declared_sizes: Vec<u64> = terms.datasets.iter().map(|dataset| dataset.declared_size).collect();
+    check_frames(&inputs, &declared_sizes)?;
+    let plan = Plan::new(&request, declared_sizes.iter().sum(), terms.delta(request.delta))?;
+    let memory_bytes = plan::memory_bytes(&graph, &plan);
+    if memory_bytes > limits.memory_bytes {
+        let message = format!(
+            "the run needs about {memory_bytes} bytes of memory, the server allows {}: lower max_batch_size or train a smaller model",
+            limits.memory_bytes
+        );
+        return Err(Failure::new(Reason::RunSpecInvalid, message));
+    }
+    let datasets: Vec<DatasetVersion> = terms.datasets.iter().map(|dataset| dataset.version.clone()).collect();
+    let run_digest = Agreement {
+        request: &request,
+        plan: &plan,
+        scientist: terms.scientist,
+        graph: Digest32::from_bytes(graph.digest()),
+        initial_weights: tensors_digest(&tensors(&archive, &graph)?),
+        datasets: &datasets,
+        claims: boot.claims,
+        boot: boot.id,
+        ledger_head: terms.ledger_head,
+        expires_unix_ms: limits.expires_unix_ms,
+    }
+    .digest();
+    Ok(PricedRun {
+        run_digest,
+        scientist: terms.scientist,
+        charges: terms.charges(&plan),
+        request,
+        plan,
+        graph: Arc::new(graph),
+        datasets,
+        declared_sizes,
+        memory_bytes,
+        expires_unix_ms: limits.expires_unix_ms,
+    })
+}
+
+/// Reads an archive within the server's limits; refuses pickles, other schemas, anything malformed.
+pub(crate) fn read_archive(bytes: &[u8], model_bytes: u64) -> Result<Archive, Failure> {
+    let limits = Limits { max_archive_bytes: model_bytes, max_tensor_bytes: model_bytes, ..Limits::default() };
+    Archive::read(bytes, &limits).map_err(|error| Failure::of(Reason::ArchiveInvalid, error))
+}
+
+/// Raw parameters, then constants, in graph order: what the trainer is sent.
+pub(crate) fn tensors(archive: &Archive, graph: &TypedGraph) -> Result<Vec<Vec<u8>>, Failure> {
+    let missing = || Failure::new(Reason::ArchiveInvalid, "the archive lacks the bytes of a tensor of its graph");
+    let parameters = (0..graph.parameters().len()).map(|index| archive.parameter_bytes(index));
+    let constants = (0..graph.constants().len()).map(|index| archive.constant_bytes(index));
+    parameters.chain(constants).map(|bytes| bytes.map(<[u8]>::to_vec).ok_or_else(missing)).collect()
+}
+
+impl PricedRun {
+    /// The quote as the scientist sees it.
+    pub(crate) fn to_wire(&self, ledger: &Ledger) -> v1::Quote {
+        let trainable_parameters = plan::trainable_parameters(&self.graph);
+        v1::Quote {
+            run_digest: self.run_digest.as_bytes().to_vec(),
+            spec: Some(self.resolved_spec()),
+            noise_multiplier: self.plan.noise_multiplier,
+            loss_noise_multiplier: self.plan.loss_noise_multiplier.unwrap_or(0.0),
+            joint_noise_multiplier: self.plan.joint_noise_multiplier,
+            sample_rate: self.plan.sample_rate,
+            declared_size: self.plan.declared_size,
+            truncated_batch_size: self.plan.truncated_batch_size(),
+            micro_batches: self.plan.micro_batches,
+            physical_batch_size: self.plan.physical_batch_size,
+            memory_bytes: self.memory_bytes,
+            trainable_parameters,
+            charges: self.charges.iter().map(|charge| convert::charge(ledger, charge)).collect(),
+            expires_unix_ms: self.expires_unix_ms,
+            graph_digest: self.graph.digest().to_vec(),
+            warnings: self.plan.warnings(&self.request, trainable_parameters),
+        }
+    }
+
+    /// What the ledger is asked to set aside.
+    pub(crate) fn reservation(&self, run: RunId, boot: BootId) -> RunReserved {
+        RunReserved {
+            run,
+            boot,
+            run_digest: self.run_digest,
+            graph_digest: Digest32::from_bytes(self.graph.digest()),
+            scientist: self.scientist,
+            model_name: self.request.model_name.clone(),
+            steps: self.request.steps,
+            noise_mode: NoiseMode::Standard,
+            charges: self.charges.clone(),
+        }
+    }
+
+    /// The trainer's job. `rows` are filled in when the records are opened: they are private.
+    pub(crate) fn job(&self, rows: &[u64], threads: u32) -> Job {
+        let datasets = self.declared_sizes.iter().zip(rows);
+        Job {
+            version: TRAINER_PROTOCOL_VERSION,
+            graph: self.graph.to_bytes(),
+            datasets: datasets.map(|(&capacity, &rows)| DatasetShape { capacity, rows }).collect(),
+            steps: self.request.steps,
+            sample_threshold: self.plan.sample_threshold,
+            expected_batch_size: self.plan.sample_rate * self.plan.declared_size as f64,
+            physical_batch_size: self.plan.physical_batch_size,
+            micro_batches: self.plan.micro_batches,
+            max_grad_norm: self.request.max_grad_norm,
+            noise_multiplier: self.plan.noise_multiplier,
+            loss: self.loss_release(),
+            optimizer: self.request.optimizer,
+            threads,
+        }
+    }
+
+    fn loss_release(&self) -> Option<LossRelease> {
+        let (loss, noise_multiplier) = (self.request.loss?, self.plan.loss_noise_multiplier?);
+        Some(LossRelease { max_loss: loss.max_loss, noise_multiplier })
+    }
+
+    fn resolved_spec(&self) -> v1::RunSpec {
+        let request = &self.request;
+        v1::RunSpec {
+            model_id: request.model.as_bytes().to_vec(),
+            dataset_ids: request.datasets.iter().map(|id| id.as_bytes().to_vec()).collect(),
+            input_columns: request.input_columns.clone(),
+            model_name: request.model_name.clone(),
+            batch_size: request.batch_size,
+            max_batch_size: self.plan.physical_batch_size,
+            steps: request.steps,
+            max_grad_norm: request.max_grad_norm,
+            privacy: Some(match request.privacy {
+                Privacy::TargetEpsilon(epsilon) => v1::run_spec::Privacy::TargetEpsilon(epsilon),
+                Privacy::NoiseMultiplier(multiplier) => v1::run_spec::Privacy::NoiseMultiplier(multiplier),
+            }),
+            target_delta: self.plan.amount.delta.to_f64(),
+            max_loss: request.loss.map_or(0.0, |loss| loss.max_loss),
+            loss_share: request.loss.map_or(0.0, |loss| loss.share),
+            optimizer: Some(convert::optimizer(&request.optimizer)),
+        }
+    }
+}
+
+fn refused(refusals: bastionai_graph::Refusals) -> Failure {
+    let details = serde_json::to_vec(&refusals).unwrap_or_default();
+    let failure = Failure::new(Reason::GraphRefused, refusals.to_string());
+    if details.len() > MAX_DETAIL_BYTES { failure } else { failure.with_details(details) }
+}
+
+fn differing_columns(first_name: &str, first: &[InputColumn], name: &str, inputs: &[InputColumn]) -> Failure {
+    let column = first.iter().zip(inputs).find(|(one, other)| one != other).map_or("", |(one, _)| &one.column);
+    let message = format!(
+        "datasets `{first_name}` and `{name}` declare column `{column}` differently: a pooled run needs the same dtype, \
+         shape and domain in all of them; agree on one contract"
+    );
+    Failure::new(Reason::IncompatibleDatasets, message)
+}
+
+/// A column of a dataset goes to the trainer as one frame, which has at most 4 GiB.
+fn check_frames(inputs: &[InputColumn], declared_sizes: &[u64]) -> Result<(), Failure> {
+    let largest = declared_sizes.iter().copied().max().unwrap_or(0);
+    let fits = |input: &InputColumn| {
+        let record = plan::elements(&input.shape).saturating_mul(input.dtype.size_bytes() as u64);
+        record.saturating_mul(largest) <= bastionai_wire::trainer::MAX_FRAME_BYTES
+    };
+    match inputs.iter().find(|input| !fits(input)) {
+        None => Ok(()),
+        Some(input) => Err(Failure::new(
+            Reason::RunSpecInvalid,
+            format!("column `{}` of one dataset has more than 4 GiB: split the dataset", input.column),
+        )),
+    }
+}
+
+/// δ of runs that touch no private dataset: nothing is charged, but noise still needs a number.
+const REHEARSAL_DELTA: Delta = Delta::from_units(10u64.pow(12));
+/// Status details travel in headers, which peers bound.
+const MAX_DETAIL_BYTES: usize = 128 << 10;

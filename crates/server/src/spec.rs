@@ -1,0 +1,270 @@
+//! Parses a `RunSpec` from the wire into [`RunRequest`]: after this, every number is in range and every default
+//! is filled in. Concerns the scientist's own words only; datasets and the model come later.
+
+use crate::errors::{Failure, Reason};
+use bastionai_ledger::{DatasetId, Delta, Digest32};
+use bastionai_wire::trainer::Optimizer;
+use bastionai_wire::v1;
+use std::collections::BTreeSet;
+
+/// A run as asked for, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct RunRequest {
+    pub(crate) model: Digest32,
+    /// Distinct (rule D3), in the order given.
+    pub(crate) datasets: Vec<DatasetId>,
+    pub(crate) input_columns: Vec<String>,
+    pub(crate) model_name: String,
+    pub(crate) batch_size: u64,
+    /// Largest physical batch; `None`: the server's choice.
+    pub(crate) max_batch_size: Option<u32>,
+    pub(crate) steps: u64,
+    pub(crate) max_grad_norm: f64,
+    pub(crate) privacy: Privacy,
+    /// `None`: a tenth of the smallest lifetime δ (rule D6).
+    pub(crate) delta: Option<Delta>,
+    pub(crate) loss: Option<LossRequest>,
+    pub(crate) optimizer: Optimizer,
+}
+
+/// How noise is chosen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Privacy {
+    /// The server calibrates the noise to this ε.
+    TargetEpsilon(f64),
+    /// This multiplier for the gradient release.
+    NoiseMultiplier(f64),
+}
+
+/// The noisy loss that is released beside the gradient (dp.md rule 6).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LossRequest {
+    /// Per-sample losses are clipped to `[0, max_loss]`.
+    pub(crate) max_loss: f64,
+    /// Share of the joint mechanism's precision: `1/σ_loss² = share/σ²`.
+    pub(crate) share: f64,
+}
+
+impl RunRequest {
+    /// Checks every field of the scientist's request.
+    pub(crate) fn parse(spec: &v1::RunSpec, max_steps: u64) -> Result<Self, Failure> {
+        Ok(Self {
+            model: Digest32::try_from(&spec.model_id[..])
+                .map_err(|_| invalid("model_id must be the 32 bytes that UploadModel returned"))?,
+            datasets: datasets(&spec.dataset_ids)?,
+            input_columns: input_columns(&spec.input_columns)?,
+            model_name: name("model_name", &spec.model_name)?,
+            batch_size: in_range("batch_size", spec.batch_size, 1, 1 << 31)?,
+            max_batch_size: (spec.max_batch_size > 0).then_some(spec.max_batch_size),
+            steps: in_range("steps", spec.steps, 1, max_steps)?,
+            max_grad_norm: positive("max_grad_norm", spec.max_grad_norm)?,
+            privacy: privacy(spec.privacy.as_ref())?,
+            delta: delta(spec.target_delta)?,
+            loss: loss(spec.max_loss, spec.loss_share)?,
+            optimizer: optimizer(spec.optimizer.as_ref())?,
+        })
+    }
+}
+
+/// A name: 1 to 128 bytes without control characters, for terminals, logs and receipts.
+pub(crate) fn name(field: &str, text: &str) -> Result<String, Failure> {
+    if text.is_empty() || text.len() > MAX_NAME_BYTES || text.chars().any(char::is_control) {
+        let message = format!("{field} must have 1 to {MAX_NAME_BYTES} bytes and no control characters");
+        return Err(Failure::malformed(message));
+    }
+    Ok(text.to_owned())
+}
+
+fn datasets(ids: &[Vec<u8>]) -> Result<Vec<DatasetId>, Failure> {
+    if ids.is_empty() || ids.len() > MAX_DATASETS {
+        return Err(invalid(format!("dataset_ids has {} entries; give 1 to {MAX_DATASETS}", ids.len())));
+    }
+    let mut seen = BTreeSet::new();
+    ids.iter()
+        .map(|id| {
+            let id = DatasetId::try_from(&id[..]).map_err(|_| invalid("a dataset id has 16 bytes"))?;
+            if seen.insert(id) {
+                return Ok(id);
+            }
+            // Twice the same record in one sample is twice the sensitivity (rule D3).
+            let message = format!("dataset {id} is named twice: the datasets of a run are distinct; name it once");
+            Err(Failure::new(Reason::SameDatasetTwice, message))
+        })
+        .collect()
+}
+
+fn input_columns(columns: &[String]) -> Result<Vec<String>, Failure> {
+    if columns.is_empty() || columns.len() > MAX_INPUTS {
+        return Err(invalid(format!("input_columns has {} entries; give 1 to {MAX_INPUTS}", columns.len())));
+    }
+    columns.iter().map(|column| name("input_columns", column)).collect()
+}
+
+fn privacy(privacy: Option<&v1::run_spec::Privacy>) -> Result<Privacy, Failure> {
+    match privacy {
+        Some(v1::run_spec::Privacy::TargetEpsilon(epsilon)) => {
+            Ok(Privacy::TargetEpsilon(bounded("target_epsilon", *epsilon, MIN_EPSILON, MAX_EPSILON)?))
+        }
+        Some(v1::run_spec::Privacy::NoiseMultiplier(multiplier)) => {
+            Ok(Privacy::NoiseMultiplier(bounded("noise_multiplier", *multiplier, MIN_NOISE, MAX_NOISE)?))
+        }
+        None => Err(invalid("set target_epsilon (the server calibrates the noise) or noise_multiplier")),
+    }
+}
+
+fn delta(value: f64) -> Result<Option<Delta>, Failure> {
+    if value == 0.0 {
+        return Ok(None);
+    }
+    // The shortest decimal that reads back as this float is what the scientist wrote.
+    let text = format!("{value:e}");
+    let delta: Delta = text.parse().map_err(|error| invalid(format!("target_delta: {error}")))?;
+    if !(value > 0.0 && value < 1.0) || delta == Delta::ZERO {
+        return Err(invalid(format!("target_delta = {value} must be above 0 and below 1; 0 asks for the default")));
+    }
+    Ok(Some(delta))
+}
+
+fn loss(max_loss: f64, share: f64) -> Result<Option<LossRequest>, Failure> {
+    if max_loss == 0.0 {
+        return Ok(None);
+    }
+    let max_loss = positive("max_loss", max_loss)?;
+    let share = if share == 0.0 { DEFAULT_LOSS_SHARE } else { bounded("loss_share", share, 1e-6, 1.0 - 1e-6)? };
+    Ok(Some(LossRequest { max_loss, share }))
+}
+
+fn optimizer(optimizer: Option<&v1::Optimizer>) -> Result<Optimizer, Failure> {
+    let missing = || invalid("optimizer is missing: set sgd or adamw");
+    match optimizer.and_then(|optimizer| optimizer.kind.as_ref()).ok_or_else(missing)? {
+        v1::optimizer::Kind::Sgd(sgd) => {
+            let (momentum, dampening) = (fraction("momentum", sgd.momentum)?, fraction("dampening", sgd.dampening)?);
+            if sgd.nesterov && (momentum == 0.0 || dampening != 0.0) {
+                return Err(invalid("nesterov needs momentum above 0 and dampening 0, as torch.optim.SGD does"));
+            }
+            let (lr, weight_decay) = (rate("lr", sgd.lr)?, rate("weight_decay", sgd.weight_decay)?);
+            Ok(Optimizer::Sgd { lr, momentum, dampening, weight_decay, nesterov: sgd.nesterov })
+        }
+        v1::optimizer::Kind::Adamw(adamw) => Ok(Optimizer::AdamW {
+            lr: rate("lr", adamw.lr)?,
+            beta1: fraction("beta1", adamw.beta1)?,
+            beta2: fraction("beta2", adamw.beta2)?,
+            eps: positive("eps", adamw.eps)?,
+            weight_decay: rate("weight_decay", adamw.weight_decay)?,
+        }),
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Failure {
+    Failure::new(Reason::RunSpecInvalid, message)
+}
+
+fn positive(field: &str, value: f64) -> Result<f64, Failure> {
+    bounded(field, value, f64::MIN_POSITIVE, MAX_NUMBER)
+}
+
+fn rate(field: &str, value: f64) -> Result<f64, Failure> {
+    bounded(field, value, 0.0, MAX_NUMBER)
+}
+
+fn fraction(field: &str, value: f64) -> Result<f64, Failure> {
+    bounded(field, value, 0.0, 1.0 - f64::EPSILON)
+}
+
+fn bounded(field: &str, value: f64, minimum: f64, maximum: f64) -> Result<f64, Failure> {
+    if (minimum..=maximum).contains(&value) {
+        return Ok(value);
+    }
+    Err(invalid(format!("{field} = {value} must be a number from {minimum:e} to {maximum:e}")))
+}
+
+fn in_range(field: &str, value: u64, minimum: u64, maximum: u64) -> Result<u64, Failure> {
+    if (minimum..=maximum).contains(&value) {
+        return Ok(value);
+    }
+    Err(invalid(format!("{field} = {value} must be from {minimum} to {maximum}")))
+}
+
+const MAX_NAME_BYTES: usize = 128;
+const MAX_DATASETS: usize = 1024;
+const MAX_INPUTS: usize = 256;
+const MAX_NUMBER: f64 = 1e12;
+const MIN_EPSILON: f64 = 1e-3;
+const MAX_EPSILON: f64 = 1e3;
+/// Below this the guarantee is void and the accountant's grid too coarse; above, nothing is learned.
+const MIN_NOISE: f64 = 0.05;
+const MAX_NOISE: f64 = 1e6;
+/// A fiftieth of the precision: raises gradient noise by 1%.
+const DEFAULT_LOSS_SHARE: f64 = 0.02;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> v1::RunSpec {
+        v1::RunSpec {
+            model_id: vec![1; 32],
+            dataset_ids: vec![vec![1; 16], vec![2; 16]],
+            input_columns: vec!["x".into(), "y".into()],
+            model_name: "mlp".into(),
+            batch_size: 64,
+            max_batch_size: 0,
+            steps: 10,
+            max_grad_norm: 1.0,
+            privacy: Some(v1::run_spec::Privacy::TargetEpsilon(2.0)),
+            target_delta: 1e-6,
+            max_loss: 4.0,
+            loss_share: 0.0,
+            optimizer: Some(v1::Optimizer {
+                kind: Some(v1::optimizer::Kind::Sgd(v1::Sgd { lr: 0.1, ..Default::default() })),
+            }),
+        }
+    }
+
+    #[test]
+    fn defaults_are_filled_in() {
+        let request = RunRequest::parse(&spec(), 100).unwrap();
+        assert_eq!(request.delta.unwrap().to_string().parse::<f64>().unwrap(), 1e-6);
+        assert_eq!(request.loss.unwrap().share, DEFAULT_LOSS_SHARE);
+        assert_eq!(request.max_batch_size, None);
+    }
+
+    #[test]
+    fn the_same_dataset_twice_is_refused() {
+        let mut spec = spec();
+        spec.dataset_ids = vec![vec![7; 16], vec![7; 16]];
+        assert_eq!(RunRequest::parse(&spec, 100).unwrap_err().reason, Reason::SameDatasetTwice);
+    }
+
+    #[test]
+    fn every_field_out_of_range_is_refused() {
+        type Edit = fn(&mut v1::RunSpec);
+        let edits: Vec<(&str, Edit)> = vec![
+            ("model_id", |s| s.model_id = vec![0; 31]),
+            ("no datasets", |s| s.dataset_ids.clear()),
+            ("short dataset id", |s| s.dataset_ids[0].truncate(15)),
+            ("no inputs", |s| s.input_columns.clear()),
+            ("control character", |s| s.model_name = "a\u{1b}[2J".into()),
+            ("batch 0", |s| s.batch_size = 0),
+            ("no steps", |s| s.steps = 0),
+            ("too many steps", |s| s.steps = 101),
+            ("C = NaN", |s| s.max_grad_norm = f64::NAN),
+            ("C = 0", |s| s.max_grad_norm = 0.0),
+            ("no privacy", |s| s.privacy = None),
+            ("ε < 0", |s| s.privacy = Some(v1::run_spec::Privacy::TargetEpsilon(-1.0))),
+            ("ε = inf", |s| s.privacy = Some(v1::run_spec::Privacy::TargetEpsilon(f64::INFINITY))),
+            ("σ = 0", |s| s.privacy = Some(v1::run_spec::Privacy::NoiseMultiplier(0.0))),
+            ("δ = 1", |s| s.target_delta = 1.0),
+            ("δ < 0", |s| s.target_delta = -1e-6),
+            ("δ = NaN", |s| s.target_delta = f64::NAN),
+            ("max_loss < 0", |s| s.max_loss = -1.0),
+            ("loss_share = 1", |s| s.loss_share = 1.0),
+            ("no optimizer", |s| s.optimizer = None),
+        ];
+        for (what, edit) in edits {
+            let mut spec = spec();
+            edit(&mut spec);
+            assert!(RunRequest::parse(&spec, 100).is_err(), "{what} was accepted");
+        }
+    }
+}
