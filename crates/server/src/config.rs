@@ -81,10 +81,10 @@ pub struct Limits {
     pub quotes: u32,
     /// Prices computed at once (each is CPU-bound).
     pub concurrent_prices: u32,
-    /// Failed runs after which a dataset takes no more runs until the server's operator raises this (rule G4).
-    pub failed_runs_per_dataset: u64,
-    /// Runs started on one dataset in 24 hours (rule A13).
-    pub starts_per_day: u64,
+    /// Failed runs after which a private dataset takes no more (rule G4); enters each new dataset's policy.
+    pub failed_runs_per_dataset: u32,
+    /// Runs started on one private dataset in 24 hours (rule A13); enters each new dataset's policy.
+    pub starts_per_day: u32,
     /// Steps of one run.
     pub steps: u64,
 }
@@ -273,8 +273,8 @@ impl Limits {
             ("quotes_per_principal", u64::from(self.quotes_per_principal), 1),
             ("quotes", u64::from(self.quotes), 1),
             ("concurrent_prices", u64::from(self.concurrent_prices), 1),
-            ("failed_runs_per_dataset", self.failed_runs_per_dataset, 1),
-            ("starts_per_day", self.starts_per_day, 1),
+            ("failed_runs_per_dataset", u64::from(self.failed_runs_per_dataset), 1),
+            ("starts_per_day", u64::from(self.starts_per_day), 1),
             ("steps", self.steps, 1),
         ] {
             at_least(problems, "limits", name, value, minimum);

@@ -9,13 +9,6 @@ use bastionai_ledger::{
 use bastionai_wire::v1;
 use std::collections::BTreeSet;
 
-/// Limits a policy gets where its owner names none.
-#[derive(Clone, Copy)]
-pub(crate) struct PolicyDefaults {
-    pub(crate) max_starts_per_day: u32,
-    pub(crate) max_failed_runs: u32,
-}
-
 pub(crate) fn kind_from_wire(kind: i32) -> Result<DatasetKind, Failure> {
     match v1::DatasetKind::try_from(kind) {
         Ok(v1::DatasetKind::Private) => Ok(DatasetKind::Private),
@@ -28,14 +21,13 @@ pub(crate) fn kind_from_wire(kind: i32) -> Result<DatasetKind, Failure> {
 pub(crate) fn policy_from_wire(
     policy: &v1::Policy,
     kind: DatasetKind,
-    defaults: PolicyDefaults,
+    limits: RunLimits,
 ) -> Result<Policy, Failure> {
     let may_train = match (policy.anyone_may_train, policy.may_train.is_empty()) {
         (true, true) => MayTrain::Anyone,
         (true, false) => return Err(invalid("set anyone_may_train or list may_train, not both")),
         (false, _) => MayTrain::Only(principals("may_train", &policy.may_train)?),
     };
-    let or = |value: u32, default: u32| if value == 0 { default } else { value };
     let policy = Policy {
         lifetime: lifetime(policy)?,
         may_train,
@@ -43,10 +35,7 @@ pub(crate) fn policy_from_wire(
         scientist_receives: policy.scientist_receives,
         expires_unix_ms: (policy.expires_unix_ms > 0).then_some(policy.expires_unix_ms),
         freshness: Freshness::None,
-        limits: RunLimits {
-            max_starts_per_day: or(policy.max_starts_per_day, defaults.max_starts_per_day),
-            max_failed_runs: or(policy.max_failed_runs, defaults.max_failed_runs),
-        },
+        limits,
     };
     policy.check(kind).map_err(|error| Failure::of(Reason::PolicyInvalid, error))?;
     Ok(policy)
@@ -66,8 +55,6 @@ pub(crate) fn policy_to_wire(policy: &Policy) -> v1::Policy {
         recipients: list(&policy.recipients),
         scientist_receives: policy.scientist_receives,
         expires_unix_ms: policy.expires_unix_ms.unwrap_or(0),
-        max_starts_per_day: policy.limits.max_starts_per_day,
-        max_failed_runs: policy.limits.max_failed_runs,
     }
 }
 

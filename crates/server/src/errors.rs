@@ -2,6 +2,8 @@
 //! reason in the `bastionai-reason` metadata. The full chain of causes goes to the log only. Neither carries
 //! records, gradients, keys or counts that depend on data (rule G4).
 
+use bastionai_ledger::Refusal;
+use bastionai_vault::{CommitError, ReadError, ReleaseError, StorageError, TransactError, UploadError};
 use std::error::Error;
 use std::fmt::Write as _;
 use tonic::metadata::MetadataValue;
@@ -9,6 +11,9 @@ use tonic::{Code, Status};
 
 /// Metadata key of the machine-readable reason.
 pub(crate) const REASON_METADATA: &str = "bastionai-reason";
+
+/// Longest message that leaves.
+const MAX_MESSAGE_CHARACTERS: usize = 8_000;
 
 /// Why a call was not done, for machines. Together with the message this is all a caller learns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,12 +178,129 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
         let (name, code) = failure.reason.table();
+        // Status and details travel in headers, which peers bound.
+        let message: String = failure.message.chars().take(MAX_MESSAGE_CHARACTERS).collect();
         let mut status = if failure.details.is_empty() {
-            Status::new(code, failure.message)
+            Status::new(code, message)
         } else {
-            Status::with_details(code, failure.message, failure.details.into())
+            Status::with_details(code, message, failure.details.into())
         };
         status.metadata_mut().insert(REASON_METADATA, MetadataValue::from_static(name));
         status
+    }
+}
+
+impl Failure {
+    /// An upload's stream broke: the client is gone, or a message was malformed or too long.
+    pub(crate) fn broken_upload(status: &Status, message_bytes: u64) -> Self {
+        if status.code() == Code::OutOfRange {
+            let message = format!("a message is longer than {message_bytes} bytes; send smaller batches. Nothing was kept");
+            return Self::new(Reason::UploadTooLarge, message);
+        }
+        Self::new(Reason::UploadIncomplete, "the upload broke off; nothing of it was kept")
+    }
+}
+
+/// Refusals of the ledger name datasets, principals and budgets: all of them public to the caller.
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let reason = match &refusal {
+            Refusal::BudgetExceeded { .. } => {
+                return Self::new(Reason::BudgetExceeded, format!("budget exceeded: {refusal}; nothing was charged"));
+            }
+            Refusal::NameTaken { .. } => Reason::NameTaken,
+            Refusal::BadName => Reason::Malformed,
+            Refusal::Policy(_) => Reason::PolicyInvalid,
+            Refusal::ContractLength | Refusal::ZeroSize => Reason::ContractInvalid,
+            Refusal::NoDataset { .. } => Reason::UnknownDataset,
+            Refusal::NoRun { .. } => Reason::UnknownRun,
+            Refusal::NotOwner { .. }
+            | Refusal::Withdrawn { .. }
+            | Refusal::MayNotTrain { .. }
+            | Refusal::MayNotReceive { .. } => Reason::NotPermitted,
+            Refusal::Expired { .. } => Reason::PolicyExpired,
+            Refusal::TooManyStarts { .. } => Reason::TooManyStarts,
+            Refusal::TooManyFailures { .. } => Reason::TooManyFailures,
+            Refusal::DatasetCount { .. } => Reason::RunSpecInvalid,
+            Refusal::DatasetTwice { .. } => Reason::SameDatasetTwice,
+            Refusal::RunStatus { .. } => Reason::NotReleasable,
+            // The others speak of entries that only this server makes: a fault of ours.
+            _ => return Self::internal(refusal),
+        };
+        Self::of(reason, refusal)
+    }
+}
+
+/// A full disk is worth telling apart: it is nobody's fault and passes.
+impl From<StorageError> for Failure {
+    fn from(error: StorageError) -> Self {
+        if is_storage_full(&error) {
+            let message = "the server's storage is full or failed; nothing of this call was kept; tell its operator";
+            return Self::new(Reason::StorageFull, message).caused_by(error);
+        }
+        Self::internal(error)
+    }
+}
+
+fn is_storage_full(error: &StorageError) -> bool {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(current) = cause {
+        if current.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::StorageFull) {
+            return true;
+        }
+        cause = current.source();
+    }
+    matches!(error, StorageError::Poisoned)
+}
+
+impl From<TransactError> for Failure {
+    fn from(error: TransactError) -> Self {
+        match error {
+            TransactError::Refused(refusal) => refusal.into(),
+            TransactError::Storage(error) => error.into(),
+            other => Self::internal(other),
+        }
+    }
+}
+
+impl From<UploadError> for Failure {
+    fn from(error: UploadError) -> Self {
+        match error {
+            UploadError::Refused(refusal) => refusal.into(),
+            UploadError::Storage(error) => error.into(),
+            UploadError::RowCount { .. } => Self::of(Reason::UploadIncomplete, error),
+            UploadError::TooManyRows { .. } => Self::of(Reason::UploadTooLarge, error),
+            other => Self::of(Reason::ContractInvalid, other),
+        }
+    }
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Storage(error) => error.into(),
+            ReadError::NoDataset { .. } => Self::of(Reason::UnknownDataset, error),
+            ReadError::NoWeights { .. } => Self::of(Reason::NotReleasable, error),
+            other => Self::internal(other),
+        }
+    }
+}
+
+impl From<ReleaseError> for Failure {
+    fn from(error: ReleaseError) -> Self {
+        match error {
+            ReleaseError::Read(error) => error.into(),
+            ReleaseError::Transact(error) => error.into(),
+            other => Self::internal(other),
+        }
+    }
+}
+
+impl From<CommitError> for Failure {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Transact(error) => error.into(),
+            other => Self::internal(other),
+        }
     }
 }

@@ -1,7 +1,49 @@
-//! gRPC over attested TLS, governance, and supervision of trainers.
+//! gRPC over attested TLS, governance, and supervision of trainers. Holds the keys; knows no libtorch, and
+//! nothing of what clients do with answers.
+//!
+//! In call order: [`config`] → `boot` (keys, claims, evidence) with `root_key` and `program` → `tls`,
+//! `acceptor` (sessions) → `rpc` (one file per flow) over `state` → `governance` (who may), `spec`, `plan`,
+//! `price`, `digest` (what a run is and costs), `quotes`, `models` → `runs` (queue, trainers, watchers).
+//! `convert` speaks the wire's language, `errors` maps every failure to a status, `log` is all that is logged.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use bastionai_server::{Config, LogFormat, log_to_stderr, serve};
+//!
+//! log_to_stderr(LogFormat::Text);
+//! let config = Config::load("server.toml".as_ref())?;
+//! config.check()?;
+//! serve(config, async { std::future::pending().await }).await?;
+//! # Ok(()) }
+//! ```
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod acceptor;
+mod boot;
 pub mod config;
+mod convert;
+mod digest;
 mod errors;
+mod governance;
+mod log;
+mod models;
+mod plan;
+mod price;
+mod program;
+mod quotes;
+mod root_key;
+mod rpc;
+mod runs;
+mod serve;
+mod spec;
+mod state;
 mod tls;
-mod runs { pub(crate) mod supervise; }
+
+pub use boot::BootError;
+pub use config::{Config, ConfigError};
+pub use log::{LogFormat, log_to_stderr};
+pub use program::TrainerError;
+pub use root_key::RootKeyError;
+pub use serve::{BoundServer, ServeError, serve};
+pub use tls::IdentityError;

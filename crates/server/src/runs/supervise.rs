@@ -4,15 +4,16 @@
 //!
 //! Blocking, on a thread of its own: it waits on a process, not on a peer.
 
+use super::cancel::Cancel;
 use bastionai_wire::trainer::{Job, Report, read_frame, read_message, write_frame, write_message};
 use std::error::Error;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
 
 /// What to run and what to expect of it.
 pub(crate) struct Order {
@@ -53,32 +54,21 @@ pub(crate) struct Timing {
 /// The durable side of a run.
 pub(crate) trait Recorder {
     /// Makes the start durable; then, and only then, opens the records: one frame per dataset and graph input.
-    fn start(&mut self) -> Result<Vec<Vec<u8>>, BoxError>;
+    fn start(&mut self) -> Result<Frames, BoxError>;
     /// Makes `losses`, the releases of the steps up to `step`, durable, then visible.
     fn release(&mut self, step: u64, losses: &[Option<f64>]) -> Result<(), BoxError>;
 }
 
+/// Records as the trainer gets them; wiped on drop.
+pub(crate) type Frames = Vec<Zeroizing<Vec<u8>>>;
+
 /// Any error of the durable side.
 pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
-
-/// Stops a run from outside.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Cancel(Arc<AtomicBool>);
-
-impl Cancel {
-    pub(crate) fn cancel(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-
-    pub(crate) fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-}
 
 /// A run that brought no weights.
 #[derive(Debug)]
 pub(crate) struct Stop {
-    /// Whether the start may be durable: then the whole reservation is charged (rule D5).
+    /// Whether the start was attempted. What is charged is the ledger's word, not this.
     pub(crate) started: bool,
     /// Why.
     pub(crate) why: Why,
@@ -91,6 +81,8 @@ pub(crate) enum Why {
     Cancelled,
     #[error("the trainer refused the job: {0}")]
     Refused(String),
+    #[error("the run could not be prepared")]
+    Prepare(#[source] BoxError),
     #[error("cannot start the trainer {program}")]
     Spawn { program: PathBuf, source: io::Error },
     #[error("the trainer was not ready in time (trainer.start_timeout_ms)")]
@@ -111,6 +103,7 @@ impl Why {
         match self {
             Self::Cancelled => "cancelled",
             Self::Refused(_) => "refused",
+            Self::Prepare(_) => "prepare",
             Self::Spawn { .. } => "spawn",
             Self::StartTimeout => "start-timeout",
             Self::Hung => "hung",
@@ -150,7 +143,7 @@ enum Signal {
 struct Trainer {
     child: Child,
     signals: Receiver<Signal>,
-    records: Sender<Vec<Vec<u8>>>,
+    records: Sender<Frames>,
 }
 
 impl Drop for Trainer {
@@ -297,7 +290,7 @@ fn write_all(
     stdin: ChildStdin,
     job: &Job,
     tensors: &[Vec<u8>],
-    records: &Receiver<Vec<Vec<u8>>>,
+    records: &Receiver<Frames>,
     broken: &SyncSender<Signal>,
 ) {
     let mut stdin = BufWriter::with_capacity(1 << 16, stdin);

@@ -1,0 +1,131 @@
+//! What a start makes inside the TEE: boot id, ledger key, runtime claims, and the evidence that ties them
+//! together for offline receipts (rules A4, A6). Runs that an earlier boot left open are settled here.
+
+use crate::config::{AttesterKind, Config, RootKeyKind};
+use crate::log::Event;
+use crate::price;
+use crate::program::{TrainerError, TrainerProgram};
+use crate::root_key::INSECURE_FILE_ROOT_KEY;
+use bastionai_attestation::claims::{self, RuntimeClaims};
+use bastionai_attestation::{AttestError, Attester, BootBinding, Freshness, InsecureSimulatedAttester};
+use bastionai_ledger::{BootId, Digest32, LedgerKey, RuntimeEvidence, SignatureError};
+use bastionai_vault::{StorageError, TransactError, Vault};
+use ring::rand::SystemRandom;
+
+/// This start of the server.
+pub(crate) struct Boot {
+    pub(crate) id: BootId,
+    /// Signs heads and receipts; never leaves memory.
+    pub(crate) key: LedgerKey,
+    /// Canonical runtime claims.
+    pub(crate) claims: Vec<u8>,
+    pub(crate) claims_digest: Digest32,
+    pub(crate) attester: Box<dyn Attester>,
+    /// For receipts.
+    pub(crate) evidence: RuntimeEvidence,
+    pub(crate) trainer: TrainerProgram,
+}
+
+/// Why the server did not boot.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BootError {
+    /// No ledger key.
+    #[error("cannot make the ledger key: {0}")]
+    Key(#[from] SignatureError),
+    /// The trainer cannot be used.
+    #[error(transparent)]
+    Trainer(#[from] TrainerError),
+    /// No path to the trainer.
+    #[error("trainer.path is not set and this program's own path is unknown: {0}")]
+    TrainerPath(#[source] std::io::Error),
+    /// No evidence.
+    #[error(transparent)]
+    Attest(#[from] AttestError),
+    /// The vault failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The boot or a settlement could not be entered in the ledger.
+    #[error("cannot enter the boot in the ledger: {0}")]
+    Enter(#[from] TransactError),
+    /// A ledger without a genesis.
+    #[error("the vault's ledger has no genesis")]
+    NoGenesis,
+}
+
+impl Boot {
+    /// Makes keys and claims, enters the boot in the ledger with its evidence, settles orphaned runs.
+    pub(crate) fn start(config: &Config, vault: &Vault, now_unix_ms: u64) -> Result<Self, BootError> {
+        let key = LedgerKey::generate(&SystemRandom::new())?;
+        let id = vault.new_boot_id()?;
+        let program = config.trainer.program().map_err(BootError::TrainerPath)?;
+        let trainer = TrainerProgram::measure(program)?;
+        let attester = attester(config.attester);
+        let runtime_claims = runtime_claims(config, vault, &trainer, id, &key);
+        let claims_digest = Digest32::from_bytes(runtime_claims.digest());
+        let genesis = vault.read(|ledger| ledger.entries().first().map(|entry| *entry.hash().as_bytes()));
+        let binding = BootBinding {
+            ledger_public_key: *key.public_key().as_bytes(),
+            boot_id: *id.as_bytes(),
+            genesis: genesis.ok_or(BootError::NoGenesis)?,
+            claims_sha256: *claims_digest.as_bytes(),
+        };
+        let evidence = attester.attest(&binding.report_data())?;
+        let evidence = RuntimeEvidence {
+            boot: id,
+            ledger_key: key.public_key(),
+            claims: runtime_claims.to_bytes(),
+            evidence_media_type: evidence.media_type,
+            evidence: evidence.bytes,
+        };
+        let freshness = bastionai_ledger::Freshness::None;
+        let boot = bastionai_vault::Boot { evidence: evidence.clone(), freshness };
+        let orphans = vault.start_boot(boot, now_unix_ms)?;
+        let failed = orphans.iter().filter(|orphan| orphan.started).count() as u64;
+        Event::Orphans { refunded: orphans.len() as u64 - failed, failed }.emit();
+        let claims = evidence.claims.clone();
+        Ok(Self { id, key, claims, claims_digest, attester, evidence, trainer })
+    }
+
+    /// This boot, as run digests name it.
+    pub(crate) fn as_priced(&self) -> price::Boot {
+        price::Boot { id: self.id, claims: self.claims_digest }
+    }
+}
+
+fn attester(kind: AttesterKind) -> Box<dyn Attester> {
+    match kind {
+        AttesterKind::InsecureSimulated => Box::new(InsecureSimulatedAttester::new()),
+    }
+}
+
+/// Everything the launch measurement does not cover. The ledger head is the one this boot continues.
+fn runtime_claims(
+    config: &Config,
+    vault: &Vault,
+    trainer: &TrainerProgram,
+    boot: BootId,
+    key: &LedgerKey,
+) -> RuntimeClaims {
+    let head = vault.head();
+    let AttesterKind::InsecureSimulated = config.attester;
+    let RootKeyKind::InsecureFile = config.root_key;
+    RuntimeClaims {
+        server_version: env!("CARGO_PKG_VERSION").to_owned(),
+        root_key_provider: INSECURE_FILE_ROOT_KEY.to_owned(),
+        insecure_flags: vec![
+            claims::INSECURE_SIMULATED_EVIDENCE.to_owned(),
+            claims::INSECURE_FILE_ROOT_KEY.to_owned(),
+            claims::INSECURE_TRAINER_SANDBOX.to_owned(),
+        ],
+        configuration_digest: config.digest(),
+        trainer_digest: trainer.digest,
+        libtorch_digest: trainer.libraries_digest,
+        boot_id: *boot.as_bytes(),
+        ledger_id: *head.ledger.as_bytes(),
+        ledger_public_key: *key.public_key().as_bytes(),
+        ledger_sequence: head.sequence,
+        ledger_head: *head.entry_hash.as_bytes(),
+        freshness: Freshness::None,
+    }
+}

@@ -1,0 +1,159 @@
+//! UploadDataset and ListDatasets. An upload becomes visible in one step, at its finish; before that, whatever
+//! ends it (a bad row, a lost client, a full disk, a crash) leaves nothing.
+
+use super::blocking;
+use crate::acceptor::Peer;
+use crate::convert;
+use crate::errors::{Failure, Reason};
+use crate::log::{Event, Hex};
+use crate::state::Server;
+use bastionai_graph::contract::DataContract;
+use bastionai_ledger::{Principal, RunLimits};
+use bastionai_vault::{Upload, UploadHeader};
+use bastionai_wire::v1;
+use bastionai_wire::v1::upload_dataset_request::Part;
+use std::sync::Arc;
+use tonic::Streaming;
+
+pub(crate) async fn upload(
+    server: Arc<Server>,
+    peer: &Peer,
+    mut parts: Streaming<v1::UploadDatasetRequest>,
+) -> Result<v1::Dataset, Failure> {
+    server.accepts_work()?;
+    let _place = server.upload_place()?;
+    let header = match next(&server, &mut parts).await? {
+        Some(Part::Header(header)) => header,
+        _ => return Err(Failure::malformed("the first message of an upload must be its header")),
+    };
+    let outcome = receive(&server, peer.principal, header, &mut parts).await;
+    if outcome.is_err() {
+        Event::UploadDropped { owner: peer.principal }.emit();
+    }
+    outcome
+}
+
+/// Datasets are public by what they declare: everyone attested sees names, contracts, terms and budgets.
+pub(crate) fn list(server: &Server, peer: &Peer) -> v1::ListDatasetsReply {
+    let now_unix_ms = server.now_unix_ms();
+    let datasets = server.vault.read(|ledger| {
+        let shown = ledger.datasets().filter(|dataset| !dataset.is_withdrawn());
+        let mut shown: Vec<_> = shown.collect();
+        shown.sort_by_key(|dataset| (dataset.created_unix_ms(), dataset.id()));
+        shown.into_iter().map(|dataset| convert::dataset(dataset, &peer.principal, now_unix_ms)).collect()
+    });
+    v1::ListDatasetsReply { datasets }
+}
+
+/// An upload in progress. Dropping it drops what was stored.
+struct Progress {
+    upload: Upload,
+    contract: Arc<DataContract>,
+    rows: u64,
+    bytes: u64,
+}
+
+async fn receive(
+    server: &Arc<Server>,
+    owner: Principal,
+    header: v1::UploadHeader,
+    parts: &mut Streaming<v1::UploadDatasetRequest>,
+) -> Result<v1::Dataset, Failure> {
+    let mut progress = begin(Arc::clone(server), owner, header).await?;
+    loop {
+        match next(server, parts).await? {
+            Some(Part::Records(batch)) => progress = push(server, progress, batch).await?,
+            Some(Part::Finish(finish)) => {
+                if next(server, parts).await?.is_some() {
+                    return Err(Failure::malformed("nothing may follow the finish of an upload"));
+                }
+                return commit(Arc::clone(server), owner, progress, finish.rows).await;
+            }
+            Some(Part::Header(_)) => return Err(Failure::malformed("an upload has one header")),
+            None => {
+                let message = "the upload ended without its finish; nothing of it was kept";
+                return Err(Failure::new(Reason::UploadIncomplete, message));
+            }
+        }
+    }
+}
+
+async fn begin(server: Arc<Server>, owner: Principal, header: v1::UploadHeader) -> Result<Progress, Failure> {
+    blocking(move || {
+        let contract = DataContract::parse_json(&header.contract_json)
+            .map_err(|error| Failure::of(Reason::ContractInvalid, error))?;
+        let kind = convert::kind_from_wire(header.kind)?;
+        let limits = &server.config.limits;
+        let run_limits = RunLimits {
+            max_starts_per_day: limits.starts_per_day,
+            max_failed_runs: limits.failed_runs_per_dataset,
+        };
+        let policy = convert::policy_from_wire(&header.policy.unwrap_or_default(), kind, run_limits)?;
+        let stored_bytes = contract.record_bytes().saturating_mul(contract.declared_size);
+        if stored_bytes > limits.upload_bytes {
+            let message = format!(
+                "{} records of {} bytes are {stored_bytes} bytes, the server stores at most {} for one dataset",
+                contract.declared_size,
+                contract.record_bytes(),
+                limits.upload_bytes
+            );
+            return Err(Failure::new(Reason::UploadTooLarge, message));
+        }
+        let new = UploadHeader {
+            name: convert::dataset_name(&header.name)?,
+            kind,
+            owner,
+            contract_json: String::from_utf8(contract.to_canonical_json()).map_err(Failure::internal)?,
+            declared_size: contract.declared_size,
+            column_bytes: contract.columns.iter().map(|column| column.record_bytes()).collect(),
+            policy,
+        };
+        let upload = server.vault.begin_upload(new)?;
+        Ok(Progress { upload, contract: Arc::new(contract), rows: 0, bytes: 0 })
+    })
+    .await
+}
+
+/// Checks every row against the contract again: the sender may be hostile, and a value outside the contract
+/// would become an oracle in training (rule G4).
+async fn push(server: &Server, mut progress: Progress, batch: v1::RecordBatch) -> Result<Progress, Failure> {
+    let limit = server.config.limits.upload_bytes;
+    blocking(move || {
+        let columns: Vec<&[u8]> = batch.columns.iter().map(Vec::as_slice).collect();
+        progress.bytes += columns.iter().map(|column| column.len() as u64).sum::<u64>();
+        if progress.bytes > limit {
+            let message = format!("the upload is longer than {limit} bytes; nothing of it was kept");
+            return Err(Failure::new(Reason::UploadTooLarge, message));
+        }
+        let rows = u64::from(batch.rows);
+        progress.contract.check_batch(rows, &columns).map_err(|error| {
+            let message = format!("in the batch that starts at row {}: {error}", progress.rows);
+            Failure::new(Reason::OutsideContract, message)
+        })?;
+        progress.upload.push(rows, &columns)?;
+        progress.rows += rows;
+        Ok(progress)
+    })
+    .await
+}
+
+async fn commit(server: Arc<Server>, owner: Principal, progress: Progress, rows: u64) -> Result<v1::Dataset, Failure> {
+    blocking(move || {
+        server.accepts_work()?;
+        let now_unix_ms = server.now_unix_ms();
+        let id = progress.upload.finish(rows, now_unix_ms)?;
+        Event::DatasetCreated { dataset: Hex(id.as_bytes()), owner, bytes: progress.bytes }.emit();
+        server.vault.read(|ledger| {
+            let dataset = ledger.dataset(&id).ok_or_else(|| Failure::new(Reason::UnknownDataset, "the dataset vanished"))?;
+            Ok(convert::dataset(dataset, &owner, now_unix_ms))
+        })
+    })
+    .await
+}
+
+async fn next(server: &Server, parts: &mut Streaming<v1::UploadDatasetRequest>) -> Result<Option<Part>, Failure> {
+    match server.next_part(parts).await? {
+        None => Ok(None),
+        Some(message) => message.part.map(Some).ok_or_else(|| Failure::malformed("a message of the upload is empty")),
+    }
+}

@@ -1,0 +1,171 @@
+//! One run on a pool slot: open records, supervise the trainer, enter the end in the ledger.
+
+use super::supervise::{Frames, Order, Stop, Timing, WeightShape, Why, supervise};
+use super::{CancelledBy, LiveRun, record::Record};
+use crate::errors::{Failure, chain};
+use crate::log::{Event, Hex};
+use crate::models::Model;
+use crate::price::{self, PricedRun};
+use crate::state::Server;
+use bastionai_graph::contract::DataContract;
+use bastionai_graph::typed::{Parameter, TypedGraph};
+use bastionai_ledger::{Outcome, RefundReason, RunStatus, WeightTensor};
+use bastionai_vault::{RunEnd, Weights};
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Executes a reserved run to its last ledger entry. Whatever happens, nobody hears more than `failed` (G4).
+pub(crate) fn execute(server: &Server, live: &LiveRun, priced: &PricedRun, model: &Model) {
+    let outcome = match prepare(server, live, priced, model) {
+        Ok((order, mut record)) => supervise(&order, &mut record, &live.cancel),
+        Err(why) => Err(Stop { started: false, why }),
+    };
+    let ended = match outcome {
+        Ok(weights) => succeed(server, live, &priced.graph, weights),
+        Err(stop) => fail(server, live, &stop),
+    };
+    if let Err(failure) = ended {
+        // The entry is missing: the next boot settles the run as failed and charged, or refunds it.
+        let chain = failure.chain().unwrap_or_default();
+        Event::RunFault { run: Hex(live.id.as_bytes()), chain: &chain }.emit();
+    }
+}
+
+/// Settles a run whose supervisor panicked.
+pub(crate) fn after_panic(server: &Server, live: &LiveRun, error: &(dyn Error + 'static)) {
+    Event::RunFault { run: Hex(live.id.as_bytes()), chain: &chain(error) }.emit();
+    if let Err(failure) = settle(server, live, Outcome::Failed, RefundReason::NotStartable) {
+        let chain = failure.chain().unwrap_or_default();
+        Event::RunFault { run: Hex(live.id.as_bytes()), chain: &chain }.emit();
+    }
+}
+
+fn prepare<'a>(
+    server: &'a Server,
+    live: &'a LiveRun,
+    priced: &PricedRun,
+    model: &Model,
+) -> Result<(Order, Record<'a>), Why> {
+    if live.cancel.is_cancelled() {
+        return Err(Why::Cancelled);
+    }
+    server.boot.trainer.check_unchanged().map_err(|error| Why::Prepare(Box::new(error)))?;
+    let archive = price::read_archive(&model.archive, server.config.limits.model_bytes).map_err(prepare_failed)?;
+    let tensors = price::tensors(&archive, &priced.graph).map_err(prepare_failed)?;
+    let (rows, frames) = open_records(server, priced)?;
+    let limits = &server.config.limits;
+    let trainer = &server.config.trainer;
+    let order = Order {
+        program: server.boot.trainer.program.clone(),
+        job: priced.job(&rows, trainer.threads_for(limits.concurrent_runs)),
+        tensors: Arc::new(tensors),
+        weights: trainable(&priced.graph).map(weight_shape).collect(),
+        timing: Timing {
+            start_timeout: Duration::from_millis(trainer.start_timeout_ms),
+            step_timeout: Duration::from_millis(trainer.step_timeout_ms),
+            commit_steps: trainer.commit_steps,
+            commit_every: Duration::from_millis(trainer.commit_ms),
+        },
+    };
+    Ok((order, Record::new(server, live, frames)))
+}
+
+/// Reads every dataset whole, whatever will be sampled (rule D8): true row counts, and one frame per dataset
+/// and graph input.
+fn open_records(server: &Server, priced: &PricedRun) -> Result<(Vec<u64>, Frames), Why> {
+    let mut rows = Vec::new();
+    let mut frames = Frames::new();
+    for id in &priced.request.datasets {
+        let contract = server.vault.read(|ledger| {
+            ledger.dataset(id).map(|dataset| DataContract::parse_json(dataset.contract_json().as_bytes()))
+        });
+        let contract = contract.ok_or_else(|| Why::Prepare("a dataset of the run is gone".into()))?;
+        let contract = contract.map_err(|error| Why::Prepare(Box::new(error)))?;
+        let mut data = server.vault.read_dataset(id).map_err(|error| Why::Prepare(Box::new(error)))?;
+        rows.push(data.rows);
+        for (at, input) in priced.graph.inputs().iter().enumerate() {
+            let column = contract.columns.iter().position(|column| column.name == input.column);
+            let column = column.ok_or_else(|| Why::Prepare("a column of the run is gone".into()))?;
+            let used_again = priced.graph.inputs()[at + 1..].iter().any(|later| later.column == input.column);
+            let frame = if used_again { data.columns[column].clone() } else { std::mem::take(&mut data.columns[column]) };
+            frames.push(frame);
+        }
+    }
+    Ok((rows, frames))
+}
+
+/// Seals the weights and commits, in one step; only then are they releasable.
+fn succeed(server: &Server, live: &LiveRun, graph: &TypedGraph, weights: Vec<Vec<u8>>) -> Result<(), Failure> {
+    let run = Hex(live.id.as_bytes());
+    let started = server.vault.read(|ledger| ledger.started(&live.id));
+    let Some(started) = started else { return settle(server, live, Outcome::Failed, RefundReason::NotStartable) };
+    let tensors: Vec<WeightTensor> = trainable(graph).map(weight_tensor).collect();
+    let weights = Weights { tensors, data: weights.concat().into() };
+    let committed = server.vault.commit_run(started, RunEnd::Succeeded(weights), server.now_unix_ms());
+    if let Err(error) = committed {
+        Event::RunFault { run, chain: &chain(&error) }.emit();
+        return settle(server, live, Outcome::Failed, RefundReason::NotStartable);
+    }
+    Event::RunEnded { run, outcome: "succeeded", why: "all steps done" }.emit();
+    Ok(())
+}
+
+fn fail(server: &Server, live: &LiveRun, stop: &Stop) -> Result<(), Failure> {
+    let cancelled = matches!(stop.why, Why::Cancelled);
+    let outcome = if cancelled { Outcome::Cancelled } else { Outcome::Failed };
+    let reason = match live.cancel.by().filter(|_| cancelled) {
+        Some(CancelledBy::Request) => RefundReason::Cancelled,
+        Some(CancelledBy::Shutdown) => RefundReason::ServerStopped,
+        None => RefundReason::NotStartable,
+    };
+    if !cancelled {
+        Event::RunFault { run: Hex(live.id.as_bytes()), chain: &chain(&stop.why) }.emit();
+    }
+    settle(server, live, outcome, reason)?;
+    let word = if cancelled { "cancelled" } else { "failed" };
+    Event::RunEnded { run: Hex(live.id.as_bytes()), outcome: word, why: stop.why.name() }.emit();
+    Ok(())
+}
+
+/// Ends a run without weights: charged in full if the ledger says that it started (D5), else refunded.
+fn settle(server: &Server, live: &LiveRun, outcome: Outcome, reason: RefundReason) -> Result<(), Failure> {
+    let now_unix_ms = server.now_unix_ms();
+    let (reservation, started) =
+        server.vault.read(|ledger| (ledger.reservation(&live.id), ledger.started(&live.id)));
+    if let Some(started) = started {
+        let end = if outcome == Outcome::Cancelled { RunEnd::Cancelled } else { RunEnd::Failed };
+        let _receipt = server.vault.commit_run(started, end, now_unix_ms)?;
+    } else if let Some(reservation) = reservation {
+        server.vault.refund_run(reservation, reason, now_unix_ms)?;
+    }
+    Ok(())
+}
+
+fn prepare_failed(failure: Failure) -> Why {
+    let text = failure.chain().unwrap_or_else(|| failure.reason.name().to_owned());
+    Why::Prepare(text.into())
+}
+
+fn trainable(graph: &TypedGraph) -> impl Iterator<Item = &Parameter> {
+    graph.parameters().iter().filter(|parameter| parameter.trainable)
+}
+
+fn weight_tensor(parameter: &Parameter) -> WeightTensor {
+    WeightTensor {
+        names: parameter.names.clone(),
+        dtype: parameter.dtype.torch_name().to_owned(),
+        shape: parameter.shape.clone(),
+        size_bytes: weight_shape(parameter).bytes,
+    }
+}
+
+fn weight_shape(parameter: &Parameter) -> WeightShape {
+    let float_bytes = parameter.dtype.size_bytes();
+    WeightShape { bytes: crate::plan::elements(&parameter.shape).saturating_mul(float_bytes as u64), float_bytes }
+}
+
+/// Whether a run waits for its start.
+pub(crate) fn is_queued(server: &Server, run: &bastionai_ledger::RunId) -> bool {
+    server.vault.read(|ledger| ledger.run(run).is_some_and(|run| run.status() == RunStatus::Reserved))
+}

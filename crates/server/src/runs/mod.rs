@@ -1,0 +1,145 @@
+//! Runs from reservation to their last ledger entry: a bounded queue, a pool of trainers, watchers.
+//!
+//! [`Runs::launch`] → (queue) → [`execute`](mod@execute) → [`supervise`] (one trainer) with [`record`] (its
+//! durable side). What a run is and costs is in the ledger; this module only holds what is alive.
+
+mod cancel;
+mod execute;
+mod record;
+mod supervise;
+
+pub(crate) use cancel::{Cancel, CancelledBy};
+pub(crate) use execute::is_queued;
+
+use crate::errors::{Failure, Reason};
+use crate::models::Model;
+use crate::price::PricedRun;
+use crate::state::Server;
+use bastionai_ledger::RunId;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+/// What is alive.
+pub(crate) struct Runs {
+    live: Mutex<HashMap<RunId, Arc<LiveRun>>>,
+    /// Queued and running together.
+    places: Arc<Semaphore>,
+    /// Trainers at once.
+    slots: Arc<Semaphore>,
+    starting: Mutex<()>,
+    count: watch::Sender<usize>,
+}
+
+/// A run that has not ended.
+pub(crate) struct LiveRun {
+    pub(crate) id: RunId,
+    pub(crate) cancel: Cancel,
+    changed: watch::Sender<()>,
+}
+
+impl LiveRun {
+    /// Tells watchers to look again: something became durable.
+    pub(crate) fn announce(&self) {
+        self.changed.send_replace(());
+    }
+}
+
+impl Runs {
+    pub(crate) fn new(concurrent: u32, queued: u32) -> Self {
+        Self {
+            live: Mutex::default(),
+            places: Arc::new(Semaphore::new((concurrent + queued) as usize)),
+            slots: Arc::new(Semaphore::new(concurrent as usize)),
+            starting: Mutex::default(),
+            count: watch::Sender::new(0),
+        }
+    }
+
+    /// A place in the queue, held until the run ends.
+    pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            Failure::new(Reason::QueueFull, "the queue of runs is full; nothing was charged; try again later")
+        })
+    }
+
+    /// One start at a time, so that the same quote started twice at once is one run.
+    pub(crate) fn starting(&self) -> MutexGuard<'_, ()> {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a reserved run. From here on it ends in a ledger entry, whoever watches.
+    pub(crate) fn launch(
+        &self,
+        server: Arc<Server>,
+        run: RunId,
+        priced: Arc<PricedRun>,
+        model: Arc<Model>,
+        place: OwnedSemaphorePermit,
+    ) {
+        let live = Arc::new(LiveRun { id: run, cancel: Cancel::default(), changed: watch::Sender::new(()) });
+        self.with_live(|runs| runs.insert(run, Arc::clone(&live)));
+        let slots = Arc::clone(&self.slots);
+        tokio::spawn(async move {
+            let slot = tokio::select! {
+                biased;
+                () = live.cancel.cancelled() => None,
+                slot = slots.acquire_owned() => slot.ok(),
+            };
+            let ended = {
+                let (server, live) = (Arc::clone(&server), Arc::clone(&live));
+                let work = move || execute::execute(&server, &live, &priced, &model);
+                tokio::task::spawn_blocking(work).await
+            };
+            if let Err(error) = ended {
+                execute::after_panic(&server, &live, &error);
+            }
+            server.runs.with_live(|runs| runs.remove(&run));
+            live.announce();
+            drop((slot, place));
+        });
+    }
+
+    /// Notices of a live run; `None` once it has ended.
+    pub(crate) fn watch(&self, run: &RunId) -> Option<watch::Receiver<()>> {
+        self.with_live(|runs| runs.get(run).map(|live| live.changed.subscribe()))
+    }
+
+    /// Stops a run; false when it is not alive.
+    pub(crate) fn cancel(&self, run: &RunId, by: CancelledBy) -> bool {
+        let live = self.with_live(|runs| runs.get(run).cloned());
+        live.inspect(|live| live.cancel.cancel(by)).is_some()
+    }
+
+    /// Lets running runs finish for `patience`, then stops them; returns when none is alive. Queued runs are
+    /// stopped at once: they have cost nothing yet.
+    pub(crate) async fn drain(&self, queued: impl Fn(&RunId) -> bool, patience: Duration) {
+        self.slots.close();
+        self.cancel_all(queued);
+        if tokio::time::timeout(patience, self.idle()).await.is_err() {
+            self.cancel_all(|_| true);
+            self.idle().await;
+        }
+    }
+
+    async fn idle(&self) {
+        let mut count = self.count.subscribe();
+        // The sender lives as long as `self`, so this cannot fail.
+        let _ = count.wait_for(|count| *count == 0).await;
+    }
+
+    fn cancel_all(&self, which: impl Fn(&RunId) -> bool) {
+        let runs: Vec<_> = self.with_live(|runs| runs.values().cloned().collect());
+        runs.iter().filter(|live| which(&live.id)).for_each(|live| live.cancel.cancel(CancelledBy::Shutdown));
+    }
+
+    fn with_live<T>(&self, change: impl FnOnce(&mut HashMap<RunId, Arc<LiveRun>>) -> T) -> T {
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut live);
+        let count = live.len();
+        drop(live);
+        self.count.send_if_modified(|known| std::mem::replace(known, count) != count);
+        result
+    }
+}

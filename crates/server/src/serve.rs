@@ -1,0 +1,187 @@
+//! Start, serve, drain, stop.
+
+use crate::acceptor::{AcceptLimits, accept};
+use crate::boot::{Boot, BootError};
+use crate::config::{Config, ConfigError, RootKeyKind};
+use crate::log::{Event, Hex};
+use crate::root_key::{self, RootKeyError};
+use crate::rpc::Service;
+use crate::runs::is_queued;
+use crate::state::{Server, now_unix_ms};
+use crate::tls::{IdentityError, ServerIdentity};
+use bastionai_vault::{OpenError, Vault, VaultConfig};
+use bastionai_wire::v1::bastion_server::BastionServer;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+/// Why the server did not start or stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The address.
+    #[error("cannot listen on {address}: {source}; stop what listens there or choose another `listen`")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The data directory.
+    #[error("cannot make the data directory {path}: {source}")]
+    DataDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The root key.
+    #[error(transparent)]
+    RootKey(#[from] RootKeyError),
+    /// The vault.
+    #[error("cannot open the vault: {0}")]
+    Vault(#[from] OpenError),
+    /// The boot.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// TLS.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The transport failed while serving.
+    #[error("the transport failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// A start-up task panicked.
+    #[error("the start failed: {0}")]
+    Start(#[from] tokio::task::JoinError),
+}
+
+/// Binds, boots and serves until `shutdown`, then drains.
+///
+/// # Errors
+/// [`ServeError`].
+pub async fn serve(config: Config, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
+    BoundServer::bind(config).await?.run(shutdown).await
+}
+
+/// A server that has booted and listens, but does not answer yet.
+pub struct BoundServer {
+    server: Arc<Server>,
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl BoundServer {
+    /// Checks the configuration, listens, opens the vault, boots.
+    ///
+    /// # Errors
+    /// [`ServeError`]; nothing was entered in the ledger unless everything before that worked.
+    pub async fn bind(config: Config) -> Result<Self, ServeError> {
+        config.check()?;
+        let address = config.listen;
+        let listen_error = |source| ServeError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(listen_error)?;
+        let address = listener.local_addr().map_err(listen_error)?;
+        let server = tokio::task::spawn_blocking(move || start(config)).await??;
+        let head = server.vault.head();
+        Event::Listening {
+            address,
+            boot: Hex(server.boot.id.as_bytes()),
+            ledger: Hex(head.ledger.as_bytes()),
+            entries: head.sequence,
+        }
+        .emit();
+        Ok(Self { server: Arc::new(server), listener, address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown` resolves; then refuses new work, lets running runs finish for
+    /// `trainer.drain_timeout_ms`, stops the rest, and closes.
+    ///
+    /// # Errors
+    /// [`ServeError::Transport`].
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
+        let (close, closed) = oneshot::channel::<()>();
+        let mut transport = tokio::spawn(transport(Arc::clone(&self.server), self.listener, closed));
+        tokio::select! {
+            ended = &mut transport => return Ok(ended??),
+            () = shutdown => {}
+        }
+        Event::Draining.emit();
+        self.server.start_draining();
+        let patience = Duration::from_millis(self.server.config.trainer.drain_timeout_ms);
+        self.server.runs.drain(|run| is_queued(&self.server, run), patience).await;
+        // The transport may have stopped on its own meanwhile.
+        let _ = close.send(());
+        match tokio::time::timeout(CLOSE_TIMEOUT, &mut transport).await {
+            Ok(ended) => ended??,
+            Err(_) => transport.abort(),
+        }
+        Event::Stopped.emit();
+        Ok(())
+    }
+}
+
+fn start(config: Config) -> Result<Server, ServeError> {
+    create_data_dir(&config)?;
+    let root = match config.root_key {
+        RootKeyKind::InsecureFile => root_key::load_or_create(&config.data_dir)?,
+    };
+    let now_unix_ms = now_unix_ms();
+    let vault = Vault::open(&config.data_dir, &root, VaultConfig::default(), now_unix_ms)?;
+    let identity = ServerIdentity::generate()?;
+    let boot = Boot::start(&config, &vault, now_unix_ms)?;
+    Ok(Server::new(config, vault, boot, identity))
+}
+
+fn create_data_dir(config: &Config) -> Result<(), ServeError> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    let path = config.data_dir.clone();
+    builder.create(&path).map_err(|source| ServeError::DataDir { path, source })
+}
+
+async fn transport(
+    server: Arc<Server>,
+    listener: TcpListener,
+    closed: oneshot::Receiver<()>,
+) -> Result<(), tonic::transport::Error> {
+    let limits = server.config.limits.clone();
+    let accept_limits =
+        AcceptLimits { connections: limits.connections, handshake_timeout: limits.handshake_timeout() };
+    let connections = accept(listener, Arc::clone(&server.identity.config), accept_limits);
+    let service = BastionServer::new(Service::new(server))
+        .max_decoding_message_size(usize::try_from(limits.message_bytes).unwrap_or(usize::MAX));
+    tonic::transport::Server::builder()
+        .max_concurrent_streams(limits.calls_per_connection)
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES * 2)
+        .serve_with_incoming_shutdown(service, connections, async {
+            // Dropped or sent: either way it is time to stop.
+            let _ = closed.await;
+        })
+        .await
+}
+
+/// A client that is gone is noticed after two of these.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// Calls still open after the drain (idle watchers, abandoned uploads) get this long.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+const WINDOW_BYTES: u32 = 4 << 20;
+const MAX_HEADER_BYTES: u32 = 64 << 10;
