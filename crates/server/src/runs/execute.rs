@@ -1,6 +1,6 @@
 //! One run on a pool slot: open records, supervise the trainer, enter the end in the ledger.
 
-use super::supervise::{Frames, Order, Stop, Timing, WeightShape, Why, supervise};
+use super::supervise::{Frames, Order, Timing, WeightShape, Why, supervise};
 use super::{CancelledBy, LiveRun, record::Record};
 use crate::errors::{Failure, chain};
 use crate::log::{Event, Hex};
@@ -19,11 +19,11 @@ use std::time::Duration;
 pub(crate) fn execute(server: &Server, live: &LiveRun, priced: &PricedRun, model: &Model) {
     let outcome = match prepare(server, live, priced, model) {
         Ok((order, mut record)) => supervise(&order, &mut record, &live.cancel),
-        Err(why) => Err(Stop { started: false, why }),
+        Err(why) => Err(why),
     };
     let ended = match outcome {
         Ok(weights) => succeed(server, live, &priced.graph, weights),
-        Err(stop) => fail(server, live, &stop),
+        Err(why) => fail(server, live, &why),
     };
     if let Err(failure) = ended {
         // The entry is missing: the next boot settles the run as failed and charged, or refunds it.
@@ -111,8 +111,8 @@ fn succeed(server: &Server, live: &LiveRun, graph: &TypedGraph, weights: Vec<Vec
     Ok(())
 }
 
-fn fail(server: &Server, live: &LiveRun, stop: &Stop) -> Result<(), Failure> {
-    let cancelled = matches!(stop.why, Why::Cancelled);
+fn fail(server: &Server, live: &LiveRun, why: &Why) -> Result<(), Failure> {
+    let cancelled = matches!(why, Why::Cancelled);
     let outcome = if cancelled { Outcome::Cancelled } else { Outcome::Failed };
     let reason = match live.cancel.by().filter(|_| cancelled) {
         Some(CancelledBy::Request) => RefundReason::Cancelled,
@@ -120,11 +120,11 @@ fn fail(server: &Server, live: &LiveRun, stop: &Stop) -> Result<(), Failure> {
         None => RefundReason::NotStartable,
     };
     if !cancelled {
-        Event::RunFault { run: Hex(live.id.as_bytes()), chain: &chain(&stop.why) }.emit();
+        Event::RunFault { run: Hex(live.id.as_bytes()), chain: &chain(why) }.emit();
     }
     settle(server, live, outcome, reason)?;
     let word = if cancelled { "cancelled" } else { "failed" };
-    Event::RunEnded { run: Hex(live.id.as_bytes()), outcome: word, why: stop.why.name() }.emit();
+    Event::RunEnded { run: Hex(live.id.as_bytes()), outcome: word, why: why.name() }.emit();
     Ok(())
 }
 

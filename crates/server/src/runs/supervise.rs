@@ -65,15 +65,6 @@ pub(crate) type Frames = Vec<Zeroizing<Vec<u8>>>;
 /// Any error of the durable side.
 pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
-/// A run that brought no weights.
-#[derive(Debug)]
-pub(crate) struct Stop {
-    /// Whether the start was attempted. What is charged is the ledger's word, not this.
-    pub(crate) started: bool,
-    /// Why.
-    pub(crate) why: Why,
-}
-
 /// Why a run brought no weights.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Why {
@@ -115,16 +106,14 @@ impl Why {
 }
 
 /// Runs a trainer to its end. Returns validated weights: exact sizes, every value finite.
-pub(crate) fn supervise(order: &Order, recorder: &mut impl Recorder, cancel: &Cancel) -> Result<Vec<Vec<u8>>, Stop> {
-    let unstarted = |why| Stop { started: false, why };
-    let trainer = Trainer::spawn(order).map_err(unstarted)?;
-    trainer.wait_until_ready(order.timing.start_timeout, cancel).map_err(unstarted)?;
-    let begun = |why| Stop { started: true, why };
-    let records = recorder.start().map_err(|error| begun(Why::NotDurable(error)))?;
+pub(crate) fn supervise(order: &Order, recorder: &mut impl Recorder, cancel: &Cancel) -> Result<Vec<Vec<u8>>, Why> {
+    let trainer = Trainer::spawn(order)?;
+    trainer.wait_until_ready(order.timing.start_timeout, cancel)?;
+    let records = recorder.start().map_err(Why::NotDurable)?;
     // A closed channel means a dead writer; the reader reports that in its own words.
     let _ = trainer.records.send(records);
-    let weights = trainer.follow(order, recorder, cancel).map_err(begun)?;
-    check_weights(&weights, &order.weights).map_err(begun)?;
+    let weights = trainer.follow(order, recorder, cancel)?;
+    check_weights(&weights, &order.weights)?;
     Ok(weights)
 }
 

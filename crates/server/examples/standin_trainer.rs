@@ -1,0 +1,84 @@
+//! A stand-in for the trainer in the server's tests: speaks the pipe protocol, touches no libtorch, and
+//! misbehaves on demand. `standin_trainer MODE [N]`, where MODE is one of:
+//!
+//! - `normal MS`: every step takes MS milliseconds; the "weights" are the initial parameters, every "loss" is
+//!   0.5 plus fresh randomness, so that a recomputed step would show a second value;
+//! - `hang N`, `die N`: after N steps it sleeps for ever, or exits; `die 0` dies as it gets the records;
+//! - `refuse`, `unready`, `garbage`: refuses the job, dies before it is ready, or answers nonsense;
+//! - `nan`, `short`, `skip`: weights that are not finite, too short, or steps out of order;
+//! - `echo FILE`: like `normal 0`, and writes the records it got to FILE.
+
+use bastionai_graph::typed::TypedGraph;
+use bastionai_wire::trainer::{Job, Report, read_frame, read_message, write_frame, write_message};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+fn main() -> io::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mode = arguments.first().map_or("normal", String::as_str);
+    if arguments.iter().any(|argument| argument == "--libraries") {
+        return Ok(());
+    }
+    let argument = arguments.get(1).map_or("", String::as_str);
+    let number: u64 = argument.parse().unwrap_or(0);
+    let mut input = BufReader::new(io::stdin());
+    let mut output = BufWriter::new(io::stdout());
+    let job: Job = read_message(&mut input, MAX)?;
+    let graph = TypedGraph::from_bytes(&job.graph).map_err(io::Error::other)?;
+    let parameters: Vec<Vec<u8>> = frames(&mut input, graph.parameters().len())?;
+    frames(&mut input, graph.constants().len())?;
+    match mode {
+        "refuse" => return say(&mut output, &Report::Refused { reason: "on demand".into() }),
+        "unready" => return Ok(()),
+        "garbage" => {
+            output.write_all(&[0xff; 64])?;
+            return output.flush();
+        }
+        _ => say(&mut output, &Report::Ready)?,
+    }
+    let records = frames(&mut input, job.datasets.len() * graph.inputs().len())?;
+    if mode == "echo" {
+        std::fs::write(argument, records.concat())?;
+    }
+    for step in 1..=job.steps {
+        match mode {
+            "hang" if step > number => loop {
+                std::thread::sleep(Duration::from_secs(3600));
+            },
+            "die" if step > number => return Ok(()),
+            "normal" if number > 0 => std::thread::sleep(Duration::from_millis(number)),
+            _ => {}
+        }
+        let step = if mode == "skip" { step + 1 } else { step };
+        say(&mut output, &Report::Step { step, noisy_loss: job.loss.map(|_| 0.5 + randomness()) })?;
+    }
+    say(&mut output, &Report::Finished)?;
+    for (bytes, parameter) in parameters.iter().zip(graph.parameters()) {
+        if !parameter.trainable {
+            continue;
+        }
+        match mode {
+            "nan" => write_frame(&mut output, &vec![0xff; bytes.len()])?,
+            "short" => write_frame(&mut output, &bytes[..bytes.len() - 4])?,
+            _ => write_frame(&mut output, bytes)?,
+        }
+    }
+    output.flush()
+}
+
+fn frames(input: &mut impl Read, count: usize) -> io::Result<Vec<Vec<u8>>> {
+    (0..count).map(|_| read_frame(input, MAX)).collect()
+}
+
+fn say(output: &mut impl Write, report: &Report) -> io::Result<()> {
+    write_message(output, report)?;
+    output.flush()
+}
+
+/// In [0, 1e-3), different at every call: nanoseconds are enough for a stand-in.
+fn randomness() -> f64 {
+    let nanoseconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.subsec_nanos());
+    f64::from(nanoseconds) * 1e-12
+}
+
+const MAX: u64 = 1 << 30;
