@@ -1,26 +1,29 @@
 //! A stand-in for the trainer in the server's tests: speaks the pipe protocol, touches no libtorch, and
-//! misbehaves on demand. `standin_trainer MODE [N]`, where MODE is one of:
+//! misbehaves on demand. A trainer gets no arguments and no environment, so the name it is called by (a link
+//! to this program) says how: `MODE-N`, where MODE is one of:
 //!
-//! - `normal MS`: every step takes MS milliseconds; the "weights" are the initial parameters, every "loss" is
+//! - `normal-MS`: every step takes MS milliseconds; the "weights" are the initial parameters, every "loss" is
 //!   0.5 plus fresh randomness, so that a recomputed step would show a second value;
-//! - `hang N`, `die N`: after N steps it sleeps for ever, or exits; `die 0` dies as it gets the records;
+//! - `hang-N`, `die-N`: after N steps it sleeps for ever, or exits; `die-0` dies as it gets the records;
 //! - `refuse`, `unready`, `garbage`: refuses the job, dies before it is ready, or answers nonsense;
 //! - `nan`, `short`, `skip`: weights that are not finite, too short, or steps out of order;
-//! - `echo FILE`: like `normal 0`, and writes the records it got to FILE.
+//! - `echo`: like `normal-0`, and writes the records it got to `echo.bin` beside the link.
 
 use bastionai_graph::typed::TypedGraph;
 use bastionai_wire::trainer::{Job, Report, read_frame, read_message, write_frame, write_message};
 use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 fn main() -> io::Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let mode = arguments.first().map_or("normal", String::as_str);
-    if arguments.iter().any(|argument| argument == "--libraries") {
+    let mut arguments = std::env::args();
+    let called = PathBuf::from(arguments.next().unwrap_or_default());
+    if arguments.any(|argument| argument == "--libraries") {
         return Ok(());
     }
-    let argument = arguments.get(1).map_or("", String::as_str);
-    let number: u64 = argument.parse().unwrap_or(0);
+    let name = called.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let (mode, number) = name.split_once('-').unwrap_or((&name, "0"));
+    let number: u64 = number.parse().map_err(io::Error::other)?;
     let mut input = BufReader::new(io::stdin());
     let mut output = BufWriter::new(io::stdout());
     let job: Job = read_message(&mut input, MAX)?;
@@ -38,7 +41,7 @@ fn main() -> io::Result<()> {
     }
     let records = frames(&mut input, job.datasets.len() * graph.inputs().len())?;
     if mode == "echo" {
-        std::fs::write(argument, records.concat())?;
+        std::fs::write(called.with_file_name("echo.bin"), records.concat())?;
     }
     for step in 1..=job.steps {
         match mode {

@@ -8,9 +8,9 @@
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-//! use bastionai_server::{Config, LogFormat, log_to_stderr, serve};
+//! use bastionai_server::{Config, log, serve};
 //!
-//! log_to_stderr(LogFormat::Text);
+//! log::init(log::Format::Text);
 //! let config = Config::load("server.toml".as_ref())?;
 //! config.check()?;
 //! serve(config, async { std::future::pending().await }).await?;
@@ -26,7 +26,7 @@ mod convert;
 mod digest;
 mod errors;
 mod governance;
-mod log;
+pub mod log;
 mod models;
 mod plan;
 mod price;
@@ -42,8 +42,7 @@ mod tls;
 
 pub use boot::BootError;
 pub use config::{Config, ConfigError};
-pub use log::{LogFormat, log_to_stderr};
 pub use program::TrainerError;
 pub use root_key::RootKeyError;
-pub use serve::{BoundServer, ServeError, serve};
+pub use serve::{ServeError, Server, serve};
 pub use tls::IdentityError;

@@ -12,7 +12,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
+pub enum Format {
     /// For people.
     Text,
     /// One JSON object per line.
@@ -20,13 +20,13 @@ pub enum LogFormat {
 }
 
 /// Writes the server's events to stderr; does nothing when the program already has a subscriber.
-pub fn log_to_stderr(format: LogFormat) {
+pub fn init(format: Format) {
     let only_ours = Targets::new().with_target(TARGET, LevelFilter::INFO);
     let registry = tracing_subscriber::registry().with(only_ours);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     let outcome = match format {
-        LogFormat::Text => registry.with(layer.with_ansi(false)).try_init(),
-        LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init(),
+        Format::Text => registry.with(layer.with_ansi(false)).try_init(),
+        Format::Json => registry.with(layer.json().flatten_event(true)).try_init(),
     };
     // An embedding program that set its own subscriber keeps it.
     drop(outcome);

@@ -7,7 +7,7 @@ use crate::log::{Event, Hex};
 use crate::root_key::{self, RootKeyError};
 use crate::rpc::Service;
 use crate::runs::is_queued;
-use crate::state::{Server, now_unix_ms};
+use crate::state::{self, now_unix_ms};
 use crate::tls::{IdentityError, ServerIdentity};
 use bastionai_vault::{OpenError, Vault, VaultConfig};
 use bastionai_wire::v1::bastion_server::BastionServer;
@@ -68,37 +68,37 @@ pub enum ServeError {
 /// # Errors
 /// [`ServeError`].
 pub async fn serve(config: Config, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
-    BoundServer::bind(config).await?.run(shutdown).await
+    Server::start(config).await?.run_until(shutdown).await
 }
 
 /// A server that has booted and listens, but does not answer yet.
-pub struct BoundServer {
-    server: Arc<Server>,
+pub struct Server {
+    shared: Arc<state::Server>,
     listener: TcpListener,
     address: SocketAddr,
 }
 
-impl BoundServer {
+impl Server {
     /// Checks the configuration, listens, opens the vault, boots.
     ///
     /// # Errors
     /// [`ServeError`]; nothing was entered in the ledger unless everything before that worked.
-    pub async fn bind(config: Config) -> Result<Self, ServeError> {
+    pub async fn start(config: Config) -> Result<Self, ServeError> {
         config.check()?;
         let address = config.listen;
         let listen_error = |source| ServeError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
-        let server = tokio::task::spawn_blocking(move || start(config)).await??;
-        let head = server.vault.head();
+        let shared = tokio::task::spawn_blocking(move || boot(config)).await??;
+        let head = shared.vault.head();
         Event::Listening {
             address,
-            boot: Hex(server.boot.id.as_bytes()),
+            boot: Hex(shared.boot.id.as_bytes()),
             ledger: Hex(head.ledger.as_bytes()),
             entries: head.sequence,
         }
         .emit();
-        Ok(Self { server: Arc::new(server), listener, address })
+        Ok(Self { shared: Arc::new(shared), listener, address })
     }
 
     /// Where it listens.
@@ -111,17 +111,17 @@ impl BoundServer {
     ///
     /// # Errors
     /// [`ServeError::Transport`].
-    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
+    pub async fn run_until(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
         let (close, closed) = oneshot::channel::<()>();
-        let mut transport = tokio::spawn(transport(Arc::clone(&self.server), self.listener, closed));
+        let mut transport = tokio::spawn(transport(Arc::clone(&self.shared), self.listener, closed));
         tokio::select! {
             ended = &mut transport => return Ok(ended??),
             () = shutdown => {}
         }
         Event::Draining.emit();
-        self.server.start_draining();
-        let patience = Duration::from_millis(self.server.config.trainer.drain_timeout_ms);
-        self.server.runs.drain(|run| is_queued(&self.server, run), patience).await;
+        self.shared.start_draining();
+        let patience = Duration::from_millis(self.shared.config.trainer.drain_timeout_ms);
+        self.shared.runs.drain(|run| is_queued(&self.shared, run), patience).await;
         // The transport may have stopped on its own meanwhile.
         let _ = close.send(());
         match tokio::time::timeout(CLOSE_TIMEOUT, &mut transport).await {
@@ -133,7 +133,7 @@ impl BoundServer {
     }
 }
 
-fn start(config: Config) -> Result<Server, ServeError> {
+fn boot(config: Config) -> Result<state::Server, ServeError> {
     create_data_dir(&config)?;
     let root = match config.root_key {
         RootKeyKind::InsecureFile => root_key::load_or_create(&config.data_dir)?,
@@ -142,7 +142,7 @@ fn start(config: Config) -> Result<Server, ServeError> {
     let vault = Vault::open(&config.data_dir, &root, VaultConfig::default(), now_unix_ms)?;
     let identity = ServerIdentity::generate()?;
     let boot = Boot::start(&config, &vault, now_unix_ms)?;
-    Ok(Server::new(config, vault, boot, identity))
+    Ok(state::Server::new(config, vault, boot, identity))
 }
 
 fn create_data_dir(config: &Config) -> Result<(), ServeError> {
@@ -155,7 +155,7 @@ fn create_data_dir(config: &Config) -> Result<(), ServeError> {
 }
 
 async fn transport(
-    server: Arc<Server>,
+    server: Arc<state::Server>,
     listener: TcpListener,
     closed: oneshot::Receiver<()>,
 ) -> Result<(), tonic::transport::Error> {
