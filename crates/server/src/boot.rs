@@ -48,9 +48,6 @@ pub enum BootError {
     /// The boot or a settlement could not be entered in the ledger.
     #[error("cannot enter the boot in the ledger: {0}")]
     Enter(#[from] TransactError),
-    /// A ledger without a genesis.
-    #[error("the vault's ledger has no genesis")]
-    NoGenesis,
 }
 
 impl Boot {
@@ -63,11 +60,10 @@ impl Boot {
         let attester = attester(config.attester);
         let runtime_claims = runtime_claims(config, vault, &trainer, id, &key);
         let claims_digest = Digest32::from_bytes(runtime_claims.digest());
-        let genesis = vault.read(|ledger| ledger.entries().first().map(|entry| *entry.hash().as_bytes()));
         let binding = BootBinding {
             ledger_public_key: *key.public_key().as_bytes(),
             boot_id: *id.as_bytes(),
-            genesis: genesis.ok_or(BootError::NoGenesis)?,
+            genesis_digest: *bastionai_ledger::genesis_digest(vault.ledger_id()).as_bytes(),
             claims_sha256: *claims_digest.as_bytes(),
         };
         let evidence = attester.attest(&binding.report_data())?;
