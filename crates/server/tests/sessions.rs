@@ -32,7 +32,8 @@ async fn simulated_evidence_is_refused_unless_named() {
     let directory = tempfile::tempdir().unwrap();
     let server = TestServer::start(directory.path(), "normal-0").await;
     let session = connect(&server.address.to_string(), &identity(), &ConnectOptions::default()).await.unwrap();
-    let policy = AppraisalPolicy { allow_simulated: false, ..AppraisalPolicy::insecure_development() };
+    let mut policy = AppraisalPolicy::insecure_development();
+    policy.allow_simulated = false;
     let error = session.appraise(&policy, common::now_unix_ms(), &HeadMemory::in_process()).await.unwrap_err();
     assert!(matches!(error, ClientError::AppraisalRefused(_)), "{error}");
     server.stop().await;
