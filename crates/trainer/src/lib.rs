@@ -16,6 +16,7 @@ mod ffi;
 mod gradients;
 pub mod grid;
 mod guards;
+pub mod libraries;
 mod operators;
 pub mod optimizer;
 mod precision;

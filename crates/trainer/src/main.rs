@@ -1,6 +1,7 @@
 //! `bastionai-trainer`: started by the server for one run, speaks `bastionai_wire::trainer` on standard input and
 //! output, logs a fixed vocabulary on standard error.
 
+use bastionai_trainer::libraries;
 use bastionai_trainer::process::{self, ProcessError};
 use bastionai_trainer::sandbox;
 use std::process::ExitCode;
@@ -20,6 +21,9 @@ fn main() -> ExitCode {
         eprintln!("trainer: internal error{place}");
         std::process::exit(i32::from(PANICKED));
     }));
+    if std::env::args().nth(1).as_deref() == Some("--libraries") {
+        return list_libraries();
+    }
     let output = match sandbox::harden().and_then(|()| sandbox::take_standard_output()) {
         Ok(output) => output,
         Err(error) => {
@@ -36,6 +40,20 @@ fn main() -> ExitCode {
             } else {
                 FAILED
             })
+        }
+    }
+}
+
+/// `bastionai-trainer --libraries`: what the server measures at boot, one path a line.
+fn list_libraries() -> ExitCode {
+    match libraries::loaded() {
+        Ok(paths) => {
+            paths.iter().for_each(|path| println!("{path}"));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("trainer: cannot list the loaded libraries: {error}");
+            ExitCode::from(FAILED)
         }
     }
 }
