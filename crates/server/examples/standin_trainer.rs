@@ -21,7 +21,10 @@ fn main() -> io::Result<()> {
     if arguments.any(|argument| argument == "--libraries") {
         return Ok(());
     }
-    let name = called.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = called
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
     let (mode, number) = name.split_once('-').unwrap_or((&name, "0"));
     let number: u64 = number.parse().map_err(io::Error::other)?;
     let mut input = BufReader::new(io::stdin());
@@ -31,7 +34,14 @@ fn main() -> io::Result<()> {
     let parameters: Vec<Vec<u8>> = frames(&mut input, graph.parameters().len())?;
     frames(&mut input, graph.constants().len())?;
     match mode {
-        "refuse" => return say(&mut output, &Report::Refused { reason: "on demand".into() }),
+        "refuse" => {
+            return say(
+                &mut output,
+                &Report::Refused {
+                    reason: "on demand".into(),
+                },
+            );
+        }
         "unready" => return Ok(()),
         "garbage" => {
             output.write_all(&[0xff; 64])?;
@@ -53,7 +63,13 @@ fn main() -> io::Result<()> {
             _ => {}
         }
         let step = if mode == "skip" { step + 1 } else { step };
-        say(&mut output, &Report::Step { step, noisy_loss: job.loss.map(|_| 0.5 + randomness()) })?;
+        say(
+            &mut output,
+            &Report::Step {
+                step,
+                noisy_loss: job.loss.map(|_| 0.5 + randomness()),
+            },
+        )?;
     }
     say(&mut output, &Report::Finished)?;
     for (bytes, parameter) in parameters.iter().zip(graph.parameters()) {
@@ -80,7 +96,9 @@ fn say(output: &mut impl Write, report: &Report) -> io::Result<()> {
 
 /// In [0, 1e-3), different at every call: nanoseconds are enough for a stand-in.
 fn randomness() -> f64 {
-    let nanoseconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.subsec_nanos());
+    let nanoseconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.subsec_nanos());
     f64::from(nanoseconds) * 1e-12
 }
 

@@ -87,10 +87,21 @@ async fn accept_loop(
             continue;
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            Event::ConnectionRefused { address, why: "connection limit" }.emit();
+            Event::ConnectionRefused {
+                address,
+                why: "connection limit",
+            }
+            .emit();
             continue;
         };
-        tokio::spawn(handshake(stream, address, acceptor.clone(), limits.handshake_timeout, place, sender.clone()));
+        tokio::spawn(handshake(
+            stream,
+            address,
+            acceptor.clone(),
+            limits.handshake_timeout,
+            place,
+            sender.clone(),
+        ));
     }
 }
 
@@ -114,9 +125,19 @@ async fn handshake(
     match peer_of(&stream) {
         Err(why) => refused(why),
         Ok(peer) => {
-            Event::ConnectionAccepted { address, principal: peer.principal }.emit();
+            Event::ConnectionAccepted {
+                address,
+                principal: peer.principal,
+            }
+            .emit();
             // The receiver is gone only when the server stops; then the connection is dropped, as it should be.
-            let _ = sender.send(Ok(Connection { stream, peer, _place: place })).await;
+            let _ = sender
+                .send(Ok(Connection {
+                    stream,
+                    peer,
+                    _place: place,
+                }))
+                .await;
         }
     }
 }
@@ -128,7 +149,11 @@ fn peer_of(stream: &TlsStream<TcpStream>) -> Result<Peer, &'static str> {
     }
     let principal = tls::client_principal(connection).map_err(|_| "client certificate")?;
     let exporter = tls::exporter(connection).map_err(|_| "no exporter")?;
-    Ok(Peer { principal: Principal::from_bytes(principal), exporter, attested: Arc::default() })
+    Ok(Peer {
+        principal: Principal::from_bytes(principal),
+        exporter,
+        attested: Arc::default(),
+    })
 }
 
 impl Connected for Connection {
@@ -140,13 +165,21 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 

@@ -75,17 +75,35 @@ impl Boot {
             evidence: evidence.bytes,
         };
         let freshness = bastionai_ledger::Freshness::None;
-        let boot = bastionai_vault::Boot { evidence: evidence.clone(), freshness };
+        let boot = bastionai_vault::Boot {
+            evidence: evidence.clone(),
+            freshness,
+        };
         let orphans = vault.start_boot(boot, now_unix_ms)?;
         let failed = orphans.iter().filter(|orphan| orphan.started).count() as u64;
-        Event::Orphans { refunded: orphans.len() as u64 - failed, failed }.emit();
+        Event::Orphans {
+            refunded: orphans.len() as u64 - failed,
+            failed,
+        }
+        .emit();
         let claims = evidence.claims.clone();
-        Ok(Self { id, key, claims, claims_digest, attester, evidence, trainer })
+        Ok(Self {
+            id,
+            key,
+            claims,
+            claims_digest,
+            attester,
+            evidence,
+            trainer,
+        })
     }
 
     /// This boot, as run digests name it.
     pub(crate) fn as_priced(&self) -> price::Boot {
-        price::Boot { id: self.id, claims: self.claims_digest }
+        price::Boot {
+            id: self.id,
+            claims: self.claims_digest,
+        }
     }
 }
 

@@ -143,7 +143,9 @@ pub struct Problems(pub Vec<String>);
 impl fmt::Display for Problems {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "configuration has {} problem(s):", self.0.len())?;
-        self.0.iter().try_for_each(|problem| write!(formatter, "\n  {problem}"))
+        self.0
+            .iter()
+            .try_for_each(|problem| write!(formatter, "\n  {problem}"))
     }
 }
 
@@ -165,8 +167,10 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Read`], [`ConfigError::Parse`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_path_buf(),
+            source,
+        })?;
         Self::from_toml(&text, &path.display().to_string())
     }
 
@@ -175,8 +179,10 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Parse`].
     pub fn from_toml(text: &str, origin: &str) -> Result<Self, ConfigError> {
-        toml::from_str(text)
-            .map_err(|source| ConfigError::Parse { origin: origin.to_owned(), source: Box::new(source) })
+        toml::from_str(text).map_err(|source| ConfigError::Parse {
+            origin: origin.to_owned(),
+            source: Box::new(source),
+        })
     }
 
     /// This configuration as TOML, defaults filled in.
@@ -196,7 +202,9 @@ impl Config {
             problems.push("data_dir is empty: name the directory of the vault".to_owned());
         } else if self.data_dir.exists() && !self.data_dir.is_dir() {
             let path = self.data_dir.display();
-            problems.push(format!("data_dir = {path} is not a directory: name one (it is created when absent)"));
+            problems.push(format!(
+                "data_dir = {path} is not a directory: name one (it is created when absent)"
+            ));
         }
         match self.trainer.program() {
             Ok(path) if path.is_file() => {}
@@ -206,7 +214,11 @@ impl Config {
             )),
             Err(error) => problems.push(format!("trainer.path is not set and this program's own path is unknown: {error}")),
         }
-        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Values(Problems(problems))) }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(ConfigError::Values(Problems(problems)))
+        }
     }
 
     /// SHA-256 over every field in declaration order: part of the runtime claims (rule A4).
@@ -251,7 +263,10 @@ impl TrainerConfig {
             at_least(problems, "trainer", name, value, minimum);
         }
         if self.threads > 4096 {
-            problems.push(format!("trainer.threads = {} is beyond any machine: use 0 for all cores", self.threads));
+            problems.push(format!(
+                "trainer.threads = {} is beyond any machine: use 0 for all cores",
+                self.threads
+            ));
         }
     }
 }
@@ -273,14 +288,21 @@ impl Limits {
             ("quotes_per_principal", u64::from(self.quotes_per_principal), 1),
             ("quotes", u64::from(self.quotes), 1),
             ("concurrent_prices", u64::from(self.concurrent_prices), 1),
-            ("failed_runs_per_dataset", u64::from(self.failed_runs_per_dataset), 1),
+            (
+                "failed_runs_per_dataset",
+                u64::from(self.failed_runs_per_dataset),
+                1,
+            ),
             ("starts_per_day", u64::from(self.starts_per_day), 1),
             ("steps", self.steps, 1),
         ] {
             at_least(problems, "limits", name, value, minimum);
         }
         if self.message_bytes > 1 << 30 {
-            problems.push(format!("limits.message_bytes = {}: above 1 GiB a message cannot be framed; lower it", self.message_bytes));
+            problems.push(format!(
+                "limits.message_bytes = {}: above 1 GiB a message cannot be framed; lower it",
+                self.message_bytes
+            ));
         }
         if self.models_total_bytes < self.model_bytes {
             problems.push(format!(
@@ -297,7 +319,9 @@ impl Limits {
 
 fn at_least(problems: &mut Vec<String>, table: &str, name: &str, value: u64, minimum: u64) {
     if value < minimum {
-        problems.push(format!("{table}.{name} = {value} is too small: set it to at least {minimum}, or leave it out"));
+        problems.push(format!(
+            "{table}.{name} = {value} is too small: set it to at least {minimum}, or leave it out"
+        ));
     }
 }
 
@@ -349,7 +373,8 @@ impl Default for TrainerConfig {
 mod tests {
     use super::*;
 
-    const MINIMAL: &str = "data_dir = '/tmp/x'\nattester = 'insecure-simulated'\nroot_key = 'insecure-file'\n";
+    const MINIMAL: &str =
+        "data_dir = '/tmp/x'\nattester = 'insecure-simulated'\nroot_key = 'insecure-file'\n";
 
     #[test]
     fn minimal_configuration_takes_every_default() {
@@ -360,14 +385,19 @@ mod tests {
 
     #[test]
     fn unknown_field_is_refused_by_name() {
-        let error = Config::from_toml(&format!("{MINIMAL}[limits]\nuplod_bytes = 1\n"), "server.toml").unwrap_err();
+        let error =
+            Config::from_toml(&format!("{MINIMAL}[limits]\nuplod_bytes = 1\n"), "server.toml").unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("uplod_bytes") && text.contains("server.toml"), "{text}");
+        assert!(
+            text.contains("uplod_bytes") && text.contains("server.toml"),
+            "{text}"
+        );
     }
 
     #[test]
     fn attester_must_be_named() {
-        let error = Config::from_toml("data_dir = '/tmp/x'\nroot_key = 'insecure-file'\n", "server.toml").unwrap_err();
+        let error = Config::from_toml("data_dir = '/tmp/x'\nroot_key = 'insecure-file'\n", "server.toml")
+            .unwrap_err();
         assert!(error.to_string().contains("attester"), "{error}");
     }
 
@@ -379,7 +409,14 @@ mod tests {
         config.trainer.commit_steps = 0;
         config.trainer.path = Some("/nonexistent/trainer".into());
         let text = config.check().unwrap_err().to_string();
-        for part in ["data_dir", "message_bytes", "models_total_bytes", "commit_steps", "/nonexistent/trainer", "cargo build"] {
+        for part in [
+            "data_dir",
+            "message_bytes",
+            "models_total_bytes",
+            "commit_steps",
+            "/nonexistent/trainer",
+            "cargo build",
+        ] {
             assert!(text.contains(part), "{part} missing in: {text}");
         }
     }

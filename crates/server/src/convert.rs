@@ -3,8 +3,8 @@
 use crate::errors::{Failure, Reason};
 use crate::spec;
 use bastionai_ledger::{
-    Amount, Budget, Dataset, DatasetKind, Freshness, Ledger, MayTrain, Outcome, Policy, Principal, RefundReason, Run,
-    RunLimits, RunStatus, SignedHead,
+    Amount, Budget, Dataset, DatasetKind, Freshness, Ledger, MayTrain, Outcome, Policy, Principal,
+    RefundReason, Run, RunLimits, RunStatus, SignedHead,
 };
 use bastionai_wire::v1;
 use std::collections::BTreeSet;
@@ -37,12 +37,15 @@ pub(crate) fn policy_from_wire(
         freshness: Freshness::None,
         limits,
     };
-    policy.check(kind).map_err(|error| Failure::of(Reason::PolicyInvalid, error))?;
+    policy
+        .check(kind)
+        .map_err(|error| Failure::of(Reason::PolicyInvalid, error))?;
     Ok(policy)
 }
 
 pub(crate) fn policy_to_wire(policy: &Policy) -> v1::Policy {
-    let list = |principals: &BTreeSet<Principal>| principals.iter().map(|one| one.as_bytes().to_vec()).collect();
+    let list =
+        |principals: &BTreeSet<Principal>| principals.iter().map(|one| one.as_bytes().to_vec()).collect();
     let (epsilon, delta) = policy.lifetime.map_or_else(Default::default, decimals);
     v1::Policy {
         lifetime_epsilon: epsilon,
@@ -100,7 +103,9 @@ pub(crate) fn charge(ledger: &Ledger, charge: &bastionai_ledger::Charge) -> v1::
     let (epsilon, delta) = decimals(charge.amount);
     v1::Charge {
         dataset_id: charge.dataset.as_bytes().to_vec(),
-        dataset_name: dataset.map(|dataset| dataset.name().to_owned()).unwrap_or_default(),
+        dataset_name: dataset
+            .map(|dataset| dataset.name().to_owned())
+            .unwrap_or_default(),
         epsilon,
         delta,
         budget_before: before.map(budget),
@@ -114,23 +119,37 @@ pub(crate) fn run(ledger: &Ledger, run: &Run) -> v1::Run {
         RunStatus::Reserved => v1::RunState::Queued,
         RunStatus::Started => v1::RunState::Running,
         RunStatus::Committed(Outcome::Succeeded) => v1::RunState::Succeeded,
-        RunStatus::Committed(Outcome::Cancelled) | RunStatus::Refunded(RefundReason::Cancelled) => v1::RunState::Cancelled,
+        RunStatus::Committed(Outcome::Cancelled) | RunStatus::Refunded(RefundReason::Cancelled) => {
+            v1::RunState::Cancelled
+        }
         RunStatus::Committed(Outcome::Failed) | RunStatus::Refunded(_) => v1::RunState::Failed,
     };
     let refunded = matches!(run.status(), RunStatus::Refunded(_));
-    let charges = run.charges().iter().map(|one| v1::Charge { budget_before: None, affordable: true, ..charge(ledger, one) });
+    let charges = run.charges().iter().map(|one| v1::Charge {
+        budget_before: None,
+        affordable: true,
+        ..charge(ledger, one)
+    });
     v1::Run {
         id: run.id().as_bytes().to_vec(),
         run_digest: run.run_digest().as_bytes().to_vec(),
         state: state.into(),
         model_name: run.model_name().to_owned(),
         scientist: run.scientist().as_bytes().to_vec(),
-        dataset_ids: run.charges().iter().map(|charge| charge.dataset.as_bytes().to_vec()).collect(),
+        dataset_ids: run
+            .charges()
+            .iter()
+            .map(|charge| charge.dataset.as_bytes().to_vec())
+            .collect(),
         steps: run.steps(),
         released_step: run.released_step(),
         created_unix_ms: run.created_unix_ms(),
         ended_unix_ms: run.ended_unix_ms().unwrap_or(0),
-        charges: if refunded { Vec::new() } else { charges.clone().collect() },
+        charges: if refunded {
+            Vec::new()
+        } else {
+            charges.clone().collect()
+        },
         dataset_names: charges.map(|charge| charge.dataset_name).collect(),
     }
 }
@@ -149,14 +168,24 @@ fn lifetime(policy: &v1::Policy) -> Result<Option<Amount>, Failure> {
     if policy.lifetime_epsilon.is_empty() && policy.lifetime_delta.is_empty() {
         return Ok(None);
     }
-    let epsilon = policy.lifetime_epsilon.parse().map_err(|error| invalid(format!("lifetime_epsilon: {error}")))?;
-    let delta = policy.lifetime_delta.parse().map_err(|error| invalid(format!("lifetime_delta: {error}")))?;
+    let epsilon = policy
+        .lifetime_epsilon
+        .parse()
+        .map_err(|error| invalid(format!("lifetime_epsilon: {error}")))?;
+    let delta = policy
+        .lifetime_delta
+        .parse()
+        .map_err(|error| invalid(format!("lifetime_delta: {error}")))?;
     Ok(Some(Amount::new(epsilon, delta)))
 }
 
 fn principals(field: &str, list: &[Vec<u8>]) -> Result<BTreeSet<Principal>, Failure> {
     let parse = |bytes: &Vec<u8>| {
-        Principal::try_from(&bytes[..]).map_err(|_| invalid(format!("{field}: a principal has 32 bytes (`bastionai keygen` prints it)")))
+        Principal::try_from(&bytes[..]).map_err(|_| {
+            invalid(format!(
+                "{field}: a principal has 32 bytes (`bastionai keygen` prints it)"
+            ))
+        })
     };
     list.iter().map(parse).collect()
 }
@@ -177,12 +206,32 @@ pub(crate) fn dataset_name(text: &str) -> Result<String, Failure> {
 pub(crate) fn optimizer(optimizer: &bastionai_wire::trainer::Optimizer) -> v1::Optimizer {
     use bastionai_wire::trainer::Optimizer;
     let kind = match *optimizer {
-        Optimizer::Sgd { lr, momentum, dampening, weight_decay, nesterov } => {
-            v1::optimizer::Kind::Sgd(v1::Sgd { lr, momentum, dampening, weight_decay, nesterov })
-        }
-        Optimizer::AdamW { lr, beta1, beta2, eps, weight_decay } => {
-            v1::optimizer::Kind::Adamw(v1::AdamW { lr, beta1, beta2, eps, weight_decay })
-        }
+        Optimizer::Sgd {
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+        } => v1::optimizer::Kind::Sgd(v1::Sgd {
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+        }),
+        Optimizer::AdamW {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        } => v1::optimizer::Kind::Adamw(v1::AdamW {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        }),
     };
     v1::Optimizer { kind: Some(kind) }
 }

@@ -59,24 +59,49 @@ impl Agreement<'_> {
     fn add_hyper_parameters(&self, fields: &mut Fields) {
         let request = self.request;
         fields.count(request.input_columns.len());
-        request.input_columns.iter().for_each(|column| fields.add(column.as_bytes()));
+        request
+            .input_columns
+            .iter()
+            .for_each(|column| fields.add(column.as_bytes()));
         fields.integer(request.batch_size);
         fields.integer(request.steps);
         fields.float(request.max_grad_norm);
         // Modes of this version; another value here is another run (rule D2).
-        for mode in ["clipping=flat", "noise=standard", "optimizer_state=zero", "evaluation_sets=none", "retirement=none"] {
+        for mode in [
+            "clipping=flat",
+            "noise=standard",
+            "optimizer_state=zero",
+            "evaluation_sets=none",
+            "retirement=none",
+        ] {
             fields.add(mode.as_bytes());
         }
         fields.float(request.loss.map_or(0.0, |loss| loss.max_loss));
         match request.optimizer {
-            Optimizer::Sgd { lr, momentum, dampening, weight_decay, nesterov } => {
+            Optimizer::Sgd {
+                lr,
+                momentum,
+                dampening,
+                weight_decay,
+                nesterov,
+            } => {
                 fields.add(b"sgd");
-                [lr, momentum, dampening, weight_decay].into_iter().for_each(|value| fields.float(value));
+                [lr, momentum, dampening, weight_decay]
+                    .into_iter()
+                    .for_each(|value| fields.float(value));
                 fields.integer(u64::from(nesterov));
             }
-            Optimizer::AdamW { lr, beta1, beta2, eps, weight_decay } => {
+            Optimizer::AdamW {
+                lr,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            } => {
                 fields.add(b"adamw");
-                [lr, beta1, beta2, eps, weight_decay].into_iter().for_each(|value| fields.float(value));
+                [lr, beta1, beta2, eps, weight_decay]
+                    .into_iter()
+                    .for_each(|value| fields.float(value));
             }
         }
     }

@@ -115,7 +115,12 @@ pub(crate) struct Failure {
 impl Failure {
     /// A refusal in words: what, where, what to do. `message` goes to the caller as it is.
     pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), details: Vec::new(), source: None }
+        Self {
+            reason,
+            message: message.into(),
+            details: Vec::new(),
+            source: None,
+        }
     }
 
     /// Bad input, described by an error type that speaks of the caller's own input only.
@@ -135,7 +140,12 @@ impl Failure {
     /// A fault of ours: the caller hears `failed`, the log the whole chain.
     pub(crate) fn internal(error: impl Error + Send + Sync + 'static) -> Self {
         let message = "failed; the server's log says why".to_owned();
-        Self { reason: Reason::Failed, message, details: Vec::new(), source: Some(Box::new(error)) }
+        Self {
+            reason: Reason::Failed,
+            message,
+            details: Vec::new(),
+            source: Some(Box::new(error)),
+        }
     }
 
     /// Adds a machine-readable body to the status.
@@ -183,7 +193,9 @@ impl From<Failure> for Status {
         } else {
             Status::with_details(code, message, failure.details.into())
         };
-        status.metadata_mut().insert(REASON_METADATA, MetadataValue::from_static(name));
+        status
+            .metadata_mut()
+            .insert(REASON_METADATA, MetadataValue::from_static(name));
         status
     }
 }
@@ -192,10 +204,15 @@ impl Failure {
     /// An upload's stream broke: the client is gone, or a message was malformed or too long.
     pub(crate) fn broken_upload(status: &Status, message_bytes: u64) -> Self {
         if status.code() == Code::OutOfRange {
-            let message = format!("a message is longer than {message_bytes} bytes; send smaller batches. Nothing was kept");
+            let message = format!(
+                "a message is longer than {message_bytes} bytes; send smaller batches. Nothing was kept"
+            );
             return Self::new(Reason::UploadTooLarge, message);
         }
-        Self::new(Reason::UploadIncomplete, "the upload broke off; nothing of it was kept")
+        Self::new(
+            Reason::UploadIncomplete,
+            "the upload broke off; nothing of it was kept",
+        )
     }
 }
 
@@ -204,7 +221,10 @@ impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         let reason = match &refusal {
             Refusal::BudgetExceeded { .. } => {
-                return Self::new(Reason::BudgetExceeded, format!("budget exceeded: {refusal}; nothing was charged"));
+                return Self::new(
+                    Reason::BudgetExceeded,
+                    format!("budget exceeded: {refusal}; nothing was charged"),
+                );
             }
             Refusal::NameTaken { .. } => Reason::NameTaken,
             Refusal::BadName => Reason::Malformed,
@@ -233,7 +253,8 @@ impl From<Refusal> for Failure {
 impl From<StorageError> for Failure {
     fn from(error: StorageError) -> Self {
         if is_storage_full(&error) {
-            let message = "the server's storage is full or failed; nothing of this call was kept; tell its operator";
+            let message =
+                "the server's storage is full or failed; nothing of this call was kept; tell its operator";
             return Self::new(Reason::StorageFull, message).caused_by(error);
         }
         Self::internal(error)
@@ -241,14 +262,15 @@ impl From<StorageError> for Failure {
 }
 
 fn is_storage_full(error: &StorageError) -> bool {
-    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(current) = cause {
-        if current.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::StorageFull) {
-            return true;
-        }
-        cause = current.source();
+    match error {
+        // After a failed write the vault refuses further ones until it is opened again.
+        StorageError::Database(_) | StorageError::Poisoned => true,
+        StorageError::Blocks { source, .. } => matches!(
+            source.kind(),
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded | std::io::ErrorKind::FileTooLarge
+        ),
+        _ => false,
     }
-    matches!(error, StorageError::Poisoned)
 }
 
 impl From<TransactError> for Failure {

@@ -11,7 +11,9 @@ pub(crate) fn trainable<'a>(
     scientist: &Principal,
     now_unix_ms: u64,
 ) -> Result<Vec<&'a Dataset>, Failure> {
-    ids.iter().map(|id| trainable_dataset(ledger, id, scientist, now_unix_ms)).collect()
+    ids.iter()
+        .map(|id| trainable_dataset(ledger, id, scientist, now_unix_ms))
+        .collect()
 }
 
 fn trainable_dataset<'a>(
@@ -20,7 +22,12 @@ fn trainable_dataset<'a>(
     scientist: &Principal,
     now_unix_ms: u64,
 ) -> Result<&'a Dataset, Failure> {
-    let unknown = || Failure::new(Reason::UnknownDataset, format!("there is no dataset {id}; list datasets to see which there are"));
+    let unknown = || {
+        Failure::new(
+            Reason::UnknownDataset,
+            format!("there is no dataset {id}; list datasets to see which there are"),
+        )
+    };
     let dataset = ledger.dataset(id).ok_or_else(unknown)?;
     let name = dataset.name();
     if !dataset.policy().allows_training_by(scientist) {
@@ -28,10 +35,16 @@ fn trainable_dataset<'a>(
         return Err(Failure::new(Reason::NotPermitted, message));
     }
     if dataset.is_withdrawn() {
-        return Err(Failure::new(Reason::NotPermitted, format!("`{name}` was withdrawn by its owner")));
+        return Err(Failure::new(
+            Reason::NotPermitted,
+            format!("`{name}` was withdrawn by its owner"),
+        ));
     }
     if dataset.policy().is_expired(now_unix_ms) {
-        return Err(Failure::new(Reason::PolicyExpired, format!("the policy of `{name}` has expired")));
+        return Err(Failure::new(
+            Reason::PolicyExpired,
+            format!("the policy of `{name}` has expired"),
+        ));
     }
     Ok(dataset)
 }
@@ -39,10 +52,19 @@ fn trainable_dataset<'a>(
 /// A run this principal may know about: its scientist, the owners of its datasets, its recipients. To anyone
 /// else there is no such run.
 pub(crate) fn visible_run<'a>(ledger: &'a Ledger, id: &[u8], caller: &Principal) -> Result<&'a Run, Failure> {
-    let unknown = || Failure::new(Reason::UnknownRun, "there is no such run, or it does not concern you");
+    let unknown = || {
+        Failure::new(
+            Reason::UnknownRun,
+            "there is no such run, or it does not concern you",
+        )
+    };
     let id = RunId::try_from(id).map_err(|_| Failure::malformed("a run id has 16 bytes"))?;
     let run = ledger.run(&id).ok_or_else(unknown)?;
-    if ledger.concerns(&id, caller) || ledger.may_receive(&id, caller) { Ok(run) } else { Err(unknown()) }
+    if ledger.concerns(&id, caller) || ledger.may_receive(&id, caller) {
+        Ok(run)
+    } else {
+        Err(unknown())
+    }
 }
 
 /// Whether this principal may stop the run: its scientist and the owners of its datasets.
@@ -50,7 +72,10 @@ pub(crate) fn may_cancel(ledger: &Ledger, run: &Run, caller: &Principal) -> Resu
     if ledger.concerns(&run.id(), caller) {
         return Ok(());
     }
-    Err(Failure::new(Reason::NotPermitted, "only the run's scientist and its datasets' owners may cancel it"))
+    Err(Failure::new(
+        Reason::NotPermitted,
+        "only the run's scientist and its datasets' owners may cancel it",
+    ))
 }
 
 /// Whether this principal may have the run's weights now: succeeded, and allowed by every owner.
@@ -63,8 +88,13 @@ pub(crate) fn may_fetch(ledger: &Ledger, run: &Run, caller: &Principal) -> Resul
         RunStatus::Committed(Outcome::Succeeded) => return Ok(()),
         RunStatus::Reserved => "is queued",
         RunStatus::Started => "is running",
-        RunStatus::Committed(Outcome::Cancelled) | RunStatus::Refunded(_) => "was cancelled or never started: it has no weights",
+        RunStatus::Committed(Outcome::Cancelled) | RunStatus::Refunded(_) => {
+            "was cancelled or never started: it has no weights"
+        }
         RunStatus::Committed(Outcome::Failed) => "failed: it has no weights",
     };
-    Err(Failure::new(Reason::NotReleasable, format!("run {} {state}", run.id())))
+    Err(Failure::new(
+        Reason::NotReleasable,
+        format!("run {} {state}", run.id()),
+    ))
 }

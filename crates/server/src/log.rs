@@ -23,7 +23,9 @@ pub enum Format {
 pub fn init(format: Format) {
     let only_ours = Targets::new().with_target(TARGET, LevelFilter::INFO);
     let registry = tracing_subscriber::registry().with(only_ours);
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_target(false);
     let outcome = match format {
         Format::Text => registry.with(layer.with_ansi(false)).try_init(),
         Format::Json => registry.with(layer.json().flatten_event(true)).try_init(),
@@ -46,25 +48,81 @@ impl fmt::Display for Hex<'_> {
 
 /// Everything the server ever says in its log.
 pub(crate) enum Event<'a> {
-    Listening { address: SocketAddr, boot: Hex<'a>, ledger: Hex<'a>, entries: u64 },
-    Orphans { refunded: u64, failed: u64 },
+    Listening {
+        address: SocketAddr,
+        boot: Hex<'a>,
+        ledger: Hex<'a>,
+        entries: u64,
+    },
+    Orphans {
+        refunded: u64,
+        failed: u64,
+    },
     AcceptFailed,
-    ConnectionRefused { address: SocketAddr, why: &'static str },
-    ConnectionAccepted { address: SocketAddr, principal: Principal },
-    Attested { principal: Principal },
-    CallRefused { flow: &'static str, principal: Principal, reason: &'static str },
+    ConnectionRefused {
+        address: SocketAddr,
+        why: &'static str,
+    },
+    ConnectionAccepted {
+        address: SocketAddr,
+        principal: Principal,
+    },
+    Attested {
+        principal: Principal,
+    },
+    CallRefused {
+        flow: &'static str,
+        principal: Principal,
+        reason: &'static str,
+    },
     /// `chain` is built by `errors.rs` from our own error types, which carry no data by convention.
-    CallFailed { flow: &'static str, principal: Principal, reason: &'static str, chain: &'a str },
-    DatasetCreated { dataset: Hex<'a>, owner: Principal, bytes: u64 },
-    UploadDropped { owner: Principal },
-    ModelHeld { model: Hex<'a>, principal: Principal, bytes: u64 },
-    Quoted { digest: Hex<'a>, principal: Principal },
-    RunQueued { run: Hex<'a>, scientist: Principal },
-    RunStarted { run: Hex<'a> },
-    RunAdvanced { run: Hex<'a>, step: u64 },
-    RunEnded { run: Hex<'a>, outcome: &'static str, why: &'static str },
-    RunFault { run: Hex<'a>, chain: &'a str },
-    Released { run: Hex<'a>, recipient: Principal },
+    CallFailed {
+        flow: &'static str,
+        principal: Principal,
+        reason: &'static str,
+        chain: &'a str,
+    },
+    DatasetCreated {
+        dataset: Hex<'a>,
+        owner: Principal,
+        bytes: u64,
+    },
+    UploadDropped {
+        owner: Principal,
+    },
+    ModelHeld {
+        model: Hex<'a>,
+        principal: Principal,
+        bytes: u64,
+    },
+    Quoted {
+        digest: Hex<'a>,
+        principal: Principal,
+    },
+    RunQueued {
+        run: Hex<'a>,
+        scientist: Principal,
+    },
+    RunStarted {
+        run: Hex<'a>,
+    },
+    RunAdvanced {
+        run: Hex<'a>,
+        step: u64,
+    },
+    RunEnded {
+        run: Hex<'a>,
+        outcome: &'static str,
+        why: &'static str,
+    },
+    RunFault {
+        run: Hex<'a>,
+        chain: &'a str,
+    },
+    Released {
+        run: Hex<'a>,
+        recipient: Principal,
+    },
     Draining,
     Stopped,
 }
@@ -73,27 +131,51 @@ impl Event<'_> {
     /// Writes the event.
     pub(crate) fn emit(self) {
         match self {
-            Self::Listening { address, boot, ledger, entries } => {
+            Self::Listening {
+                address,
+                boot,
+                ledger,
+                entries,
+            } => {
                 info!(target: TARGET, event = "listening", %address, %boot, %ledger, entries);
             }
             Self::Orphans { refunded, failed } => info!(target: TARGET, event = "orphans", refunded, failed),
             Self::AcceptFailed => warn!(target: TARGET, event = "accept_failed"),
-            Self::ConnectionRefused { address, why } => warn!(target: TARGET, event = "connection_refused", %address, why),
+            Self::ConnectionRefused { address, why } => {
+                warn!(target: TARGET, event = "connection_refused", %address, why)
+            }
             Self::ConnectionAccepted { address, principal } => {
                 info!(target: TARGET, event = "connection_accepted", %address, %principal);
             }
             Self::Attested { principal } => info!(target: TARGET, event = "attested", %principal),
-            Self::CallRefused { flow, principal, reason } => {
+            Self::CallRefused {
+                flow,
+                principal,
+                reason,
+            } => {
                 info!(target: TARGET, event = "call_refused", flow, %principal, reason);
             }
-            Self::CallFailed { flow, principal, reason, chain } => {
+            Self::CallFailed {
+                flow,
+                principal,
+                reason,
+                chain,
+            } => {
                 error!(target: TARGET, event = "call_failed", flow, %principal, reason, chain);
             }
-            Self::DatasetCreated { dataset, owner, bytes } => {
+            Self::DatasetCreated {
+                dataset,
+                owner,
+                bytes,
+            } => {
                 info!(target: TARGET, event = "dataset_created", %dataset, %owner, bytes);
             }
             Self::UploadDropped { owner } => info!(target: TARGET, event = "upload_dropped", %owner),
-            Self::ModelHeld { model, principal, bytes } => {
+            Self::ModelHeld {
+                model,
+                principal,
+                bytes,
+            } => {
                 info!(target: TARGET, event = "model_held", %model, %principal, bytes);
             }
             Self::Quoted { digest, principal } => {
@@ -110,7 +192,9 @@ impl Event<'_> {
             }
             Self::RunStarted { run } => info!(target: TARGET, event = "run_started", %run),
             Self::RunAdvanced { run, step } => info!(target: TARGET, event = "run_advanced", %run, step),
-            Self::RunEnded { run, outcome, why } => info!(target: TARGET, event = "run_ended", %run, outcome, why),
+            Self::RunEnded { run, outcome, why } => {
+                info!(target: TARGET, event = "run_ended", %run, outcome, why)
+            }
             Self::RunFault { run, chain } => error!(target: TARGET, event = "run_fault", %run, chain),
             Self::Released { run, recipient } => {
                 info!(target: TARGET, event = "released", %run, %recipient);

@@ -28,7 +28,10 @@ struct Held {
 impl Models {
     /// Holds at most `total_bytes` of archives.
     pub(crate) fn new(total_bytes: u64) -> Self {
-        Self { held: Mutex::default(), total_bytes }
+        Self {
+            held: Mutex::default(),
+            total_bytes,
+        }
     }
 
     /// Keeps a model; the oldest make room. Runs already quoted keep what they need.
@@ -55,7 +58,9 @@ impl Models {
 
 impl Held {
     fn position(&self, owner: Principal, digest: &[u8]) -> Option<usize> {
-        self.models.iter().position(|(holder, model)| *holder == owner && model.digest == digest)
+        self.models
+            .iter()
+            .position(|(holder, model)| *holder == owner && model.digest == digest)
     }
 
     fn remove(&mut self, place: usize) {
@@ -73,7 +78,10 @@ mod tests {
     const BOB: Principal = Principal::from_bytes([2; 32]);
 
     fn model(tag: u8, bytes: usize) -> Model {
-        Model { digest: [tag; 32], archive: vec![tag; bytes] }
+        Model {
+            digest: [tag; 32],
+            archive: vec![tag; bytes],
+        }
     }
 
     #[test]

@@ -67,12 +67,19 @@ impl Plan {
             Privacy::TargetEpsilon(epsilon) => epsilon,
             Privacy::NoiseMultiplier(multiplier) => {
                 let joint = joint_of(multiplier, request.loss);
-                accountant::epsilon(&event(declared_size, joint), RELATION, accounted_delta).map_err(unpriceable)?
+                accountant::epsilon(&event(declared_size, joint), RELATION, accounted_delta)
+                    .map_err(unpriceable)?
             }
         };
-        let cap = truncation::truncated_batch_size(declared_size, sample_rate, request.steps, epsilon_guess, accounted_delta)
-            .map_err(unpriceable)?
-            .max(1);
+        let cap = truncation::truncated_batch_size(
+            declared_size,
+            sample_rate,
+            request.steps,
+            epsilon_guess,
+            accounted_delta,
+        )
+        .map_err(unpriceable)?
+        .max(1);
         let (micro_batches, physical_batch_size) = micro_batches(cap, request.max_batch_size)?;
         let cap = u64::from(micro_batches) * u64::from(physical_batch_size);
         let joint_noise_multiplier = match request.privacy {
@@ -133,7 +140,10 @@ impl Plan {
             ));
         }
         if self.amount.epsilon.to_f64() > WEAK_EPSILON {
-            warnings.push(format!("epsilon {} is a weak guarantee; above {WEAK_EPSILON} it promises little", self.amount.epsilon));
+            warnings.push(format!(
+                "epsilon {} is a weak guarantee; above {WEAK_EPSILON} it promises little",
+                self.amount.epsilon
+            ));
         }
         warnings
     }
@@ -143,8 +153,12 @@ impl Plan {
 /// optimizer state), activations with their gradients of one physical batch, and the records.
 pub(crate) fn memory_bytes(graph: &TypedGraph, plan: &Plan) -> u64 {
     let batch = u64::from(plan.physical_batch_size);
-    let parameters = graph.parameters().iter().map(|parameter| elements(&parameter.shape));
-    let parameter_bytes: u64 = parameters.fold(0, |sum, count| sum.saturating_add(count.saturating_mul(8 * 4)));
+    let parameters = graph
+        .parameters()
+        .iter()
+        .map(|parameter| elements(&parameter.shape));
+    let parameter_bytes: u64 =
+        parameters.fold(0, |sum, count| sum.saturating_add(count.saturating_mul(8 * 4)));
     let activations = graph.values().iter().map(|value| {
         let count = value.value_type.shape.iter().fold(1u64, |product, extent| {
             product.saturating_mul(match *extent {
@@ -161,18 +175,24 @@ pub(crate) fn memory_bytes(graph: &TypedGraph, plan: &Plan) -> u64 {
         .map(|input| elements(&input.shape).saturating_mul(input.dtype.size_bytes() as u64))
         .fold(0u64, u64::saturating_add)
         .saturating_mul(plan.declared_size);
-    [RUNTIME_BYTES, parameter_bytes, activation_bytes, record_bytes].into_iter().fold(0, u64::saturating_add)
+    [RUNTIME_BYTES, parameter_bytes, activation_bytes, record_bytes]
+        .into_iter()
+        .fold(0, u64::saturating_add)
 }
 
 /// Elements of all trainable parameters.
 pub(crate) fn trainable_parameters(graph: &TypedGraph) -> u64 {
     let trainable = graph.parameters().iter().filter(|parameter| parameter.trainable);
-    trainable.map(|parameter| elements(&parameter.shape)).fold(0, u64::saturating_add)
+    trainable
+        .map(|parameter| elements(&parameter.shape))
+        .fold(0, u64::saturating_add)
 }
 
 /// Number of elements of a shape.
 pub(crate) fn elements(shape: &[u64]) -> u64 {
-    shape.iter().fold(1, |product, &extent| product.saturating_mul(extent))
+    shape
+        .iter()
+        .fold(1, |product, &extent| product.saturating_mul(extent))
 }
 
 /// Joint multiplier of a gradient release with this multiplier and the loss release that goes with it.
@@ -186,7 +206,10 @@ fn micro_batches(cap: u64, max: Option<u32>) -> Result<(u32, u32), Failure> {
     let size = cap.div_ceil(count);
     match (u32::try_from(count), u32::try_from(size)) {
         (Ok(count), Ok(size)) => Ok((count, size)),
-        _ => Err(Failure::new(Reason::RunSpecInvalid, "the batch is too large for its max_batch_size; raise that")),
+        _ => Err(Failure::new(
+            Reason::RunSpecInvalid,
+            "the batch is too large for its max_batch_size; raise that",
+        )),
     }
 }
 

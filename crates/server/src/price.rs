@@ -11,8 +11,8 @@ use bastionai_graph::archive::{Archive, Limits};
 use bastionai_graph::contract::{DataContract, InputColumn};
 use bastionai_graph::typed::TypedGraph;
 use bastionai_ledger::{
-    Amount, BootId, Charge, Dataset, DatasetKind, Delta, Digest32, EntryHash, Ledger, NoiseMode, Principal, RunId,
-    RunReserved,
+    Amount, BootId, Charge, Dataset, DatasetKind, Delta, Digest32, EntryHash, Ledger, NoiseMode, Principal,
+    RunId, RunReserved,
 };
 use bastionai_privacy::event::DpEvent;
 use bastionai_wire::trainer::{DatasetShape, Job, LossRelease, TRAINER_PROTOCOL_VERSION};
@@ -79,22 +79,32 @@ impl Terms {
             declared_size: dataset.declared_size(),
             lifetime_delta: dataset.policy().lifetime.map(|lifetime| lifetime.delta),
         });
-        Self { scientist, datasets: datasets.collect(), ledger_head: ledger.head().entry_hash }
+        Self {
+            scientist,
+            datasets: datasets.collect(),
+            ledger_head: ledger.head().entry_hash,
+        }
     }
 
     /// δ of the run: as asked, or a tenth of the smallest lifetime δ (rule D6).
     fn delta(&self, asked: Option<Delta>) -> Delta {
         let lifetimes = self.datasets.iter().filter_map(|dataset| dataset.lifetime_delta);
-        asked.or_else(|| lifetimes.min().map(Delta::tenth)).unwrap_or(REHEARSAL_DELTA)
+        asked
+            .or_else(|| lifetimes.min().map(Delta::tenth))
+            .unwrap_or(REHEARSAL_DELTA)
     }
 
     /// The inputs' columns, which every dataset must declare alike.
     fn inputs(&self, columns: &[String]) -> Result<Vec<InputColumn>, Failure> {
         let mut agreed: Option<(&str, Vec<InputColumn>)> = None;
         for dataset in &self.datasets {
-            let contract = DataContract::parse_json(dataset.contract_json.as_bytes()).map_err(Failure::internal)?;
+            let contract =
+                DataContract::parse_json(dataset.contract_json.as_bytes()).map_err(Failure::internal)?;
             let inputs = contract.inputs(columns).map_err(|error| {
-                Failure::new(Reason::RunSpecInvalid, format!("dataset `{}`: {error}", dataset.name))
+                Failure::new(
+                    Reason::RunSpecInvalid,
+                    format!("dataset `{}`: {error}", dataset.name),
+                )
             })?;
             match &agreed {
                 None => agreed = Some((&dataset.name, inputs)),
@@ -102,7 +112,9 @@ impl Terms {
                 Some((name, first)) => return Err(differing_columns(name, first, &dataset.name, &inputs)),
             }
         }
-        agreed.map(|(_, inputs)| inputs).ok_or_else(|| Failure::malformed("a run needs a dataset"))
+        agreed
+            .map(|(_, inputs)| inputs)
+            .ok_or_else(|| Failure::malformed("a run needs a dataset"))
     }
 
     fn charges(&self, plan: &Plan) -> Vec<Charge> {
@@ -111,7 +123,12 @@ impl Terms {
                 DatasetKind::Private => (plan.event.clone(), plan.amount),
                 DatasetKind::Public | DatasetKind::Synthetic => (DpEvent::NoOp, Amount::ZERO),
             };
-            Charge { dataset: dataset.version.dataset, event, relation: RELATION, amount }
+            Charge {
+                dataset: dataset.version.dataset,
+                event,
+                relation: RELATION,
+                amount,
+            }
         };
         self.datasets.iter().map(charge).collect()
     }
@@ -129,9 +146,16 @@ pub(crate) fn price(
     let archive = read_archive(&model.archive, limits.model_bytes)?;
     let graph = bastionai_graph::check(&archive, &inputs).map_err(refused)?;
     if plan::trainable_parameters(&graph) == 0 {
-        return Err(Failure::new(Reason::RunSpecInvalid, "no parameter requires a gradient: there is nothing to train"));
+        return Err(Failure::new(
+            Reason::RunSpecInvalid,
+            "no parameter requires a gradient: there is nothing to train",
+        ));
     }
-    let declared_sizes: Vec<u64> = terms.datasets.iter().map(|dataset| dataset.declared_size).collect();
+    let declared_sizes: Vec<u64> = terms
+        .datasets
+        .iter()
+        .map(|dataset| dataset.declared_size)
+        .collect();
     check_frames(&inputs, &declared_sizes)?;
     let plan = Plan::new(&request, declared_sizes.iter().sum(), terms.delta(request.delta))?;
     let memory_bytes = plan::memory_bytes(&graph, &plan);
@@ -142,7 +166,11 @@ pub(crate) fn price(
         );
         return Err(Failure::new(Reason::RunSpecInvalid, message));
     }
-    let datasets: Vec<DatasetVersion> = terms.datasets.iter().map(|dataset| dataset.version.clone()).collect();
+    let datasets: Vec<DatasetVersion> = terms
+        .datasets
+        .iter()
+        .map(|dataset| dataset.version.clone())
+        .collect();
     let run_digest = Agreement {
         request: &request,
         plan: &plan,
@@ -171,16 +199,28 @@ pub(crate) fn price(
 
 /// Reads an archive within the server's limits; refuses pickles, other schemas, anything malformed.
 pub(crate) fn read_archive(bytes: &[u8], model_bytes: u64) -> Result<Archive, Failure> {
-    let limits = Limits { max_archive_bytes: model_bytes, max_tensor_bytes: model_bytes, ..Limits::default() };
+    let limits = Limits {
+        max_archive_bytes: model_bytes,
+        max_tensor_bytes: model_bytes,
+        ..Limits::default()
+    };
     Archive::read(bytes, &limits).map_err(|error| Failure::of(Reason::ArchiveInvalid, error))
 }
 
 /// Raw parameters, then constants, in graph order: what the trainer is sent.
 pub(crate) fn tensors(archive: &Archive, graph: &TypedGraph) -> Result<Vec<Vec<u8>>, Failure> {
-    let missing = || Failure::new(Reason::ArchiveInvalid, "the archive lacks the bytes of a tensor of its graph");
+    let missing = || {
+        Failure::new(
+            Reason::ArchiveInvalid,
+            "the archive lacks the bytes of a tensor of its graph",
+        )
+    };
     let parameters = (0..graph.parameters().len()).map(|index| archive.parameter_bytes(index));
     let constants = (0..graph.constants().len()).map(|index| archive.constant_bytes(index));
-    parameters.chain(constants).map(|bytes| bytes.map(<[u8]>::to_vec).ok_or_else(missing)).collect()
+    parameters
+        .chain(constants)
+        .map(|bytes| bytes.map(<[u8]>::to_vec).ok_or_else(missing))
+        .collect()
 }
 
 impl PricedRun {
@@ -200,7 +240,11 @@ impl PricedRun {
             physical_batch_size: self.plan.physical_batch_size,
             memory_bytes: self.memory_bytes,
             trainable_parameters,
-            charges: self.charges.iter().map(|charge| convert::charge(ledger, charge)).collect(),
+            charges: self
+                .charges
+                .iter()
+                .map(|charge| convert::charge(ledger, charge))
+                .collect(),
             expires_unix_ms: self.expires_unix_ms,
             graph_digest: self.graph.digest().to_vec(),
             warnings: self.plan.warnings(&self.request, trainable_parameters),
@@ -228,7 +272,9 @@ impl PricedRun {
         Job {
             version: TRAINER_PROTOCOL_VERSION,
             graph: self.graph.to_bytes(),
-            datasets: datasets.map(|(&capacity, &rows)| DatasetShape { capacity, rows }).collect(),
+            datasets: datasets
+                .map(|(&capacity, &rows)| DatasetShape { capacity, rows })
+                .collect(),
             steps: self.request.steps,
             sample_threshold: self.plan.sample_threshold,
             expected_batch_size: self.plan.sample_rate * self.plan.declared_size as f64,
@@ -244,7 +290,10 @@ impl PricedRun {
 
     fn loss_release(&self) -> Option<LossRelease> {
         let (loss, noise_multiplier) = (self.request.loss?, self.plan.loss_noise_multiplier?);
-        Some(LossRelease { max_loss: loss.max_loss, noise_multiplier })
+        Some(LossRelease {
+            max_loss: loss.max_loss,
+            noise_multiplier,
+        })
     }
 
     fn resolved_spec(&self) -> v1::RunSpec {
@@ -273,11 +322,19 @@ impl PricedRun {
 fn refused(refusals: bastionai_graph::Refusals) -> Failure {
     let details = serde_json::to_vec(&refusals).unwrap_or_default();
     let failure = Failure::new(Reason::GraphRefused, refusals.to_string());
-    if details.len() > MAX_DETAIL_BYTES { failure } else { failure.with_details(details) }
+    if details.len() > MAX_DETAIL_BYTES {
+        failure
+    } else {
+        failure.with_details(details)
+    }
 }
 
 fn differing_columns(first_name: &str, first: &[InputColumn], name: &str, inputs: &[InputColumn]) -> Failure {
-    let column = first.iter().zip(inputs).find(|(one, other)| one != other).map_or("", |(one, _)| &one.column);
+    let column = first
+        .iter()
+        .zip(inputs)
+        .find(|(one, other)| one != other)
+        .map_or("", |(one, _)| &one.column);
     let message = format!(
         "datasets `{first_name}` and `{name}` declare column `{column}` differently: a pooled run needs the same dtype, \
          shape and domain in all of them; agree on one contract"
@@ -296,7 +353,10 @@ fn check_frames(inputs: &[InputColumn], declared_sizes: &[u64]) -> Result<(), Fa
         None => Ok(()),
         Some(input) => Err(Failure::new(
             Reason::RunSpecInvalid,
-            format!("column `{}` of one dataset has more than 4 GiB: split the dataset", input.column),
+            format!(
+                "column `{}` of one dataset has more than 4 GiB: split the dataset",
+                input.column
+            ),
         )),
     }
 }

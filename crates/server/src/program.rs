@@ -19,7 +19,9 @@ pub(crate) struct TrainerProgram {
 #[non_exhaustive]
 pub enum TrainerError {
     /// A file cannot be read.
-    #[error("cannot read {path}: {source}; build the trainer with `cargo build --release` or set trainer.path")]
+    #[error(
+        "cannot read {path}: {source}; build the trainer with `cargo build --release` or set trainer.path"
+    )]
     Read {
         /// The file.
         path: PathBuf,
@@ -27,7 +29,9 @@ pub enum TrainerError {
         source: io::Error,
     },
     /// It does not say which libraries it loads.
-    #[error("`{program} --libraries` does not work ({why}): is libtorch where the trainer was built against?")]
+    #[error(
+        "`{program} --libraries` does not work ({why}): is libtorch where the trainer was built against?"
+    )]
     Libraries {
         /// The program.
         program: PathBuf,
@@ -47,7 +51,11 @@ impl TrainerProgram {
     pub(crate) fn measure(program: PathBuf) -> Result<Self, TrainerError> {
         let digest = file_digest(&program)?;
         let libraries_digest = libraries_digest(&program)?;
-        Ok(Self { program, digest, libraries_digest })
+        Ok(Self {
+            program,
+            digest,
+            libraries_digest,
+        })
     }
 
     /// Refuses a program that was replaced after boot: evidence names the old one.
@@ -55,13 +63,18 @@ impl TrainerProgram {
         if file_digest(&self.program)? == self.digest {
             return Ok(());
         }
-        Err(TrainerError::Changed { program: self.program.clone() })
+        Err(TrainerError::Changed {
+            program: self.program.clone(),
+        })
     }
 }
 
 /// SHA-256 over the sorted (file name, SHA-256) pairs of the shared libraries the trainer loads.
 fn libraries_digest(program: &Path) -> Result<[u8; 32], TrainerError> {
-    let failed = |why: String| TrainerError::Libraries { program: program.to_owned(), why };
+    let failed = |why: String| TrainerError::Libraries {
+        program: program.to_owned(),
+        why,
+    };
     let output = Command::new(program)
         .arg("--libraries")
         .env_clear()
@@ -74,7 +87,11 @@ fn libraries_digest(program: &Path) -> Result<[u8; 32], TrainerError> {
     let text = String::from_utf8(output.stdout).map_err(|error| failed(error.to_string()))?;
     let mut libraries = Vec::new();
     for path in text.lines().filter(|line| !line.is_empty()).map(Path::new) {
-        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or(path.as_os_str())
+            .to_string_lossy()
+            .into_owned();
         libraries.push((name, file_digest(path)?));
     }
     libraries.sort_unstable();
@@ -89,7 +106,10 @@ fn libraries_digest(program: &Path) -> Result<[u8; 32], TrainerError> {
 }
 
 fn file_digest(path: &Path) -> Result<[u8; 32], TrainerError> {
-    let read = |source| TrainerError::Read { path: path.to_owned(), source };
+    let read = |source| TrainerError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let mut file = File::open(path).map_err(read)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

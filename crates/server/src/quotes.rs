@@ -24,7 +24,11 @@ pub(crate) struct Quotes {
 
 impl Quotes {
     pub(crate) fn new(total: u32, per_principal: u32) -> Self {
-        Self { held: Mutex::default(), total: total as usize, per_principal: per_principal as usize }
+        Self {
+            held: Mutex::default(),
+            total: total as usize,
+            per_principal: per_principal as usize,
+        }
     }
 
     /// Keeps a quote; the principal's oldest, then the oldest of all, makes room.
@@ -44,10 +48,21 @@ impl Quotes {
     }
 
     /// The live quote with this digest that was given to this principal.
-    pub(crate) fn find(&self, scientist: Principal, digest: &[u8], now_unix_ms: u64) -> Result<Arc<PricedRun>, QuoteGone> {
+    pub(crate) fn find(
+        &self,
+        scientist: Principal,
+        digest: &[u8],
+        now_unix_ms: u64,
+    ) -> Result<Arc<PricedRun>, QuoteGone> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let quote = held.iter().find(|quote| quote.scientist == scientist && quote.run_digest.as_bytes() == digest);
+        let quote = held
+            .iter()
+            .find(|quote| quote.scientist == scientist && quote.run_digest.as_bytes() == digest);
         let quote = quote.ok_or(QuoteGone::Unknown)?;
-        if now_unix_ms >= quote.expires_unix_ms { Err(QuoteGone::Expired) } else { Ok(Arc::clone(quote)) }
+        if now_unix_ms >= quote.expires_unix_ms {
+            Err(QuoteGone::Expired)
+        } else {
+            Ok(Arc::clone(quote))
+        }
     }
 }

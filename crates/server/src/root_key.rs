@@ -31,7 +31,9 @@ pub enum RootKeyError {
         path: PathBuf,
     },
     /// A vault without its key: a fresh key would not open it.
-    #[error("{path} is missing, but there is a vault beside it, which only this key opens: restore the file from a backup")]
+    #[error(
+        "{path} is missing, but there is a vault beside it, which only this key opens: restore the file from a backup"
+    )]
     Lost {
         /// The file.
         path: PathBuf,
@@ -54,8 +56,13 @@ pub(crate) fn load_or_create(data_dir: &Path) -> Result<RootKey, RootKeyError> {
 fn read(file: File, path: &Path) -> Result<RootKey, RootKeyError> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_BYTES + 1));
     let length = file.take(KEY_BYTES as u64 + 1).read_to_end(&mut bytes);
-    length.map_err(|source| RootKeyError::File { path: path.to_owned(), source })?;
-    let key = <[u8; KEY_BYTES]>::try_from(&bytes[..]).map_err(|_| RootKeyError::Length { path: path.to_owned() })?;
+    length.map_err(|source| RootKeyError::File {
+        path: path.to_owned(),
+        source,
+    })?;
+    let key = <[u8; KEY_BYTES]>::try_from(&bytes[..]).map_err(|_| RootKeyError::Length {
+        path: path.to_owned(),
+    })?;
     Ok(RootKey::from_bytes(key))
 }
 
@@ -92,11 +99,17 @@ mod tests {
     fn a_key_is_made_once_and_read_back_with_private_permissions() {
         let directory = tempfile::tempdir().unwrap();
         let made = load_or_create(directory.path()).unwrap();
-        assert_eq!(load_or_create(directory.path()).unwrap().as_bytes(), made.as_bytes());
+        assert_eq!(
+            load_or_create(directory.path()).unwrap().as_bytes(),
+            made.as_bytes()
+        );
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            let mode = fs::metadata(directory.path().join(FILE_NAME)).unwrap().permissions().mode();
+            let mode = fs::metadata(directory.path().join(FILE_NAME))
+                .unwrap()
+                .permissions()
+                .mode();
             assert_eq!(mode & 0o077, 0);
         }
     }
@@ -105,7 +118,10 @@ mod tests {
     fn a_vault_whose_key_is_gone_gets_no_new_key() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("vault.redb"), b"x").unwrap();
-        assert!(matches!(load_or_create(directory.path()), Err(RootKeyError::Lost { .. })));
+        assert!(matches!(
+            load_or_create(directory.path()),
+            Err(RootKeyError::Lost { .. })
+        ));
     }
 
     #[test]
@@ -113,7 +129,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         for length in [0, 31, 33, 1000] {
             fs::write(directory.path().join(FILE_NAME), vec![0; length]).unwrap();
-            assert!(matches!(load_or_create(directory.path()), Err(RootKeyError::Length { .. })));
+            assert!(matches!(
+                load_or_create(directory.path()),
+                Err(RootKeyError::Length { .. })
+            ));
         }
     }
 }

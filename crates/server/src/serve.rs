@@ -98,7 +98,11 @@ impl Server {
             entries: head.sequence,
         }
         .emit();
-        Ok(Self { shared: Arc::new(shared), listener, address })
+        Ok(Self {
+            shared: Arc::new(shared),
+            listener,
+            address,
+        })
     }
 
     /// Where it listens.
@@ -121,7 +125,10 @@ impl Server {
         Event::Draining.emit();
         self.shared.start_draining();
         let patience = Duration::from_millis(self.shared.config.trainer.drain_timeout_ms);
-        self.shared.runs.drain(|run| is_queued(&self.shared, run), patience).await;
+        self.shared
+            .runs
+            .drain(|run| is_queued(&self.shared, run), patience)
+            .await;
         // The transport may have stopped on its own meanwhile.
         let _ = close.send(());
         match tokio::time::timeout(CLOSE_TIMEOUT, &mut transport).await {
@@ -151,7 +158,9 @@ fn create_data_dir(config: &Config) -> Result<(), ServeError> {
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     let path = config.data_dir.clone();
-    builder.create(&path).map_err(|source| ServeError::DataDir { path, source })
+    builder
+        .create(&path)
+        .map_err(|source| ServeError::DataDir { path, source })
 }
 
 async fn transport(
@@ -160,8 +169,10 @@ async fn transport(
     closed: oneshot::Receiver<()>,
 ) -> Result<(), tonic::transport::Error> {
     let limits = server.config.limits.clone();
-    let accept_limits =
-        AcceptLimits { connections: limits.connections, handshake_timeout: limits.handshake_timeout() };
+    let accept_limits = AcceptLimits {
+        connections: limits.connections,
+        handshake_timeout: limits.handshake_timeout(),
+    };
     let connections = accept(listener, Arc::clone(&server.identity.config), accept_limits);
     let service = BastionServer::new(Service::new(server))
         .max_decoding_message_size(usize::try_from(limits.message_bytes).unwrap_or(usize::MAX));

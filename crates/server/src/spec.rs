@@ -77,7 +77,10 @@ pub(crate) fn name(field: &str, text: &str) -> Result<String, Failure> {
 
 fn datasets(ids: &[Vec<u8>]) -> Result<Vec<DatasetId>, Failure> {
     if ids.is_empty() || ids.len() > MAX_DATASETS {
-        return Err(invalid(format!("dataset_ids has {} entries; give 1 to {MAX_DATASETS}", ids.len())));
+        return Err(invalid(format!(
+            "dataset_ids has {} entries; give 1 to {MAX_DATASETS}",
+            ids.len()
+        )));
     }
     let mut seen = BTreeSet::new();
     ids.iter()
@@ -87,7 +90,8 @@ fn datasets(ids: &[Vec<u8>]) -> Result<Vec<DatasetId>, Failure> {
                 return Ok(id);
             }
             // Twice the same record in one sample is twice the sensitivity (rule D3).
-            let message = format!("dataset {id} is named twice: the datasets of a run are distinct; name it once");
+            let message =
+                format!("dataset {id} is named twice: the datasets of a run are distinct; name it once");
             Err(Failure::new(Reason::SameDatasetTwice, message))
         })
         .collect()
@@ -95,20 +99,34 @@ fn datasets(ids: &[Vec<u8>]) -> Result<Vec<DatasetId>, Failure> {
 
 fn input_columns(columns: &[String]) -> Result<Vec<String>, Failure> {
     if columns.is_empty() || columns.len() > MAX_INPUTS {
-        return Err(invalid(format!("input_columns has {} entries; give 1 to {MAX_INPUTS}", columns.len())));
+        return Err(invalid(format!(
+            "input_columns has {} entries; give 1 to {MAX_INPUTS}",
+            columns.len()
+        )));
     }
-    columns.iter().map(|column| name("input_columns", column)).collect()
+    columns
+        .iter()
+        .map(|column| name("input_columns", column))
+        .collect()
 }
 
 fn privacy(privacy: Option<&v1::run_spec::Privacy>) -> Result<Privacy, Failure> {
     match privacy {
-        Some(v1::run_spec::Privacy::TargetEpsilon(epsilon)) => {
-            Ok(Privacy::TargetEpsilon(bounded("target_epsilon", *epsilon, MIN_EPSILON, MAX_EPSILON)?))
-        }
-        Some(v1::run_spec::Privacy::NoiseMultiplier(multiplier)) => {
-            Ok(Privacy::NoiseMultiplier(bounded("noise_multiplier", *multiplier, MIN_NOISE, MAX_NOISE)?))
-        }
-        None => Err(invalid("set target_epsilon (the server calibrates the noise) or noise_multiplier")),
+        Some(v1::run_spec::Privacy::TargetEpsilon(epsilon)) => Ok(Privacy::TargetEpsilon(bounded(
+            "target_epsilon",
+            *epsilon,
+            MIN_EPSILON,
+            MAX_EPSILON,
+        )?)),
+        Some(v1::run_spec::Privacy::NoiseMultiplier(multiplier)) => Ok(Privacy::NoiseMultiplier(bounded(
+            "noise_multiplier",
+            *multiplier,
+            MIN_NOISE,
+            MAX_NOISE,
+        )?)),
+        None => Err(invalid(
+            "set target_epsilon (the server calibrates the noise) or noise_multiplier",
+        )),
     }
 }
 
@@ -118,9 +136,13 @@ fn delta(value: f64) -> Result<Option<Delta>, Failure> {
     }
     // The shortest decimal that reads back as this float is what the scientist wrote.
     let text = format!("{value:e}");
-    let delta: Delta = text.parse().map_err(|error| invalid(format!("target_delta: {error}")))?;
+    let delta: Delta = text
+        .parse()
+        .map_err(|error| invalid(format!("target_delta: {error}")))?;
     if !(value > 0.0 && value < 1.0) || delta == Delta::ZERO {
-        return Err(invalid(format!("target_delta = {value} must be above 0 and below 1; 0 asks for the default")));
+        return Err(invalid(format!(
+            "target_delta = {value} must be above 0 and below 1; 0 asks for the default"
+        )));
     }
     Ok(Some(delta))
 }
@@ -130,20 +152,38 @@ fn loss(max_loss: f64, share: f64) -> Result<Option<LossRequest>, Failure> {
         return Ok(None);
     }
     let max_loss = positive("max_loss", max_loss)?;
-    let share = if share == 0.0 { DEFAULT_LOSS_SHARE } else { bounded("loss_share", share, 1e-6, 1.0 - 1e-6)? };
+    let share = if share == 0.0 {
+        DEFAULT_LOSS_SHARE
+    } else {
+        bounded("loss_share", share, 1e-6, 1.0 - 1e-6)?
+    };
     Ok(Some(LossRequest { max_loss, share }))
 }
 
 fn optimizer(optimizer: Option<&v1::Optimizer>) -> Result<Optimizer, Failure> {
     let missing = || invalid("optimizer is missing: set sgd or adamw");
-    match optimizer.and_then(|optimizer| optimizer.kind.as_ref()).ok_or_else(missing)? {
+    match optimizer
+        .and_then(|optimizer| optimizer.kind.as_ref())
+        .ok_or_else(missing)?
+    {
         v1::optimizer::Kind::Sgd(sgd) => {
-            let (momentum, dampening) = (fraction("momentum", sgd.momentum)?, fraction("dampening", sgd.dampening)?);
+            let (momentum, dampening) = (
+                fraction("momentum", sgd.momentum)?,
+                fraction("dampening", sgd.dampening)?,
+            );
             if sgd.nesterov && (momentum == 0.0 || dampening != 0.0) {
-                return Err(invalid("nesterov needs momentum above 0 and dampening 0, as torch.optim.SGD does"));
+                return Err(invalid(
+                    "nesterov needs momentum above 0 and dampening 0, as torch.optim.SGD does",
+                ));
             }
             let (lr, weight_decay) = (rate("lr", sgd.lr)?, rate("weight_decay", sgd.weight_decay)?);
-            Ok(Optimizer::Sgd { lr, momentum, dampening, weight_decay, nesterov: sgd.nesterov })
+            Ok(Optimizer::Sgd {
+                lr,
+                momentum,
+                dampening,
+                weight_decay,
+                nesterov: sgd.nesterov,
+            })
         }
         v1::optimizer::Kind::Adamw(adamw) => Ok(Optimizer::AdamW {
             lr: rate("lr", adamw.lr)?,
@@ -175,14 +215,18 @@ fn bounded(field: &str, value: f64, minimum: f64, maximum: f64) -> Result<f64, F
     if (minimum..=maximum).contains(&value) {
         return Ok(value);
     }
-    Err(invalid(format!("{field} = {value} must be a number from {minimum:e} to {maximum:e}")))
+    Err(invalid(format!(
+        "{field} = {value} must be a number from {minimum:e} to {maximum:e}"
+    )))
 }
 
 fn in_range(field: &str, value: u64, minimum: u64, maximum: u64) -> Result<u64, Failure> {
     if (minimum..=maximum).contains(&value) {
         return Ok(value);
     }
-    Err(invalid(format!("{field} = {value} must be from {minimum} to {maximum}")))
+    Err(invalid(format!(
+        "{field} = {value} must be from {minimum} to {maximum}"
+    )))
 }
 
 const MAX_NAME_BYTES: usize = 128;
@@ -216,7 +260,10 @@ mod tests {
             max_loss: 4.0,
             loss_share: 0.0,
             optimizer: Some(v1::Optimizer {
-                kind: Some(v1::optimizer::Kind::Sgd(v1::Sgd { lr: 0.1, ..Default::default() })),
+                kind: Some(v1::optimizer::Kind::Sgd(v1::Sgd {
+                    lr: 0.1,
+                    ..Default::default()
+                })),
             }),
         }
     }
@@ -233,7 +280,10 @@ mod tests {
     fn the_same_dataset_twice_is_refused() {
         let mut spec = spec();
         spec.dataset_ids = vec![vec![7; 16], vec![7; 16]];
-        assert_eq!(RunRequest::parse(&spec, 100).unwrap_err().reason, Reason::SameDatasetTwice);
+        assert_eq!(
+            RunRequest::parse(&spec, 100).unwrap_err().reason,
+            Reason::SameDatasetTwice
+        );
     }
 
     #[test]
@@ -251,9 +301,15 @@ mod tests {
             ("C = NaN", |s| s.max_grad_norm = f64::NAN),
             ("C = 0", |s| s.max_grad_norm = 0.0),
             ("no privacy", |s| s.privacy = None),
-            ("ε < 0", |s| s.privacy = Some(v1::run_spec::Privacy::TargetEpsilon(-1.0))),
-            ("ε = inf", |s| s.privacy = Some(v1::run_spec::Privacy::TargetEpsilon(f64::INFINITY))),
-            ("σ = 0", |s| s.privacy = Some(v1::run_spec::Privacy::NoiseMultiplier(0.0))),
+            ("ε < 0", |s| {
+                s.privacy = Some(v1::run_spec::Privacy::TargetEpsilon(-1.0))
+            }),
+            ("ε = inf", |s| {
+                s.privacy = Some(v1::run_spec::Privacy::TargetEpsilon(f64::INFINITY))
+            }),
+            ("σ = 0", |s| {
+                s.privacy = Some(v1::run_spec::Privacy::NoiseMultiplier(0.0))
+            }),
             ("δ = 1", |s| s.target_delta = 1.0),
             ("δ < 0", |s| s.target_delta = -1e-6),
             ("δ = NaN", |s| s.target_delta = f64::NAN),

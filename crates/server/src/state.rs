@@ -74,7 +74,10 @@ impl Server {
     pub(crate) fn upload_place(&self) -> Result<OwnedSemaphorePermit, Failure> {
         Arc::clone(&self.uploads).try_acquire_owned().map_err(|_| {
             let most = self.config.limits.concurrent_uploads;
-            Failure::new(Reason::TooManyUploads, format!("{most} uploads are in progress, as many as the server takes; try again"))
+            Failure::new(
+                Reason::TooManyUploads,
+                format!("{most} uploads are in progress, as many as the server takes; try again"),
+            )
         })
     }
 
@@ -82,7 +85,10 @@ impl Server {
     pub(crate) fn price_place(&self) -> Result<OwnedSemaphorePermit, Failure> {
         Arc::clone(&self.prices).try_acquire_owned().map_err(|_| {
             let most = self.config.limits.concurrent_prices;
-            Failure::new(Reason::TooManyPrices, format!("{most} prices are being computed, as many as the server does at once; try again"))
+            Failure::new(
+                Reason::TooManyPrices,
+                format!("{most} prices are being computed, as many as the server does at once; try again"),
+            )
         })
     }
 
@@ -92,7 +98,10 @@ impl Server {
         match tokio::time::timeout(patience, parts.message()).await {
             Ok(Ok(message)) => Ok(message),
             Ok(Err(status)) => Err(Failure::broken_upload(&status, self.config.limits.message_bytes)),
-            Err(_) => Err(Failure::new(Reason::UploadIdle, "the upload sent nothing for too long; nothing of it was kept")),
+            Err(_) => Err(Failure::new(
+                Reason::UploadIdle,
+                "the upload sent nothing for too long; nothing of it was kept",
+            )),
         }
     }
 }

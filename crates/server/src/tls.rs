@@ -7,10 +7,11 @@
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring as provider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::NoServerSessionStorage;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, ServerConfig, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, ServerConfig,
+    SignatureScheme,
 };
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -47,11 +48,13 @@ impl ServerIdentity {
     pub(crate) fn generate() -> Result<Self, IdentityError> {
         let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519)?;
         let certificate = rcgen::CertificateParams::new(vec!["bastionai".to_owned()])?.self_signed(&key)?;
-        let spki_sha256 = ed25519_self_signed(certificate.der())
-            .map_err(Error::InvalidCertificate)?;
+        let spki_sha256 = ed25519_self_signed(certificate.der()).map_err(Error::InvalidCertificate)?;
         let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let config = server_config(certificate.der().clone(), private)?;
-        Ok(Self { config: Arc::new(config), spki_sha256 })
+        Ok(Self {
+            config: Arc::new(config),
+            spki_sha256,
+        })
     }
 }
 
@@ -62,11 +65,17 @@ pub(crate) fn exporter(connection: &rustls::ServerConnection) -> Result<[u8; 32]
 
 /// The principal of the client at the other end: SHA-256 of its SubjectPublicKeyInfo.
 pub(crate) fn client_principal(connection: &rustls::ServerConnection) -> Result<[u8; 32], Error> {
-    let certificate = connection.peer_certificates().and_then(<[_]>::first).ok_or(Error::NoCertificatesPresented)?;
+    let certificate = connection
+        .peer_certificates()
+        .and_then(<[_]>::first)
+        .ok_or(Error::NoCertificatesPresented)?;
     ed25519_self_signed(certificate).map_err(Error::InvalidCertificate)
 }
 
-fn server_config(certificate: CertificateDer<'static>, key: PrivateKeyDer<'static>) -> Result<ServerConfig, Error> {
+fn server_config(
+    certificate: CertificateDer<'static>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ServerConfig, Error> {
     let provider = Arc::new(provider::default_provider());
     let verifier = Arc::new(SelfSignedEd25519::new(&provider));
     let mut config = ServerConfig::builder_with_provider(provider)
@@ -89,7 +98,9 @@ fn ed25519_self_signed(certificate: &CertificateDer<'_>) -> Result<[u8; 32], Cer
     if parsed.public_key().algorithm.algorithm != OID_SIG_ED25519 {
         return Err(CertificateError::ApplicationVerificationFailure);
     }
-    parsed.verify_signature(None).map_err(|_| CertificateError::BadSignature)?;
+    parsed
+        .verify_signature(None)
+        .map_err(|_| CertificateError::BadSignature)?;
     Ok(Sha256::digest(parsed.public_key().raw).into())
 }
 
@@ -101,7 +112,9 @@ struct SelfSignedEd25519 {
 
 impl SelfSignedEd25519 {
     fn new(provider: &CryptoProvider) -> Self {
-        Self { algorithms: provider.signature_verification_algorithms }
+        Self {
+            algorithms: provider.signature_verification_algorithms,
+        }
     }
 }
 
@@ -154,9 +167,14 @@ impl ClientCertVerifier for SelfSignedEd25519 {
 mod tests {
     use super::*;
 
-    fn certificate(algorithm: &'static rcgen::SignatureAlgorithm) -> (CertificateDer<'static>, rcgen::KeyPair) {
+    fn certificate(
+        algorithm: &'static rcgen::SignatureAlgorithm,
+    ) -> (CertificateDer<'static>, rcgen::KeyPair) {
         let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
-        let certificate = rcgen::CertificateParams::new(vec![]).unwrap().self_signed(&key).unwrap();
+        let certificate = rcgen::CertificateParams::new(vec![])
+            .unwrap()
+            .self_signed(&key)
+            .unwrap();
         (certificate.der().clone(), key)
     }
 
@@ -164,7 +182,10 @@ mod tests {
     fn principal_is_the_digest_of_the_public_key_info() {
         let (der, key) = certificate(&rcgen::PKCS_ED25519);
         let spki = rcgen::PublicKeyData::subject_public_key_info(&key);
-        assert_eq!(ed25519_self_signed(&der).unwrap(), <[u8; 32]>::from(Sha256::digest(spki)));
+        assert_eq!(
+            ed25519_self_signed(&der).unwrap(),
+            <[u8; 32]>::from(Sha256::digest(spki))
+        );
     }
 
     #[test]
@@ -181,7 +202,10 @@ mod tests {
             let mut bytes = der.to_vec();
             bytes[index] ^= 1;
             if let Ok(found) = ed25519_self_signed(&CertificateDer::from(bytes)) {
-                panic!("byte {index} flipped still verifies; same principal: {}", found == principal);
+                panic!(
+                    "byte {index} flipped still verifies; same principal: {}",
+                    found == principal
+                );
             }
         }
     }

@@ -1,5 +1,5 @@
 //! Trainers that die, hang, lie or never start: the run fails with the right charge, and says no more.
-#![allow(missing_docs)]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod common;
 
@@ -21,7 +21,7 @@ async fn outcome(mode: &str) -> (usize, RunState, u64, u64) {
     let (losses, state) = watch(&peer, run).await;
     let (committed, reserved, _) = epsilon_of(&peer, "north").await;
     if state != RunState::Succeeded {
-        let error = peer.fetch_run(run, &mut |_| {}).await.unwrap_err();
+        let error = peer.fetch_run(run, None, &mut |_| {}).await.unwrap_err();
         assert_eq!(error.server_reason(), Some("not-releasable"), "{mode}: {error}");
     }
     server.stop().await;
@@ -33,8 +33,14 @@ async fn a_trainer_that_dies_or_hangs_fails_the_run_and_the_whole_reserve_stays_
     for mode in ["die-0", "die-7", "hang-0", "hang-7"] {
         let (released, state, committed, reserved) = outcome(mode).await;
         assert_eq!(state, RunState::Failed, "{mode}");
-        assert!(released <= 7, "{mode}: {released} steps were released, 7 were taken");
-        assert!(committed > 900_000_000 && reserved == 0, "{mode}: charged {committed}, reserved {reserved}");
+        assert!(
+            released <= 7,
+            "{mode}: {released} steps were released, 7 were taken"
+        );
+        assert!(
+            committed > 900_000_000 && reserved == 0,
+            "{mode}: charged {committed}, reserved {reserved}"
+        );
     }
 }
 
@@ -43,7 +49,10 @@ async fn a_trainer_that_lies_fails_the_run_and_no_weights_are_kept() {
     for mode in ["nan", "short", "skip"] {
         let (_, state, committed, reserved) = outcome(mode).await;
         assert_eq!(state, RunState::Failed, "{mode}");
-        assert!(committed > 900_000_000 && reserved == 0, "{mode}: charged {committed}, reserved {reserved}");
+        assert!(
+            committed > 900_000_000 && reserved == 0,
+            "{mode}: charged {committed}, reserved {reserved}"
+        );
     }
 }
 
@@ -51,7 +60,11 @@ async fn a_trainer_that_lies_fails_the_run_and_no_weights_are_kept() {
 async fn a_trainer_that_never_got_a_record_costs_nothing() {
     for mode in ["refuse", "unready", "garbage"] {
         let (released, state, committed, reserved) = outcome(mode).await;
-        assert_eq!((released, state, committed, reserved), (0, RunState::Failed, 0, 0), "{mode}");
+        assert_eq!(
+            (released, state, committed, reserved),
+            (0, RunState::Failed, 0, 0),
+            "{mode}"
+        );
     }
 }
 
@@ -60,7 +73,10 @@ async fn a_trainer_replaced_after_boot_is_not_run() {
     let directory = tempfile::tempdir().unwrap();
     let copy = directory.path().join("normal");
     std::fs::copy(common::standin(directory.path(), "source-0"), &copy).unwrap();
-    let server = TestServer::start_with(directory.path(), "unused", |config| config.trainer.path = Some(copy.clone())).await;
+    let server = TestServer::start_with(directory.path(), "unused", |config| {
+        config.trainer.path = Some(copy.clone())
+    })
+    .await;
     let peer = server.peer(&identity()).await;
     let id = upload(&peer, "north", "6.0").await;
     let mut bytes = std::fs::read(&copy).unwrap();
@@ -68,7 +84,11 @@ async fn a_trainer_replaced_after_boot_is_not_run() {
     std::fs::remove_file(&copy).unwrap();
     std::fs::write(&copy, bytes).unwrap();
     let run = start(&peer, &[id], 1.0, 5).await;
-    assert_eq!(watch(&peer, run).await.1, RunState::Failed, "evidence names the program that was there at boot");
+    assert_eq!(
+        watch(&peer, run).await.1,
+        RunState::Failed,
+        "evidence names the program that was there at boot"
+    );
     assert_eq!(epsilon_of(&peer, "north").await.0, 0);
     server.stop().await;
 }
@@ -76,8 +96,10 @@ async fn a_trainer_replaced_after_boot_is_not_run() {
 #[tokio::test]
 async fn failures_count_against_the_dataset_and_end_its_use() {
     let directory = tempfile::tempdir().unwrap();
-    let server =
-        TestServer::start_with(directory.path(), "die-0", |config| config.limits.failed_runs_per_dataset = 2).await;
+    let server = TestServer::start_with(directory.path(), "die-0", |config| {
+        config.limits.failed_runs_per_dataset = 2
+    })
+    .await;
     let peer = server.peer(&identity()).await;
     let id = upload(&peer, "north", "6.0").await;
     for _ in 0..2 {
@@ -94,7 +116,10 @@ async fn failures_count_against_the_dataset_and_end_its_use() {
 #[tokio::test]
 async fn starts_per_day_are_limited() {
     let directory = tempfile::tempdir().unwrap();
-    let server = TestServer::start_with(directory.path(), "normal-0", |config| config.limits.starts_per_day = 1).await;
+    let server = TestServer::start_with(directory.path(), "normal-0", |config| {
+        config.limits.starts_per_day = 1
+    })
+    .await;
     let peer = server.peer(&identity()).await;
     let id = upload(&peer, "north", "6.0").await;
     let run = start(&peer, &[id], 0.5, 5).await;
@@ -112,7 +137,10 @@ async fn an_expired_policy_takes_no_run() {
     let server = TestServer::start(directory.path(), "normal-0").await;
     let peer = server.peer(&identity()).await;
     let soon = common::now_unix_ms() + 500;
-    let policy = bastionai_client::Policy { expires_unix_ms: Some(soon), ..open_policy("6.0", "1e-5") };
+    let policy = bastionai_client::Policy {
+        expires_unix_ms: Some(soon),
+        ..open_policy("6.0", "1e-5")
+    };
     let id = common::upload_under(&peer, "north", policy).await;
     let model = common::upload_mlp(&peer).await;
     tokio::time::sleep(std::time::Duration::from_millis(600)).await;

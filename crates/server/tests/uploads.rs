@@ -1,5 +1,5 @@
 //! Datasets and models on their way in: what is refused, and that nothing half-done is ever seen.
-#![allow(missing_docs)]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod common;
 
@@ -16,7 +16,15 @@ type Parts = Vec<v1::UploadDatasetRequest>;
 fn block_files(directory: &Path) -> usize {
     fn count(path: &Path) -> usize {
         let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-        entries.map(|entry| if entry.path().is_dir() { count(&entry.path()) } else { 1 }).sum()
+        entries
+            .map(|entry| {
+                if entry.path().is_dir() {
+                    count(&entry.path())
+                } else {
+                    1
+                }
+            })
+            .sum()
     }
     count(&directory.join("data/blocks"))
 }
@@ -39,10 +47,16 @@ async fn an_upload_is_seen_by_all_with_its_terms_and_never_a_row() {
     upload(&server.peer(&owner).await, "north", "6.0").await;
     let shown = server.peer(&identity()).await.list_datasets().await.unwrap();
     assert_eq!(shown.len(), 1);
-    assert_eq!((shown[0].name.as_str(), shown[0].owner), ("north", owner.principal()));
+    assert_eq!(
+        (shown[0].name.as_str(), shown[0].owner),
+        ("north", owner.principal())
+    );
     assert_eq!(shown[0].contract, common::contract());
     let budget = shown[0].budget.unwrap();
-    assert_eq!((budget.lifetime, budget.remaining), (common::amount("6.0", "1e-5"), common::amount("6.0", "1e-5")));
+    assert_eq!(
+        (budget.lifetime, budget.remaining),
+        (common::amount("6.0", "1e-5"), common::amount("6.0", "1e-5"))
+    );
     assert!(shown[0].trainable_by_caller);
     server.stop().await;
 }
@@ -56,7 +70,10 @@ async fn a_taken_name_is_refused_and_the_first_stays() {
     let files = block_files(directory.path());
     let other = server.peer(&identity()).await;
     let again = dataset("north", open_policy("1.0", "1e-6"));
-    let error = other.upload_dataset(&again, vec![rows(3, 0.0)], &mut |_| {}).await.unwrap_err();
+    let error = other
+        .upload_dataset(&again, vec![rows(3, 0.0)], &mut |_| {})
+        .await
+        .unwrap_err();
     assert!(matches!(error, ClientError::NameTaken(_)), "{error}");
     let shown = other.list_datasets().await.unwrap();
     assert_eq!((shown.len(), shown[0].id), (1, first));
@@ -81,37 +98,125 @@ async fn hostile_uploads_are_refused_with_a_reason_and_leave_nothing() {
     let mut class = rows(2, 1.0).columns;
     class[1][..8].copy_from_slice(&2i64.to_le_bytes());
     let large = CONTRACT.replace("64}", "1024}");
-    let no_budget = v1::Policy { lifetime_epsilon: String::new(), lifetime_delta: String::new(), ..policy() };
-    let fine = v1::Policy { lifetime_epsilon: "1e-10".into(), ..policy() };
+    let no_budget = v1::Policy {
+        lifetime_epsilon: String::new(),
+        lifetime_delta: String::new(),
+        ..policy()
+    };
+    let fine = v1::Policy {
+        lifetime_epsilon: "1e-10".into(),
+        ..policy()
+    };
     let cases: Vec<(&str, Parts, &str)> = vec![
         ("nothing", vec![], "malformed"),
         ("no header", vec![records(2, batch.clone())], "malformed"),
-        ("empty message", vec![good(), v1::UploadDatasetRequest { part: None }], "malformed"),
+        (
+            "empty message",
+            vec![good(), v1::UploadDatasetRequest { part: None }],
+            "malformed",
+        ),
         ("two headers", vec![good(), good()], "malformed"),
-        ("no finish", vec![good(), records(2, batch.clone())], "upload-incomplete"),
-        ("wrong count", vec![good(), records(2, batch.clone()), finish(3)], "upload-incomplete"),
-        ("after the finish", vec![good(), records(2, batch.clone()), finish(2), good()], "malformed"),
-        ("contract is not JSON", vec![header("hostile", "{", policy())], "contract-invalid"),
-        ("size off the ladder", vec![header("hostile", &CONTRACT.replace("64}", "65}"), policy())], "contract-invalid"),
-        ("too large by contract", vec![header("hostile", &large, policy())], "upload-too-large"),
-        ("private without budget", vec![header("hostile", CONTRACT, no_budget)], "policy-invalid"),
-        ("finer than the unit", vec![header("hostile", CONTRACT, fine)], "policy-invalid"),
-        ("name with an escape", vec![header("\u{1b}[2J", CONTRACT, policy())], "malformed"),
-        ("out of range", vec![good(), records(2, outside)], "outside-contract"),
-        ("not a number", vec![good(), records(2, not_a_number)], "outside-contract"),
-        ("no such class", vec![good(), records(2, class)], "outside-contract"),
-        ("cut column", vec![good(), records(2, vec![batch[0][..31].to_vec(), batch[1].clone()])], "outside-contract"),
-        ("missing column", vec![good(), records(2, vec![batch[0].clone()])], "outside-contract"),
-        ("more rows than declared", vec![good(), records(65, rows(65, 1.0).columns), finish(65)], "upload-too-large"),
-        ("huge message", vec![good(), records(9000, rows(9000, 1.0).columns)], "upload-too-large"),
+        (
+            "no finish",
+            vec![good(), records(2, batch.clone())],
+            "upload-incomplete",
+        ),
+        (
+            "wrong count",
+            vec![good(), records(2, batch.clone()), finish(3)],
+            "upload-incomplete",
+        ),
+        (
+            "after the finish",
+            vec![good(), records(2, batch.clone()), finish(2), good()],
+            "malformed",
+        ),
+        (
+            "contract is not JSON",
+            vec![header("hostile", "{", policy())],
+            "contract-invalid",
+        ),
+        (
+            "size off the ladder",
+            vec![header("hostile", &CONTRACT.replace("64}", "65}"), policy())],
+            "contract-invalid",
+        ),
+        (
+            "too large by contract",
+            vec![header("hostile", &large, policy())],
+            "upload-too-large",
+        ),
+        (
+            "private without budget",
+            vec![header("hostile", CONTRACT, no_budget)],
+            "policy-invalid",
+        ),
+        (
+            "finer than the unit",
+            vec![header("hostile", CONTRACT, fine)],
+            "policy-invalid",
+        ),
+        (
+            "name with an escape",
+            vec![header("\u{1b}[2J", CONTRACT, policy())],
+            "malformed",
+        ),
+        (
+            "out of range",
+            vec![good(), records(2, outside)],
+            "outside-contract",
+        ),
+        (
+            "not a number",
+            vec![good(), records(2, not_a_number)],
+            "outside-contract",
+        ),
+        (
+            "no such class",
+            vec![good(), records(2, class)],
+            "outside-contract",
+        ),
+        (
+            "cut column",
+            vec![
+                good(),
+                records(2, vec![batch[0][..31].to_vec(), batch[1].clone()]),
+            ],
+            "outside-contract",
+        ),
+        (
+            "missing column",
+            vec![good(), records(2, vec![batch[0].clone()])],
+            "outside-contract",
+        ),
+        (
+            "more rows than declared",
+            vec![good(), records(65, rows(65, 1.0).columns), finish(65)],
+            "upload-too-large",
+        ),
+        (
+            "huge message",
+            vec![good(), records(9000, rows(9000, 1.0).columns)],
+            "upload-too-large",
+        ),
     ];
     for (what, parts, expected) in cases {
         let mut client = raw::attested(server.address).await;
-        let status = common::timeout(client.upload_dataset(tokio_stream::iter(parts))).await.unwrap_err();
+        let status = common::timeout(client.upload_dataset(tokio_stream::iter(parts)))
+            .await
+            .unwrap_err();
         assert_eq!(reason(&status), expected, "{what}: {status}");
         assert!(!status.message().is_empty(), "{what}");
     }
-    assert!(server.peer(&identity()).await.list_datasets().await.unwrap().is_empty());
+    assert!(
+        server
+            .peer(&identity())
+            .await
+            .list_datasets()
+            .await
+            .unwrap()
+            .is_empty()
+    );
     eventually("an empty block store", || block_files(directory.path()) == 0).await;
     server.stop().await;
 }
@@ -125,14 +230,20 @@ async fn a_client_that_disappears_or_falls_silent_in_an_upload_leaves_nothing_an
     })
     .await;
     let gone = server.peer(&identity()).await;
-    let mut upload_of_gone = gone.begin_upload(&dataset("gone", open_policy("6.0", "1e-5"))).await.unwrap();
+    let mut upload_of_gone = gone
+        .begin_upload(&dataset("gone", open_policy("6.0", "1e-5")))
+        .await
+        .unwrap();
     upload_of_gone.push(rows(10, 1.0)).await.unwrap();
     gone.close();
     drop(upload_of_gone);
     let silent = server.peer(&identity()).await;
     let mut kept = None;
     for _ in 0..100 {
-        let mut upload = silent.begin_upload(&dataset("silent", open_policy("6.0", "1e-5"))).await.unwrap();
+        let mut upload = silent
+            .begin_upload(&dataset("silent", open_policy("6.0", "1e-5")))
+            .await
+            .unwrap();
         if upload.push(rows(1, 1.0)).await.is_ok() {
             kept = Some(upload);
             break;
@@ -141,27 +252,43 @@ async fn a_client_that_disappears_or_falls_silent_in_an_upload_leaves_nothing_an
     }
     tokio::time::sleep(Duration::from_millis(900)).await;
     let error = kept.expect("a place is free again").finish().await.unwrap_err();
-    assert!(error.to_string().contains("too long") || error.to_string().contains("nothing"), "{error}");
+    assert!(
+        error.to_string().contains("too long") || error.to_string().contains("nothing"),
+        "{error}"
+    );
     let peer = server.peer(&identity()).await;
     upload(&peer, "gone", "6.0").await;
-    assert_eq!(peer.list_datasets().await.unwrap().len(), 1, "neither name was taken, neither row kept");
+    assert_eq!(
+        peer.list_datasets().await.unwrap().len(),
+        1,
+        "neither name was taken, neither row kept"
+    );
     server.stop().await;
 }
 
 #[tokio::test]
 async fn models_that_are_no_archive_or_another_than_announced_are_refused() {
     let directory = tempfile::tempdir().unwrap();
-    let server = TestServer::start_with(directory.path(), "normal-0", |config| config.limits.model_bytes = 100_000).await;
+    let server = TestServer::start_with(directory.path(), "normal-0", |config| {
+        config.limits.model_bytes = 100_000
+    })
+    .await;
     let peer = server.peer(&identity()).await;
     common::upload_mlp(&peer).await;
 
     let pickle = [b"\x80\x04cos\nsystem\n", &[b'.'; 64][..]].concat();
-    let error = peer.upload_model("pickle", &pickle, &mut |_| {}).await.unwrap_err();
+    let error = peer
+        .upload_model("pickle", &pickle, &mut |_| {})
+        .await
+        .unwrap_err();
     assert_eq!(error.server_reason(), Some("archive-invalid"), "{error}");
 
     let config = br#""use_pickle": true"#;
     let tampered = replace(common::MLP, br#""use_pickle": false"#, config);
-    let error = peer.upload_model("pickled tensor", &tampered, &mut |_| {}).await.unwrap_err();
+    let error = peer
+        .upload_model("pickled tensor", &tampered, &mut |_| {})
+        .await
+        .unwrap_err();
     assert_eq!(error.server_reason(), Some("archive-invalid"), "{error}");
 
     let cut = &common::MLP[..common::MLP.len() / 2];
@@ -194,8 +321,16 @@ async fn models_that_are_no_archive_or_another_than_announced_are_refused() {
 
 /// The bytes with the first occurrence replaced; the lengths differ by the padding of JSON.
 fn replace(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
-    let at = bytes.windows(from.len()).position(|window| window == from).expect("the archive says use_pickle");
+    let at = bytes
+        .windows(from.len())
+        .position(|window| window == from)
+        .expect("the archive says use_pickle");
     let mut replaced = bytes.to_vec();
-    replaced.splice(at..at + from.len(), to.iter().copied().chain(std::iter::repeat_n(b' ', from.len() - to.len())));
+    replaced.splice(
+        at..at + from.len(),
+        to.iter()
+            .copied()
+            .chain(std::iter::repeat_n(b' ', from.len() - to.len())),
+    );
     replaced
 }

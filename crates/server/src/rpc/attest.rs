@@ -7,7 +7,11 @@ use crate::state::Server;
 use bastionai_attestation::{Binding, Role};
 use bastionai_wire::v1;
 
-pub(crate) fn attest(server: &Server, peer: &Peer, request: &v1::AttestRequest) -> Result<v1::AttestReply, Failure> {
+pub(crate) fn attest(
+    server: &Server,
+    peer: &Peer,
+    request: &v1::AttestRequest,
+) -> Result<v1::AttestReply, Failure> {
     let nonce = <[u8; 32]>::try_from(&request.nonce[..])
         .map_err(|_| Failure::malformed("nonce must be 32 random bytes"))?;
     let binding = Binding {
@@ -17,9 +21,16 @@ pub(crate) fn attest(server: &Server, peer: &Peer, request: &v1::AttestRequest) 
         role: Role::Server,
         claims_sha256: *server.boot.claims_digest.as_bytes(),
     };
-    let evidence = server.boot.attester.attest(&binding.report_data()).map_err(Failure::internal)?;
+    let evidence = server
+        .boot
+        .attester
+        .attest(&binding.report_data())
+        .map_err(Failure::internal)?;
     peer.mark_attested();
-    Event::Attested { principal: peer.principal }.emit();
+    Event::Attested {
+        principal: peer.principal,
+    }
+    .emit();
     Ok(v1::AttestReply {
         media_type: evidence.media_type,
         evidence: evidence.bytes,

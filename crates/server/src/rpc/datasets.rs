@@ -24,11 +24,18 @@ pub(crate) async fn upload(
     let _place = server.upload_place()?;
     let header = match next(&server, &mut parts).await? {
         Some(Part::Header(header)) => header,
-        _ => return Err(Failure::malformed("the first message of an upload must be its header")),
+        _ => {
+            return Err(Failure::malformed(
+                "the first message of an upload must be its header",
+            ));
+        }
     };
     let outcome = receive(&server, peer.principal, header, &mut parts).await;
     if outcome.is_err() {
-        Event::UploadDropped { owner: peer.principal }.emit();
+        Event::UploadDropped {
+            owner: peer.principal,
+        }
+        .emit();
     }
     outcome
 }
@@ -40,7 +47,10 @@ pub(crate) fn list(server: &Server, peer: &Peer) -> v1::ListDatasetsReply {
         let shown = ledger.datasets().filter(|dataset| !dataset.is_withdrawn());
         let mut shown: Vec<_> = shown.collect();
         shown.sort_by_key(|dataset| (dataset.created_unix_ms(), dataset.id()));
-        shown.into_iter().map(|dataset| convert::dataset(dataset, &peer.principal, now_unix_ms)).collect()
+        shown
+            .into_iter()
+            .map(|dataset| convert::dataset(dataset, &peer.principal, now_unix_ms))
+            .collect()
     });
     v1::ListDatasetsReply { datasets }
 }
@@ -137,23 +147,41 @@ async fn push(server: &Server, mut progress: Progress, batch: v1::RecordBatch) -
     .await
 }
 
-async fn commit(server: Arc<Server>, owner: Principal, progress: Progress, rows: u64) -> Result<v1::Dataset, Failure> {
+async fn commit(
+    server: Arc<Server>,
+    owner: Principal,
+    progress: Progress,
+    rows: u64,
+) -> Result<v1::Dataset, Failure> {
     blocking(move || {
         server.accepts_work()?;
         let now_unix_ms = server.now_unix_ms();
         let id = progress.upload.finish(rows, now_unix_ms)?;
-        Event::DatasetCreated { dataset: Hex(id.as_bytes()), owner, bytes: progress.bytes }.emit();
+        Event::DatasetCreated {
+            dataset: Hex(id.as_bytes()),
+            owner,
+            bytes: progress.bytes,
+        }
+        .emit();
         server.vault.read(|ledger| {
-            let dataset = ledger.dataset(&id).ok_or_else(|| Failure::new(Reason::UnknownDataset, "the dataset vanished"))?;
+            let dataset = ledger
+                .dataset(&id)
+                .ok_or_else(|| Failure::new(Reason::UnknownDataset, "the dataset vanished"))?;
             Ok(convert::dataset(dataset, &owner, now_unix_ms))
         })
     })
     .await
 }
 
-async fn next(server: &Server, parts: &mut Streaming<v1::UploadDatasetRequest>) -> Result<Option<Part>, Failure> {
+async fn next(
+    server: &Server,
+    parts: &mut Streaming<v1::UploadDatasetRequest>,
+) -> Result<Option<Part>, Failure> {
     match server.next_part(parts).await? {
         None => Ok(None),
-        Some(message) => message.part.map(Some).ok_or_else(|| Failure::malformed("a message of the upload is empty")),
+        Some(message) => message
+            .part
+            .map(Some)
+            .ok_or_else(|| Failure::malformed("a message of the upload is empty")),
     }
 }

@@ -9,7 +9,11 @@ use bastionai_wire::v1;
 /// Version of the gRPC contract spoken here.
 const PROTOCOL_VERSION: u32 = 1;
 
-pub(crate) fn hello(server: &Server, peer: &Peer, request: &v1::HelloRequest) -> Result<v1::HelloReply, Failure> {
+pub(crate) fn hello(
+    server: &Server,
+    peer: &Peer,
+    request: &v1::HelloRequest,
+) -> Result<v1::HelloReply, Failure> {
     if request.protocol_version != PROTOCOL_VERSION {
         let message = format!(
             "this server speaks protocol version {PROTOCOL_VERSION}, the client asked for {}: use matching releases",

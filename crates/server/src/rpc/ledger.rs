@@ -14,11 +14,14 @@ pub(crate) fn show(
     request: &v1::ShowLedgerRequest,
 ) -> Result<v1::ShowLedgerReply, Failure> {
     if !request.subject_id.is_empty() && request.subject_id.len() != 16 {
-        return Err(Failure::malformed("subject_id is the 16 bytes of a dataset or run, or empty"));
+        return Err(Failure::malformed(
+            "subject_id is the 16 bytes of a dataset or run, or empty",
+        ));
     }
     let (head, entries, extension) = server.vault.read(|ledger| {
         let shown = ledger.entries().iter().filter(|entry| {
-            is_about(ledger, entry.body(), &request.subject_id) && concerns(ledger, entry.body(), &peer.principal)
+            is_about(ledger, entry.body(), &request.subject_id)
+                && concerns(ledger, entry.body(), &peer.principal)
         });
         // A caller who knows more entries than there are gets the head and no links: it sees the rollback itself.
         let links = ledger.extension(request.known_sequence).unwrap_or_default();
@@ -26,7 +29,11 @@ pub(crate) fn show(
         (ledger.head(), shown.map(to_wire).collect(), extension)
     });
     let head = Some(convert::head(&server.boot.key.sign_head(head)));
-    Ok(v1::ShowLedgerReply { head, entries, extension })
+    Ok(v1::ShowLedgerReply {
+        head,
+        entries,
+        extension,
+    })
 }
 
 fn to_wire(entry: &Entry) -> v1::LedgerEntry {
@@ -41,7 +48,8 @@ fn to_wire(entry: &Entry) -> v1::LedgerEntry {
 
 /// Boots and datasets are everyone's to see; runs are their scientists', owners' and recipients'.
 fn concerns(ledger: &Ledger, body: &Body, caller: &Principal) -> bool {
-    body.run().is_none_or(|run| ledger.concerns(&run, caller) || ledger.may_receive(&run, caller))
+    body.run()
+        .is_none_or(|run| ledger.concerns(&run, caller) || ledger.may_receive(&run, caller))
 }
 
 /// Whether the entry is about this dataset or run; a dataset's runs are about it.
@@ -53,6 +61,9 @@ fn is_about(ledger: &Ledger, body: &Body, subject: &[u8]) -> bool {
         let charges = ledger.run(&run).map(|run| run.charges()).unwrap_or_default();
         charges.iter().any(|charge| charge.dataset.as_bytes() == subject)
     };
-    body.dataset().is_some_and(|dataset| dataset.as_bytes() == subject)
-        || body.run().is_some_and(|run| run.as_bytes() == subject || uses(run))
+    body.dataset()
+        .is_some_and(|dataset| dataset.as_bytes() == subject)
+        || body
+            .run()
+            .is_some_and(|run| run.as_bytes() == subject || uses(run))
 }

@@ -40,7 +40,8 @@ impl Service {
     fn enter<M>(&self, request: &Request<M>) -> Result<(Arc<Server>, Peer), Status> {
         let peer = peer(request)?;
         if !peer.is_attested() {
-            let message = "call Attest first: nothing is answered on a session whose evidence was not asked for";
+            let message =
+                "call Attest first: nothing is answered on a session whose evidence was not asked for";
             return Err(Failure::new(Reason::NotAttested, message).into());
         }
         Ok((Arc::clone(&self.server), peer))
@@ -55,14 +56,27 @@ fn peer<M>(request: &Request<M>) -> Result<Peer, Status> {
 
 /// A flow's outcome as an answer; failures are logged by reason, faults of ours with their causes.
 fn answer<T>(flow: &'static str, principal: Principal, outcome: Result<T, Failure>) -> Answer<T> {
-    outcome.map(Response::new).map_err(|failure| status(flow, principal, failure))
+    outcome
+        .map(Response::new)
+        .map_err(|failure| status(flow, principal, failure))
 }
 
 fn status(flow: &'static str, principal: Principal, failure: Failure) -> Status {
     let reason = failure.reason.name();
     match failure.chain() {
-        Some(chain) => Event::CallFailed { flow, principal, reason, chain: &chain }.emit(),
-        None => Event::CallRefused { flow, principal, reason }.emit(),
+        Some(chain) => Event::CallFailed {
+            flow,
+            principal,
+            reason,
+            chain: &chain,
+        }
+        .emit(),
+        None => Event::CallRefused {
+            flow,
+            principal,
+            reason,
+        }
+        .emit(),
     }
     failure.into()
 }
@@ -81,42 +95,83 @@ async fn blocking<T: Send + 'static>(
 impl Bastion for Service {
     async fn attest(&self, request: Request<v1::AttestRequest>) -> Answer<v1::AttestReply> {
         let peer = peer(&request)?;
-        answer("attest", peer.principal, attest::attest(&self.server, &peer, &request.into_inner()))
+        answer(
+            "attest",
+            peer.principal,
+            attest::attest(&self.server, &peer, &request.into_inner()),
+        )
     }
 
     async fn hello(&self, request: Request<v1::HelloRequest>) -> Answer<v1::HelloReply> {
         let (server, peer) = self.enter(&request)?;
-        answer("hello", peer.principal, hello::hello(&server, &peer, &request.into_inner()))
+        answer(
+            "hello",
+            peer.principal,
+            hello::hello(&server, &peer, &request.into_inner()),
+        )
     }
 
-    async fn upload_dataset(&self, request: Request<Streaming<v1::UploadDatasetRequest>>) -> Answer<v1::Dataset> {
+    async fn upload_dataset(
+        &self,
+        request: Request<Streaming<v1::UploadDatasetRequest>>,
+    ) -> Answer<v1::Dataset> {
         let (server, peer) = self.enter(&request)?;
-        answer("upload_dataset", peer.principal, datasets::upload(server, &peer, request.into_inner()).await)
+        answer(
+            "upload_dataset",
+            peer.principal,
+            datasets::upload(server, &peer, request.into_inner()).await,
+        )
     }
 
-    async fn list_datasets(&self, request: Request<v1::ListDatasetsRequest>) -> Answer<v1::ListDatasetsReply> {
+    async fn list_datasets(
+        &self,
+        request: Request<v1::ListDatasetsRequest>,
+    ) -> Answer<v1::ListDatasetsReply> {
         let (server, peer) = self.enter(&request)?;
-        answer("list_datasets", peer.principal, Ok(datasets::list(&server, &peer)))
+        answer(
+            "list_datasets",
+            peer.principal,
+            Ok(datasets::list(&server, &peer)),
+        )
     }
 
-    async fn upload_model(&self, request: Request<Streaming<v1::UploadModelRequest>>) -> Answer<v1::UploadModelReply> {
+    async fn upload_model(
+        &self,
+        request: Request<Streaming<v1::UploadModelRequest>>,
+    ) -> Answer<v1::UploadModelReply> {
         let (server, peer) = self.enter(&request)?;
-        answer("upload_model", peer.principal, models::upload(server, &peer, request.into_inner()).await)
+        answer(
+            "upload_model",
+            peer.principal,
+            models::upload(server, &peer, request.into_inner()).await,
+        )
     }
 
     async fn price_run(&self, request: Request<v1::PriceRunRequest>) -> Answer<v1::Quote> {
         let (server, peer) = self.enter(&request)?;
-        answer("price_run", peer.principal, price::price(server, &peer, request.into_inner()).await)
+        answer(
+            "price_run",
+            peer.principal,
+            price::price(server, &peer, request.into_inner()).await,
+        )
     }
 
     async fn start_run(&self, request: Request<v1::StartRunRequest>) -> Answer<v1::Run> {
         let (server, peer) = self.enter(&request)?;
-        answer("start_run", peer.principal, runs::start(server, &peer, request.into_inner()).await)
+        answer(
+            "start_run",
+            peer.principal,
+            runs::start(server, &peer, request.into_inner()).await,
+        )
     }
 
     async fn cancel_run(&self, request: Request<v1::CancelRunRequest>) -> Answer<v1::Run> {
         let (server, peer) = self.enter(&request)?;
-        answer("cancel_run", peer.principal, runs::cancel(server, &peer, request.into_inner()).await)
+        answer(
+            "cancel_run",
+            peer.principal,
+            runs::cancel(server, &peer, request.into_inner()).await,
+        )
     }
 
     async fn list_runs(&self, request: Request<v1::ListRunsRequest>) -> Answer<v1::ListRunsReply> {
@@ -128,18 +183,30 @@ impl Bastion for Service {
 
     async fn watch_run(&self, request: Request<v1::WatchRunRequest>) -> Answer<Self::WatchRunStream> {
         let (server, peer) = self.enter(&request)?;
-        answer("watch_run", peer.principal, runs::watch(server, &peer, &request.into_inner()))
+        answer(
+            "watch_run",
+            peer.principal,
+            runs::watch(server, &peer, &request.into_inner()),
+        )
     }
 
     type FetchRunStream = Replies<v1::FetchRunReply>;
 
     async fn fetch_run(&self, request: Request<v1::FetchRunRequest>) -> Answer<Self::FetchRunStream> {
         let (server, peer) = self.enter(&request)?;
-        answer("fetch_run", peer.principal, release::fetch(server, &peer, request.into_inner()).await)
+        answer(
+            "fetch_run",
+            peer.principal,
+            release::fetch(server, &peer, request.into_inner()).await,
+        )
     }
 
     async fn show_ledger(&self, request: Request<v1::ShowLedgerRequest>) -> Answer<v1::ShowLedgerReply> {
         let (server, peer) = self.enter(&request)?;
-        answer("show_ledger", peer.principal, ledger::show(&server, &peer, &request.into_inner()))
+        answer(
+            "show_ledger",
+            peer.principal,
+            ledger::show(&server, &peer, &request.into_inner()),
+        )
     }
 }

@@ -22,9 +22,17 @@ pub(crate) async fn upload(
 ) -> Result<v1::UploadModelReply, Failure> {
     server.accepts_work()?;
     let _place = server.upload_place()?;
-    let header = match server.next_part(&mut parts).await?.and_then(|message| message.part) {
+    let header = match server
+        .next_part(&mut parts)
+        .await?
+        .and_then(|message| message.part)
+    {
         Some(Part::Header(header)) => header,
-        _ => return Err(Failure::malformed("the first message of a model upload must be its header")),
+        _ => {
+            return Err(Failure::malformed(
+                "the first message of a model upload must be its header",
+            ));
+        }
     };
     let archive = receive(&server, &header, &mut parts).await?;
     let model_bytes = server.config.limits.model_bytes;
@@ -51,22 +59,34 @@ async fn receive(
     spec::name("name", &header.name)?;
     let limit = server.config.limits.model_bytes;
     if header.size_bytes > limit {
-        let message = format!("the archive has {} bytes, the server accepts {limit}", header.size_bytes);
+        let message = format!(
+            "the archive has {} bytes, the server accepts {limit}",
+            header.size_bytes
+        );
         return Err(Failure::new(Reason::ModelTooLarge, message));
     }
     // Grows with what arrives, not with what the header promises.
     let mut archive = Vec::new();
     while let Some(message) = server.next_part(parts).await? {
         let Some(Part::Chunk(chunk)) = message.part else {
-            return Err(Failure::malformed("after the header of a model upload come chunks only"));
+            return Err(Failure::malformed(
+                "after the header of a model upload come chunks only",
+            ));
         };
         if (archive.len() + chunk.len()) as u64 > header.size_bytes {
-            return Err(Failure::new(Reason::UploadIncomplete, "the archive is longer than its header says"));
+            return Err(Failure::new(
+                Reason::UploadIncomplete,
+                "the archive is longer than its header says",
+            ));
         }
         archive.extend_from_slice(&chunk);
     }
     if archive.len() as u64 != header.size_bytes {
-        let message = format!("the archive ended after {} of {} bytes; nothing was kept", archive.len(), header.size_bytes);
+        let message = format!(
+            "the archive ended after {} of {} bytes; nothing was kept",
+            archive.len(),
+            header.size_bytes
+        );
         return Err(Failure::new(Reason::UploadIncomplete, message));
     }
     Ok(archive)

@@ -16,12 +16,17 @@ pub(crate) async fn price(
     peer: &Peer,
     request: v1::PriceRunRequest,
 ) -> Result<v1::Quote, Failure> {
-    let spec = request.spec.ok_or_else(|| Failure::malformed("spec is missing"))?;
+    let spec = request
+        .spec
+        .ok_or_else(|| Failure::malformed("spec is missing"))?;
     let request = RunRequest::parse(&spec, server.config.limits.steps)?;
     let scientist = peer.principal;
     let place = server.price_place()?;
     blocking(move || {
-        let model = server.models.find(scientist, request.model.as_bytes()).ok_or_else(unknown_model)?;
+        let model = server
+            .models
+            .find(scientist, request.model.as_bytes())
+            .ok_or_else(unknown_model)?;
         let now_unix_ms = server.now_unix_ms();
         let terms = server.vault.read(|ledger| {
             let datasets = governance::trainable(ledger, &request.datasets, &scientist, now_unix_ms)?;
@@ -34,7 +39,11 @@ pub(crate) async fn price(
         };
         let priced = price::price(request, &model, &terms, server.boot.as_priced(), limits)?;
         let quote = server.vault.read(|ledger| priced.to_wire(ledger));
-        Event::Quoted { digest: Hex(priced.run_digest.as_bytes()), principal: scientist }.emit();
+        Event::Quoted {
+            digest: Hex(priced.run_digest.as_bytes()),
+            principal: scientist,
+        }
+        .emit();
         server.quotes.insert(priced);
         drop(place);
         Ok(quote)
@@ -44,5 +53,8 @@ pub(crate) async fn price(
 
 /// A model that was never uploaded by this principal, or had to make room.
 pub(crate) fn unknown_model() -> Failure {
-    Failure::new(Reason::UnknownModel, "the server does not hold this model (any more): upload it, then ask the price again")
+    Failure::new(
+        Reason::UnknownModel,
+        "the server does not hold this model (any more): upload it, then ask the price again",
+    )
 }

@@ -20,10 +20,18 @@ pub(crate) async fn fetch(
 ) -> Result<Replies<v1::FetchRunReply>, Failure> {
     let recipient = peer.principal;
     let (header, weights) = blocking(move || release(&server, &request.run_id, recipient)).await?;
-    Ok(Box::pin(Parts { header: Some(header), weights, sent: 0 }))
+    Ok(Box::pin(Parts {
+        header: Some(header),
+        weights,
+        sent: 0,
+    }))
 }
 
-fn release(server: &Server, run_id: &[u8], recipient: Principal) -> Result<(v1::FetchHeader, Weights), Failure> {
+fn release(
+    server: &Server,
+    run_id: &[u8],
+    recipient: Principal,
+) -> Result<(v1::FetchHeader, Weights), Failure> {
     let (run, runner, receipt) = server.vault.read(|ledger| {
         let run = governance::visible_run(ledger, run_id, &recipient)?;
         governance::may_fetch(ledger, run, &recipient)?;
@@ -33,15 +41,29 @@ fn release(server: &Server, run_id: &[u8], recipient: Principal) -> Result<(v1::
     })?;
     let now_unix_ms = server.now_unix_ms();
     let weights = server.vault.release_weights(receipt, recipient, now_unix_ms)?;
-    Event::Released { run: Hex(run.as_bytes()), recipient }.emit();
+    Event::Released {
+        run: Hex(run.as_bytes()),
+        recipient,
+    }
+    .emit();
     let receipt_dsse_json = sign_receipt(server, run, runner, now_unix_ms)?;
     let tensors = weights.tensors.iter().map(tensor).collect();
-    Ok((v1::FetchHeader { receipt_dsse_json, tensors }, weights))
+    Ok((
+        v1::FetchHeader {
+            receipt_dsse_json,
+            tensors,
+        },
+        weights,
+    ))
 }
 
 fn sign_receipt(server: &Server, run: RunId, runner: BootId, now_unix_ms: u64) -> Result<Vec<u8>, Failure> {
     let issuer = server.boot.evidence.clone();
-    let runner = if runner == issuer.boot { None } else { Some(evidence_of(server, runner)?) };
+    let runner = if runner == issuer.boot {
+        None
+    } else {
+        Some(evidence_of(server, runner)?)
+    };
     let receipt = server
         .vault
         .read(|ledger| bastionai_ledger::Receipt::issue(ledger, &run, issuer, runner, now_unix_ms))

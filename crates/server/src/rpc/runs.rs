@@ -18,12 +18,19 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 /// Starts a quoted run: reserve durably, then queue. The same quote started again is the same run.
-pub(crate) async fn start(server: Arc<Server>, peer: &Peer, request: v1::StartRunRequest) -> Result<v1::Run, Failure> {
+pub(crate) async fn start(
+    server: Arc<Server>,
+    peer: &Peer,
+    request: v1::StartRunRequest,
+) -> Result<v1::Run, Failure> {
     server.accepts_work()?;
     let scientist = peer.principal;
     blocking(move || {
         let now_unix_ms = server.now_unix_ms();
-        let priced = server.quotes.find(scientist, &request.run_digest, now_unix_ms).map_err(quote_gone)?;
+        let priced = server
+            .quotes
+            .find(scientist, &request.run_digest, now_unix_ms)
+            .map_err(quote_gone)?;
         let _one_at_a_time = server.runs.starting();
         let known = server.vault.read(|ledger| {
             let run = ledger.runs().find(|run| run.run_digest() == priced.run_digest);
@@ -35,11 +42,20 @@ pub(crate) async fn start(server: Arc<Server>, peer: &Peer, request: v1::StartRu
         server.vault.read(|ledger| {
             governance::trainable(ledger, &priced.request.datasets, &scientist, now_unix_ms).map(drop)
         })?;
-        let model = server.models.find(scientist, priced.request.model.as_bytes()).ok_or_else(unknown_model)?;
+        let model = server
+            .models
+            .find(scientist, priced.request.model.as_bytes())
+            .ok_or_else(unknown_model)?;
         let place = server.runs.place()?;
         let run = server.vault.new_run_id()?;
-        let _reservation = server.vault.reserve_run(priced.reservation(run, server.boot.id), now_unix_ms)?;
-        Event::RunQueued { run: Hex(run.as_bytes()), scientist }.emit();
+        let _reservation = server
+            .vault
+            .reserve_run(priced.reservation(run, server.boot.id), now_unix_ms)?;
+        Event::RunQueued {
+            run: Hex(run.as_bytes()),
+            scientist,
+        }
+        .emit();
         server.runs.launch(Arc::clone(&server), run, priced, model, place);
         show(&server, &run)
     })
@@ -48,7 +64,11 @@ pub(crate) async fn start(server: Arc<Server>, peer: &Peer, request: v1::StartRu
 
 /// Stops a run. Unstarted it costs nothing; started it stays charged in full, and its weights are destroyed
 /// (rule D5). Answers when the end is in the ledger.
-pub(crate) async fn cancel(server: Arc<Server>, peer: &Peer, request: v1::CancelRunRequest) -> Result<v1::Run, Failure> {
+pub(crate) async fn cancel(
+    server: Arc<Server>,
+    peer: &Peer,
+    request: v1::CancelRunRequest,
+) -> Result<v1::Run, Failure> {
     let run = server.vault.read(|ledger| {
         let run = governance::visible_run(ledger, &request.run_id, &peer.principal)?;
         governance::may_cancel(ledger, run, &peer.principal)?;
@@ -68,7 +88,9 @@ pub(crate) async fn cancel(server: Arc<Server>, peer: &Peer, request: v1::Cancel
 pub(crate) fn list(server: &Server, peer: &Peer) -> v1::ListRunsReply {
     let caller = &peer.principal;
     let runs = server.vault.read(|ledger| {
-        let shown = ledger.runs().filter(|run| ledger.concerns(&run.id(), caller) || ledger.may_receive(&run.id(), caller));
+        let shown = ledger
+            .runs()
+            .filter(|run| ledger.concerns(&run.id(), caller) || ledger.may_receive(&run.id(), caller));
         shown.map(|run| convert::run(ledger, run)).collect()
     });
     v1::ListRunsReply { runs }
@@ -81,15 +103,17 @@ pub(crate) fn watch(
     request: &v1::WatchRunRequest,
 ) -> Result<Replies<v1::RunProgress>, Failure> {
     let caller = peer.principal;
-    let run = server
-        .vault
-        .read(|ledger| governance::visible_run(ledger, &request.run_id, &caller).map(bastionai_ledger::Run::id))?;
+    let run = server.vault.read(|ledger| {
+        governance::visible_run(ledger, &request.run_id, &caller).map(bastionai_ledger::Run::id)
+    })?;
     let (sender, receiver) = mpsc::channel(64);
     let after_step = request.from_step;
     tokio::spawn(async move {
         if let Err(failure) = follow(&server, run, after_step, &sender).await {
             // A watcher that is gone needs no answer.
-            let _ = sender.send(Err(super::status("watch_run", caller, failure))).await;
+            let _ = sender
+                .send(Err(super::status("watch_run", caller, failure)))
+                .await;
         }
     });
     Ok(Box::pin(ReceiverStream::new(receiver)))
@@ -120,8 +144,14 @@ async fn follow(
         told = told.max(values.last().map_or(0, |value| value.step));
         let steps = values.into_iter().map(|value| (value.step, value.noisy_loss));
         // The first message says where the run is, the last how it ended.
-        let bare = [(shown.released_step, None)].into_iter().filter(|_| !greeted || ended);
-        let messages: Vec<_> = if ended { steps.chain(bare).collect() } else { bare.chain(steps).collect() };
+        let bare = [(shown.released_step, None)]
+            .into_iter()
+            .filter(|_| !greeted || ended);
+        let messages: Vec<_> = if ended {
+            steps.chain(bare).collect()
+        } else {
+            bare.chain(steps).collect()
+        };
         for (step, loss) in messages {
             let progress = v1::RunProgress {
                 run: Some(shown.clone()),
@@ -151,7 +181,10 @@ async fn wait(
     let Some(notices) = notices else {
         return match show(server, run)? {
             shown if shown.ended_unix_ms != 0 => Ok(()),
-            _ => Err(Failure::new(Reason::Failed, "failed; the run's end could not be stored; the server's log says why")),
+            _ => Err(Failure::new(
+                Reason::Failed,
+                "failed; the run's end could not be stored; the server's log says why",
+            )),
         };
     };
     tokio::select! {
@@ -176,7 +209,10 @@ fn quote_gone(gone: QuoteGone) -> Failure {
             Reason::QuoteUnknown,
             "quote expired: the server holds no such quote of yours since it started; ask the price again",
         ),
-        QuoteGone::Expired => Failure::new(Reason::QuoteExpired, "quote expired: it is too old; ask the price again"),
+        QuoteGone::Expired => Failure::new(
+            Reason::QuoteExpired,
+            "quote expired: it is too old; ask the price again",
+        ),
     }
 }
 

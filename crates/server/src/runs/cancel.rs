@@ -31,7 +31,10 @@ impl Cancel {
             CancelledBy::Shutdown => SHUTDOWN,
         };
         // Losing the race means that it is cancelled already.
-        let _ = self.0.state.compare_exchange(RUNNING, code, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self
+            .0
+            .state
+            .compare_exchange(RUNNING, code, Ordering::AcqRel, Ordering::Acquire);
         self.0.thrown.notify_one();
     }
 

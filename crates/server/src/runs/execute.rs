@@ -28,16 +28,28 @@ pub(crate) fn execute(server: &Server, live: &LiveRun, priced: &PricedRun, model
     if let Err(failure) = ended {
         // The entry is missing: the next boot settles the run as failed and charged, or refunds it.
         let chain = failure.chain().unwrap_or_default();
-        Event::RunFault { run: Hex(live.id.as_bytes()), chain: &chain }.emit();
+        Event::RunFault {
+            run: Hex(live.id.as_bytes()),
+            chain: &chain,
+        }
+        .emit();
     }
 }
 
 /// Settles a run whose supervisor panicked.
 pub(crate) fn after_panic(server: &Server, live: &LiveRun, error: &(dyn Error + 'static)) {
-    Event::RunFault { run: Hex(live.id.as_bytes()), chain: &chain(error) }.emit();
+    Event::RunFault {
+        run: Hex(live.id.as_bytes()),
+        chain: &chain(error),
+    }
+    .emit();
     if let Err(failure) = settle(server, live, Outcome::Failed, RefundReason::NotStartable) {
         let chain = failure.chain().unwrap_or_default();
-        Event::RunFault { run: Hex(live.id.as_bytes()), chain: &chain }.emit();
+        Event::RunFault {
+            run: Hex(live.id.as_bytes()),
+            chain: &chain,
+        }
+        .emit();
     }
 }
 
@@ -50,8 +62,13 @@ fn prepare<'a>(
     if live.cancel.is_cancelled() {
         return Err(Why::Cancelled);
     }
-    server.boot.trainer.check_unchanged().map_err(|error| Why::Prepare(Box::new(error)))?;
-    let archive = price::read_archive(&model.archive, server.config.limits.model_bytes).map_err(prepare_failed)?;
+    server
+        .boot
+        .trainer
+        .check_unchanged()
+        .map_err(|error| Why::Prepare(Box::new(error)))?;
+    let archive =
+        price::read_archive(&model.archive, server.config.limits.model_bytes).map_err(prepare_failed)?;
     let tensors = price::tensors(&archive, &priced.graph).map_err(prepare_failed)?;
     let (rows, frames) = open_records(server, priced)?;
     let limits = &server.config.limits;
@@ -78,17 +95,31 @@ fn open_records(server: &Server, priced: &PricedRun) -> Result<(Vec<u64>, Frames
     let mut frames = Frames::new();
     for id in &priced.request.datasets {
         let contract = server.vault.read(|ledger| {
-            ledger.dataset(id).map(|dataset| DataContract::parse_json(dataset.contract_json().as_bytes()))
+            ledger
+                .dataset(id)
+                .map(|dataset| DataContract::parse_json(dataset.contract_json().as_bytes()))
         });
         let contract = contract.ok_or_else(|| Why::Prepare("a dataset of the run is gone".into()))?;
         let contract = contract.map_err(|error| Why::Prepare(Box::new(error)))?;
-        let mut data = server.vault.read_dataset(id).map_err(|error| Why::Prepare(Box::new(error)))?;
+        let mut data = server
+            .vault
+            .read_dataset(id)
+            .map_err(|error| Why::Prepare(Box::new(error)))?;
         rows.push(data.rows);
         for (at, input) in priced.graph.inputs().iter().enumerate() {
-            let column = contract.columns.iter().position(|column| column.name == input.column);
+            let column = contract
+                .columns
+                .iter()
+                .position(|column| column.name == input.column);
             let column = column.ok_or_else(|| Why::Prepare("a column of the run is gone".into()))?;
-            let used_again = priced.graph.inputs()[at + 1..].iter().any(|later| later.column == input.column);
-            let frame = if used_again { data.columns[column].clone() } else { std::mem::take(&mut data.columns[column]) };
+            let used_again = priced.graph.inputs()[at + 1..]
+                .iter()
+                .any(|later| later.column == input.column);
+            let frame = if used_again {
+                data.columns[column].clone()
+            } else {
+                std::mem::take(&mut data.columns[column])
+            };
             frames.push(frame);
         }
     }
@@ -96,45 +127,84 @@ fn open_records(server: &Server, priced: &PricedRun) -> Result<(Vec<u64>, Frames
 }
 
 /// Seals the weights and commits, in one step; only then are they releasable.
-fn succeed(server: &Server, live: &LiveRun, graph: &TypedGraph, weights: Vec<Vec<u8>>) -> Result<(), Failure> {
+fn succeed(
+    server: &Server,
+    live: &LiveRun,
+    graph: &TypedGraph,
+    weights: Vec<Vec<u8>>,
+) -> Result<(), Failure> {
     let run = Hex(live.id.as_bytes());
     let started = server.vault.read(|ledger| ledger.started(&live.id));
-    let Some(started) = started else { return settle(server, live, Outcome::Failed, RefundReason::NotStartable) };
+    let Some(started) = started else {
+        return settle(server, live, Outcome::Failed, RefundReason::NotStartable);
+    };
     let tensors: Vec<WeightTensor> = trainable(graph).map(weight_tensor).collect();
-    let weights = Weights { tensors, data: weights.concat().into() };
-    let committed = server.vault.commit_run(started, RunEnd::Succeeded(weights), server.now_unix_ms());
+    let weights = Weights {
+        tensors,
+        data: weights.concat().into(),
+    };
+    let committed = server
+        .vault
+        .commit_run(started, RunEnd::Succeeded(weights), server.now_unix_ms());
     if let Err(error) = committed {
-        Event::RunFault { run, chain: &chain(&error) }.emit();
+        Event::RunFault {
+            run,
+            chain: &chain(&error),
+        }
+        .emit();
         return settle(server, live, Outcome::Failed, RefundReason::NotStartable);
     }
-    Event::RunEnded { run, outcome: "succeeded", why: "all steps done" }.emit();
+    Event::RunEnded {
+        run,
+        outcome: "succeeded",
+        why: "all steps done",
+    }
+    .emit();
     Ok(())
 }
 
 fn fail(server: &Server, live: &LiveRun, why: &Why) -> Result<(), Failure> {
     let cancelled = matches!(why, Why::Cancelled);
-    let outcome = if cancelled { Outcome::Cancelled } else { Outcome::Failed };
+    let outcome = if cancelled {
+        Outcome::Cancelled
+    } else {
+        Outcome::Failed
+    };
     let reason = match live.cancel.by().filter(|_| cancelled) {
         Some(CancelledBy::Request) => RefundReason::Cancelled,
         Some(CancelledBy::Shutdown) => RefundReason::ServerStopped,
         None => RefundReason::NotStartable,
     };
     if !cancelled {
-        Event::RunFault { run: Hex(live.id.as_bytes()), chain: &chain(why) }.emit();
+        Event::RunFault {
+            run: Hex(live.id.as_bytes()),
+            chain: &chain(why),
+        }
+        .emit();
     }
     settle(server, live, outcome, reason)?;
     let word = if cancelled { "cancelled" } else { "failed" };
-    Event::RunEnded { run: Hex(live.id.as_bytes()), outcome: word, why: why.name() }.emit();
+    Event::RunEnded {
+        run: Hex(live.id.as_bytes()),
+        outcome: word,
+        why: why.name(),
+    }
+    .emit();
     Ok(())
 }
 
 /// Ends a run without weights: charged in full if the ledger says that it started (D5), else refunded.
 fn settle(server: &Server, live: &LiveRun, outcome: Outcome, reason: RefundReason) -> Result<(), Failure> {
     let now_unix_ms = server.now_unix_ms();
-    let (reservation, started) =
-        server.vault.read(|ledger| (ledger.reservation(&live.id), ledger.started(&live.id)));
+    let (reservation, started) = server
+        .vault
+        .read(|ledger| (ledger.reservation(&live.id), ledger.started(&live.id)));
     if let Some(started) = started {
-        let end = if outcome == Outcome::Cancelled { RunEnd::Cancelled } else { RunEnd::Failed };
+        let end = if outcome == Outcome::Cancelled {
+            RunEnd::Cancelled
+        } else {
+            RunEnd::Failed
+        };
         let _receipt = server.vault.commit_run(started, end, now_unix_ms)?;
     } else if let Some(reservation) = reservation {
         server.vault.refund_run(reservation, reason, now_unix_ms)?;
@@ -143,7 +213,9 @@ fn settle(server: &Server, live: &LiveRun, outcome: Outcome, reason: RefundReaso
 }
 
 fn prepare_failed(failure: Failure) -> Why {
-    let text = failure.chain().unwrap_or_else(|| failure.reason.name().to_owned());
+    let text = failure
+        .chain()
+        .unwrap_or_else(|| failure.reason.name().to_owned());
     Why::Prepare(text.into())
 }
 
@@ -162,10 +234,17 @@ fn weight_tensor(parameter: &Parameter) -> WeightTensor {
 
 fn weight_shape(parameter: &Parameter) -> WeightShape {
     let float_bytes = parameter.dtype.size_bytes();
-    WeightShape { bytes: crate::plan::elements(&parameter.shape).saturating_mul(float_bytes as u64), float_bytes }
+    WeightShape {
+        bytes: crate::plan::elements(&parameter.shape).saturating_mul(float_bytes as u64),
+        float_bytes,
+    }
 }
 
 /// Whether a run waits for its start.
 pub(crate) fn is_queued(server: &Server, run: &bastionai_ledger::RunId) -> bool {
-    server.vault.read(|ledger| ledger.run(run).is_some_and(|run| run.status() == RunStatus::Reserved))
+    server.vault.read(|ledger| {
+        ledger
+            .run(run)
+            .is_some_and(|run| run.status() == RunStatus::Reserved)
+    })
 }

@@ -60,7 +60,10 @@ impl Runs {
     /// A place in the queue, held until the run ends.
     pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit, Failure> {
         Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
-            Failure::new(Reason::QueueFull, "the queue of runs is full; nothing was charged; try again later")
+            Failure::new(
+                Reason::QueueFull,
+                "the queue of runs is full; nothing was charged; try again later",
+            )
         })
     }
 
@@ -78,7 +81,11 @@ impl Runs {
         model: Arc<Model>,
         place: OwnedSemaphorePermit,
     ) {
-        let live = Arc::new(LiveRun { id: run, cancel: Cancel::default(), changed: watch::Sender::new(()) });
+        let live = Arc::new(LiveRun {
+            id: run,
+            cancel: Cancel::default(),
+            changed: watch::Sender::new(()),
+        });
         self.with_live(|runs| runs.insert(run, Arc::clone(&live)));
         let slots = Arc::clone(&self.slots);
         tokio::spawn(async move {
@@ -131,7 +138,9 @@ impl Runs {
 
     fn cancel_all(&self, which: impl Fn(&RunId) -> bool) {
         let runs: Vec<_> = self.with_live(|runs| runs.values().cloned().collect());
-        runs.iter().filter(|live| which(&live.id)).for_each(|live| live.cancel.cancel(CancelledBy::Shutdown));
+        runs.iter()
+            .filter(|live| which(&live.id))
+            .for_each(|live| live.cancel.cancel(CancelledBy::Shutdown));
     }
 
     fn with_live<T>(&self, change: impl FnOnce(&mut HashMap<RunId, Arc<LiveRun>>) -> T) -> T {
@@ -139,7 +148,8 @@ impl Runs {
         let result = change(&mut live);
         let count = live.len();
         drop(live);
-        self.count.send_if_modified(|known| std::mem::replace(known, count) != count);
+        self.count
+            .send_if_modified(|known| std::mem::replace(known, count) != count);
         result
     }
 }

@@ -24,7 +24,13 @@ struct NotInState(&'static str);
 
 impl<'a> Record<'a> {
     pub(crate) fn new(server: &'a Server, live: &'a LiveRun, frames: Frames) -> Self {
-        Self { server, live, frames: Some(frames), started: None, released: 0 }
+        Self {
+            server,
+            live,
+            frames: Some(frames),
+            started: None,
+            released: 0,
+        }
     }
 }
 
@@ -32,8 +38,15 @@ impl Recorder for Record<'_> {
     fn start(&mut self) -> Result<Frames, BoxError> {
         let reservation = self.server.vault.read(|ledger| ledger.reservation(&self.live.id));
         let reservation = reservation.ok_or(NotInState("reserved"))?;
-        self.started = Some(self.server.vault.start_run(reservation, self.server.now_unix_ms())?);
-        Event::RunStarted { run: Hex(self.live.id.as_bytes()) }.emit();
+        self.started = Some(
+            self.server
+                .vault
+                .start_run(reservation, self.server.now_unix_ms())?,
+        );
+        Event::RunStarted {
+            run: Hex(self.live.id.as_bytes()),
+        }
+        .emit();
         self.live.announce();
         Ok(self.frames.take().ok_or(NotInState("about to start"))?)
     }
@@ -41,11 +54,19 @@ impl Recorder for Record<'_> {
     fn release(&mut self, step: u64, losses: &[Option<f64>]) -> Result<(), BoxError> {
         let started = self.started.as_ref().ok_or(NotInState("started"))?;
         let steps = self.released + 1..=step;
-        let values = steps.zip(losses).map(|(step, &noisy_loss)| ReleasedValue { step, noisy_loss });
+        let values = steps
+            .zip(losses)
+            .map(|(step, &noisy_loss)| ReleasedValue { step, noisy_loss });
         let values: Vec<_> = values.collect();
-        self.server.vault.advance_run(started, step, &values, self.server.now_unix_ms())?;
+        self.server
+            .vault
+            .advance_run(started, step, &values, self.server.now_unix_ms())?;
         self.released = step;
-        Event::RunAdvanced { run: Hex(self.live.id.as_bytes()), step }.emit();
+        Event::RunAdvanced {
+            run: Hex(self.live.id.as_bytes()),
+            step,
+        }
+        .emit();
         self.live.announce();
         Ok(())
     }

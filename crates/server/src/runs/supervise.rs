@@ -106,7 +106,11 @@ impl Why {
 }
 
 /// Runs a trainer to its end. Returns validated weights: exact sizes, every value finite.
-pub(crate) fn supervise(order: &Order, recorder: &mut impl Recorder, cancel: &Cancel) -> Result<Vec<Vec<u8>>, Why> {
+pub(crate) fn supervise(
+    order: &Order,
+    recorder: &mut impl Recorder,
+    cancel: &Cancel,
+) -> Result<Vec<Vec<u8>>, Why> {
     let trainer = Trainer::spawn(order)?;
     trainer.wait_until_ready(order.timing.start_timeout, cancel)?;
     let records = recorder.start().map_err(Why::NotDurable)?;
@@ -145,7 +149,10 @@ impl Drop for Trainer {
 
 impl Trainer {
     fn spawn(order: &Order) -> Result<Self, Why> {
-        let spawn_error = |source| Why::Spawn { program: order.program.clone(), source };
+        let spawn_error = |source| Why::Spawn {
+            program: order.program.clone(),
+            source,
+        };
         let mut child = Command::new(&order.program)
             .env_clear()
             .current_dir("/")
@@ -158,11 +165,18 @@ impl Trainer {
         let stdout = child.stdout.take().expect("stdout is piped");
         let (to_writer, records) = channel();
         let (to_supervisor, signals) = sync_channel(1024);
-        let trainer = Self { child, signals, records: to_writer };
+        let trainer = Self {
+            child,
+            signals,
+            records: to_writer,
+        };
         let (job, tensors) = (order.job.clone(), Arc::clone(&order.tensors));
         let broken = to_supervisor.clone();
         let sizes = order.weights.iter().map(|weight| weight.bytes).collect();
-        named_thread("trainer-in", move || write_all(stdin, &job, &tensors, &records, &broken)).map_err(spawn_error)?;
+        named_thread("trainer-in", move || {
+            write_all(stdin, &job, &tensors, &records, &broken)
+        })
+        .map_err(spawn_error)?;
         named_thread("trainer-out", move || read_all(stdout, sizes, &to_supervisor)).map_err(spawn_error)?;
         Ok(trainer)
     }
@@ -179,7 +193,9 @@ impl Trainer {
                 Ok(signal) => return Ok(Some(signal)),
                 Err(RecvTimeoutError::Timeout) if left.is_zero() => return Ok(None),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Err(Why::Died(io::ErrorKind::BrokenPipe.into())),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Why::Died(io::ErrorKind::BrokenPipe.into()));
+                }
             }
         }
     }
@@ -194,7 +210,12 @@ impl Trainer {
     }
 
     /// Follows the steps; commits them at the fixed cadence; returns the weights.
-    fn follow(&self, order: &Order, recorder: &mut impl Recorder, cancel: &Cancel) -> Result<Vec<Vec<u8>>, Why> {
+    fn follow(
+        &self,
+        order: &Order,
+        recorder: &mut impl Recorder,
+        cancel: &Cancel,
+    ) -> Result<Vec<Vec<u8>>, Why> {
         let mut progress = Progress::new(order.timing);
         let mut deadline = Instant::now() + order.timing.step_timeout;
         let mut finished = false;
@@ -203,7 +224,9 @@ impl Trainer {
                 Some(Signal::Report(Report::Step { step, noisy_loss })) if !finished => {
                     progress.push(step, noisy_loss, &order.job)?;
                 }
-                Some(Signal::Report(Report::Finished)) if !finished && progress.reached == order.job.steps => {
+                Some(Signal::Report(Report::Finished))
+                    if !finished && progress.reached == order.job.steps =>
+                {
                     finished = true;
                     progress.commit(recorder)?;
                 }
@@ -233,7 +256,12 @@ struct Progress {
 
 impl Progress {
     fn new(timing: Timing) -> Self {
-        Self { timing, reached: 0, pending: Vec::new(), committed_at: Instant::now() }
+        Self {
+            timing,
+            reached: 0,
+            pending: Vec::new(),
+            committed_at: Instant::now(),
+        }
     }
 
     fn push(&mut self, step: u64, noisy_loss: Option<f64>, job: &Job) -> Result<(), Why> {
@@ -241,7 +269,9 @@ impl Progress {
             return Err(Why::Protocol("steps out of order"));
         }
         if noisy_loss.is_some() != job.loss.is_some() || noisy_loss.is_some_and(|loss| !loss.is_finite()) {
-            return Err(Why::Protocol("a loss that was not asked for, is missing or is not finite"));
+            return Err(Why::Protocol(
+                "a loss that was not asked for, is missing or is not finite",
+            ));
         }
         self.reached = step;
         self.pending.push(noisy_loss);
@@ -263,7 +293,9 @@ impl Progress {
 
     fn commit(&mut self, recorder: &mut impl Recorder) -> Result<(), Why> {
         if !self.pending.is_empty() {
-            recorder.release(self.reached, &self.pending).map_err(Why::NotDurable)?;
+            recorder
+                .release(self.reached, &self.pending)
+                .map_err(Why::NotDurable)?;
             self.pending.clear();
         }
         self.committed_at = Instant::now();
@@ -272,7 +304,10 @@ impl Progress {
 }
 
 fn named_thread(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(body).map(drop)
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .map(drop)
 }
 
 fn write_all(
@@ -284,11 +319,19 @@ fn write_all(
 ) {
     let mut stdin = BufWriter::with_capacity(1 << 16, stdin);
     let outcome = write_message(&mut stdin, job)
-        .and_then(|()| tensors.iter().try_for_each(|bytes| write_frame(&mut stdin, bytes)))
+        .and_then(|()| {
+            tensors
+                .iter()
+                .try_for_each(|bytes| write_frame(&mut stdin, bytes))
+        })
         .and_then(|()| stdin.flush());
     let outcome = outcome.and_then(|()| {
-        let Ok(records) = records.recv() else { return Ok(()) };
-        records.iter().try_for_each(|bytes| write_frame(&mut stdin, bytes))?;
+        let Ok(records) = records.recv() else {
+            return Ok(());
+        };
+        records
+            .iter()
+            .try_for_each(|bytes| write_frame(&mut stdin, bytes))?;
         stdin.flush()
     });
     match outcome {

@@ -1,14 +1,15 @@
 //! What the server's tests share: a server on a loopback port with a stand-in trainer, clients, data, a run.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code)]
 
+pub mod process;
 pub mod raw;
 
 use bastionai_client::datasets::{DatasetKind, MayTrain, NewDataset, Policy};
 use bastionai_client::runs::{LossRelease, Optimizer, Privacy, RunSpec, RunState};
 use bastionai_client::session::AppraisedPeer;
 use bastionai_client::{
-    Amount, AppraisalPolicy, ClientError, ConnectOptions, DataContract, DatasetId, Digest32, HeadMemory, Identity,
-    RecordBatch, RunId, connect,
+    Amount, AppraisalPolicy, ClientError, ConnectOptions, DataContract, DatasetId, Digest32, HeadMemory,
+    Identity, RecordBatch, RunId, connect,
 };
 use bastionai_server::{Config, Server};
 use std::net::SocketAddr;
@@ -44,7 +45,12 @@ impl TestServer {
             let stopped = async { drop(stopped.await) };
             server.run_until(stopped).await.expect("the server stops cleanly");
         });
-        Self { address, directory: directory.to_owned(), stop: Some(stop), task: Some(task) }
+        Self {
+            address,
+            directory: directory.to_owned(),
+            stop: Some(stop),
+            task: Some(task),
+        }
     }
 
     pub async fn peer(&self, identity: &Identity) -> AppraisedPeer {
@@ -72,8 +78,17 @@ pub fn config(directory: &Path, mode: &str) -> Config {
 /// A link to the stand-in trainer whose name is its mode.
 pub fn standin(directory: &Path, mode: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
-    let program = own.parent().unwrap().parent().unwrap().join("examples/standin_trainer");
-    assert!(program.is_file(), "{} is missing: `cargo test -p bastionai-server` builds it", program.display());
+    let program = own
+        .parent()
+        .unwrap()
+        .parent()
+        .unwrap()
+        .join("examples/standin_trainer");
+    assert!(
+        program.is_file(),
+        "{} is missing: `cargo test -p bastionai-server` builds it",
+        program.display()
+    );
     let link = directory.join(mode);
     if !link.exists() {
         std::os::unix::fs::symlink(program, &link).unwrap();
@@ -85,13 +100,21 @@ pub fn now_unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
-pub async fn try_peer(address: &str, identity: &Identity, heads: &HeadMemory) -> Result<AppraisedPeer, ClientError> {
+pub async fn try_peer(
+    address: &str,
+    identity: &Identity,
+    heads: &HeadMemory,
+) -> Result<AppraisedPeer, ClientError> {
     let session = connect(address, identity, &ConnectOptions::default()).await?;
-    session.appraise(&AppraisalPolicy::insecure_development(), now_unix_ms(), heads).await
+    session
+        .appraise(&AppraisalPolicy::insecure_development(), now_unix_ms(), heads)
+        .await
 }
 
 pub async fn peer(address: &str, identity: &Identity) -> AppraisedPeer {
-    try_peer(address, identity, &HeadMemory::in_process()).await.expect("the session is appraised")
+    try_peer(address, identity, &HeadMemory::in_process())
+        .await
+        .expect("the session is appraised")
 }
 
 pub fn identity() -> Identity {
@@ -112,10 +135,15 @@ pub fn rows(count: u64, tag: f32) -> RecordBatch {
     let mut x = Vec::new();
     let mut y = Vec::new();
     for row in 0..count {
-        [tag, row as f32 / 100.0, -1.0, 2.5].iter().for_each(|value: &f32| x.extend(value.to_le_bytes()));
+        [tag, row as f32 / 100.0, -1.0, 2.5]
+            .iter()
+            .for_each(|value: &f32| x.extend(value.to_le_bytes()));
         y.extend(((row % 2) as i64).to_le_bytes());
     }
-    RecordBatch { rows: count, columns: vec![x, y] }
+    RecordBatch {
+        rows: count,
+        columns: vec![x, y],
+    }
 }
 
 pub fn amount(epsilon: &str, delta: &str) -> Amount {
@@ -133,8 +161,17 @@ pub fn open_policy(epsilon: &str, delta: &str) -> Policy {
 }
 
 pub fn dataset(name: &str, policy: Policy) -> NewDataset {
-    let kind = if policy.lifetime.is_some() { DatasetKind::Private } else { DatasetKind::Synthetic };
-    NewDataset { name: name.to_owned(), kind, contract: contract(), policy }
+    let kind = if policy.lifetime.is_some() {
+        DatasetKind::Private
+    } else {
+        DatasetKind::Synthetic
+    };
+    NewDataset {
+        name: name.to_owned(),
+        kind,
+        contract: contract(),
+        policy,
+    }
 }
 
 /// Uploads 40 records under an open policy.
@@ -143,7 +180,10 @@ pub async fn upload(peer: &AppraisedPeer, name: &str, epsilon: &str) -> DatasetI
 }
 
 pub async fn upload_under(peer: &AppraisedPeer, name: &str, policy: Policy) -> DatasetId {
-    peer.upload_dataset(&dataset(name, policy), vec![rows(40, 1.0)], &mut |_| {}).await.unwrap().id
+    peer.upload_dataset(&dataset(name, policy), vec![rows(40, 1.0)], &mut |_| {})
+        .await
+        .unwrap()
+        .id
 }
 
 pub async fn upload_mlp(peer: &AppraisedPeer) -> Digest32 {
@@ -162,8 +202,17 @@ pub fn spec(model: Digest32, datasets: &[DatasetId], epsilon: f64, steps: u64) -
         max_grad_norm: 1.0,
         privacy: Privacy::TargetEpsilon(epsilon),
         target_delta: None,
-        loss_release: Some(LossRelease { max_loss: 4.0, share: 0.05 }),
-        optimizer: Optimizer::Sgd { lr: 0.1, momentum: 0.0, dampening: 0.0, weight_decay: 0.0, nesterov: false },
+        loss_release: Some(LossRelease {
+            max_loss: 4.0,
+            share: 0.05,
+        }),
+        optimizer: Optimizer::Sgd {
+            lr: 0.1,
+            momentum: 0.0,
+            dampening: 0.0,
+            weight_decay: 0.0,
+            nesterov: false,
+        },
     }
 }
 
@@ -190,12 +239,23 @@ pub async fn watch(peer: &AppraisedPeer, run: RunId) -> (Vec<(u64, f64)>, RunSta
 
 /// No test waits for ever.
 pub async fn timeout<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.expect("done within a minute")
+    tokio::time::timeout(Duration::from_secs(60), future)
+        .await
+        .expect("done within a minute")
 }
 
 /// (committed, reserved, remaining) ε of a dataset by name, in units of 1e-9.
 pub async fn epsilon_of(peer: &AppraisedPeer, name: &str) -> (u64, u64, u64) {
     let datasets = peer.list_datasets().await.unwrap();
-    let budget = datasets.iter().find(|dataset| dataset.name == name).unwrap().budget.unwrap();
-    (budget.committed.epsilon.units(), budget.reserved.epsilon.units(), budget.remaining.epsilon.units())
+    let budget = datasets
+        .iter()
+        .find(|dataset| dataset.name == name)
+        .unwrap()
+        .budget
+        .unwrap();
+    (
+        budget.committed.epsilon.units(),
+        budget.reserved.epsilon.units(),
+        budget.remaining.epsilon.units(),
+    )
 }

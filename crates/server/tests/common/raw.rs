@@ -18,7 +18,10 @@ pub type Raw = BastionClient<Channel>;
 /// A connected client that has asked for evidence, and believed it unseen.
 pub async fn attested(address: SocketAddr) -> Raw {
     let mut client = unattested(address).await;
-    client.attest(v1::AttestRequest { nonce: vec![7; 32] }).await.unwrap();
+    client
+        .attest(v1::AttestRequest { nonce: vec![7; 32] })
+        .await
+        .unwrap();
     client
 }
 
@@ -33,16 +36,24 @@ pub async fn unattested(address: SocketAddr) -> Raw {
             Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, stream).await?))
         }
     });
-    let channel = Endpoint::from_static("http://bastionai.invalid").connect_with_connector(connect).await.unwrap();
+    let channel = Endpoint::from_static("http://bastionai.invalid")
+        .connect_with_connector(connect)
+        .await
+        .unwrap();
     BastionClient::new(channel)
 }
 
 /// TLS with a fresh client certificate of this kind and this application protocol; any server will do.
 pub fn tls(algorithm: &'static rcgen::SignatureAlgorithm, alpn: &[u8]) -> ClientConfig {
     let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
-    let certificate = rcgen::CertificateParams::new(vec![]).unwrap().self_signed(&key).unwrap();
+    let certificate = rcgen::CertificateParams::new(vec![])
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
     let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let mut config = anonymous_tls().with_client_auth_cert(vec![certificate.der().clone()], private).unwrap();
+    let mut config = anonymous_tls()
+        .with_client_auth_cert(vec![certificate.der().clone()], private)
+        .unwrap();
     config.alpn_protocols = vec![alpn.to_vec()];
     config
 }
@@ -59,7 +70,12 @@ pub fn anonymous_tls() -> rustls::ConfigBuilder<ClientConfig, rustls::client::Wa
 pub fn header(name: &str, contract_json: &str, policy: v1::Policy) -> UploadDatasetRequest {
     let kind = v1::DatasetKind::Private.into();
     let contract_json = contract_json.as_bytes().to_vec();
-    part(Part::Header(v1::UploadHeader { name: name.into(), kind, contract_json, policy: Some(policy) }))
+    part(Part::Header(v1::UploadHeader {
+        name: name.into(),
+        kind,
+        contract_json,
+        policy: Some(policy),
+    }))
 }
 
 pub fn policy() -> v1::Policy {
@@ -86,7 +102,11 @@ fn part(part: Part) -> UploadDatasetRequest {
 
 /// The machine-readable reason of a status.
 pub fn reason(status: &tonic::Status) -> String {
-    status.metadata().get("bastionai-reason").map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
+    status
+        .metadata()
+        .get("bastionai-reason")
+        .map(|value| value.to_str().unwrap().to_owned())
+        .unwrap_or_default()
 }
 
 #[derive(Debug)]
