@@ -1,0 +1,315 @@
+//! What the command line accepts: one struct per verb, nothing decided here.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Confidential deep learning: attested, differentially private training on data nobody may see.
+#[derive(Debug, Parser)]
+#[command(name = "bastionai", version, max_term_width = 110)]
+pub(crate) struct Arguments {
+    /// Machine-readable output: one JSON value on stdout.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Make an Ed25519 identity; prints its principal (the fingerprint others name in policies).
+    Keygen(KeygenArguments),
+    /// Run the server inside its trusted execution environment.
+    Serve(ServeArguments),
+    /// Configuration of the server.
+    #[command(subcommand)]
+    Config(ConfigVerb),
+    /// Prove that each sample's loss in an exported model depends on that sample alone, or say why not.
+    Check(CheckArguments),
+    /// The ε of DP-SGD: a tight upper bound by privacy loss distributions.
+    Epsilon(EpsilonArguments),
+    /// The noise multiplier that meets a target (ε, δ); never overshoots.
+    Calibrate(CalibrateArguments),
+    /// Upload and list datasets.
+    #[command(subcommand)]
+    Dataset(DatasetVerb),
+    /// Start, watch, list and fetch training runs.
+    #[command(subcommand)]
+    Run(RunVerb),
+    /// The server's budget ledger.
+    #[command(subcommand)]
+    Ledger(LedgerVerb),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeygenArguments {
+    /// Where to write the key (PKCS#8 PEM, mode 0600); an existing file is never overwritten.
+    #[arg(long, short, default_value = "identity.pem")]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArguments {
+    /// TOML configuration; flags override it.
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// Address to listen on, e.g. 0.0.0.0:50051; port 0 picks a free one.
+    #[arg(long)]
+    pub(crate) listen: Option<String>,
+    /// Where sealed data and the ledger live.
+    #[arg(long)]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// The attester. Only `insecure-simulated` exists yet; it must be named, for it proves nothing.
+    #[arg(long)]
+    pub(crate) attester: Option<String>,
+    /// The trainer binary; by default `bastionai-trainer` beside this one.
+    #[arg(long)]
+    pub(crate) trainer: Option<PathBuf>,
+    /// Written with the bound address once the server is ready.
+    #[arg(long)]
+    pub(crate) ready_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigVerb {
+    /// Read a configuration and say everything that is wrong with it.
+    Check {
+        /// The TOML file.
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArguments {
+    /// A `.pt2` archive, as `bastionai.export` writes it.
+    pub(crate) model: PathBuf,
+    /// The data contract (JSON) whose columns the model takes; without it, the archive's own example
+    /// shapes are assumed, axis 0 being the batch.
+    #[arg(long)]
+    pub(crate) contract: Option<PathBuf>,
+    /// Contract columns in the order of the model's inputs, comma-separated; by default the contract's order.
+    #[arg(long, value_delimiter = ',', requires = "contract")]
+    pub(crate) columns: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EpsilonArguments {
+    /// Noise standard deviation over the L2 sensitivity.
+    #[arg(long, required_unless_present = "csv")]
+    pub(crate) noise_multiplier: Option<f64>,
+    /// Probability with which each record enters a step's sample.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) sample_rate: f64,
+    /// Number of steps.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) steps: u64,
+    /// Target δ.
+    #[arg(long, required_unless_present = "csv")]
+    pub(crate) delta: Option<f64>,
+    /// Cap of the sample (truncated Poisson); needs --dataset-size.
+    #[arg(long, requires = "dataset_size")]
+    pub(crate) truncated_batch_size: Option<u64>,
+    /// Upper bound on the number of records, for the truncation's tail.
+    #[arg(long, requires = "truncated_batch_size")]
+    pub(crate) dataset_size: Option<u64>,
+    /// Read queries from a CSV file (`-`: stdin) with columns sigma,q,steps,delta; writes the same rows plus eps.
+    #[arg(long, conflicts_with_all = ["noise_multiplier", "delta"])]
+    pub(crate) csv: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CalibrateArguments {
+    /// Target ε.
+    #[arg(long, required_unless_present = "csv")]
+    pub(crate) target_epsilon: Option<f64>,
+    /// Target δ.
+    #[arg(long, required_unless_present = "csv")]
+    pub(crate) delta: Option<f64>,
+    /// Probability with which each record enters a step's sample.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) sample_rate: f64,
+    /// Number of steps.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) steps: u64,
+    /// Read queries from a CSV file (`-`: stdin) with columns eps,q,steps,delta; writes the same rows plus sigma.
+    #[arg(long, conflicts_with_all = ["target_epsilon", "delta"])]
+    pub(crate) csv: Option<PathBuf>,
+}
+
+/// How to reach and judge a server.
+#[derive(Debug, Args)]
+pub(crate) struct ConnectionArguments {
+    /// Host and port of the server.
+    #[arg(long, env = "BASTIONAI_HOST", default_value = "127.0.0.1:50051")]
+    pub(crate) host: String,
+    /// Your identity, from `bastionai keygen`.
+    #[arg(long, env = "BASTIONAI_IDENTITY", default_value = "identity.pem")]
+    pub(crate) identity: PathBuf,
+    /// Accept evidence of the development attester, which proves nothing.
+    #[arg(long)]
+    pub(crate) allow_simulated: bool,
+    /// Remembers the highest ledger head seen of each server, to detect rollback.
+    #[arg(long, env = "BASTIONAI_HEADS")]
+    pub(crate) heads: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum KindArgument {
+    /// Charged from its budget.
+    Private,
+    /// Anyone may know the rows: no budget.
+    Public,
+    /// No person's data: no budget.
+    Synthetic,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DatasetVerb {
+    /// Check a CSV file against a data contract, row by row, and upload it sealed.
+    Put(DatasetPutArguments),
+    /// All datasets: contract, budget left, never a row.
+    List {
+        #[command(flatten)]
+        connection: ConnectionArguments,
+    },
+    /// One dataset.
+    Show {
+        #[command(flatten)]
+        connection: ConnectionArguments,
+        /// Its name.
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DatasetPutArguments {
+    #[command(flatten)]
+    pub(crate) connection: ConnectionArguments,
+    /// CSV with a header; a column of the contract is `name`, or `name_0 … name_{n-1}` (row-major) for n elements.
+    pub(crate) file: PathBuf,
+    /// The data contract, JSON.
+    #[arg(long)]
+    pub(crate) contract: PathBuf,
+    /// Name of the dataset, unique on the server.
+    #[arg(long)]
+    pub(crate) name: String,
+    /// What it is.
+    #[arg(long, value_enum, default_value_t = KindArgument::Private)]
+    pub(crate) kind: KindArgument,
+    /// Lifetime ε of a private dataset.
+    #[arg(long, required_if_eq("kind", "private"))]
+    pub(crate) epsilon: Option<String>,
+    /// Lifetime δ of a private dataset.
+    #[arg(long, default_value = "1e-5")]
+    pub(crate) delta: String,
+    /// A principal that may train on it (repeatable), or `anyone`.
+    #[arg(long, required = true)]
+    pub(crate) may_train: Vec<String>,
+    /// A principal beside the scientist that may receive weights (repeatable).
+    #[arg(long)]
+    pub(crate) recipient: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RunVerb {
+    /// Price a run, show the price, start it.
+    Start(Box<RunStartArguments>),
+    /// Follow a run's released progress.
+    Watch {
+        #[command(flatten)]
+        connection: ConnectionArguments,
+        /// Run id, hex.
+        run: String,
+    },
+    /// Your runs, and the runs on your datasets.
+    List {
+        #[command(flatten)]
+        connection: ConnectionArguments,
+    },
+    /// Cancel a run: what was started stays charged, its weights are destroyed.
+    Cancel {
+        #[command(flatten)]
+        connection: ConnectionArguments,
+        /// Run id, hex.
+        run: String,
+    },
+    /// Fetch the receipt and the weights of a finished run, both checked.
+    Fetch {
+        #[command(flatten)]
+        connection: ConnectionArguments,
+        /// Run id, hex.
+        run: String,
+        /// Folder for `weights.safetensors` and `receipt.dsse.json`.
+        #[arg(long, short)]
+        out: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunStartArguments {
+    #[command(flatten)]
+    pub(crate) connection: ConnectionArguments,
+    /// The `.pt2` archive.
+    pub(crate) model: PathBuf,
+    /// A dataset by name (repeatable: pooled).
+    #[arg(long = "dataset", required = true)]
+    pub(crate) datasets: Vec<String>,
+    /// Contract columns in the order of the model's inputs; by default the contract's order.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) columns: Vec<String>,
+    /// Target ε of the run.
+    #[arg(long)]
+    pub(crate) epsilon: f64,
+    /// Target δ; by default a tenth of the smallest lifetime δ.
+    #[arg(long)]
+    pub(crate) delta: Option<f64>,
+    /// Expected logical batch size over all datasets.
+    #[arg(long)]
+    pub(crate) batch_size: u64,
+    /// Physical batch size.
+    #[arg(long, default_value_t = 64)]
+    pub(crate) max_batch_size: u32,
+    /// Steps.
+    #[arg(long)]
+    pub(crate) steps: u64,
+    /// Clipping norm of a per-sample gradient.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) max_grad_norm: f64,
+    /// Clip of the released per-sample loss; 0 releases no loss.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) max_loss: f64,
+    /// Learning rate.
+    #[arg(long)]
+    pub(crate) lr: f64,
+    /// Optimizer.
+    #[arg(long, value_enum, default_value_t = OptimizerArgument::Sgd)]
+    pub(crate) optimizer: OptimizerArgument,
+    /// Momentum of SGD.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) momentum: f64,
+    /// Weight decay.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) weight_decay: f64,
+    /// Show the price and stop.
+    #[arg(long)]
+    pub(crate) price_only: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum OptimizerArgument {
+    /// `torch.optim.SGD`.
+    Sgd,
+    /// `torch.optim.AdamW`.
+    Adamw,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LedgerVerb {
+    /// The entries that concern you, and the signed head.
+    Show {
+        #[command(flatten)]
+        connection: ConnectionArguments,
+        /// Only entries of this dataset (name).
+        #[arg(long)]
+        dataset: Option<String>,
+    },
+}
