@@ -52,7 +52,7 @@ pub(crate) struct ServeArguments {
     /// TOML configuration; flags override it.
     #[arg(long)]
     pub(crate) config: Option<PathBuf>,
-    /// Address to listen on, e.g. 0.0.0.0:50051; port 0 picks a free one.
+    /// Address to listen on, e.g. 0.0.0.0:7443; port 0 picks a free one.
     #[arg(long)]
     pub(crate) listen: Option<String>,
     /// Where sealed data and the ledger live.
@@ -67,6 +67,17 @@ pub(crate) struct ServeArguments {
     /// Written with the bound address once the server is ready.
     #[arg(long)]
     pub(crate) ready_file: Option<PathBuf>,
+    /// Form of the log on stderr.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// A line an event, for people.
+    Text,
+    /// A JSON object an event.
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -139,7 +150,7 @@ pub(crate) struct CalibrateArguments {
 #[derive(Debug, Args)]
 pub(crate) struct ConnectionArguments {
     /// Host and port of the server.
-    #[arg(long, env = "BASTIONAI_HOST", default_value = "127.0.0.1:50051")]
+    #[arg(long, env = "BASTIONAI_HOST", default_value = "127.0.0.1:7443")]
     pub(crate) host: String,
     /// Your identity, from `bastionai keygen`.
     #[arg(long, env = "BASTIONAI_IDENTITY", default_value = "identity.pem")]

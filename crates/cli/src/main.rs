@@ -1,1 +1,51 @@
-fn main() {}
+//! The `bastionai` command. Data goes to stdout, words for people to stderr.
+//!
+//! Here: arguments in, exit code out. [`verb`] has one file per verb; [`connect`] is how all of them reach
+//! a server. Exit codes: 0 done, 1 an error (told on stderr), 2 refused (`check`) or wrong usage.
+#![forbid(unsafe_code)]
+
+mod arguments;
+mod connect;
+mod output;
+mod rows;
+mod verb;
+
+use arguments::{Arguments, Verb};
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bastionai: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let json = arguments.json;
+    match &arguments.verb {
+        Verb::Check(check) => return verb::check::run(check, json),
+        Verb::Keygen(keygen) => verb::keygen::run(keygen, json)?,
+        Verb::Serve(serve) => verb::serve::run(serve)?,
+        Verb::Config(config) => verb::config::run(config, json)?,
+        Verb::Epsilon(query) => verb::privacy::epsilon(query, json)?,
+        Verb::Calibrate(query) => verb::privacy::calibrate(query, json)?,
+        Verb::Dataset(dataset) => verb::dataset::run(dataset, json)?,
+        Verb::Run(run) => verb::run::run(run, json)?,
+        Verb::Ledger(ledger) => verb::ledger::run(ledger, json)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `bastionai … | head` closes our stdout: that is the reader's choice, not an error.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}

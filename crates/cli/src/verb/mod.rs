@@ -1,7 +1,10 @@
-//! One file per verb; each takes its arguments and `--json`, and returns the exit code.
+//! One file per verb; each takes its arguments and says what it prints.
 
 pub(crate) mod check;
 pub(crate) mod config;
+pub(crate) mod dataset;
 pub(crate) mod keygen;
+pub(crate) mod ledger;
 pub(crate) mod privacy;
+pub(crate) mod run;
 pub(crate) mod serve;

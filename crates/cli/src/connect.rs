@@ -1,0 +1,44 @@
+//! From connection arguments to an appraised peer.
+
+use crate::arguments::ConnectionArguments;
+use anyhow::Context;
+use bastionai_client::blocking::{Client, Settings};
+use bastionai_client::{AppraisalPolicy, ConnectOptions, Dataset, HeadMemory, Identity};
+use std::path::PathBuf;
+
+/// Connects, verifies and appraises; says on stderr when the evidence proves nothing.
+pub(crate) fn connect(arguments: &ConnectionArguments) -> anyhow::Result<Client> {
+    let identity = Identity::load(&arguments.identity)
+        .context("no usable identity; make one with `bastionai keygen` and name it with --identity")?;
+    let policy = if arguments.allow_simulated {
+        eprintln!("warning: --allow-simulated: the server's evidence is simulated and proves nothing");
+        AppraisalPolicy::insecure_development()
+    } else {
+        AppraisalPolicy::default()
+    };
+    let settings = Settings {
+        policy,
+        heads: HeadMemory::open(arguments.heads.clone().unwrap_or_else(default_heads)),
+        options: ConnectOptions::default(),
+        interrupt: None,
+    };
+    Ok(Client::connect(&arguments.host, &identity, &settings)?)
+}
+
+/// The dataset of this name.
+pub(crate) fn dataset_named(client: &Client, name: &str) -> anyhow::Result<Dataset> {
+    let datasets = client.list_datasets()?;
+    let names: Vec<String> = datasets.iter().map(|dataset| dataset.name.clone()).collect();
+    datasets.into_iter().find(|dataset| dataset.name == name).with_context(|| {
+        let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        format!("there is no dataset `{name}`; known: {known}")
+    })
+}
+
+fn default_heads() -> PathBuf {
+    let home = |variable: &str| std::env::var_os(variable).map(PathBuf::from);
+    home("XDG_STATE_HOME")
+        .or_else(|| home("HOME").map(|home| home.join(".local/state")))
+        .unwrap_or_default()
+        .join("bastionai/heads.json")
+}

@@ -1,0 +1,78 @@
+//! A CSV file as record batches under a data contract. Errors name row and column, never a value.
+
+use anyhow::{Context, bail};
+use bastionai_client::{DataContract, RecordBatch};
+use bastionai_graph::contract::{Column, Domain};
+use bastionai_graph::dtype::DType;
+use std::path::Path;
+
+/// Rows per batch.
+const BATCH_ROWS: u64 = 4096;
+
+/// Reads every row; a column of `n > 1` elements is `name_0 … name_{n-1}`, row-major.
+pub(crate) fn read_csv(path: &Path, contract: &DataContract) -> anyhow::Result<Vec<RecordBatch>> {
+    let origin = || path.display().to_string();
+    let mut reader =
+        csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(path).with_context(|| format!("cannot read {}", origin()))?;
+    let header = reader.headers().with_context(origin)?.clone();
+    let places =
+        contract.columns.iter().map(|column| locate(&header, column)).collect::<anyhow::Result<Vec<_>>>().with_context(origin)?;
+    let mut batches = Vec::new();
+    let mut batch = empty(contract);
+    for (row, record) in reader.records().enumerate() {
+        // The csv crate's own messages name line and field count, not contents.
+        let record = record.with_context(origin)?;
+        for ((column, places), bytes) in contract.columns.iter().zip(&places).zip(&mut batch.columns) {
+            for &place in places {
+                let cell = record.get(place).unwrap_or_default();
+                if push(bytes, column, cell).is_none() {
+                    bail!("{}: row {row}, column `{}`: not a {} of its contract", origin(), column.name, column.dtype.torch_name());
+                }
+            }
+        }
+        batch.rows += 1;
+        if batch.rows == BATCH_ROWS {
+            batches.push(std::mem::replace(&mut batch, empty(contract)));
+        }
+    }
+    if batch.rows > 0 {
+        batches.push(batch);
+    }
+    Ok(batches)
+}
+
+fn empty(contract: &DataContract) -> RecordBatch {
+    RecordBatch { rows: 0, columns: vec![Vec::new(); contract.columns.len()] }
+}
+
+fn locate(header: &csv::StringRecord, column: &Column) -> anyhow::Result<Vec<usize>> {
+    let find = |name: &str| {
+        header.iter().position(|found| found == name).with_context(|| format!("column `{name}` of the contract is missing"))
+    };
+    match column.elements() {
+        1 => Ok(vec![find(&column.name)?]),
+        elements => (0..elements).map(|element| find(&format!("{}_{element}", column.name))).collect(),
+    }
+}
+
+/// Appends one cell, little-endian; `None` if it is no such value. Ranges are the contract's to check.
+fn push(bytes: &mut Vec<u8>, column: &Column, cell: &str) -> Option<()> {
+    let class = match &column.domain {
+        Domain::Classes { names } => names.iter().position(|name| name == cell),
+        Domain::Range { .. } | Domain::Bool => None,
+    };
+    let integer = || class.map_or_else(|| cell.parse::<i64>().ok(), |index| i64::try_from(index).ok());
+    match column.dtype {
+        DType::F32 => bytes.extend(cell.parse::<f32>().ok()?.to_le_bytes()),
+        DType::F64 => bytes.extend(cell.parse::<f64>().ok()?.to_le_bytes()),
+        DType::I64 => bytes.extend(integer()?.to_le_bytes()),
+        DType::I32 => bytes.extend(i32::try_from(integer()?).ok()?.to_le_bytes()),
+        DType::U8 => bytes.push(u8::try_from(integer()?).ok()?),
+        DType::Bool => bytes.push(match cell {
+            "0" | "false" | "False" => 0,
+            "1" | "true" | "True" => 1,
+            _ => return None,
+        }),
+    }
+    Some(())
+}
