@@ -29,10 +29,17 @@ pub(crate) fn connect(arguments: &ConnectionArguments) -> anyhow::Result<Client>
 pub(crate) fn dataset_named(client: &Client, name: &str) -> anyhow::Result<Dataset> {
     let datasets = client.list_datasets()?;
     let names: Vec<String> = datasets.iter().map(|dataset| dataset.name.clone()).collect();
-    datasets.into_iter().find(|dataset| dataset.name == name).with_context(|| {
-        let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-        format!("there is no dataset `{name}`; known: {known}")
-    })
+    datasets
+        .into_iter()
+        .find(|dataset| dataset.name == name)
+        .with_context(|| {
+            let known = if names.is_empty() {
+                "none".to_owned()
+            } else {
+                names.join(", ")
+            };
+            format!("there is no dataset `{name}`; known: {known}")
+        })
 }
 
 fn default_heads() -> PathBuf {

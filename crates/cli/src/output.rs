@@ -12,12 +12,19 @@ pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
 /// Prints rows under a header, columns aligned; numbers are the caller's to format.
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) {
     let width = |column: usize| {
-        rows.iter().map(|row| row[column].chars().count()).chain([header[column].len()]).max().unwrap_or(0)
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .chain([header[column].len()])
+            .max()
+            .unwrap_or(0)
     };
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let line = |cells: &[String]| {
-        let padded: Vec<String> =
-            cells.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        let padded: Vec<String> = cells
+            .iter()
+            .zip(&widths)
+            .map(|(cell, &width)| format!("{cell:<width$}"))
+            .collect();
         println!("{}", padded.join("  ").trim_end());
     };
     line(&header.iter().map(ToString::to_string).collect::<Vec<_>>());
@@ -30,7 +37,10 @@ pub(crate) fn domain(domain: &Domain) -> String {
     match domain {
         Domain::Range { minimum, maximum } => match (minimum.as_slice(), maximum.as_slice()) {
             ([low], [high]) => format!("{low} … {high}"),
-            _ => format!("a range for each of {} elements", minimum.len().max(maximum.len())),
+            _ => format!(
+                "a range for each of {} elements",
+                minimum.len().max(maximum.len())
+            ),
         },
         Domain::Classes { names } => names.join(", "),
         Domain::Bool => "true, false".to_owned(),
@@ -54,7 +64,11 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 

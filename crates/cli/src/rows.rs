@@ -12,11 +12,17 @@ const BATCH_ROWS: u64 = 4096;
 /// Reads every row; a column of `n > 1` elements is `name_0 … name_{n-1}`, row-major.
 pub(crate) fn read_csv(path: &Path, contract: &DataContract) -> anyhow::Result<Vec<RecordBatch>> {
     let origin = || path.display().to_string();
-    let mut reader =
-        csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(path).with_context(|| format!("cannot read {}", origin()))?;
+    let mut reader = csv::ReaderBuilder::new()
+        .trim(csv::Trim::All)
+        .from_path(path)
+        .with_context(|| format!("cannot read {}", origin()))?;
     let header = reader.headers().with_context(origin)?.clone();
-    let places =
-        contract.columns.iter().map(|column| locate(&header, column)).collect::<anyhow::Result<Vec<_>>>().with_context(origin)?;
+    let places = contract
+        .columns
+        .iter()
+        .map(|column| locate(&header, column))
+        .collect::<anyhow::Result<Vec<_>>>()
+        .with_context(origin)?;
     let mut batches = Vec::new();
     let mut batch = empty(contract);
     for (row, record) in reader.records().enumerate() {
@@ -26,7 +32,12 @@ pub(crate) fn read_csv(path: &Path, contract: &DataContract) -> anyhow::Result<V
             for &place in places {
                 let cell = record.get(place).unwrap_or_default();
                 if push(bytes, column, cell).is_none() {
-                    bail!("{}: row {row}, column `{}`: not a {} of its contract", origin(), column.name, column.dtype.torch_name());
+                    bail!(
+                        "{}: row {row}, column `{}`: not a {} of its contract",
+                        origin(),
+                        column.name,
+                        column.dtype.torch_name()
+                    );
                 }
             }
         }
@@ -42,16 +53,24 @@ pub(crate) fn read_csv(path: &Path, contract: &DataContract) -> anyhow::Result<V
 }
 
 fn empty(contract: &DataContract) -> RecordBatch {
-    RecordBatch { rows: 0, columns: vec![Vec::new(); contract.columns.len()] }
+    RecordBatch {
+        rows: 0,
+        columns: vec![Vec::new(); contract.columns.len()],
+    }
 }
 
 fn locate(header: &csv::StringRecord, column: &Column) -> anyhow::Result<Vec<usize>> {
     let find = |name: &str| {
-        header.iter().position(|found| found == name).with_context(|| format!("column `{name}` of the contract is missing"))
+        header
+            .iter()
+            .position(|found| found == name)
+            .with_context(|| format!("column `{name}` of the contract is missing"))
     };
     match column.elements() {
         1 => Ok(vec![find(&column.name)?]),
-        elements => (0..elements).map(|element| find(&format!("{}_{element}", column.name))).collect(),
+        elements => (0..elements)
+            .map(|element| find(&format!("{}_{element}", column.name)))
+            .collect(),
     }
 }
 

@@ -20,7 +20,9 @@ pub(crate) fn run(arguments: &CheckArguments, json: bool) -> anyhow::Result<Exit
     let inputs = inputs(arguments, &archive)?;
     match bastionai_graph::check(&archive, &inputs) {
         Ok(graph) if json => {
-            output::json(&json!({ "accepted": true, "digest": hex::encode(graph.digest()), "graph": graph }))?;
+            output::json(
+                &json!({ "accepted": true, "digest": hex::encode(graph.digest()), "graph": graph }),
+            )?;
             Ok(ExitCode::SUCCESS)
         }
         Ok(graph) => {
@@ -36,12 +38,18 @@ pub(crate) fn run(arguments: &CheckArguments, json: bool) -> anyhow::Result<Exit
 /// Input types from the contract, or from the archive's own examples.
 fn inputs(arguments: &CheckArguments, archive: &Archive) -> anyhow::Result<Vec<InputColumn>> {
     let Some(path) = &arguments.contract else {
-        eprintln!("no --contract: assuming the shapes of the archive's example inputs, axis 0 being the batch");
+        eprintln!(
+            "no --contract: assuming the shapes of the archive's example inputs, axis 0 being the batch"
+        );
         return Ok(archive.example_inputs()?);
     };
     let contract = read_contract(path)?;
     if arguments.columns.is_empty() {
-        let names: Vec<&str> = contract.columns.iter().map(|column| column.name.as_str()).collect();
+        let names: Vec<&str> = contract
+            .columns
+            .iter()
+            .map(|column| column.name.as_str())
+            .collect();
         return Ok(contract.inputs(&names)?);
     }
     Ok(contract.inputs(&arguments.columns)?)
@@ -50,7 +58,10 @@ fn inputs(arguments: &CheckArguments, archive: &Archive) -> anyhow::Result<Vec<I
 fn refused(json: bool, words: &str, value: &serde_json::Value) -> anyhow::Result<ExitCode> {
     if json {
         let mut object = json!({ "accepted": false });
-        object.as_object_mut().expect("an object literal").extend(value.as_object().cloned().unwrap_or_default());
+        object
+            .as_object_mut()
+            .expect("an object literal")
+            .extend(value.as_object().cloned().unwrap_or_default());
         output::json(&object)?;
     } else {
         eprintln!("{words}");

@@ -15,11 +15,19 @@ pub(crate) fn run(verb: &DatasetVerb, json: bool) -> anyhow::Result<()> {
         DatasetVerb::Put(arguments) => put(arguments, json),
         DatasetVerb::List { connection } => {
             let datasets = connect(connection)?.list_datasets()?;
-            if json { output::json(&datasets) } else { Ok(print_table(&datasets)) }
+            if json {
+                output::json(&datasets)
+            } else {
+                Ok(print_table(&datasets))
+            }
         }
         DatasetVerb::Show { connection, name } => {
             let dataset = dataset_named(&connect(connection)?, name)?;
-            if json { output::json(&dataset) } else { Ok(print_one(&dataset)) }
+            if json {
+                output::json(&dataset)
+            } else {
+                Ok(print_one(&dataset))
+            }
         }
     }
 }
@@ -31,22 +39,34 @@ fn put(arguments: &DatasetPutArguments, json: bool) -> anyhow::Result<()> {
     let batches = rows::read_csv(&arguments.file, &contract)?;
     let mut first_row = 0;
     for batch in &batches {
-        batch.check(&contract, first_row).with_context(|| arguments.file.display().to_string())?;
+        batch
+            .check(&contract, first_row)
+            .with_context(|| arguments.file.display().to_string())?;
         first_row += batch.rows;
     }
-    let dataset = NewDataset { name: arguments.name.clone(), kind: kind(arguments.kind), contract, policy };
+    let dataset = NewDataset {
+        name: arguments.name.clone(),
+        kind: kind(arguments.kind),
+        contract,
+        policy,
+    };
     let client = connect(&arguments.connection)?;
     let kept = client.upload_dataset(&dataset, batches, &mut |transfer: Transfer| {
         let total = transfer.total_bytes.unwrap_or(transfer.done_bytes).max(1);
         eprint!("\ruploading {:3} %", 100 * transfer.done_bytes / total);
     })?;
     eprintln!("\ruploaded {first_row} rows, sealed");
-    if json { output::json(&kept) } else { Ok(print_one(&kept)) }
+    if json {
+        output::json(&kept)
+    } else {
+        Ok(print_one(&kept))
+    }
 }
 
 /// Reads and validates a contract file.
 pub(crate) fn read_contract(path: &std::path::Path) -> anyhow::Result<DataContract> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read the contract {}", path.display()))?;
+    let bytes =
+        std::fs::read(path).with_context(|| format!("cannot read the contract {}", path.display()))?;
     DataContract::parse_json(&bytes).with_context(|| format!("contract {}", path.display()))
 }
 
@@ -62,7 +82,10 @@ fn policy(arguments: &DatasetPutArguments) -> anyhow::Result<Policy> {
     let lifetime = match (arguments.kind, &arguments.epsilon) {
         (KindArgument::Private, Some(epsilon)) => Some(Amount {
             epsilon: epsilon.parse().with_context(|| format!("--epsilon {epsilon}"))?,
-            delta: arguments.delta.parse().with_context(|| format!("--delta {}", arguments.delta))?,
+            delta: arguments
+                .delta
+                .parse()
+                .with_context(|| format!("--delta {}", arguments.delta))?,
         }),
         (KindArgument::Private, None) => bail!("a private dataset needs its lifetime budget: --epsilon"),
         (_, Some(_)) => bail!("a public or synthetic dataset has no budget: drop --epsilon"),
@@ -106,7 +129,10 @@ fn print_table(datasets: &[Dataset]) {
             ]
         })
         .collect();
-    output::table(&["name", "kind", "declared size", "ε left", "may I train", "id"], &rows);
+    output::table(
+        &["name", "kind", "declared size", "ε left", "may I train", "id"],
+        &rows,
+    );
 }
 
 fn print_one(dataset: &Dataset) {
@@ -128,7 +154,13 @@ fn print_one(dataset: &Dataset) {
     output::table(&["column", "dtype", "shape", "declared values"], &rows);
     if let Some(budget) = dataset.budget {
         println!();
-        let line = |what: &str, amount: Amount| vec![what.to_owned(), amount.epsilon.to_string(), amount.delta.to_string()];
+        let line = |what: &str, amount: Amount| {
+            vec![
+                what.to_owned(),
+                amount.epsilon.to_string(),
+                amount.delta.to_string(),
+            ]
+        };
         let rows = [
             line("lifetime", budget.lifetime),
             line("committed", budget.committed),

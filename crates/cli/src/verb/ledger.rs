@@ -20,10 +20,18 @@ pub(crate) fn run(verb: &LedgerVerb, json: bool) -> anyhow::Result<()> {
         .entries
         .iter()
         .map(|entry| {
-            vec![entry.sequence.to_string(), output::time(entry.time_unix_ms), entry.kind.clone(), entry.content.to_string()]
+            vec![
+                entry.sequence.to_string(),
+                output::time(entry.time_unix_ms),
+                entry.kind.clone(),
+                entry.content.to_string(),
+            ]
         })
         .collect();
     output::table(&["entry", "time (UTC)", "kind", "content"], &rows);
-    eprintln!("head {} of {} entries, signed by the attested ledger key", view.head.entry_hash, view.head.sequence);
+    eprintln!(
+        "head {} of {} entries, signed by the attested ledger key",
+        view.head.entry_hash, view.head.sequence
+    );
     Ok(())
 }

@@ -26,14 +26,23 @@ struct EpsilonAnswer {
 pub(crate) fn epsilon(arguments: &EpsilonArguments, json: bool) -> anyhow::Result<()> {
     if let Some(path) = &arguments.csv {
         return answer_csv(path, "sigma", "eps", json, |sigma, q, steps, delta| {
-            Ok(accountant::epsilon(&dp_sgd(sigma, q, steps, None), RELATION, delta)?)
+            Ok(accountant::epsilon(
+                &dp_sgd(sigma, q, steps, None),
+                RELATION,
+                delta,
+            )?)
         });
     }
     let (Some(noise_multiplier), Some(delta)) = (arguments.noise_multiplier, arguments.delta) else {
         bail!("--noise-multiplier and --delta are needed, or --csv FILE");
     };
     let truncation = arguments.dataset_size.zip(arguments.truncated_batch_size);
-    let event = dp_sgd(noise_multiplier, arguments.sample_rate, arguments.steps, truncation);
+    let event = dp_sgd(
+        noise_multiplier,
+        arguments.sample_rate,
+        arguments.steps,
+        truncation,
+    );
     let epsilon = accountant::epsilon(&event, RELATION, delta)?;
     if json {
         return output::json(&EpsilonAnswer {
@@ -71,8 +80,11 @@ pub(crate) fn calibrate(arguments: &CalibrateArguments, json: bool) -> anyhow::R
     let (sample_rate, steps) = (arguments.sample_rate, arguments.steps);
     let noise_multiplier = calibrated(target_epsilon, sample_rate, steps, delta)?;
     if json {
-        let epsilon =
-            accountant::epsilon(&dp_sgd(noise_multiplier, sample_rate, steps, None), RELATION, delta)?;
+        let epsilon = accountant::epsilon(
+            &dp_sgd(noise_multiplier, sample_rate, steps, None),
+            RELATION,
+            delta,
+        )?;
         return output::json(&CalibrateAnswer {
             target_epsilon,
             delta,
@@ -87,7 +99,12 @@ pub(crate) fn calibrate(arguments: &CalibrateArguments, json: bool) -> anyhow::R
 }
 
 fn calibrated(target_epsilon: f64, q: f64, steps: u64, delta: f64) -> anyhow::Result<f64> {
-    Ok(calibrate::noise_multiplier(target_epsilon, delta, RELATION, &|sigma| dp_sgd(sigma, q, steps, None))?)
+    Ok(calibrate::noise_multiplier(
+        target_epsilon,
+        delta,
+        RELATION,
+        &|sigma| dp_sgd(sigma, q, steps, None),
+    )?)
 }
 
 /// DP-SGD as an event: `steps` Poisson-sampled Gaussians, the sample truncated when `(size, cap)` is given.
@@ -104,7 +121,10 @@ fn dp_sgd(noise_multiplier: f64, q: f64, steps: u64, truncation: Option<(u64, u6
             event: Box::new(DpEvent::Gaussian { noise_multiplier }),
         },
     };
-    DpEvent::SelfComposed { event: Box::new(step), count: steps }
+    DpEvent::SelfComposed {
+        event: Box::new(step),
+        count: steps,
+    }
 }
 
 /// Reads `known,q,steps,delta` rows (any column order, further columns kept) and appends `answer`.
@@ -115,11 +135,16 @@ fn answer_csv(
     json: bool,
     query: impl Fn(f64, f64, u64, f64) -> anyhow::Result<f64>,
 ) -> anyhow::Result<()> {
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(open(path)?);
+    let mut reader = csv::ReaderBuilder::new()
+        .trim(csv::Trim::All)
+        .from_reader(open(path)?);
     let header = reader.headers()?.clone();
     let column = |name: &str| {
         header.iter().position(|found| found == name).with_context(|| {
-            format!("{}: column `{name}` is missing; needed: {known},q,steps,delta", path.display())
+            format!(
+                "{}: column `{name}` is missing; needed: {known},q,steps,delta",
+                path.display()
+            )
         })
     };
     let columns = [column(known)?, column("q")?, column("steps")?, column("delta")?];
@@ -128,7 +153,8 @@ fn answer_csv(
         let row = row?;
         let number = |at: usize| -> anyhow::Result<f64> {
             let cell = row.get(columns[at]).unwrap_or_default();
-            cell.parse().with_context(|| format!("row {}: `{cell}` is not a number", index + 1))
+            cell.parse()
+                .with_context(|| format!("row {}: `{cell}` is not a number", index + 1))
         };
         let steps = number(2)?;
         if steps.fract() != 0.0 || !(0.0..=9e15).contains(&steps) {
@@ -159,8 +185,10 @@ fn write_rows(
     let kept: Vec<usize> = (0..header.len()).filter(|&at| &header[at] != answer).collect();
     if json {
         let object = |(row, value): &(csv::StringRecord, f64)| -> serde_json::Value {
-            let mut object: serde_json::Map<_, _> =
-                kept.iter().map(|&at| (header[at].to_string(), parsed(&row[at]))).collect();
+            let mut object: serde_json::Map<_, _> = kept
+                .iter()
+                .map(|&at| (header[at].to_string(), parsed(&row[at])))
+                .collect();
             object.insert(answer.to_string(), serde_json::json!(value));
             object.into()
         };
@@ -177,5 +205,6 @@ fn write_rows(
 }
 
 fn parsed(cell: &str) -> serde_json::Value {
-    cell.parse::<f64>().map_or_else(|_| cell.into(), |number| serde_json::json!(number))
+    cell.parse::<f64>()
+        .map_or_else(|_| cell.into(), |number| serde_json::json!(number))
 }

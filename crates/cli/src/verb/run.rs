@@ -21,25 +21,40 @@ pub(crate) fn run(verb: &RunVerb, json: bool) -> anyhow::Result<()> {
         RunVerb::Watch { connection, run } => watch(&connect(connection)?, run_id(run)?, json),
         RunVerb::List { connection } => {
             let runs = connect(connection)?.list_runs()?;
-            if json { output::json(&runs) } else { Ok(print_runs(&runs)) }
+            if json {
+                output::json(&runs)
+            } else {
+                Ok(print_runs(&runs))
+            }
         }
         RunVerb::Cancel { connection, run } => {
             let run = connect(connection)?.cancel_run(run_id(run)?)?;
-            if json { output::json(&run) } else { Ok(print_runs(&[run])) }
+            if json {
+                output::json(&run)
+            } else {
+                Ok(print_runs(&[run]))
+            }
         }
         RunVerb::Fetch { connection, run, out } => fetch(&connect(connection)?, run_id(run)?, out, json),
     }
 }
 
 fn run_id(text: &str) -> anyhow::Result<RunId> {
-    RunId::from_str(text).with_context(|| format!("`{text}` is no run id: 32 hex digits, as `bastionai run list` prints"))
+    RunId::from_str(text)
+        .with_context(|| format!("`{text}` is no run id: 32 hex digits, as `bastionai run list` prints"))
 }
 
 /// Price first, always shown; a run that no budget covers is not started.
 fn start(arguments: &RunStartArguments, json: bool) -> anyhow::Result<()> {
-    let archive = std::fs::read(&arguments.model).with_context(|| format!("cannot read {}", arguments.model.display()))?;
+    let archive = std::fs::read(&arguments.model)
+        .with_context(|| format!("cannot read {}", arguments.model.display()))?;
     let client = connect(&arguments.connection)?;
-    let name = arguments.model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let name = arguments
+        .model
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let model_id = client.upload_model(&name, &archive, &mut |_| {})?;
     let spec = spec(arguments, &client, model_id, name)?;
     let quote = client.price(&spec)?;
@@ -54,7 +69,11 @@ fn start(arguments: &RunStartArguments, json: bool) -> anyhow::Result<()> {
     }
     let run = client.start_run(quote.run_digest)?;
     eprintln!("started; follow it with `bastionai run watch {}`", run.id);
-    if json { output::json(&run) } else { Ok(println!("{}", run.id)) }
+    if json {
+        output::json(&run)
+    } else {
+        Ok(println!("{}", run.id))
+    }
 }
 
 fn spec(
@@ -63,11 +82,19 @@ fn spec(
     model_id: bastionai_client::Digest32,
     model_name: String,
 ) -> anyhow::Result<RunSpec> {
-    let datasets =
-        arguments.datasets.iter().map(|name| dataset_named(client, name)).collect::<anyhow::Result<Vec<_>>>()?;
+    let datasets = arguments
+        .datasets
+        .iter()
+        .map(|name| dataset_named(client, name))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let first = datasets.first().context("at least one --dataset is needed")?;
     let input_columns = if arguments.columns.is_empty() {
-        first.contract.columns.iter().map(|column| column.name.clone()).collect()
+        first
+            .contract
+            .columns
+            .iter()
+            .map(|column| column.name.clone())
+            .collect()
     } else {
         arguments.columns.clone()
     };
@@ -98,8 +125,10 @@ fn spec(
         max_grad_norm: arguments.max_grad_norm,
         privacy: Privacy::TargetEpsilon(arguments.epsilon),
         target_delta: arguments.delta,
-        loss_release: (arguments.max_loss > 0.0)
-            .then_some(LossRelease { max_loss: arguments.max_loss, share: LOSS_SHARE }),
+        loss_release: (arguments.max_loss > 0.0).then_some(LossRelease {
+            max_loss: arguments.max_loss,
+            share: LOSS_SHARE,
+        }),
         optimizer,
     })
 }
@@ -114,7 +143,9 @@ fn watch(client: &Client, run: RunId, json: bool) -> anyhow::Result<()> {
                 if json {
                     println!("{}", serde_json::to_string(&progress)?);
                 } else {
-                    let loss = progress.noisy_loss.map_or(String::new(), |loss| format!("  noisy loss {loss:.4}"));
+                    let loss = progress
+                        .noisy_loss
+                        .map_or(String::new(), |loss| format!("  noisy loss {loss:.4}"));
                     eprintln!("step {}/{}{loss}", progress.step, progress.run.steps);
                 }
                 last = Some(progress.run);
@@ -156,9 +187,16 @@ fn fetch(client: &Client, run: RunId, out: &Path, json: bool) -> anyhow::Result<
 fn safetensors(fetched: &FetchedRun) -> anyhow::Result<Vec<u8>> {
     let mut views = Vec::new();
     for tensor in &fetched.weights {
-        let shape: Vec<usize> = tensor.shape.iter().map(|&extent| usize::try_from(extent)).collect::<Result<_, _>>()?;
+        let shape: Vec<usize> = tensor
+            .shape
+            .iter()
+            .map(|&extent| usize::try_from(extent))
+            .collect::<Result<_, _>>()?;
         for name in &tensor.names {
-            views.push((name.clone(), TensorView::new(dtype(tensor.dtype), shape.clone(), &tensor.bytes)?));
+            views.push((
+                name.clone(),
+                TensorView::new(dtype(tensor.dtype), shape.clone(), &tensor.bytes)?,
+            ));
         }
     }
     Ok(safetensors::serialize(views, None)?)
@@ -190,7 +228,11 @@ fn print_quote(quote: &Quote) {
         .charges
         .iter()
         .map(|charge| {
-            let left = charge.budget_before.map_or("no budget needed".to_owned(), |budget| budget.remaining.epsilon.to_string());
+            let left = charge
+                .budget_before
+                .map_or("no budget needed".to_owned(), |budget| {
+                    budget.remaining.epsilon.to_string()
+                });
             let verdict = if charge.affordable { "yes" } else { "no" };
             vec![
                 charge.dataset_name.clone(),
@@ -221,7 +263,10 @@ fn print_runs(runs: &[Run]) {
             ]
         })
         .collect();
-    output::table(&["run", "state", "model", "step", "datasets", "created (UTC)"], &rows);
+    output::table(
+        &["run", "state", "model", "step", "datasets", "created (UTC)"],
+        &rows,
+    );
 }
 
 fn state_name(state: RunState) -> &'static str {

@@ -31,7 +31,9 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<Config> {
     let attester = arguments.attester.as_deref().map(parse_attester).transpose()?;
     let mut config = match (&arguments.config, &arguments.data_dir, attester) {
         (Some(path), _, _) => Config::load(path)?,
-        (None, Some(data_dir), Some(AttesterKind::InsecureSimulated)) => Config::insecure_development(data_dir),
+        (None, Some(data_dir), Some(AttesterKind::InsecureSimulated)) => {
+            Config::insecure_development(data_dir)
+        }
         (None, None, _) => bail!("where should the vault live? Name --data-dir, or --config FILE"),
         (None, Some(_), None) => bail!(
             "no attester is named. The only one yet is for development and proves nothing: --attester insecure-simulated"
@@ -44,8 +46,9 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<Config> {
         config.data_dir.clone_from(data_dir);
     }
     if let Some(listen) = &arguments.listen {
-        config.listen =
-            listen.parse().with_context(|| format!("--listen {listen}: expected ADDRESS:PORT, e.g. 0.0.0.0:7443"))?;
+        config.listen = listen
+            .parse()
+            .with_context(|| format!("--listen {listen}: expected ADDRESS:PORT, e.g. 0.0.0.0:7443"))?;
     }
     if let Some(trainer) = &arguments.trainer {
         config.trainer.path = Some(trainer.clone());
