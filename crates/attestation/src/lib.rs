@@ -5,7 +5,7 @@
 //! [`claims`] (what the measured software says about how it runs, rule A4) →
 //! [`binding`] (ties evidence to one TLS session, or to one boot for offline receipts, rule A6) →
 //! [`evidence`] (the [`Attester`] and the bytes it makes) →
-//! [`mod@verify`] (cryptography up to a trust anchor) → [`mod@appraise`] (policy) → [`AttestationResult`].
+//! [`mod@verify`] (cryptography up to a trust anchor) → [`mod@appraise`] (against a [`policy`]) → [`result`].
 //! [`insecure_simulated`] is the development attester; its evidence can be forged by anyone.
 //!
 //! Two steps on purpose: [`verify`] says *who made these bytes*, [`VerifiedEvidence::appraise`] says
@@ -20,11 +20,14 @@ pub mod claims;
 mod encoding;
 pub mod evidence;
 pub mod insecure_simulated;
+pub mod policy;
+pub mod result;
 pub mod verify;
 
-pub use appraise::{AppraisalError, AppraisalPolicy, AttestationResult, ReferenceValues, Refusal, Rule};
 pub use binding::{Binding, BootBinding, Role};
 pub use claims::{ClaimsError, Freshness, RuntimeClaims};
 pub use evidence::{AttestError, Attester, Evidence};
 pub use insecure_simulated::InsecureSimulatedAttester;
+pub use policy::{AppraisalPolicy, ReferenceValues};
+pub use result::{AppraisalError, AttestationResult, Refusal, Rule, Status};
 pub use verify::{TrustAnchors, VerifiedEvidence, VerifyError, verify};

@@ -1,0 +1,251 @@
+//! Runs, prices and specifications to and from the wire. No decisions.
+
+use super::{Charge, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunSpec, RunState};
+use crate::convert::{all, amount, dataset_id, digest, principal, required, run_id};
+use crate::datasets::parse_budget;
+use crate::errors::ClientError;
+use bastionai_wire::v1;
+
+pub(super) fn spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
+    v1::RunSpec {
+        model_id: spec.model_id.as_bytes().to_vec(),
+        dataset_ids: spec.dataset_ids.iter().map(|id| id.as_bytes().to_vec()).collect(),
+        input_columns: spec.input_columns.clone(),
+        model_name: spec.model_name.clone(),
+        batch_size: spec.batch_size,
+        max_batch_size: spec.max_batch_size,
+        steps: spec.steps,
+        max_grad_norm: spec.max_grad_norm,
+        privacy: Some(match spec.privacy {
+            Privacy::TargetEpsilon(epsilon) => v1::run_spec::Privacy::TargetEpsilon(epsilon),
+            Privacy::NoiseMultiplier(multiplier) => v1::run_spec::Privacy::NoiseMultiplier(multiplier),
+        }),
+        target_delta: spec.target_delta.unwrap_or(0.0),
+        max_loss: spec.loss_release.map_or(0.0, |release| release.max_loss),
+        loss_share: spec.loss_release.map_or(0.0, |release| release.share),
+        optimizer: Some(v1::Optimizer {
+            kind: Some(optimizer_to_wire(spec.optimizer)),
+        }),
+    }
+}
+
+fn optimizer_to_wire(optimizer: Optimizer) -> v1::optimizer::Kind {
+    match optimizer {
+        Optimizer::Sgd {
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+        } => v1::optimizer::Kind::Sgd(v1::Sgd {
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+        }),
+        Optimizer::AdamW {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        } => v1::optimizer::Kind::Adamw(v1::AdamW {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        }),
+    }
+}
+
+fn parse_spec(call: &'static str, wire: v1::RunSpec) -> Result<RunSpec, ClientError> {
+    let privacy = match required(call, "the spec's privacy", wire.privacy)? {
+        v1::run_spec::Privacy::TargetEpsilon(epsilon) => Privacy::TargetEpsilon(epsilon),
+        v1::run_spec::Privacy::NoiseMultiplier(multiplier) => Privacy::NoiseMultiplier(multiplier),
+    };
+    let optimizer = match required(call, "the spec's optimizer", wire.optimizer.and_then(|o| o.kind))? {
+        v1::optimizer::Kind::Sgd(v1::Sgd {
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+        }) => Optimizer::Sgd {
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+        },
+        v1::optimizer::Kind::Adamw(v1::AdamW {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        }) => Optimizer::AdamW {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        },
+    };
+    Ok(RunSpec {
+        model_id: digest(call, "model_id", &wire.model_id)?,
+        dataset_ids: all(call, &wire.dataset_ids, |call, id| dataset_id(call, id))?,
+        input_columns: wire.input_columns,
+        model_name: wire.model_name,
+        batch_size: wire.batch_size,
+        max_batch_size: wire.max_batch_size,
+        steps: wire.steps,
+        max_grad_norm: wire.max_grad_norm,
+        privacy,
+        target_delta: (wire.target_delta != 0.0).then_some(wire.target_delta),
+        loss_release: (wire.max_loss != 0.0).then_some(LossRelease {
+            max_loss: wire.max_loss,
+            share: wire.loss_share,
+        }),
+        optimizer,
+    })
+}
+
+pub(super) fn parse_quote(call: &'static str, wire: v1::Quote) -> Result<Quote, ClientError> {
+    Ok(Quote {
+        run_digest: digest(call, "run_digest", &wire.run_digest)?,
+        spec: parse_spec(call, required(call, "the spec", wire.spec)?)?,
+        noise_multiplier: wire.noise_multiplier,
+        loss_noise_multiplier: wire.loss_noise_multiplier,
+        joint_noise_multiplier: wire.joint_noise_multiplier,
+        sample_rate: wire.sample_rate,
+        declared_size: wire.declared_size,
+        truncated_batch_size: wire.truncated_batch_size,
+        micro_batches: wire.micro_batches,
+        physical_batch_size: wire.physical_batch_size,
+        memory_bytes: wire.memory_bytes,
+        trainable_parameters: wire.trainable_parameters,
+        charges: all(call, wire.charges, parse_charge)?,
+        expires_unix_ms: wire.expires_unix_ms,
+        graph_digest: digest(call, "graph_digest", &wire.graph_digest)?,
+        warnings: wire.warnings,
+    })
+}
+
+fn parse_charge(call: &'static str, wire: v1::Charge) -> Result<Charge, ClientError> {
+    Ok(Charge {
+        dataset_id: dataset_id(call, &wire.dataset_id)?,
+        cost: amount(call, &wire.epsilon, &wire.delta)?,
+        budget_before: wire
+            .budget_before
+            .map(|budget| parse_budget(call, &budget))
+            .transpose()?,
+        affordable: wire.affordable,
+        dataset_name: wire.dataset_name,
+    })
+}
+
+pub(super) fn parse_run(call: &'static str, wire: v1::Run) -> Result<Run, ClientError> {
+    let state = match wire.state() {
+        v1::RunState::Queued => RunState::Queued,
+        v1::RunState::Running => RunState::Running,
+        v1::RunState::Succeeded => RunState::Succeeded,
+        v1::RunState::Failed => RunState::Failed,
+        v1::RunState::Cancelled => RunState::Cancelled,
+        v1::RunState::Unspecified => return Err(ClientError::protocol(call, "a run in an unknown state")),
+    };
+    Ok(Run {
+        id: run_id(call, &wire.id)?,
+        run_digest: digest(call, "run_digest", &wire.run_digest)?,
+        state,
+        scientist: principal(call, &wire.scientist)?,
+        dataset_ids: all(call, &wire.dataset_ids, |call, id| dataset_id(call, id))?,
+        charges: all(call, wire.charges, parse_charge)?,
+        model_name: wire.model_name,
+        dataset_names: wire.dataset_names,
+        steps: wire.steps,
+        released_step: wire.released_step,
+        created_unix_ms: wire.created_unix_ms,
+        ended_unix_ms: (wire.ended_unix_ms != 0).then_some(wire.ended_unix_ms),
+    })
+}
+
+pub(super) fn parse_progress(call: &'static str, wire: v1::RunProgress) -> Result<Progress, ClientError> {
+    Ok(Progress {
+        run: parse_run(call, required(call, "the run", wire.run)?)?,
+        step: wire.step,
+        noisy_loss: wire.has_loss.then_some(wire.noisy_loss),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bastionai_ledger::id::DatasetId;
+    use bastionai_ledger::id::Digest32;
+
+    fn spec() -> RunSpec {
+        RunSpec {
+            model_id: Digest32::from_bytes([1; 32]),
+            dataset_ids: vec![DatasetId::from_bytes([2; 16]), DatasetId::from_bytes([3; 16])],
+            input_columns: vec!["x".into(), "y".into()],
+            model_name: "mlp".into(),
+            batch_size: 64,
+            max_batch_size: 32,
+            steps: 100,
+            max_grad_norm: 1.0,
+            privacy: Privacy::TargetEpsilon(2.0),
+            target_delta: Some(1e-6),
+            loss_release: Some(LossRelease {
+                max_loss: 4.0,
+                share: 0.05,
+            }),
+            optimizer: Optimizer::Sgd {
+                lr: 0.5,
+                momentum: 0.9,
+                dampening: 0.0,
+                weight_decay: 0.1,
+                nesterov: true,
+            },
+        }
+    }
+
+    #[test]
+    fn a_specification_survives_the_wire() {
+        let other = RunSpec {
+            privacy: Privacy::NoiseMultiplier(1.5),
+            target_delta: None,
+            loss_release: None,
+            optimizer: Optimizer::AdamW {
+                lr: 1e-3,
+                beta1: 0.9,
+                beta2: 0.999,
+                eps: 1e-8,
+                weight_decay: 0.01,
+            },
+            ..spec()
+        };
+        for spec in [spec(), other] {
+            assert_eq!(parse_spec("PriceRun", spec_to_wire(&spec)).unwrap(), spec);
+        }
+    }
+
+    #[test]
+    fn malformed_answers_are_errors_not_panics() {
+        assert_eq!(
+            parse_quote("PriceRun", v1::Quote::default()).unwrap_err().kind(),
+            "protocol"
+        );
+        assert_eq!(
+            parse_run("ListRuns", v1::Run::default()).unwrap_err().kind(),
+            "protocol"
+        );
+        assert_eq!(
+            parse_progress("WatchRun", v1::RunProgress::default())
+                .unwrap_err()
+                .kind(),
+            "protocol"
+        );
+    }
+}
