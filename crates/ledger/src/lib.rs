@@ -4,7 +4,7 @@
 //! In call order: [`amount`], [`id`], [`policy`], [`event`] (what entries are made of) → [`entry`] (what can
 //! happen, and its bytes) → [`state`] (what entries add up to) → [`propose`] (event → [`Proposal`]) →
 //! [`rules`] (why not) → [`apply`] (durable entry → new state) → [`budget`] (proofs of steps taken) →
-//! [`chain`], [`key`] (heads and extension proofs) → [`weights`], [`receipt`], [`dsse`] (what leaves).
+//! [`chain`], [`key`] (heads and extension proofs) → [`weights`], [`receipt`], [`dsse`] (what leaves) → [`pricing`] (an auditor's check).
 //!
 //! Every change takes three steps, and a crash between any two of them loses nothing that took effect:
 //!
@@ -44,6 +44,7 @@ pub mod event;
 pub mod id;
 pub mod key;
 pub mod policy;
+pub mod pricing;
 pub mod propose;
 pub mod receipt;
 pub mod rules;
@@ -61,6 +62,7 @@ pub use entry::{
 pub use id::{BootId, DatasetId, Digest32, EntryHash, IdError, LedgerId, LedgerPublicKey, Principal, RunId};
 pub use key::{LedgerKey, SignatureError, SignedHead};
 pub use policy::{DatasetKind, Freshness, MayTrain, NoiseMode, Policy, PolicyError, RunLimits};
+pub use pricing::PriceError;
 pub use propose::Proposal;
 pub use receipt::{IssueError, Receipt, ReceiptError, RuntimeEvidence};
 pub use rules::Refusal;

@@ -241,6 +241,26 @@ fn what_is_stored_does_not_depend_on_the_row_count() {
     }
 }
 
+/// Rule D8: neighbouring datasets are read by the very same accesses.
+#[test]
+fn reading_touches_every_block_in_order_whatever_the_rows() {
+    let trace = |count: u64| {
+        let disk = Disk::default();
+        let vault = disk.boot(1);
+        let dataset = upload(&vault, "a", count, 3).unwrap();
+        vault.read_dataset(&dataset).unwrap();
+        disk.take_reads()
+    };
+    let full = trace(32);
+    assert_eq!(
+        full.iter().map(|(index, _)| *index).collect::<Vec<_>>(),
+        (0..8).collect::<Vec<_>>()
+    );
+    for count in [0, 1, 16, 17, 31] {
+        assert_eq!(trace(count), full, "{count} rows");
+    }
+}
+
 /// Rule A10: blocks are bound to dataset, policy, segment and index; rule A9: every segment has its own key.
 #[test]
 fn changed_swapped_missing_and_foreign_blocks_are_refused() {

@@ -36,6 +36,8 @@ struct State {
     pending: Vec<Change>,
     blocks: BTreeMap<(ObjectId, u64), Vec<u8>>,
     durable_blocks: BTreeMap<(ObjectId, u64), Vec<u8>>,
+    /// Blocks read: index and bytes, in order.
+    reads: Vec<(u64, usize)>,
     fault: Option<Fault>,
     operations: u64,
     dead: bool,
@@ -180,6 +182,11 @@ impl Disk {
         state.blocks = blocks;
     }
 
+    /// Blocks read since the last call: index and bytes, in order.
+    pub fn take_reads(&self) -> Vec<(u64, usize)> {
+        std::mem::take(&mut self.state().reads)
+    }
+
     pub fn objects(&self) -> BTreeSet<ObjectId> {
         self.state().blocks.keys().map(|(object, _)| *object).collect()
     }
@@ -303,16 +310,18 @@ impl BlockStore for DiskBlocks {
     }
 
     fn get(&self, object: ObjectId, index: u64, max_bytes: u64) -> io::Result<Vec<u8>> {
-        let state = self.0.state();
+        let mut state = self.0.state();
         state.alive()?;
         let block = state
             .blocks
             .get(&(object, index))
-            .ok_or(io::ErrorKind::NotFound)?;
+            .ok_or(io::ErrorKind::NotFound)?
+            .clone();
+        state.reads.push((index, block.len()));
         if block.len() as u64 > max_bytes {
             Err(io::ErrorKind::InvalidData.into())
         } else {
-            Ok(block.clone())
+            Ok(block)
         }
     }
 
