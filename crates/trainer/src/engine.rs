@@ -9,7 +9,7 @@ use crate::grid::Grid;
 use crate::guards;
 use crate::precision::{Precision, precision};
 use crate::program::{Program, kind};
-use crate::taps::{Method, ParameterPlan, Plan, Role, TapKind};
+use crate::taps::{Method, ParameterPlan, Plan, Role, TapKind, TapPlan};
 use bastionai_graph::typed::{TypedGraph, ValueId};
 use bastionai_privacy::sensitivity::{ClipRule, charged_sensitivity};
 use sha2::{Digest, Sha256};
@@ -301,24 +301,22 @@ impl Engine {
         Ok(out)
     }
 
-    /// `(rows, inner, columns)` of the largest matrix product of a forward phase.
-    pub(crate) fn largest_product(&self) -> Option<(i64, i64, i64)> {
-        let size = |tap: &crate::taps::TapPlan| match tap.kind {
-            TapKind::Rows {
-                input_width,
-                output_width,
-            } => Some((
-                self.program.batch_size * tap.rows_per_record,
-                input_width,
-                output_width,
-            )),
-            _ => None,
+    /// `(rows, inner, columns)` of the largest matrix product of a forward phase; zeros when there is none.
+    pub(crate) fn largest_product(&self) -> (i64, i64, i64) {
+        let size = |tap: &TapPlan| match tap.kind {
+            TapKind::Rows { input_width, output_width } => {
+                (self.program.batch_size * tap.rows_per_record, input_width, output_width)
+            }
+            _ => (0, 0, 0),
         };
-        self.plan
-            .taps
-            .iter()
-            .filter_map(size)
-            .max_by_key(|&(rows, inner, columns)| rows.saturating_mul(inner * columns))
+        let multiplications = |&(rows, inner, columns): &(i64, i64, i64)| rows.saturating_mul(inner * columns);
+        self.plan.taps.iter().map(size).max_by_key(multiplications).unwrap_or_default()
+    }
+
+    /// For models too small to share out. The number of threads then stays fixed for the run (rule T2).
+    pub(crate) fn use_one_thread(&mut self) {
+        self.settings.threads = 1;
+        tch::set_num_threads(1);
     }
 
     fn gradients(&self, batch: &Batch, randomness: Randomness) -> Result<Gradients> {

@@ -113,8 +113,8 @@ fn prepare(job: &Job, input: &mut impl Read) -> Result<Engine, Preparation> {
         max_grad_norm: job.max_grad_norm,
         threads: job.threads,
     };
-    let engine = Engine::new(graph, &parameters, &constants, settings)?;
-    selftest::self_test(&engine)?;
+    let mut engine = Engine::new(graph, &parameters, &constants, settings)?;
+    selftest::self_test(&mut engine)?;
     Ok(engine)
 }
 

@@ -18,7 +18,11 @@ const TIMINGS: usize = 5;
 /// An f32 product of up to a few thousand terms is off by well under this; bf16 is off by 4e-3.
 const TRUE_F32_ERROR: f64 = 2e-5;
 
-/// Fewer multiplications than this are not worth choosing for.
+/// Below this many multiplications in its largest product (about 50 µs) a model runs on one thread: waking others
+/// costs more than they save.
+const WORTH_THREADS: i64 = 1 << 21;
+
+/// Fewer multiplications than this are not worth choosing kernels for.
 const WORTH_CHOOSING: i64 = 1 << 20;
 
 /// Sets up libtorch for this process: threads, denormals, deterministic memory, no warnings.
@@ -44,8 +48,11 @@ pub fn prepare_process(threads: u32) -> Result<()> {
 /// # Errors
 /// [`EngineError::RowsInteract`] or [`EngineError::Mutated`] when the proof fails; a node's own error when the
 /// graph does not run.
-pub fn self_test(engine: &Engine) -> Result<KernelChoice> {
+pub fn self_test(engine: &mut Engine) -> Result<KernelChoice> {
     compare_schemas()?;
+    if largest_multiplications(engine) < WORTH_THREADS {
+        engine.use_one_thread();
+    }
     let choice = choose_kernels(engine)?;
     prove(engine)?;
     Ok(choice)
@@ -68,10 +75,8 @@ fn select(choice: KernelChoice) -> Result<()> {
 
 fn choose_kernels(engine: &Engine) -> Result<KernelChoice> {
     select(KernelChoice::Default)?;
-    let Some((rows, inner, columns)) = engine.largest_product() else {
-        return Ok(KernelChoice::Default);
-    };
-    if rows.saturating_mul(inner).saturating_mul(columns) < WORTH_CHOOSING {
+    let (rows, inner, columns) = engine.largest_product();
+    if largest_multiplications(engine) < WORTH_CHOOSING {
         return Ok(KernelChoice::Default);
     }
     tch::manual_seed(SEED);
@@ -93,6 +98,11 @@ fn choose_kernels(engine: &Engine) -> Result<KernelChoice> {
     }
     select(KernelChoice::Default)?;
     Ok(KernelChoice::Default)
+}
+
+fn largest_multiplications(engine: &Engine) -> i64 {
+    let (rows, inner, columns) = engine.largest_product();
+    rows.saturating_mul(inner).saturating_mul(columns)
 }
 
 fn time_product(left: &Tensor, right: &Tensor) -> Result<(f64, Tensor)> {

@@ -66,7 +66,7 @@ fn inputs(engine: &Engine) -> Vec<Tensor> {
 #[test]
 fn every_accepted_model_starts() {
     for name in ACCEPTED {
-        self_test(&engine(name, settings(BATCH, 1.0)))
+        self_test(&mut engine(name, settings(BATCH, 1.0)))
             .unwrap_or_else(|error| panic!("{name}: {error} {:?}", error.detail()));
     }
 }

@@ -167,15 +167,15 @@ fn permuting_the_batch_permutes_the_results() {
 #[test]
 fn the_start_up_test_passes_for_every_model() {
     for model in models::all(DType::F32, 64) {
-        self_test(&model.engine(settings(64, 1.0))).expect(model.name);
+        self_test(&mut model.engine(settings(64, 1.0))).expect(model.name);
     }
 }
 
 #[test]
 fn the_start_up_test_finds_rows_that_influence_one_another() {
-    let engine = models::leaky(64).engine(settings(64, 1.0));
+    let mut engine = models::leaky(64).engine(settings(64, 1.0));
     assert!(matches!(
-        self_test(&engine),
+        self_test(&mut engine),
         Err(EngineError::RowsInteract {
             physical_batch_size: 64
         })

@@ -1,0 +1,407 @@
+//! The real binary over its pipes, as the server drives it.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use bastionai_graph::dtype::DType;
+use bastionai_wire::trainer::{
+    DatasetShape, Job, LossRelease, Optimizer, Report, TRAINER_PROTOCOL_VERSION, read_frame, read_message,
+    write_frame, write_message,
+};
+use std::io::{BufReader, Read};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use support::bytes_of;
+use support::models::{self, Model};
+use tch::{Device, Kind, Tensor};
+
+const CAPACITY: u64 = 64;
+
+struct Trainer {
+    child: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Trainer {
+    fn start() -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_bastionai-trainer"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .env_clear()
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self {
+            input: child.stdin.take(),
+            output,
+            child,
+        }
+    }
+
+    fn send_job(&mut self, job: &Job, model: &Model) {
+        let input = self.input.as_mut().unwrap();
+        write_message(input, job).unwrap();
+        for tensor in model.parameters.iter().chain(&model.constants) {
+            write_frame(input, &bytes_of(tensor)).unwrap();
+        }
+    }
+
+    fn send_records(&mut self, datasets: &[Vec<Tensor>]) {
+        let input = self.input.as_mut().unwrap();
+        datasets
+            .iter()
+            .flatten()
+            .for_each(|column| write_frame(input, &bytes_of(column)).unwrap());
+    }
+
+    fn report(&mut self) -> Report {
+        read_message(&mut self.output, 1 << 20).unwrap()
+    }
+
+    /// Exit status and everything on standard error.
+    fn end(mut self) -> (ExitStatus, String) {
+        drop(self.input.take());
+        let mut errors = String::new();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut errors)
+            .unwrap();
+        (self.child.wait().unwrap(), errors)
+    }
+}
+
+fn model() -> Model {
+    models::classifier(DType::F32, 1)
+}
+
+fn job(model: &Model) -> Job {
+    Job {
+        version: TRAINER_PROTOCOL_VERSION,
+        graph: model.graph.to_bytes(),
+        datasets: vec![
+            DatasetShape {
+                capacity: CAPACITY,
+                rows: 50,
+            },
+            DatasetShape {
+                capacity: CAPACITY,
+                rows: 64,
+            },
+        ],
+        steps: 12,
+        sample_threshold: u64::MAX / 4,
+        expected_batch_size: 32.0,
+        physical_batch_size: 16,
+        micro_batches: 4,
+        max_grad_norm: 1.0,
+        noise_multiplier: 1.0,
+        loss: Some(LossRelease {
+            max_loss: 8.0,
+            noise_multiplier: 1.0,
+        }),
+        optimizer: Optimizer::Sgd {
+            lr: 0.5,
+            momentum: 0.9,
+            dampening: 0.0,
+            weight_decay: 0.0,
+            nesterov: false,
+        },
+        threads: 2,
+    }
+}
+
+/// Records whose label is the largest of the first three features.
+fn records() -> Vec<Vec<Tensor>> {
+    let dataset = || {
+        let x = Tensor::randn([CAPACITY as i64, 6], (Kind::Float, Device::Cpu));
+        let y = x.narrow(1, 0, 3).argmax(1, false);
+        vec![x, y]
+    };
+    vec![dataset(), dataset()]
+}
+
+/// A whole run: noisy losses and the trained parameters' bytes.
+fn run(job: &Job, model: &Model, records: &[Vec<Tensor>]) -> (Vec<Option<f64>>, Vec<Vec<u8>>) {
+    let mut trainer = Trainer::start();
+    trainer.send_job(job, model);
+    assert_eq!(trainer.report(), Report::Ready);
+    trainer.send_records(records);
+    let mut losses = Vec::new();
+    for expected in 1..=job.steps {
+        match trainer.report() {
+            Report::Step { step, noisy_loss } => {
+                assert_eq!(step, expected);
+                losses.push(noisy_loss);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(trainer.report(), Report::Finished);
+    let trained = model.graph.parameters().iter().filter(|each| each.trainable);
+    let weights = trained
+        .map(|_| read_frame(&mut trainer.output, 1 << 20).unwrap())
+        .collect();
+    let (status, errors) = trainer.end();
+    assert!(status.success() && errors.is_empty(), "{status} {errors}");
+    (losses, weights)
+}
+
+fn floats(bytes: &[u8]) -> Vec<f64> {
+    bytes
+        .chunks_exact(4)
+        .map(|each| f64::from(f32::from_le_bytes(each.try_into().unwrap())))
+        .collect()
+}
+
+#[test]
+fn a_run_learns_and_sends_the_trained_weights() {
+    let model = model();
+    let quiet = LossRelease {
+        max_loss: 8.0,
+        noise_multiplier: 0.01,
+    };
+    let job = Job {
+        steps: 60,
+        noise_multiplier: 0.01,
+        loss: Some(quiet),
+        ..job(&model)
+    };
+    let (losses, weights) = run(&job, &model, &records());
+    let mean = |part: &[Option<f64>]| part.iter().flatten().sum::<f64>() / part.len() as f64;
+    assert!(mean(&losses[50..]) < 0.5 * mean(&losses[..5]), "{losses:?}");
+    let sizes: Vec<usize> = weights.iter().map(Vec::len).collect();
+    assert_eq!(
+        sizes,
+        [30 * 4, 15 * 4, 3 * 4],
+        "trained parameters only, in graph order"
+    );
+}
+
+#[test]
+fn two_runs_of_one_job_share_no_randomness() {
+    let (model, records) = (model(), records());
+    let job = Job {
+        steps: 1,
+        ..job(&model)
+    };
+    let (first, second) = (run(&job, &model, &records), run(&job, &model, &records));
+    assert_ne!(first.0, second.0);
+    assert_ne!(first.1, second.1);
+}
+
+#[test]
+fn an_empty_sample_is_a_step_with_noise_of_the_charged_size() {
+    let model = model();
+    let optimizer = Optimizer::Sgd {
+        lr: 1.0,
+        momentum: 0.0,
+        dampening: 0.0,
+        weight_decay: 0.0,
+        nesterov: false,
+    };
+    let steps = 25;
+    let job = Job {
+        steps,
+        sample_threshold: 0,
+        noise_multiplier: 3.0,
+        max_grad_norm: 2.0,
+        optimizer,
+        ..job(&model)
+    };
+    let (losses, weights) = run(&job, &model, &records());
+    let trained: Vec<&Tensor> = [0, 2, 3].map(|index| &model.parameters[index]).to_vec();
+    let moved: Vec<f64> = weights
+        .iter()
+        .zip(trained)
+        .flat_map(|(after, before)| {
+            floats(after)
+                .into_iter()
+                .zip(floats(&bytes_of(before)))
+                .map(|(a, b)| a - b)
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    // Per coordinate: noise_multiplier·Δ/expected_batch_size per step, over 25 steps; 48 coordinates give it to ±10%.
+    let expected = 3.0 * 2.0 / 32.0 * (steps as f64).sqrt();
+    let measured = (moved.iter().map(|value| value * value).sum::<f64>() / moved.len() as f64).sqrt();
+    assert!(
+        measured > 0.6 * expected && measured < 1.45 * expected,
+        "{measured} for {expected}"
+    );
+    // The loss of nobody is noise around zero: noise_multiplier·max_loss/expected_batch_size = 0.25.
+    let losses: Vec<f64> = losses.into_iter().map(Option::unwrap).collect();
+    let spread = (losses.iter().map(|loss| loss * loss).sum::<f64>() / losses.len() as f64).sqrt();
+    assert!(spread > 0.1 && spread < 0.5, "{spread}");
+}
+
+#[test]
+fn no_loss_is_reported_unless_it_is_released() {
+    let model = model();
+    let (losses, _) = run(
+        &Job {
+            loss: None,
+            steps: 2,
+            ..job(&model)
+        },
+        &model,
+        &records(),
+    );
+    assert_eq!(losses, [None, None]);
+}
+
+fn refusal(job: &Job, model: &Model) -> String {
+    let mut trainer = Trainer::start();
+    trainer.send_job(job, model);
+    let Report::Refused { reason } = trainer.report() else {
+        panic!("not refused")
+    };
+    let (status, errors) = trainer.end();
+    assert_eq!(
+        (status.code(), errors.as_str()),
+        (Some(2), "trainer: the job was refused\n")
+    );
+    reason
+}
+
+#[test]
+fn a_job_that_cannot_be_run_is_refused_with_its_reason() {
+    let model = model();
+    let good = job(&model);
+    let version = Job {
+        version: 99,
+        ..good.clone()
+    };
+    assert!(refusal(&version, &model).contains("different builds"));
+    let silent = Job {
+        noise_multiplier: 0.0,
+        ..good.clone()
+    };
+    assert!(refusal(&silent, &model).contains("no gradient leaves without noise"));
+    let clip = Job {
+        max_grad_norm: f64::NAN,
+        ..good.clone()
+    };
+    assert!(refusal(&clip, &model).contains("max_grad_norm"));
+    let empty = Job {
+        physical_batch_size: 0,
+        ..good.clone()
+    };
+    assert!(refusal(&empty, &model).contains("physical_batch_size"));
+    let mut graph = good.graph.clone();
+    graph.truncate(graph.len() - 3);
+    assert!(refusal(&Job { graph, ..good }, &model).contains("typed graph"));
+}
+
+#[test]
+fn rows_that_influence_one_another_are_refused_before_a_record_arrives() {
+    let leaky = models::leaky(16);
+    assert!(refusal(&job(&leaky), &leaky).contains("influence one another"));
+}
+
+#[test]
+fn a_run_that_breaks_off_says_nothing_about_the_records() {
+    let (model, mut records) = (model(), records());
+    let canary = 31_337.25;
+    let _ = records[0][0].fill_(canary);
+    // A column of the wrong size in the second dataset.
+    records[1][0] = records[1][0].narrow(0, 0, 10).contiguous();
+    let mut trainer = Trainer::start();
+    trainer.send_job(&job(&model), &model);
+    assert_eq!(trainer.report(), Report::Ready);
+    trainer.send_records(&records);
+    let (status, errors) = trainer.end();
+    assert_eq!(status.code(), Some(1));
+    assert_eq!(
+        errors,
+        "trainer: the connection to the server ended: invalid data\n"
+    );
+}
+
+#[test]
+fn a_trainer_whose_server_is_gone_ends() {
+    let model = model();
+    let mut silent = Trainer::start();
+    silent.send_job(&job(&model), &model);
+    assert_eq!(silent.report(), Report::Ready);
+    let (status, errors) = silent.end();
+    assert_eq!(
+        (status.code(), errors.as_str()),
+        (
+            Some(1),
+            "trainer: the connection to the server ended: unexpected end of file\n"
+        )
+    );
+
+    let mut deaf = Trainer::start();
+    deaf.send_job(
+        &Job {
+            steps: u64::MAX,
+            ..job(&model)
+        },
+        &model,
+    );
+    assert_eq!(deaf.report(), Report::Ready);
+    deaf.send_records(&records());
+    assert!(matches!(deaf.report(), Report::Step { step: 1, .. }));
+    let Trainer {
+        mut child,
+        input,
+        output,
+    } = deaf;
+    drop(output);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "still running");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(input);
+}
+
+#[test]
+fn hostile_records_neither_stop_a_run_nor_show() {
+    let (model, records) = (model(), records());
+    for value in [f64::NAN, f64::INFINITY, 3e38] {
+        let _ = records[0][0].get(3).fill_(value);
+        let _ = records[1][1].get(7).fill_(12_345);
+        let everyone = Job {
+            sample_threshold: u64::MAX,
+            micro_batches: 8,
+            steps: 3,
+            ..job(&model)
+        };
+        let (losses, weights) = run(&everyone, &model, &records);
+        assert!(losses.iter().flatten().all(|loss| loss.is_finite()));
+        assert!(weights.iter().flat_map(|bytes| floats(bytes)).all(f64::is_finite));
+    }
+}
+
+#[test]
+fn the_process_can_neither_dump_core_nor_gain_privileges_nor_keep_inherited_files() {
+    let binary = env!("CARGO_BIN_EXE_bastionai-trainer");
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", &format!("exec 7</dev/null; exec {binary}")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let of = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", child.id())).unwrap_or_default();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !of("status").contains("NoNewPrivs:\t1") {
+        assert!(Instant::now() < deadline, "{}", of("status"));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    let core = of("limits")
+        .lines()
+        .find(|line| line.starts_with("Max core file size"))
+        .map(str::to_owned)
+        .unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    assert!(!std::path::Path::new(&format!("/proc/{}/fd/7", child.id())).exists());
+    drop(child.stdin.take());
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}
