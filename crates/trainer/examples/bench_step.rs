@@ -22,7 +22,10 @@ fn main() -> anyhow::Result<()> {
     let [layers, batch, threads, optimizer] = &arguments[..] else {
         anyhow::bail!("usage: bench_step 784,512,512,10 256 2 sgd|adamw");
     };
-    let layers = layers.split(',').map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+    let layers = layers
+        .split(',')
+        .map(str::parse)
+        .collect::<Result<Vec<u64>, _>>()?;
     let (batch, threads): (u32, u32) = (batch.parse()?, threads.parse()?);
     let (mut training, choice) = training(&layers, batch, threads, optimizer)?;
     let mut out = std::io::stdout().lock();
@@ -41,30 +44,62 @@ fn main() -> anyhow::Result<()> {
 fn training(layers: &[u64], batch: u32, threads: u32, optimizer: &str) -> anyhow::Result<(Training, String)> {
     selftest::prepare_process(threads)?;
     let graph = mlp(layers);
-    let parameters = graph.parameters().iter().enumerate().map(|(seed, each)| initial(&each.shape, seed)).collect::<Vec<_>>();
-    let settings = Settings { physical_batch_size: batch, micro_batches: 1, max_grad_norm: 1.0, threads };
+    let parameters = graph
+        .parameters()
+        .iter()
+        .enumerate()
+        .map(|(seed, each)| initial(&each.shape, seed))
+        .collect::<Vec<_>>();
+    let settings = Settings {
+        physical_batch_size: batch,
+        micro_batches: 1,
+        max_grad_norm: 1.0,
+        threads,
+    };
     let mut engine = Engine::new(graph, &parameters, &[], settings)?;
     let choice = selftest::self_test(&mut engine)?;
     let job = job(&engine, batch, threads, optimizer);
     let mut records = Records::new(engine.graph().inputs(), &job.datasets)?;
-    let features = (0..ROWS * layers[0]).flat_map(|i| (unit(i) as f32).to_le_bytes()).collect::<Vec<u8>>();
+    let features = (0..ROWS * layers[0])
+        .flat_map(|i| (unit(i) as f32).to_le_bytes())
+        .collect::<Vec<u8>>();
     let classes = *layers.last().unwrap_or(&1);
-    let labels = (0..ROWS).flat_map(|i| ((i * 31 % classes) as i64).to_le_bytes()).collect::<Vec<u8>>();
+    let labels = (0..ROWS)
+        .flat_map(|i| ((i * 31 % classes) as i64).to_le_bytes())
+        .collect::<Vec<u8>>();
     records.fill(0, 0, ROWS, &features)?;
     records.fill(1, 0, ROWS, &labels)?;
     let slack = engine.l2_sensitivity() - 1.0;
-    Ok((Training::new(engine, records, &job)?, format!("{choice:?} {slack:.6}")))
+    Ok((
+        Training::new(engine, records, &job)?,
+        format!("{choice:?} {slack:.6}"),
+    ))
 }
 
 fn job(engine: &Engine, batch: u32, threads: u32, optimizer: &str) -> Job {
     let optimizer = match optimizer {
-        "adamw" => Optimizer::AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 },
-        _ => Optimizer::Sgd { lr: 0.1, momentum: 0.9, dampening: 0.0, weight_decay: 0.0, nesterov: false },
+        "adamw" => Optimizer::AdamW {
+            lr: 1e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+        },
+        _ => Optimizer::Sgd {
+            lr: 0.1,
+            momentum: 0.9,
+            dampening: 0.0,
+            weight_decay: 0.0,
+            nesterov: false,
+        },
     };
     Job {
         version: TRAINER_PROTOCOL_VERSION,
         graph: engine.graph().to_bytes(),
-        datasets: vec![DatasetShape { capacity: ROWS, rows: ROWS }],
+        datasets: vec![DatasetShape {
+            capacity: ROWS,
+            rows: ROWS,
+        }],
         // Never reached: hashing at the last step is not part of an ordinary one.
         steps: u64::MAX,
         sample_threshold: (f64::from(batch) / ROWS as f64 * 2f64.powi(64)) as u64,
@@ -87,22 +122,41 @@ fn unit(i: u64) -> f64 {
 fn initial(shape: &[u64], seed: usize) -> Vec<u8> {
     let fan_in = *shape.last().unwrap_or(&1) as f64;
     let count: u64 = shape.iter().product();
-    (0..count).flat_map(|i| ((unit(i + (seed as u64) * 7_919) / fan_in.sqrt()) as f32).to_le_bytes()).collect()
+    (0..count)
+        .flat_map(|i| ((unit(i + (seed as u64) * 7_919) / fan_in.sqrt()) as f32).to_le_bytes())
+        .collect()
 }
 
 /// linear → relu → … → linear → cross-entropy per sample, as the checker types it.
 fn mlp(layers: &[u64]) -> TypedGraph {
     let (mut values, mut nodes, mut parameters) = (Vec::new(), Vec::new(), Vec::new());
     let inputs = vec![
-        Input { column: "x".into(), dtype: DType::F32, shape: vec![layers[0]] },
-        Input { column: "y".into(), dtype: DType::I64, shape: vec![] },
+        Input {
+            column: "x".into(),
+            dtype: DType::F32,
+            shape: vec![layers[0]],
+        },
+        Input {
+            column: "y".into(),
+            dtype: DType::I64,
+            shape: vec![],
+        },
     ];
     let mut value = |name: &str, origin, dtype, shape: Vec<Extent>, requires_grad| {
         let dependence = match shape.first() {
             Some(Extent::Batch(_)) => Dependence::PerSample { axis: 0 },
             _ => Dependence::Shared,
         };
-        values.push(Value { name: name.into(), origin, value_type: ValueType { dependence, shape, dtype }, requires_grad });
+        values.push(Value {
+            name: name.into(),
+            origin,
+            value_type: ValueType {
+                dependence,
+                shape,
+                dtype,
+            },
+            requires_grad,
+        });
         ValueId(values.len() as u32 - 1)
     };
     let rows = |width: u64| vec![Extent::Batch(1), Extent::Fixed(width)];
@@ -118,22 +172,38 @@ fn mlp(layers: &[u64]) -> TypedGraph {
             tap,
             source: None,
         });
-        Origin::Node { node: nodes.len() as u32, output: 0 }
+        Origin::Node {
+            node: nodes.len() as u32,
+            output: 0,
+        }
     };
     let mut next = Origin::Node { node: 0, output: 0 };
     for (layer, pair) in layers.windows(2).enumerate() {
         let (input, output) = (pair[0], pair[1]);
         let mut parameter = |shape: Vec<u64>| {
-            parameters.push(Parameter { names: vec![format!("p{}", parameters.len())], dtype: DType::F32, shape: shape.clone(), trainable: true });
+            parameters.push(Parameter {
+                names: vec![format!("p{}", parameters.len())],
+                dtype: DType::F32,
+                shape: shape.clone(),
+                trainable: true,
+            });
             let id = ParameterId(parameters.len() as u32 - 1);
             let extents = shape.into_iter().map(Extent::Fixed).collect();
             let value = value("p", Origin::Parameter(id), DType::F32, extents, true);
-            TappedParameter { parameter: id, value, views: vec![] }
+            TappedParameter {
+                parameter: id,
+                value,
+                views: vec![],
+            }
         };
         let (weight, bias) = (parameter(vec![output, input]), parameter(vec![output]));
         let z = value("z", next.clone(), DType::F32, rows(output), true);
         let given = [("input", h), ("weight", weight.value), ("bias", bias.value)];
-        let tap = Tap::Linear { input: h, weight: Some(weight), bias: Some(bias) };
+        let tap = Tap::Linear {
+            input: h,
+            weight: Some(weight),
+            bias: Some(bias),
+        };
         next = node("linear", &given, z, Some(tap));
         h = z;
         if layer + 2 < layers.len() {
@@ -152,7 +222,10 @@ fn mlp(layers: &[u64]) -> TypedGraph {
 fn arguments(operator: &str, given: &[(&str, ValueId)]) -> Vec<NamedArgument> {
     let known = schema::find(operator, "default").expect("an allowed operator");
     let argument = |argument: &schema::SchemaArgument| {
-        let given = given.iter().find(|(name, _)| *name == argument.name).map(|(_, value)| Argument::Value(*value));
+        let given = given
+            .iter()
+            .find(|(name, _)| *name == argument.name)
+            .map(|(_, value)| Argument::Value(*value));
         let default = || match argument.default.as_ref() {
             // Per-sample losses: reduction is none.
             Some(DefaultValue::Int(_)) if argument.name == "reduction" => Argument::Int(0),
@@ -161,7 +234,10 @@ fn arguments(operator: &str, given: &[(&str, ValueId)]) -> Vec<NamedArgument> {
             Some(DefaultValue::Bool(value)) => Argument::Bool(*value),
             _ => Argument::None,
         };
-        NamedArgument { name: argument.name.clone(), value: given.unwrap_or_else(default) }
+        NamedArgument {
+            name: argument.name.clone(),
+            value: given.unwrap_or_else(default),
+        }
     };
     known.arguments.iter().map(argument).collect()
 }

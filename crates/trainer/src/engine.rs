@@ -304,13 +304,24 @@ impl Engine {
     /// `(rows, inner, columns)` of the largest matrix product of a forward phase; zeros when there is none.
     pub(crate) fn largest_product(&self) -> (i64, i64, i64) {
         let size = |tap: &TapPlan| match tap.kind {
-            TapKind::Rows { input_width, output_width } => {
-                (self.program.batch_size * tap.rows_per_record, input_width, output_width)
-            }
+            TapKind::Rows {
+                input_width,
+                output_width,
+            } => (
+                self.program.batch_size * tap.rows_per_record,
+                input_width,
+                output_width,
+            ),
             _ => (0, 0, 0),
         };
-        let multiplications = |&(rows, inner, columns): &(i64, i64, i64)| rows.saturating_mul(inner * columns);
-        self.plan.taps.iter().map(size).max_by_key(multiplications).unwrap_or_default()
+        let multiplications =
+            |&(rows, inner, columns): &(i64, i64, i64)| rows.saturating_mul(inner * columns);
+        self.plan
+            .taps
+            .iter()
+            .map(size)
+            .max_by_key(multiplications)
+            .unwrap_or_default()
     }
 
     /// For models too small to share out. The number of threads then stays fixed for the run (rule T2).

@@ -5,8 +5,8 @@ mod support;
 
 use bastionai_graph::dtype::DType;
 use bastionai_wire::trainer::{
-    DatasetShape, Job, LossRelease, Optimizer, Report, TRAINER_PROTOCOL_VERSION, read_frame, read_message,
-    write_frame, write_message,
+    DatasetShape, Job, LossRelease, Optimizer, Report, TRAINER_ENVIRONMENT, TRAINER_PROTOCOL_VERSION,
+    read_frame, read_message, write_frame, write_message,
 };
 use std::io::{BufReader, Read};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -30,6 +30,7 @@ impl Trainer {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .env_clear()
+            .envs(TRAINER_ENVIRONMENT)
             .spawn()
             .unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
