@@ -8,6 +8,8 @@ mod json;
 mod model;
 mod strict;
 mod tensors;
+#[cfg(test)]
+mod tests;
 
 mod zip;
 

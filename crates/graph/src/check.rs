@@ -16,6 +16,8 @@ mod inputs;
 mod premise;
 mod refusal;
 mod rules;
+#[cfg(test)]
+mod tests;
 
 pub use guards::{ValueGuard, value_guards};
 pub use refusal::{Refusal, Refusals};
@@ -489,7 +491,7 @@ fn check_parameters(call: &Call<'_>, outputs: &[Output], tap: Option<&Tap>) -> R
             .iter()
             .any(|output| output.requires_grad && shared(output) && output.view.is_none())
     {
-        require(Premise::ParametersEnterWhole, false, || {
+        require(Premise::ParametersAreTapped, false, || {
             let reason = "it computes a function of a trainable parameter: clipping the gradient of the result does not \
                           bound the gradient of the parameter";
             let remedy = "use the parameter itself (or a transpose or view of all of it), or freeze it with \

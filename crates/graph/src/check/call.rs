@@ -382,11 +382,13 @@ pub(crate) fn is_trainable(typed: &Typed) -> bool {
 
 /// The batch axis and its `k`.
 pub(crate) fn batch_axis(value_type: &ValueType) -> Option<(usize, u64)> {
-    let Dependence::PerSample { axis } = value_type.dependence else {
-        return None;
+    let axis = match value_type.dependence {
+        Dependence::PerSample { axis } => usize::from(axis),
+        Dependence::BatchIota => 0,
+        Dependence::Shared => return None,
     };
-    match value_type.shape.get(usize::from(axis)) {
-        Some(Extent::Batch(inner)) => Some((usize::from(axis), *inner)),
+    match value_type.shape.get(axis) {
+        Some(Extent::Batch(inner)) => Some((axis, *inner)),
         _ => None,
     }
 }

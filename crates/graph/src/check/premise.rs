@@ -52,9 +52,8 @@ pub(crate) enum Premise {
     ShapesDoNotDependOnValues,
     /// T8: the graph returns a result only, no new state.
     NoState,
-    /// G2: functions of trainable parameters other than whole isometric views.
-    ParametersEnterWhole,
-    /// G2: a trainable parameter meets per-sample data only where it is tapped.
+    /// G2: a trainable parameter meets per-sample data only where it is tapped, and enters the tap whole,
+    /// as itself or as an isometric view of all of it.
     ParametersAreTapped,
     /// The taps' batch axis is axis 0.
     TapsAreBatchFirst,
@@ -77,7 +76,7 @@ impl Premise {
             Self::ShapesDoNotDependOnValues => "T5",
             Self::LeftAxesPassThrough | Self::BlocksStayWhole => "T6",
             Self::NoState => "T8",
-            Self::ParametersEnterWhole | Self::ParametersAreTapped | Self::TapsAreBatchFirst => "G2",
+            Self::ParametersAreTapped | Self::TapsAreBatchFirst => "G2",
             Self::IndicesWithinContract => "G4",
             _ => "T7",
         }

@@ -124,7 +124,7 @@ fn product(left: &Typed, right: &Typed) -> Result<ValueType, Objection> {
     let mut value_type = left.value_type.clone();
     value_type.shape.pop();
     value_type.shape.extend(out);
-    Ok(value_type)
+    Ok(without_lost_batch(value_type))
 }
 
 fn require_shared(name: &str, operand: &Typed) -> Result<(), Objection> {
@@ -179,11 +179,20 @@ fn with_last(data: &Typed, out: Extent) -> ValueType {
     let mut value_type = data.value_type.clone();
     value_type.shape.pop();
     value_type.shape.push(out);
-    // Only in a rule mutant is the last axis the batch.
-    if batch_axis(&value_type).is_none() {
-        value_type.dependence = Dependence::Shared;
+    without_lost_batch(value_type)
+}
+
+/// Only in a rule mutant is the contracted axis the batch; the result then has none.
+fn without_lost_batch(value_type: ValueType) -> ValueType {
+    let dependence = if batch_axis(&value_type).is_none() {
+        Dependence::Shared
+    } else {
+        value_type.dependence
+    };
+    ValueType {
+        dependence,
+        ..value_type
     }
-    value_type
 }
 
 /// Contractions compute in one floating dtype.

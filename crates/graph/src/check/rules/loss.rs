@@ -1,6 +1,6 @@
 //! Losses: per sample, never reduced over the batch (rule T7: an omitted reduction means the mean).
 
-use super::super::broadcast::{broadcast, result_type};
+use super::super::broadcast::{broadcast, per_sample, result_type};
 use super::super::call::{Call, Operand, batch_axis};
 use super::super::facts::{Output, Typed};
 use super::super::premise::{Premise, require};
@@ -134,11 +134,10 @@ fn class_loss(call: &Call<'_>, input: &Typed, target: &Typed, by_index: bool) ->
         }
         require_range(target, classes, "label")?;
     }
-    let dependence = if expected.is_empty() {
-        Dependence::Shared
-    } else {
-        *dependence
-    };
+    let kept = expected
+        .iter()
+        .position(|extent| matches!(extent, Extent::Batch(_)));
+    let dependence = kept.map_or(Dependence::Shared, per_sample);
     let value_type = ValueType {
         dependence,
         shape: expected,

@@ -129,6 +129,11 @@ pub(in super::super) fn softmax(call: &mut Call<'_>) -> Result<Outcome, Objectio
     let dim = call.int("dim")?;
     let dtype = if call.schema.overload == "int" {
         call.dtype("dtype")?
+    } else if call.bool("half_to_float")? {
+        return Err(Objection::denied(
+            "half_to_float is for 16-bit floats",
+            "use softmax(x, dim)",
+        ));
     } else {
         None
     };

@@ -74,6 +74,9 @@ pub(in super::super) fn squeeze(call: &mut Call<'_>) -> Result<Outcome, Objectio
         .iter()
         .map(|dim| normalise_dim(*dim, shape.len()))
         .collect::<Result<Vec<_>, _>>()?;
+    if axes.is_empty() && !shape.is_empty() {
+        return Err(Objection::denied("no dims are named", "name the axes to squeeze"));
+    }
     require_untouched(
         value,
         &axes,

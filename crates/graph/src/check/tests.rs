@@ -1,0 +1,8 @@
+//! Leaky and sound programs, the second oracle, random programs and rule mutants, without torch.
+
+mod build;
+mod leaky;
+mod mutants;
+mod oracle;
+mod random;
+mod sound;
