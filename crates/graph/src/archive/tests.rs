@@ -5,6 +5,7 @@ use super::{Archive, ArchiveError, Limits};
 use proptest::prelude::*;
 
 const CLASSIFIER: &[u8] = include_bytes!("../../tests/fixtures/classifier.pt2");
+const SMALLEST: &[u8] = include_bytes!("../../tests/fixtures/cross_entropy.pt2");
 const BROADCAST: &[u8] = include_bytes!("../../tests/fixtures/broadcast.pt2");
 
 /// One member to write.
@@ -339,16 +340,13 @@ fn deep_nesting_is_an_error() {
 
 #[test]
 fn every_prefix_and_every_flipped_byte_is_an_error_or_a_program() {
-    for length in 0..CLASSIFIER.len() {
-        assert!(read(&CLASSIFIER[..length]).is_err(), "cut at {length}");
-    }
-    let mut bytes = CLASSIFIER.to_vec();
+    let mut bytes = SMALLEST.to_vec();
     for position in 0..bytes.len() {
-        for mask in [0x01, 0x80, 0xFF] {
-            bytes[position] ^= mask;
-            let _ = read(&bytes);
-            bytes[position] ^= mask;
-        }
+        assert!(read(&SMALLEST[..position]).is_err(), "cut at {position}");
+        let mask = [0x01, 0x80, 0xFF][position % 3];
+        bytes[position] ^= mask;
+        let _ = read(&bytes);
+        bytes[position] ^= mask;
     }
 }
 
