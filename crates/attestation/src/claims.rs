@@ -243,7 +243,7 @@ pub(crate) fn as_hex<const N: usize, S: Serializer>(
 const CLAIMS_LABEL: &str = "bastionai/v1/runtime-claims";
 const MAX_TEXT: usize = 128;
 const MAX_FLAGS: usize = 32;
-/// Longest encoding accepted: far above what [`MAX_FLAGS`] flags of [`MAX_TEXT`] bytes need.
+/// Longest encoding accepted: far above what 32 flags of 128 bytes need.
 pub const MAX_CLAIMS_BYTES: usize = 8192;
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //! [`mod@verify`] (cryptography up to a trust anchor) → [`mod@appraise`] (against a [`policy`]) → [`result`].
 //! [`insecure_simulated`] is the development attester; its evidence can be forged by anyone.
 //!
-//! Two steps on purpose: [`verify`] says *who made these bytes*, [`VerifiedEvidence::appraise`] says
+//! Two steps on purpose: [`verify()`] says *who made these bytes*, [`VerifiedEvidence::appraise`] says
 //! *whether that is good enough for me*. Only the second yields an [`AttestationResult`], and neither
 //! type can be made in any other way. Words are those of RFC 9334 (RATS).
 #![forbid(unsafe_code)]
