@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("bastionai: {error:#}");
+            eprintln!("bastionai: {}", in_words(&error));
             ExitCode::FAILURE
         }
     }
@@ -40,6 +40,15 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Verb::Ledger(ledger) => verb::ledger::run(ledger, json)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The chain of causes in one line, without those that their effect has already told.
+fn in_words(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
+        "" => cause,
+        told if told.contains(&cause) => told.to_owned(),
+        told => format!("{told}: {cause}"),
+    })
 }
 
 /// `bastionai … | head` closes our stdout: that is the reader's choice, not an error.

@@ -1,0 +1,183 @@
+"""The command line as people use it: a run from keys to fetched weights, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import bastionai
+
+ROOT = Path(__file__).resolve().parents[1]
+BINARY = ROOT / "target" / "release" / "bastionai"
+
+CONTRACT = {
+    "version": 1,
+    "columns": [
+        {"name": "x", "dtype": "f32", "shape": [3], "domain": {"range": {"minimum": [-1.0], "maximum": [1.0]}}},
+        {"name": "label", "dtype": "i64", "shape": [], "domain": {"classes": {"names": ["no", "yes"]}}},
+    ],
+    "privacy_unit": "record",
+    "declared_size": 96,
+}
+
+
+def bastionai_command(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs the command and expects its exit code."""
+    words = [str(word) for word in arguments]
+    done = subprocess.run([str(BINARY), *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+class Person:
+    """An identity that talks to one server."""
+
+    def __init__(self, identity: Path, address: str, heads: Path) -> None:
+        self.flags = ["--host", address, "--identity", identity, "--heads", heads, "--allow-simulated"]
+
+    def does(self, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Runs a verb."""
+        return bastionai_command(*arguments, *self.flags, code=code)
+
+    def asks(self, *arguments: object) -> Any:
+        """Runs a verb for its JSON."""
+        return json.loads(self.does(*arguments, "--json").stdout)
+
+
+@pytest.fixture
+def person(server: Any, people: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Person]:
+    return lambda name: Person(people(name), server.address, tmp_path / f"{name}.heads.json")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A contract, 80 rows that keep it, and an exported classifier."""
+    (tmp_path / "contract.json").write_text(json.dumps(CONTRACT))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand((80, 3), generator=generator) * 2 - 1
+    write_rows(tmp_path / "rows.csv", x.tolist(), ["yes" if row.sum() > 0 else "no" for row in x])
+    bastionai.export(Classifier(), (torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)), tmp_path / "mlp.pt2")
+    return tmp_path
+
+
+class Classifier(torch.nn.Module):
+    """One loss per sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy, sample by sample."""
+        return -torch.log_softmax(self.layer(x), -1).gather(1, label[:, None])[:, 0]
+
+
+def write_rows(path: Path, x: list[list[float]], labels: list[str]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["x_0", "x_1", "x_2", "label"])
+        writer.writerows([*row, label] for row, label in zip(x, labels, strict=True))
+
+
+def put(owner: Person, files: Path, name: str, *more: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    contract = ["--contract", files / "contract.json"]
+    return owner.does("dataset", "put", files / "rows.csv", *contract, "--name", name, *more, code=code)
+
+
+def test_a_run_from_a_csv_file_to_safetensors(person: Callable[[str], Person], files: Path) -> None:
+    owner, scientist = person("cli-owner"), person("cli-scientist")
+    put(owner, files, "cli", "--epsilon", "3.0", "--may-train", "anyone")
+    start = ["run", "start", files / "mlp.pt2", "--dataset", "cli", "--epsilon", "2", "--batch-size", "16"]
+    start += ["--max-batch-size", "16", "--steps", "5", "--lr", "0.1", "--max-loss", "4"]
+    priced = scientist.does(*start, "--price-only")
+    assert "cli" in priced.stdout
+    run = scientist.asks(*start)["id"]
+    watched = scientist.does("run", "watch", run, "--json").stdout.splitlines()
+    assert json.loads(watched[-1])["run"]["state"] == "succeeded"
+    scientist.does("run", "fetch", run, "--out", files / "out")
+    weights = load_file(files / "out" / "weights.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == {
+        "layer.weight": (2, 3),
+        "layer.bias": (2,),
+    }
+    assert json.loads((files / "out" / "receipt.dsse.json").read_text())["signatures"]
+    assert scientist.asks("run", "list")[0]["id"] == run
+    shown = owner.asks("dataset", "show", "cli")
+    assert float(shown["budget"]["remaining"]["epsilon"]) == pytest.approx(1.0, abs=1e-3)
+    kinds = [entry["kind"] for entry in owner.asks("ledger", "show", "--dataset", "cli")["entries"]]
+    assert kinds[0] == "dataset_created"
+    assert "run_committed" in kinds
+    again = scientist.does(*start, code=1)
+    assert "budget exceeded" in again.stderr
+
+
+def test_a_value_outside_the_contract_is_refused_locally_with_its_row(
+    person: Callable[[str], Person], files: Path
+) -> None:
+    write_rows(files / "rows.csv", [[0.0, 0.0, 0.0], [0.0, 7.25, 0.0]], ["no", "yes"])
+    refused = put(person("cli-owner"), files, "never", "--epsilon", "1", "--may-train", "anyone", code=1)
+    assert "row 1" in refused.stderr
+    assert "x" in refused.stderr
+    assert "7.25" not in refused.stderr
+    assert "never" not in [dataset["name"] for dataset in person("cli-owner").asks("dataset", "list")]
+
+
+def test_a_label_that_is_no_class_is_refused_without_its_value(person: Callable[[str], Person], files: Path) -> None:
+    write_rows(files / "rows.csv", [[0.0, 0.0, 0.0]], ["secret"])
+    refused = put(person("cli-owner"), files, "never", "--epsilon", "1", "--may-train", "anyone", code=1)
+    assert "label" in refused.stderr
+    assert "secret" not in refused.stderr
+
+
+def test_simulated_evidence_is_refused_unless_named(person: Callable[[str], Person]) -> None:
+    owner = person("cli-owner")
+    owner.flags.remove("--allow-simulated")
+    refused = owner.does("dataset", "list", code=1)
+    assert "simulated" in refused.stderr
+    assert "reference value" in refused.stderr
+
+
+def test_check_prints_the_typed_graph_or_every_refusal(files: Path) -> None:
+    fine = bastionai_command("check", files / "mlp.pt2")
+    assert "linear" in fine.stdout
+    document = json.loads(bastionai_command("check", files / "mlp.pt2", "--json").stdout)
+    assert document["accepted"] is True
+    leaky = ROOT / "crates/graph/tests/fixtures/refused_batch_mean.pt2"
+    refused = bastionai_command("check", leaky, code=2)
+    assert refused.stdout == ""
+    assert ".py:" in refused.stderr
+    document = json.loads(bastionai_command("check", leaky, "--json", code=2).stdout)
+    assert document["accepted"] is False
+    assert {"node", "operator", "reason", "remedy"} <= set(document["refusals"][0])
+
+
+def test_an_archive_that_is_none_is_refused(files: Path) -> None:
+    (files / "junk.pt2").write_bytes(b"PK\x03\x04 not an archive")
+    assert bastionai_command("check", files / "junk.pt2", code=2).stderr.strip()
+
+
+def test_config_check_says_everything_that_is_wrong(tmp_path: Path) -> None:
+    config = tmp_path / "server.toml"
+    config.write_text(
+        'data_dir = "vault"\nattester = "insecure-simulated"\nroot_key = "insecure-file"\n'
+        "[limits]\nconnections = 0\nsteps = 0\n"
+    )
+    refused = bastionai_command("config", "check", config, code=1)
+    assert "limits.connections" in refused.stderr
+    assert "limits.steps" in refused.stderr
+    config.write_text('data_dir = "vault"\nattester = "insecure-simulated"\nroot_key = "insecure-file"\ntypo = 1\n')
+    assert "typo" in bastionai_command("config", "check", config, code=1).stderr
+
+
+def test_serve_without_an_attester_says_that_it_must_be_named(tmp_path: Path) -> None:
+    refused = bastionai_command("serve", "--data-dir", tmp_path / "vault", code=1)
+    assert "insecure-simulated" in refused.stderr
+    assert not (tmp_path / "vault").exists()
