@@ -74,6 +74,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn keys_and_cipher_states_are_wiped_on_drop() {
+        fn wiped<T: ZeroizeOnDrop>() {}
+        wiped::<SubKey>();
+        wiped::<chacha20::ChaChaCore<chacha20::R20, chacha20::variants::Ietf>>();
+    }
+
+    #[test]
     fn purposes_have_unrelated_subkeys() {
         let run_key = [7_u8; 32];
         let sampling = SubKey::derive(&run_key, Purpose::Sampling);

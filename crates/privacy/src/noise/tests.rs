@@ -237,6 +237,12 @@ fn a_vanishing_standard_deviation_adds_nothing() {
     assert!(draw(1, 0, 0, 0, 100, 1e-9).iter().all(|&value| value == 0));
 }
 
+#[test]
+fn the_approximation_is_far_below_any_delta() {
+    let a_large_run = 1e8 * total_variation_per_value(SD) * (1.0 + 8.0_f64.exp());
+    assert!(a_large_run < 1e-8, "{a_large_run}");
+}
+
 /// Golden: an independent ChaCha20 and 300-bit Box–Muller in Python (pure Python and mpmath 1.3) gave these.
 /// Also pins the noise: a change of stream layout would break runs replayed for tests.
 #[test]

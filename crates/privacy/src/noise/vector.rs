@@ -199,6 +199,21 @@ mod tests {
         }
     }
 
+    /// The dispatched instructions and the plain ones must agree to the bit: a run is the same on every machine.
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let mut block = RoundedBlock::new(1e9);
+        let (mut values, mut settled) = ([0; BLOCK_VALUES], [0; BLOCK_VALUES]);
+        for seed in 0..200_u64 {
+            let byte =
+                |i: usize| (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(i as u32) >> (i % 57)) as u8;
+            let words: [u8; BLOCK_VALUES * 8] = std::array::from_fn(byte);
+            block.round(&words);
+            round_block(&words, 1e9, &mut values, &mut settled);
+            assert_eq!((block.values, block.settled), (values, settled));
+        }
+    }
+
     #[test]
     fn words_too_coarse_for_the_bound_are_never_settled() {
         for word in [0, 1, SMALLEST_WORD - 1, u64::MAX, u64::MAX - (1 << 50)] {
