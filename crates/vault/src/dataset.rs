@@ -272,3 +272,72 @@ fn sealed(what: &'static str) -> StorageError {
 const KEY_LABEL: &[u8] = b"dataset-key\0";
 const RECORD_LABEL: &[u8] = b"dataset-record\0";
 const ROOT_LABEL: &[u8] = b"bastionai/v1/dataset-root\0";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{RootKey, UploadHeader, VaultConfig};
+    use bastionai_ledger::{DatasetKind, Freshness, MayTrain, Policy, RunLimits};
+
+    /// The root in the ledger holds even against whoever has the segment key.
+    #[test]
+    fn a_block_resealed_under_its_own_key_is_not_the_dataset_of_the_ledger() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = RootKey::from_bytes([1; 32]);
+        let vault = Vault::open(directory.path(), &root, VaultConfig::default(), 0).unwrap();
+        let policy = Policy {
+            lifetime: None,
+            may_train: MayTrain::Anyone,
+            recipients: [].into(),
+            scientist_receives: true,
+            expires_unix_ms: None,
+            freshness: Freshness::None,
+            limits: RunLimits::default(),
+        };
+        let mut upload = vault
+            .begin_upload(UploadHeader {
+                name: "a".into(),
+                kind: DatasetKind::Public,
+                owner: Principal::from_bytes([1; 32]),
+                contract_json: "{}".into(),
+                declared_size: 2,
+                column_bytes: vec![3],
+                policy: policy.clone(),
+            })
+            .unwrap();
+        upload.push(2, &[b"abcdef"]).unwrap();
+        let dataset = upload.finish(2, 0).unwrap();
+        let record = vault.dataset_record(&dataset, &policy.digest()).unwrap();
+        let place = BlockPlace {
+            dataset,
+            policy_digest: policy.digest(),
+            segment: 0,
+            index: 0,
+        };
+        let header = BlockHeader {
+            columns: 1,
+            first_unit: 0,
+            capacity: 2,
+            records: 2,
+        };
+        let sealer = BlockSealer::new(&Zeroizing::new(record.segments[0].key));
+        let reseal = |rows: &[u8]| {
+            let block = place.seal(&sealer, header, &[rows]);
+            vault
+                .inner
+                .blocks
+                .put(ObjectId(record.object), 0, &block)
+                .unwrap();
+            vault.read_dataset(&dataset)
+        };
+        assert_eq!(*reseal(b"abcdef").unwrap().columns[0], b"abcdef");
+        let error = reseal(b"abcdeX").unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ReadError::Storage(StorageError::Sealed { what: "a dataset" })
+            ),
+            "{error}"
+        );
+    }
+}
