@@ -94,6 +94,10 @@ impl Runs {
                 () = live.cancel.cancelled() => None,
                 slot = slots.acquire_owned() => slot.ok(),
             };
+            if slot.is_none() {
+                // The pool is closed (or this was cancelled already, which then stays the reason).
+                live.cancel.cancel(CancelledBy::Shutdown);
+            }
             let ended = {
                 let (server, live) = (Arc::clone(&server), Arc::clone(&live));
                 let work = move || execute::execute(&server, &live, &priced, &model);
