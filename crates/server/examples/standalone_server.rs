@@ -8,7 +8,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> Result<(), Box<dyn Error>> {
     log::init(log::Format::Json);
-    let path = std::env::args().nth(1).ok_or("usage: standalone_server CONFIG.toml")?;
+    let path = std::env::args()
+        .nth(1)
+        .ok_or("usage: standalone_server CONFIG.toml")?;
     let config = Config::load(Path::new(&path))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -267,7 +267,9 @@ fn is_storage_full(error: &StorageError) -> bool {
         StorageError::Database(_) | StorageError::Poisoned => true,
         StorageError::Blocks { source, .. } => matches!(
             source.kind(),
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded | std::io::ErrorKind::FileTooLarge
+            std::io::ErrorKind::StorageFull
+                | std::io::ErrorKind::QuotaExceeded
+                | std::io::ErrorKind::FileTooLarge
         ),
         _ => false,
     }

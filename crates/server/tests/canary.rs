@@ -20,8 +20,13 @@ fn canary_bytes() -> Vec<u8> {
 
 fn canary_rows(count: u64) -> RecordBatch {
     let x = canary_bytes().repeat(count as usize);
-    let y = (0..count).flat_map(|row| ((row % 2) as i64).to_le_bytes()).collect();
-    RecordBatch { rows: count, columns: vec![x, y] }
+    let y = (0..count)
+        .flat_map(|row| ((row % 2) as i64).to_le_bytes())
+        .collect();
+    RecordBatch {
+        rows: count,
+        columns: vec![x, y],
+    }
 }
 
 fn files_below(path: &Path, found: &mut Vec<PathBuf>) {
@@ -41,18 +46,27 @@ fn holds(bytes: &[u8], pattern: &[u8]) -> bool {
 fn leaks(bytes: &[u8]) -> bool {
     let canary = canary_bytes();
     // Two neighbouring values are 8 bytes: enough to be no accident.
-    holds(bytes, &canary[..8]) || holds(bytes, &canary[8..]) || PRINTED.iter().any(|text| holds(bytes, text.as_bytes()))
+    holds(bytes, &canary[..8])
+        || holds(bytes, &canary[8..])
+        || PRINTED.iter().any(|text| holds(bytes, text.as_bytes()))
 }
 
 #[tokio::test]
 async fn planted_values_reach_the_trainer_and_nothing_else() {
     let directory = tempfile::tempdir().unwrap();
     let mut told = Vec::new();
-    for (mode, expected) in [("echo", RunState::Succeeded), ("die-2", RunState::Failed), ("nan", RunState::Failed)] {
+    for (mode, expected) in [
+        ("echo", RunState::Succeeded),
+        ("die-2", RunState::Failed),
+        ("nan", RunState::Failed),
+    ] {
         let server = ServerProcess::start(directory.path(), mode, |_| {});
         let peer = common::peer(&server.address, &identity()).await;
         let new = common::dataset(mode, open_policy("6.0", "1e-5"));
-        let shown = peer.upload_dataset(&new, vec![canary_rows(40)], &mut |_| {}).await.unwrap();
+        let shown = peer
+            .upload_dataset(&new, vec![canary_rows(40)], &mut |_| {})
+            .await
+            .unwrap();
         told.push(format!("{shown:?}"));
         told.extend(provoke_errors(&server.address).await);
         let model = upload_mlp(&peer).await;
@@ -68,17 +82,33 @@ async fn planted_values_reach_the_trainer_and_nothing_else() {
     }
 
     let echoed = std::fs::read(directory.path().join("echo.bin")).unwrap();
-    assert!(leaks(&echoed), "the trainer got the records, and this search finds them");
+    assert!(
+        leaks(&echoed),
+        "the trainer got the records, and this search finds them"
+    );
     let mut files = Vec::new();
     files_below(&directory.path().join("data"), &mut files);
     files.push(directory.path().join("server.log"));
     assert!(files.len() > 4, "{files:?}");
     for file in files {
-        assert!(!leaks(&std::fs::read(&file).unwrap()), "{} holds the canary in clear", file.display());
+        assert!(
+            !leaks(&std::fs::read(&file).unwrap()),
+            "{} holds the canary in clear",
+            file.display()
+        );
     }
     let log = std::fs::read_to_string(directory.path().join("server.log")).unwrap();
-    for event in ["listening", "dataset_created", "call_refused", "run_started", "run_ended"] {
-        assert!(log.contains(event), "the log says nothing of {event}: it was not looked at");
+    for event in [
+        "listening",
+        "dataset_created",
+        "call_refused",
+        "run_started",
+        "run_ended",
+    ] {
+        assert!(
+            log.contains(event),
+            "the log says nothing of {event}: it was not looked at"
+        );
     }
     for text in told {
         assert!(!leaks(text.as_bytes()), "an answer holds the canary: {text}");
@@ -90,11 +120,21 @@ async fn provoke_errors(address: &str) -> Vec<String> {
     let mut said = Vec::new();
     let mut outside = canary_rows(3).columns;
     outside[0][16..20].copy_from_slice(&(CANARY[0] * 10.0).to_le_bytes());
-    let cut = vec![canary_rows(3).columns[0][..47].to_vec(), canary_rows(3).columns[1].clone()];
-    for parts in [vec![records(3, outside)], vec![records(3, cut)], vec![records(3, canary_rows(3).columns), finish(9)]] {
+    let cut = vec![
+        canary_rows(3).columns[0][..47].to_vec(),
+        canary_rows(3).columns[1].clone(),
+    ];
+    for parts in [
+        vec![records(3, outside)],
+        vec![records(3, cut)],
+        vec![records(3, canary_rows(3).columns), finish(9)],
+    ] {
         let mut client = raw::attested(address.parse().unwrap()).await;
         let parts: Vec<_> = [vec![header("broken", CONTRACT, policy())], parts].concat();
-        let status = client.upload_dataset(tokio_stream::iter(parts)).await.unwrap_err();
+        let status = client
+            .upload_dataset(tokio_stream::iter(parts))
+            .await
+            .unwrap_err();
         said.push(format!("{status:?}"));
     }
     said

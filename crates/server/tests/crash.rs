@@ -45,8 +45,12 @@ async fn random_kills_lose_nothing_acknowledged_and_never_undercount() {
     let known = Shared::default();
     for kill in 0..kills {
         let server = start(directory.path());
-        let owner_peer = try_peer(&server.address, &owner, &heads).await.expect("the ledger extends what clients saw");
-        let peer = try_peer(&server.address, &scientist, &heads).await.expect("the ledger extends what clients saw");
+        let owner_peer = try_peer(&server.address, &owner, &heads)
+            .await
+            .expect("the ledger extends what clients saw");
+        let peer = try_peer(&server.address, &scientist, &heads)
+            .await
+            .expect("the ledger extends what clients saw");
         check(&owner_peer, &peer, &known).await;
         let tasks = [
             tokio::spawn(keep_uploading(owner_peer, kill, Arc::clone(&known))),
@@ -71,7 +75,10 @@ async fn random_kills_lose_nothing_acknowledged_and_never_undercount() {
         known.values.len(),
         known.weights.len()
     );
-    assert!(known.values.len() as u64 > kills, "the kills left no time for any work: this test shows nothing");
+    assert!(
+        known.values.len() as u64 > kills,
+        "the kills left no time for any work: this test shows nothing"
+    );
 }
 
 fn start(directory: &Path) -> ServerProcess {
@@ -86,9 +93,16 @@ fn start(directory: &Path) -> ServerProcess {
 /// Uploads small datasets until the server is gone. Names never repeat, so each is there wholly or not at all.
 async fn keep_uploading(peer: AppraisedPeer, kill: u64, known: Shared) {
     for count in 0.. {
-        let name = if known.lock().unwrap().uploaded.is_empty() { "pool".to_owned() } else { format!("d{kill}-{count}") };
+        let name = if known.lock().unwrap().uploaded.is_empty() {
+            "pool".to_owned()
+        } else {
+            format!("d{kill}-{count}")
+        };
         let new = dataset(&name, open_policy("100000.0", "0.9"));
-        match peer.upload_dataset(&new, vec![rows(20, 1.0), rows(20, 2.0)], &mut |_| {}).await {
+        match peer
+            .upload_dataset(&new, vec![rows(20, 1.0), rows(20, 2.0)], &mut |_| {})
+            .await
+        {
             Ok(_) => known.lock().unwrap().uploaded.insert(name),
             // A dataset whose acknowledgement was lost took the name `pool`: it is there.
             Err(bastionai_client::ClientError::NameTaken(_)) => known.lock().unwrap().uploaded.insert(name),
@@ -122,7 +136,11 @@ async fn train_once(peer: &AppraisedPeer, known: &Shared) -> Result<RunId, ()> {
     };
     let quote: Quote = peer.price(&request).await.map_err(drop)?;
     let run = peer.start_run(quote.run_digest).await.map_err(drop)?;
-    known.lock().unwrap().started.insert(run.id, quote.charges[0].cost.epsilon.units());
+    known
+        .lock()
+        .unwrap()
+        .started
+        .insert(run.id, quote.charges[0].cost.epsilon.units());
     Ok(run.id)
 }
 
@@ -148,7 +166,10 @@ fn receive(known: &Shared, run: RunId, step: u64, loss: f64) {
     let mut known = known.lock().unwrap();
     known.received.insert(run);
     let earlier = known.values.insert((run, step), loss.to_bits());
-    assert!(earlier.is_none_or(|earlier| earlier == loss.to_bits()), "step {step} of {run} was released twice (D1)");
+    assert!(
+        earlier.is_none_or(|earlier| earlier == loss.to_bits()),
+        "step {step} of {run} was released twice (D1)"
+    );
 }
 
 /// Fetches weights of whatever succeeded until the server is gone.
@@ -156,12 +177,22 @@ async fn keep_fetching(peer: AppraisedPeer, known: Shared) {
     loop {
         let Ok(runs) = peer.list_runs().await else { return };
         for run in runs.iter().filter(|run| run.state == RunState::Succeeded) {
-            let Ok(fetched) = peer.fetch_run(run.id, None, &mut |_| {}).await else { return };
-            let digest = fetched.receipt.run.weights_digest.expect("a succeeded run has weights");
+            let Ok(fetched) = peer.fetch_run(run.id, None, &mut |_| {}).await else {
+                return;
+            };
+            let digest = fetched
+                .receipt
+                .run
+                .weights_digest
+                .expect("a succeeded run has weights");
             let mut known = known.lock().unwrap();
             known.received.insert(run.id);
             let earlier = known.weights.insert(run.id, digest);
-            assert!(earlier.is_none_or(|earlier| earlier == digest), "weights of {} changed", run.id);
+            assert!(
+                earlier.is_none_or(|earlier| earlier == digest),
+                "weights of {} changed",
+                run.id
+            );
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -175,17 +206,30 @@ async fn check(owner: &AppraisedPeer, scientist: &AppraisedPeer, known: &Shared)
     let (replays, charged) = {
         let known = known.lock().unwrap();
         for name in &known.uploaded {
-            assert!(datasets.iter().any(|dataset| dataset.name == *name), "acknowledged dataset {name} is lost");
+            assert!(
+                datasets.iter().any(|dataset| dataset.name == *name),
+                "acknowledged dataset {name} is lost"
+            );
         }
         for run in known.started.keys() {
             let state = state_of(run).unwrap_or_else(|| panic!("acknowledged run {run} is lost"));
-            assert!(state.is_final(), "run {run} of an earlier boot is still {state:?}");
+            assert!(
+                state.is_final(),
+                "run {run} of an earlier boot is still {state:?}"
+            );
         }
         for run in known.weights.keys() {
-            assert_eq!(state_of(run), Some(RunState::Succeeded), "weights of {run} left, so it is committed");
+            assert_eq!(
+                state_of(run),
+                Some(RunState::Succeeded),
+                "weights of {run} left, so it is committed"
+            );
         }
         let charge = |run: &RunId| known.started.get(run).copied().unwrap_or_default();
-        (known.received.iter().copied().collect::<Vec<_>>(), known.received.iter().map(charge).sum::<u64>())
+        (
+            known.received.iter().copied().collect::<Vec<_>>(),
+            known.received.iter().map(charge).sum::<u64>(),
+        )
     };
     if let Some(pool) = datasets.iter().find(|dataset| dataset.name == "pool") {
         let budget = pool.budget.unwrap();
@@ -194,19 +238,37 @@ async fn check(owner: &AppraisedPeer, scientist: &AppraisedPeer, known: &Shared)
             "clients received releases worth {charged}, only {} was charged",
             budget.committed.epsilon.units()
         );
-        assert!(budget.reserved.is_zero(), "nothing of earlier boots is still reserved");
-        let shown: u64 = runs.iter().flat_map(|run| &run.charges).map(|charge| charge.cost.epsilon.units()).sum();
-        assert_eq!(budget.committed.epsilon.units(), shown, "the budget is the sum of its runs");
+        assert!(
+            budget.reserved.is_zero(),
+            "nothing of earlier boots is still reserved"
+        );
+        let shown: u64 = runs
+            .iter()
+            .flat_map(|run| &run.charges)
+            .map(|charge| charge.cost.epsilon.units())
+            .sum();
+        assert_eq!(
+            budget.committed.epsilon.units(),
+            shown,
+            "the budget is the sum of its runs"
+        );
     }
     // Replay some of what was received before: the values must be the very same.
     for run in replays.iter().rev().take(3) {
-        watch(scientist, *run, known).await.expect("an ended run is replayed to its end");
+        watch(scientist, *run, known)
+            .await
+            .expect("an ended run is replayed to its end");
     }
 }
 
 fn kills() -> u64 {
-    let default = if std::env::var_os("BASTIONAI_SLOW").is_some() { 300 } else { 12 };
-    std::env::var("BASTIONAI_KILLS").map_or(default, |text| text.parse().expect("BASTIONAI_KILLS is a number"))
+    let default = if std::env::var_os("BASTIONAI_SLOW").is_some() {
+        300
+    } else {
+        12
+    };
+    std::env::var("BASTIONAI_KILLS")
+        .map_or(default, |text| text.parse().expect("BASTIONAI_KILLS is a number"))
 }
 
 /// xorshift64: where a kill falls need not be unpredictable, only repeatable from the printed seed.

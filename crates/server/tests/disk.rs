@@ -37,12 +37,20 @@ async fn a_full_disk_is_told_and_harms_nothing_that_was_acknowledged() {
 
     let server = ServerProcess::start(directory.path(), "normal-0", |_| {});
     let peer = common::peer(&server.address, &me).await;
-    let shown: Vec<String> = peer.list_datasets().await.unwrap().into_iter().map(|dataset| dataset.name).collect();
+    let shown: Vec<String> = peer
+        .list_datasets()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|dataset| dataset.name)
+        .collect();
     for name in &acknowledged {
         assert!(shown.contains(name), "acknowledged {name} is lost");
     }
     let again = dataset("after", open_policy("6.0", "1e-5"));
-    peer.upload_dataset(&again, vec![rows(20, 1.0)], &mut |_| {}).await.expect("there is room again");
+    peer.upload_dataset(&again, vec![rows(20, 1.0)], &mut |_| {})
+        .await
+        .expect("there is room again");
 }
 
 /// The usual contract with class names of half a megabyte in all: entries that fill a ledger fast.

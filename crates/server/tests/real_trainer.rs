@@ -23,7 +23,10 @@ fn trainer() -> PathBuf {
 #[tokio::test]
 async fn three_owners_train_one_model_and_its_weights_move() {
     let directory = tempfile::tempdir().unwrap();
-    let server = TestServer::start_with(directory.path(), "unused", |config| config.trainer.path = Some(trainer())).await;
+    let server = TestServer::start_with(directory.path(), "unused", |config| {
+        config.trainer.path = Some(trainer())
+    })
+    .await;
     let mut ids = Vec::new();
     for name in ["north", "east", "south"] {
         ids.push(upload(&server.peer(&identity()).await, name, "6.0").await);
@@ -33,25 +36,47 @@ async fn three_owners_train_one_model_and_its_weights_move() {
     let quote = scientist.price(&spec(model, &ids, 2.0, 20)).await.unwrap();
     let mut fetched = Vec::new();
     for attempt in 0..2 {
-        let quote = if attempt == 0 { quote.clone() } else { scientist.price(&quote.spec).await.unwrap() };
+        let quote = if attempt == 0 {
+            quote.clone()
+        } else {
+            scientist.price(&quote.spec).await.unwrap()
+        };
         let run = scientist.start_run(quote.run_digest).await.unwrap();
         let (losses, state) = watch(&scientist, run.id).await;
         assert_eq!((losses.len(), state), (20, RunState::Succeeded));
         assert!(losses.iter().all(|(_, loss)| loss.is_finite()));
-        fetched.push(scientist.fetch_run(run.id, Some(&run), &mut |_| {}).await.unwrap());
+        fetched.push(
+            scientist
+                .fetch_run(run.id, Some(&run), &mut |_| {})
+                .await
+                .unwrap(),
+        );
     }
-    let shapes: Vec<_> = fetched[0].weights.iter().map(|tensor| (tensor.names.clone(), tensor.shape.clone())).collect();
+    let shapes: Vec<_> = fetched[0]
+        .weights
+        .iter()
+        .map(|tensor| (tensor.names.clone(), tensor.shape.clone()))
+        .collect();
     assert_eq!(shapes.len(), 4, "{shapes:?}");
-    assert_ne!(fetched[0].weights[0].bytes, fetched[1].weights[0].bytes, "noise is fresh at each start (D1)");
+    assert_ne!(
+        fetched[0].weights[0].bytes, fetched[1].weights[0].bytes,
+        "noise is fresh at each start (D1)"
+    );
     let (committed, reserved, _) = epsilon_of(&scientist, "east").await;
-    assert_eq!((committed, reserved), (2 * quote.charges[0].cost.epsilon.units(), 0));
+    assert_eq!(
+        (committed, reserved),
+        (2 * quote.charges[0].cost.epsilon.units(), 0)
+    );
     server.stop().await;
 }
 
 #[tokio::test]
 async fn cancelling_ends_the_trainer_and_the_next_run_gets_its_place() {
     let directory = tempfile::tempdir().unwrap();
-    let server = TestServer::start_with(directory.path(), "unused", |config| config.trainer.path = Some(trainer())).await;
+    let server = TestServer::start_with(directory.path(), "unused", |config| {
+        config.trainer.path = Some(trainer())
+    })
+    .await;
     let peer = server.peer(&identity()).await;
     let id = upload(&peer, "north", "6.0").await;
     let endless = start(&peer, &[id], 1.0, 1_000_000).await;

@@ -22,21 +22,40 @@ impl ServerProcess {
     }
 
     /// Starts a server whose files cannot grow beyond this many KiB: a full disk, as far as it can tell.
-    pub fn start_with_small_disk(directory: &Path, mode: &str, kib: u32, edit: impl FnOnce(&mut Config)) -> Self {
+    pub fn start_with_small_disk(
+        directory: &Path,
+        mode: &str,
+        kib: u32,
+        edit: impl FnOnce(&mut Config),
+    ) -> Self {
         let config = write_config(directory, mode, edit);
         let mut command = Command::new("bash");
         // Ignored signals stay ignored after exec: writing then fails with EFBIG instead.
-        command.arg("-c").arg(format!("trap '' XFSZ; ulimit -f {kib}; exec \"$0\" \"$1\"")).arg(program()).arg(config);
+        command
+            .arg("-c")
+            .arg(format!("trap '' XFSZ; ulimit -f {kib}; exec \"$0\" \"$1\""))
+            .arg(program())
+            .arg(config);
         Self::wait(directory, command)
     }
 
     fn wait(directory: &Path, mut command: Command) -> Self {
-        let log = OpenOptions::new().create(true).append(true).open(directory.join("server.log")).unwrap();
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(directory.join("server.log"))
+            .unwrap();
         let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut address = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut address).unwrap();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut address)
+            .unwrap();
         let address = address.trim().to_owned();
-        assert!(!address.is_empty(), "the server did not start; see {}", directory.join("server.log").display());
+        assert!(
+            !address.is_empty(),
+            "the server did not start; see {}",
+            directory.join("server.log").display()
+        );
         Self { child, address }
     }
 
@@ -60,8 +79,17 @@ impl Drop for ServerProcess {
 
 fn program() -> PathBuf {
     let own = std::env::current_exe().unwrap();
-    let program = own.parent().unwrap().parent().unwrap().join("examples/standalone_server");
-    assert!(program.is_file(), "{} is missing: `cargo test -p bastionai-server` builds it", program.display());
+    let program = own
+        .parent()
+        .unwrap()
+        .parent()
+        .unwrap()
+        .join("examples/standalone_server");
+    assert!(
+        program.is_file(),
+        "{} is missing: `cargo test -p bastionai-server` builds it",
+        program.display()
+    );
     program
 }
 
