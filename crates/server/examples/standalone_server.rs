@@ -17,7 +17,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut terminate = signal(SignalKind::terminate())?;
         let server = Server::start(config).await?;
         println!("{}", server.address());
-        server.run_until(async { drop(terminate.recv().await) }).await?;
+        let terminated = async {
+            terminate.recv().await;
+        };
+        server.run_until(terminated).await?;
         Ok(())
     })
 }
