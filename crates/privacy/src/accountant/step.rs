@@ -166,8 +166,8 @@ impl GridLosses {
             noise_multiplier: sigma,
         } = step;
         let mut left = NormalPair::new(range.low, sigma);
-        // Below the range: rounded up to the lowest loss, which is pessimistic.
-        self.dots[0].mass += (1.0 - q) * left.plain.lower() + q * left.shifted.lower();
+        // Below the range: rounded up to a dot that is certainly above those losses, which is pessimistic.
+        self.dots[1].mass += (1.0 - q) * left.plain.lower() + q * left.shifted.lower();
         for cell in 0..self.dots.len() - 1 {
             let (from, to) = self.ends(cell);
             let right = if cell + 2 == self.dots.len() {
@@ -190,7 +190,7 @@ impl GridLosses {
             noise_multiplier: sigma,
         } = step;
         let mut right = NormalPair::new(range.high, sigma);
-        self.dots[0].mass += right.plain.upper();
+        self.dots[1].mass += right.plain.upper();
         for cell in 0..self.dots.len() - 1 {
             let (from, to) = self.ends(cell);
             let left = if cell + 2 == self.dots.len() {
