@@ -84,6 +84,9 @@ fn live_nodes(program: &Program) -> Vec<bool> {
     live
 }
 
+/// Most axes of a value; far below what [`Dependence::PerSample`] can number.
+const MAX_RANK: usize = 16;
+
 struct Checker<'p> {
     program: &'p Program,
     names: HashMap<&'p str, Named>,
@@ -515,7 +518,7 @@ fn check_parameters(call: &Call<'_>, outputs: &[Output], tap: Option<&Tap>) -> R
     Ok(())
 }
 
-/// No extent may be zero, and B appears on the batch axis only (rule T1).
+/// No extent may be zero, no rank above [`MAX_RANK`], and B appears on the batch axis only (rule T1).
 fn check_extents(value_type: &ValueType) -> Result<(), Objection> {
     if value_type
         .shape
@@ -526,6 +529,13 @@ fn check_extents(value_type: &ValueType) -> Result<(), Objection> {
             "the result is empty",
             "remove it; tensors without elements have no rule",
         ));
+    }
+    if value_type.shape.len() > MAX_RANK {
+        let reason = format!(
+            "the result has {} axes, more than {MAX_RANK}",
+            value_type.shape.len()
+        );
+        return Err(Objection::plain(reason, "merge axes"));
     }
     let batch_axes = value_type
         .shape

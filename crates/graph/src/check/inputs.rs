@@ -1,9 +1,9 @@
 //! Graph inputs: parameters and constants from storage, model inputs from the contract's columns.
 
-use super::Checker;
 use super::facts::Output;
 use super::hints;
 use super::refusal::Objection;
+use super::{Checker, check_extents};
 use crate::contract::{Domain, InputColumn};
 use crate::dtype::DType;
 use crate::program::InputKind;
@@ -40,11 +40,9 @@ impl Checker<'_> {
                     None => continue,
                 },
             };
-            let verdict = hints::agree_input(
-                program.hint(&input.name),
-                &output.value_type,
-                input.kind == InputKind::User,
-            );
+            let is_column = input.kind == InputKind::User;
+            let agrees = hints::agree_input(program.hint(&input.name), &output.value_type, is_column);
+            let verdict = check_extents(&output.value_type).and(agrees);
             if let Err(objection) = verdict {
                 self.refuse(&input.name, "", None, objection);
             }

@@ -97,7 +97,7 @@ fn index_rows(call: &Call<'_>, data: &Typed, rest: &[(usize, ValueId)]) -> Resul
         let index = call.value(*id);
         require_index(index)?;
         let one_per_sample =
-            index.value_type.shape == [Extent::Batch(1)] && batch_axis(&index.value_type).is_some();
+            index.value_type.shape == [Extent::Batch(1)] && index.value_type.dependence == per_sample(0);
         if *axis != position + 1 || !one_per_sample {
             let reason = "an index beside `arange(B)` does not have one element per sample";
             return Err(Objection::denied(reason, "use labels of shape [B]"));

@@ -1,6 +1,6 @@
 //! Dropout: random values are drawn for every element of every sample, never shared (rule T3).
 
-use super::super::call::Call;
+use super::super::call::{Call, Given};
 use super::super::facts::{Output, Typed};
 use super::super::premise::{Premise, require};
 use super::super::refusal::Objection;
@@ -20,7 +20,11 @@ pub(in super::super) fn dropout(call: &mut Call<'_>) -> Result<Outcome, Objectio
 /// native_dropout(input, p, train): result and mask.
 pub(in super::super) fn native_dropout(call: &mut Call<'_>) -> Result<Outcome, Objection> {
     let input = call.tensor("input")?;
-    let (p, train) = (call.float("p")?, call.bool("train")?);
+    // ATen takes a `train` of None as true.
+    let (p, train) = (
+        call.float("p")?,
+        *call.read("train") == Given::None || call.bool("train")?,
+    );
     judge(input, p, train)?;
     let mask = ValueType {
         dtype: DType::Bool,

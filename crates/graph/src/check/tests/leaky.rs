@@ -304,6 +304,18 @@ fn randomness() -> Vec<Case> {
                 b.returns_loss_plus(&rows);
             },
         ),
+        mutant(
+            "dropout of a constant, `train` omitted as None",
+            "T3",
+            P::RandomnessPerSample,
+            ByOracle,
+            |b| {
+                let arguments = [("input", t("c1")), ("p", f(0.5)), ("train", RawArgument::None)];
+                let values = b.calls("native_dropout.default", &arguments, 2);
+                b.blamed = values[0].clone();
+                b.returns_loss_plus(&values[0]);
+            },
+        ),
         case("rand of one", "T3", |b| {
             bad_plus(b, "rand.default", &[("size", ints(&[1]))])
         }),
@@ -1070,6 +1082,12 @@ fn operators() -> Vec<Case> {
                 bad_plus(b, "index.Tensor", &[("self", t("c3")), ("indices", indices)]);
             },
         ),
+        case("a sample's column by its place in the batch", "T7", |b| {
+            let size = b.size("x", 0);
+            let iota = b.call("arange.default", &[("end", size_arg(&size))]);
+            let indices = RawArgument::OptionalTensors(vec![Some(iota.clone()), Some(iota)]);
+            bad_plus(b, "index.Tensor", &[("self", t("x")), ("indices", indices)]);
+        }),
         case("x[:, idx] by per-sample idx", "T7", |b| {
             let indices = RawArgument::OptionalTensors(vec![None, Some("y".into())]);
             bad_rows(b, "index.Tensor", &[("self", t("x")), ("indices", indices)]);

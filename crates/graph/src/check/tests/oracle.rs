@@ -768,7 +768,10 @@ impl Step<'_> {
     /// Draws are independent for every element; a draw for an element without a sample is shared by all.
     fn dropout(&self) -> Run<Tensor> {
         let input = self.tensor("input")?;
-        let (how, random) = (self.how(), self.bool("train"));
+        let (how, random) = (
+            self.how(),
+            self.bool("train") || *self.argument("train") == Argument::None,
+        );
         Ok(Tensor::from_fn(input.shape.clone(), |at| {
             let mut cell = mix(how, &[input.at(at)]);
             // A filled constant of the batch's shape carries no sample, but its draws differ by row: some extent

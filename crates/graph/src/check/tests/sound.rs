@@ -443,6 +443,26 @@ fn inputs_that_do_not_fit_the_contract_are_refused_by_name() {
 }
 
 #[test]
+fn more_axes_than_any_model_has_are_refused() {
+    let mut build = Build::classifier();
+    let mut value = "t".to_owned();
+    for _ in 0..300 {
+        value = build.call("unsqueeze.default", &[("self", t(&value)), ("dim", i(0))]);
+    }
+    let sum = build.call("sum.default", &[("self", t(&value))]);
+    build.returns_loss_plus(&sum);
+    let refusals = build.check().unwrap_err().refusals;
+    assert!(
+        refusals.len() == 1 && refusals[0].reason.contains("more than 16"),
+        "{refusals:?}"
+    );
+    let mut build = Build::classifier();
+    build.returns("loss");
+    build.columns[1].shape = vec![1; 300];
+    assert!(build.check().is_err());
+}
+
+#[test]
 fn the_typed_graph_prints_every_value_and_tap() {
     let mut build = Build::classifier();
     build.returns("loss");
