@@ -109,6 +109,13 @@ def test_a_run_from_a_csv_file_to_safetensors(person: Callable[[str], Person], f
         "layer.bias": (2,),
     }
     assert json.loads((files / "out" / "receipt.dsse.json").read_text())["signatures"]
+    receipt = files / "out" / "receipt.dsse.json"
+    audited = bastionai_command("receipt", "check", receipt, "--allow-simulated", "--json")
+    assert json.loads(audited.stdout)["receipt"]["run"]["id"] == run
+    assert "simulated" in bastionai_command("receipt", "check", receipt, code=1).stderr
+    forged = receipt.read_text().replace('"sig":"', '"sig":"AA', 1)
+    (files / "forged.json").write_text(forged)
+    bastionai_command("receipt", "check", files / "forged.json", "--allow-simulated", code=1)
     assert scientist.asks("run", "list")[0]["id"] == run
     shown = owner.asks("dataset", "show", "cli")
     assert float(shown["budget"]["remaining"]["epsilon"]) == pytest.approx(1.0, abs=1e-3)

@@ -38,6 +38,9 @@ pub(crate) enum Verb {
     /// The server's budget ledger.
     #[command(subcommand)]
     Ledger(LedgerVerb),
+    /// Receipts, checked offline by anyone.
+    #[command(subcommand)]
+    Receipt(ReceiptVerb),
 }
 
 #[derive(Debug, Args)]
@@ -322,5 +325,17 @@ pub(crate) enum LedgerVerb {
         /// Only entries of this dataset (name).
         #[arg(long)]
         dataset: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReceiptVerb {
+    /// Verify signature and evidence, appraise the server, and recompute every price.
+    Check {
+        /// `receipt.dsse.json`, as `bastionai run fetch` writes it.
+        file: PathBuf,
+        /// Accept evidence of the development attester, which proves nothing.
+        #[arg(long)]
+        allow_simulated: bool,
     },
 }

@@ -6,23 +6,26 @@ use bastionai_client::blocking::{Client, Settings};
 use bastionai_client::{AppraisalPolicy, ConnectOptions, Dataset, HeadMemory, Identity};
 use std::path::PathBuf;
 
-/// Connects, verifies and appraises; says on stderr when the evidence proves nothing.
+/// Connects, verifies and appraises.
 pub(crate) fn connect(arguments: &ConnectionArguments) -> anyhow::Result<Client> {
     let identity = Identity::load(&arguments.identity)
         .context("no usable identity; make one with `bastionai keygen` and name it with --identity")?;
-    let policy = if arguments.allow_simulated {
-        eprintln!("warning: --allow-simulated: the server's evidence is simulated and proves nothing");
-        AppraisalPolicy::insecure_development()
-    } else {
-        AppraisalPolicy::default()
-    };
     let settings = Settings {
-        policy,
+        policy: appraisal_policy(arguments.allow_simulated),
         heads: HeadMemory::open(arguments.heads.clone().unwrap_or_else(default_heads)),
         options: ConnectOptions::default(),
         interrupt: None,
     };
     Ok(Client::connect(&arguments.host, &identity, &settings)?)
+}
+
+/// What the server must prove; says on stderr when that is nothing.
+pub(crate) fn appraisal_policy(allow_simulated: bool) -> AppraisalPolicy {
+    if !allow_simulated {
+        return AppraisalPolicy::default();
+    }
+    eprintln!("warning: --allow-simulated: the server's evidence is simulated and proves nothing");
+    AppraisalPolicy::insecure_development()
 }
 
 /// The dataset of this name.

@@ -38,17 +38,21 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Verb::Dataset(dataset) => verb::dataset::run(dataset, json)?,
         Verb::Run(run) => verb::run::run(run, json)?,
         Verb::Ledger(ledger) => verb::ledger::run(ledger, json)?,
+        Verb::Receipt(receipt) => verb::receipt::run(receipt, json)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// The chain of causes in one line, without those that their effect has already told.
 fn in_words(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
-        "" => cause,
-        told if told.contains(&cause) => told.to_owned(),
-        told => format!("{told}: {cause}"),
-    })
+    error
+        .chain()
+        .map(ToString::to_string)
+        .fold(String::new(), |told, cause| match told.as_str() {
+            "" => cause,
+            told if told.contains(&cause) => told.to_owned(),
+            told => format!("{told}: {cause}"),
+        })
 }
 
 /// `bastionai … | head` closes our stdout: that is the reader's choice, not an error.

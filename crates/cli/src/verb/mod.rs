@@ -6,5 +6,6 @@ pub(crate) mod dataset;
 pub(crate) mod keygen;
 pub(crate) mod ledger;
 pub(crate) mod privacy;
+pub(crate) mod receipt;
 pub(crate) mod run;
 pub(crate) mod serve;
