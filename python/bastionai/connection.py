@@ -42,16 +42,16 @@ class Connection:
     never re-established behind your back: when it ends, connect (and verify) again.
 
     Args:
-        host: Name or address, also as ``host:port``.
-        port: Where the server listens.
-        identity: Your key file; your principal is its fingerprint. By default
-            ``~/.config/bastionai/identity.pem``, made on first use.
+        host: Name or address, also as ``host:port``. By default ``$BASTIONAI_HOST``, else 127.0.0.1.
+        port: Where the server listens, by default 7443.
+        identity: Your key file; your principal is its fingerprint. By default ``$BASTIONAI_IDENTITY``,
+            else ``~/.config/bastionai/identity.pem``, made on first use.
         policy: What the server must prove. The default has no reference values and refuses every server.
         allow_simulated: Accept the development attester, whose evidence anyone can forge, and
             whatever it says. For tests and demonstrations only: it protects nothing against the
             server's operator.
         heads: File that remembers the ledgers seen, so that a rolled back one is refused. By default
-            ``heads.json`` beside the identity.
+            ``$BASTIONAI_HEADS``, else ``heads.json`` beside the identity.
 
     Raises:
         ConnectionFailed: If nobody answers, or no BastionAI server.
@@ -61,7 +61,7 @@ class Connection:
 
     def __init__(
         self,
-        host: str = "127.0.0.1",
+        host: str | None = None,
         port: int | None = None,
         *,
         identity: str | os.PathLike[str] | None = None,
@@ -73,7 +73,7 @@ class Connection:
         if policy is not None and allow_simulated:
             raise InvalidRequest("give policy= or allow_simulated=True, not both")
         path = _identity(identity)
-        memory = Path(heads) if heads is not None else path.with_name("heads.json")
+        memory = heads or os.environ.get("BASTIONAI_HEADS") or path.with_name("heads.json")
         terms = None if allow_simulated else (policy or AppraisalPolicy()).to_json()
         self._session = _internal.Session.connect(self.address, str(path), str(memory), terms)
         self._models: dict[bytes, str] = {}
@@ -311,7 +311,8 @@ def _row_count(dataset: object) -> int | None:
     return rows if isinstance(rows, int) else None
 
 
-def _address(host: str, port: int | None) -> str:
+def _address(host: str | None, port: int | None) -> str:
+    host = host or os.environ.get("BASTIONAI_HOST") or "127.0.0.1"
     if ":" in host and not host.endswith("]"):
         if port is not None:
             raise InvalidRequest(f"host={host!r} names a port already; leave port= out")
@@ -320,6 +321,7 @@ def _address(host: str, port: int | None) -> str:
 
 
 def _identity(identity: str | os.PathLike[str] | None) -> Path:
+    identity = identity or os.environ.get("BASTIONAI_IDENTITY")
     if identity is not None:
         return Path(identity).expanduser()
     path = default_identity_path()

@@ -1,0 +1,24 @@
+"""The README is true to the letter: its tours are run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def test_the_tours_of_owner_and_scientist_run(server, tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    tours = [block for block in blocks if "bastionai.Connection(" in block]
+    assert len(tours) >= 2, "README.md should show the tours of owner and scientist as python blocks"
+    monkeypatch.setenv("BASTIONAI_HOST", server.address)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for tour in tours:
+        exec(compile(tour, str(README), "exec"), names)
