@@ -7,6 +7,7 @@ anything is sent, clips and noises every gradient, and keeps an account of what 
 Start at :class:`Connection`.
 """
 
+from bastionai import privacy
 from bastionai.attestation import AppraisalPolicy, Attestation
 from bastionai.connection import Connection, keygen
 from bastionai.contract import Column, DataContract
@@ -36,6 +37,7 @@ from bastionai.exceptions import (
 from bastionai.exporting import export
 from bastionai.fixing import fix
 from bastionai.learner import RemoteLearner
+from bastionai.ledger_types import Amount, Budget, Charge
 from bastionai.optimizers import SGD, Adam, AdamW
 from bastionai.quote import Quote
 from bastionai.receipt import Receipt
@@ -48,11 +50,14 @@ __all__ = [
     "Adam",
     "AdamW",
     "AlreadyExists",
+    "Amount",
     "AppraisalPolicy",
     "Attestation",
     "AttestationError",
     "BastionError",
+    "Budget",
     "BudgetExceeded",
+    "Charge",
     "Column",
     "Connection",
     "ConnectionFailed",
@@ -82,4 +87,5 @@ __all__ = [
     "export",
     "fix",
     "keygen",
+    "privacy",
 ]

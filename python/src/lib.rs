@@ -1,8 +1,8 @@
 //! The PyO3 module `bastionai._internal`: Python's way to client, graph and privacy. No logic of its own.
 //!
 //! [`contract`] and [`model`] check locally what is about to be sent; [`session`] speaks to a server, under a
-//! [`policy`]; [`receipt`] checks what came back; [`errors`] is the one place where Rust errors become
-//! exceptions. Blocking calls release the GIL and look for signals, so that Ctrl-C works ([`blocking`]).
+//! [`policy`]; [`receipt`] checks what came back; [`privacy`] answers what-ifs; [`errors`] is the one place
+//! where Rust errors become exceptions. Blocking calls release the GIL and look for signals, so that Ctrl-C works ([`blocking`]).
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod blocking;
@@ -10,6 +10,7 @@ mod contract;
 mod errors;
 mod model;
 mod policy;
+mod privacy;
 mod receipt;
 mod session;
 
@@ -22,6 +23,8 @@ mod _internal {
     use super::contract::{canonical_contract, check_batch, contract_digest, declared_size_for};
     #[pymodule_export]
     use super::model::check_archive;
+    #[pymodule_export]
+    use super::privacy::{epsilon, noise_multiplier};
     #[pymodule_export]
     use super::receipt::verify_receipt;
     #[pymodule_export]
