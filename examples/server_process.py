@@ -66,9 +66,7 @@ class ServerProcess:
         command += ["--attester", "insecure-simulated", "--ready-file", str(ready)]
         with (self._folder / "server.log").open("ab") as log:
             # A group of its own, so that nothing it starts can be left behind.
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, start_new_session=True
-            )
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + _START_SECONDS
         while not ready.exists():
             if self._process.poll() is not None or time.monotonic() > deadline:

@@ -33,6 +33,7 @@ class ProgressDisplay:
         self._stream = stream or sys.stderr
         self._smoothed: float | None = None
         self._last_line = -_LINE_SECONDS
+        self._last_step = -1
         self._bar = self._make_bar() if enabled else None
         self._task = None if self._bar is None else self._bar.add_task(title, total=steps, loss="")
 
@@ -65,9 +66,14 @@ class ProgressDisplay:
         loss = "" if self._smoothed is None else f"noisy loss {self._smoothed:.3f}"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, loss=loss)
-        elif self._enabled and (time.monotonic() - self._last_line >= _LINE_SECONDS or step == self._steps):
-            self._last_line = time.monotonic()
+        elif self._enabled and self._line_is_due(step):
+            self._last_line, self._last_step = time.monotonic(), step
             print(f"{self._title}: step {step}/{self._steps} {loss}".rstrip(), file=self._stream, flush=True)
+
+    def _line_is_due(self, step: int) -> bool:
+        if step == self._last_step:
+            return False
+        return time.monotonic() - self._last_line >= _LINE_SECONDS or step == self._steps
 
     @property
     def smoothed_loss(self) -> float | None:
