@@ -14,7 +14,29 @@ import torch
 TABLE = pathlib.Path(__file__).resolve().parent.parent / "crates/graph/src/schema/aten.txt"
 PINNED = "2.11.0"
 
-OPERATORS = ["linear", "addmm", "mm", "matmul", "relu", "gelu", "tanh", "sigmoid", "silu", "elu", "leaky_relu", "softplus", "hardtanh", "hardswish", "hardsigmoid", "selu", "celu", "mish", "relu6", "log_sigmoid", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "abs", "neg", "square", "reciprocal", "sin", "cos", "sign", "erf", "clamp", "clamp_min", "clamp_max", "pow.Tensor_Scalar", "pow.Scalar", "rsub.Scalar", "add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "add.Scalar", "sub.Scalar", "mul.Scalar", "div.Scalar", "maximum", "minimum", "eq.Tensor", "ne.Tensor", "lt.Tensor", "le.Tensor", "gt.Tensor", "ge.Tensor", "eq.Scalar", "ne.Scalar", "lt.Scalar", "le.Scalar", "gt.Scalar", "ge.Scalar", "logical_and", "logical_or", "logical_xor", "logical_not", "__and__.Tensor", "__or__.Tensor", "bitwise_and.Tensor", "bitwise_or.Tensor", "bitwise_not", "where.self", "where.ScalarSelf", "where.ScalarOther", "masked_fill.Scalar", "alias", "clone", "contiguous", "detach", "to.dtype", "_to_copy", "zeros_like", "ones_like", "full_like", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss", "kl_div", "poisson_nll_loss", "binary_cross_entropy_with_logits", "cross_entropy_loss", "nll_loss_nd", "nll_loss", "sum.dim_IntList", "sum", "mean.dim", "mean", "amax", "amin", "argmax", "argmin", "max.dim", "min.dim", "logsumexp", "var.correction", "std.correction", "var.dim", "std.dim", "linalg_vector_norm", "any.dim", "all.dim", "softmax.int", "log_softmax.int", "_softmax", "_log_softmax", "view", "reshape", "_unsafe_view", "flatten.using_ints", "unsqueeze", "squeeze.dim", "squeeze.dims", "squeeze", "expand", "t", "transpose.int", "permute", "slice.Tensor", "select.int", "split.Tensor", "split_with_sizes", "unbind.int", "cat", "stack", "broadcast_tensors", "layer_norm", "rms_norm", "group_norm", "gather", "index.Tensor", "one_hot", "embedding", "zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "arange", "scalar_tensor", "dropout", "native_dropout"]
+OPERATORS = """
+linear addmm mm matmul
+relu gelu tanh sigmoid silu elu leaky_relu softplus hardtanh hardswish hardsigmoid selu celu mish relu6 log_sigmoid
+exp expm1 log log1p sqrt rsqrt abs neg square reciprocal sin cos sign erf
+clamp clamp_min clamp_max pow.Tensor_Scalar pow.Scalar rsub.Scalar
+add.Tensor sub.Tensor mul.Tensor div.Tensor add.Scalar sub.Scalar mul.Scalar div.Scalar maximum minimum
+eq.Tensor ne.Tensor lt.Tensor le.Tensor gt.Tensor ge.Tensor
+eq.Scalar ne.Scalar lt.Scalar le.Scalar gt.Scalar ge.Scalar
+logical_and logical_or logical_xor logical_not __and__.Tensor __or__.Tensor bitwise_and.Tensor bitwise_or.Tensor bitwise_not
+where.self where.ScalarSelf where.ScalarOther masked_fill.Scalar
+alias clone contiguous detach to.dtype _to_copy zeros_like ones_like full_like
+mse_loss l1_loss smooth_l1_loss huber_loss soft_margin_loss kl_div poisson_nll_loss binary_cross_entropy_with_logits
+cross_entropy_loss nll_loss_nd nll_loss
+sum.dim_IntList sum mean.dim mean amax amin argmax argmin max.dim min.dim logsumexp var.correction std.correction
+var.dim std.dim linalg_vector_norm any.dim all.dim
+softmax.int log_softmax.int _softmax _log_softmax
+view reshape _unsafe_view flatten.using_ints unsqueeze squeeze.dim squeeze.dims squeeze expand t transpose.int permute
+slice.Tensor select.int split.Tensor split_with_sizes unbind.int cat stack broadcast_tensors
+layer_norm rms_norm group_norm
+gather index.Tensor one_hot embedding
+zeros ones full new_zeros new_ones new_full arange scalar_tensor
+dropout native_dropout
+""".split()
 
 
 def schema(name: str) -> str:

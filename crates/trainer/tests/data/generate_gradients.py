@@ -22,7 +22,7 @@ from generate_graph_fixtures import MODELS  # noqa: E402  (the fixtures' example
 
 
 def load(name: str) -> torch.export.ExportedProgram:
-    """Torch insists on the pickled sample inputs that the fixtures leave out."""
+    """torch insists on the pickled sample inputs that the fixtures leave out."""
     source, target, samples = zipfile.ZipFile(FIXTURES / f"{name}.pt2"), io.BytesIO(), io.BytesIO()
     torch.save((MODELS[name][1], {}), samples)
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as out:
