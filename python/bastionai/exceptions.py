@@ -145,4 +145,4 @@ class Detached(KeyboardInterrupt):
 
 
 class NoiseWarning(UserWarning):
-    """The settings let privacy noise drown what the model could learn."""
+    """The server's advice about a run's settings, e.g. that noise would drown what the model could learn."""

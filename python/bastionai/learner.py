@@ -18,7 +18,7 @@ from bastionai.exporting import PreparedModel, label_column, prepare
 from bastionai.ledger_types import shown
 from bastionai.losses import LossLike, per_sample_loss
 from bastionai.optimizers import SGD, AdamW, as_optimizer
-from bastionai.planning import default_max_batch_size, noise_warning, plan_batch_size, plan_steps
+from bastionai.planning import plan_batch_size, plan_steps
 from bastionai.quote import Quote
 from bastionai.receipt import Receipt
 from bastionai.remote import RemoteDataset
@@ -100,7 +100,7 @@ class RemoteLearner:
         """
         ids = [dataset.id for dataset in self.datasets]
         quote = self._price(ids, self.declared_size, nb_epochs, eps, steps, delta, noise_multiplier)
-        for text in filter(None, [noise_warning(quote), *quote.warnings]):
+        for text in quote.warnings:
             warnings.warn(text, NoiseWarning, stacklevel=2)
         return quote
 
@@ -222,7 +222,7 @@ class RemoteLearner:
             "input_columns": prepared.input_columns,
             "model_name": self.model_name,
             "batch_size": batch_size,
-            "max_batch_size": self._max_batch_size or default_max_batch_size(batch_size),
+            "max_batch_size": self._max_batch_size or 0,  # 0: the server chooses
             "steps": plan_steps(declared_size, batch_size, nb_epochs, steps),
             "max_grad_norm": self._max_grad_norm,
             "privacy": _privacy(eps, noise_multiplier),

@@ -1,16 +1,13 @@
-"""Choices a scientist may leave to us: batch size, steps, and whether noise would drown the signal."""
+"""Choices a scientist may leave to us: the batch size, and steps from epochs."""
 
 from __future__ import annotations
 
 import math
 
 from bastionai.exceptions import InvalidRequest
-from bastionai.quote import Quote
 
 #: Fewer steps than this and an optimizer barely moves, whatever the noise.
 _MIN_STEPS = 60
-#: Below this, what all steps together say about the gradient is smaller than the noise they add.
-_DROWNED = 1.0
 
 
 def plan_batch_size(declared_size: int, nb_epochs: float | None, steps: int | None) -> int:
@@ -50,30 +47,3 @@ def plan_steps(declared_size: int, batch_size: int, nb_epochs: float | None, ste
     if not (math.isfinite(nb_epochs) and nb_epochs > 0):
         raise InvalidRequest(f"nb_epochs={nb_epochs}: expected a positive number")
     return max(1, math.ceil(nb_epochs * declared_size / batch_size))
-
-
-def signal_to_noise(quote: Quote) -> float:
-    """How the run's summed signal compares with its summed noise, in L2 norm; a rule of thumb.
-
-    If every clipped gradient pointed the same way, T steps would add up to T·b·C; their noise adds up
-    to √T·σ·C per coordinate, so √(T·d)·σ·C over d parameters.
-    """
-    noise = quote.noise_multiplier * math.sqrt(max(1, quote.trainable_parameters))
-    return math.inf if noise == 0.0 else quote.batch_size * math.sqrt(quote.steps) / noise
-
-
-def noise_warning(quote: Quote) -> str | None:
-    """A warning when the settings let noise drown the signal, else None."""
-    ratio = signal_to_noise(quote)
-    if ratio >= _DROWNED:
-        return None
-    return (
-        f"noise will drown the model: over the whole run the signal is at most {ratio:.2g} times the noise. "
-        f"batch_size={quote.batch_size} is the expected batch over all datasets; leave it out to have it planned, "
-        "train fewer parameters, or spend more ε (max_batch_size is only the physical cap)"
-    )
-
-
-def default_max_batch_size(batch_size: int) -> int:
-    """Rows computed at once when the user sets no cap: enough for one micro-batch of a usual sample."""
-    return min(max(16, batch_size), 256)

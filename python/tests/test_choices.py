@@ -9,11 +9,10 @@ from decimal import Decimal
 import pytest
 import torch
 
-from bastionai import SGD, Adam, AdamW, InvalidRequest, NoiseWarning
+from bastionai import SGD, Adam, AdamW, InvalidRequest
 from bastionai.optimizers import as_optimizer
-from bastionai.planning import noise_warning, plan_batch_size, plan_steps, signal_to_noise
+from bastionai.planning import plan_batch_size, plan_steps
 from bastionai.policy import decimal, policy_document, principal
-from bastionai.quote import Quote
 
 WEIGHTS = [torch.nn.Parameter(torch.zeros(2))]
 
@@ -127,10 +126,6 @@ def test_decimals_are_what_was_written():
     assert principal(f" {ALICE.upper()} ") == ALICE
 
 
-def quote(batch_size: int, steps: int, noise: float, parameters: int) -> Quote:
-    return Quote("0" * 64, steps, batch_size, 0.1, noise, 0.0, 1000, 16, 1, 1 << 20, parameters, [], 0, [], {})
-
-
 def test_planned_batches_leave_enough_steps_and_enough_records():
     for size in (16, 24, 512, 768, 6144, 98304, 2**31):
         for epochs in (0.5, 2, 20, 500):
@@ -148,13 +143,3 @@ def test_steps_are_epochs_of_the_declared_size():
     for epochs, steps in ((None, None), (1, 1), (0, None), (float("nan"), None), (None, 0)):
         with pytest.raises(InvalidRequest):
             plan_steps(16, 16, epochs, steps)
-
-
-def test_the_tour_of_the_predecessor_would_drown_and_the_planned_batch_does_not():
-    # DistilBERT, 67 million parameters, batch 4 of 5574 messages, two epochs, ε = 2.
-    drowned = quote(batch_size=4, steps=2787, noise=0.6, parameters=67_000_000)
-    assert "noise will drown the model" in noise_warning(drowned)
-    planned = quote(batch_size=128, steps=96, noise=0.9, parameters=800)
-    assert noise_warning(planned) is None
-    assert signal_to_noise(quote(64, 100, 0.0, 10)) == float("inf")
-    assert issubclass(NoiseWarning, UserWarning)
