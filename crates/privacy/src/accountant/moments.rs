@@ -20,7 +20,7 @@ pub(super) fn log_moment(losses: &GridLosses, order: f64) -> f64 {
     let (mut sum, mut left_out) = (0.0, 0_u32);
     for exponent in exponents() {
         if exponent - largest > -46.0 {
-            sum += libm::exp(exponent - largest);
+            sum += (exponent - largest).exp();
         } else {
             left_out += 1;
         }

@@ -1,9 +1,7 @@
 //! The fast path: a block of Box–Muller pairs in f64, without branches, written so that the compiler
-//! vectorises it; `pulp` picks AVX2 at run time. No fused multiply-adds: every machine gives the same bits.
+//! vectorises it. No fused multiply-adds: every machine gives the same bits.
 
 use std::f64::consts::PI;
-
-use pulp::Arch;
 
 /// Values made at once: 64 pairs, two words each.
 pub(super) const BLOCK_VALUES: usize = 128;
@@ -14,7 +12,6 @@ pub(super) struct RoundedBlock {
     /// 1 where the value is certain, else 0.
     pub(super) settled: [u64; BLOCK_VALUES],
     pub(super) standard_deviation: f64,
-    arch: Arch,
 }
 
 impl RoundedBlock {
@@ -23,21 +20,17 @@ impl RoundedBlock {
             values: [0; BLOCK_VALUES],
             settled: [1; BLOCK_VALUES],
             standard_deviation,
-            arch: Arch::new(),
         }
     }
 
     /// Fills the block from the words of its pairs.
     pub(super) fn round(&mut self, words: &[u8; BLOCK_VALUES * 8]) {
-        let arch = self.arch;
-        arch.dispatch(|| {
-            round_block(
-                words,
-                self.standard_deviation,
-                &mut self.values,
-                &mut self.settled,
-            )
-        });
+        round_block(
+            words,
+            self.standard_deviation,
+            &mut self.values,
+            &mut self.settled,
+        );
     }
 
     pub(super) fn any_unsettled(&self) -> bool {
@@ -45,7 +38,6 @@ impl RoundedBlock {
     }
 }
 
-#[inline(always)]
 fn round_block(
     words: &[u8; BLOCK_VALUES * 8],
     standard_deviation: f64,
@@ -196,21 +188,6 @@ mod tests {
             let (cosine, sine) = cosine_and_sine(word);
             // The reference angle itself is off by up to 2π·2^−53.
             assert!((cosine - libm::cos(angle)).abs() < 3e-15 && (sine - libm::sin(angle)).abs() < 3e-15);
-        }
-    }
-
-    /// The dispatched instructions and the plain ones must agree to the bit: a run is the same on every machine.
-    #[test]
-    fn every_instruction_set_gives_the_same_bits() {
-        let mut block = RoundedBlock::new(1e9);
-        let (mut values, mut settled) = ([0; BLOCK_VALUES], [0; BLOCK_VALUES]);
-        for seed in 0..200_u64 {
-            let byte =
-                |i: usize| (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(i as u32) >> (i % 57)) as u8;
-            let words: [u8; BLOCK_VALUES * 8] = std::array::from_fn(byte);
-            block.round(&words);
-            round_block(&words, 1e9, &mut values, &mut settled);
-            assert_eq!((block.values, block.settled), (values, settled));
         }
     }
 
