@@ -159,3 +159,185 @@ impl Fields {
         Digest32::from_bytes(self.0.finalize().into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::RELATION;
+    use crate::spec::{LossRequest, Privacy};
+    use bastionai_ledger::{Amount, Delta, Epsilon};
+    use bastionai_privacy::event::{DpEvent, NeighboringRelation};
+
+    struct Example {
+        request: RunRequest,
+        plan: Plan,
+        scientist: Principal,
+        digests: [Digest32; 3],
+        datasets: Vec<DatasetVersion>,
+        boot: BootId,
+        head: EntryHash,
+        expires: u64,
+    }
+
+    fn example() -> Example {
+        let version = |tag| DatasetVersion {
+            dataset: DatasetId::from_bytes([tag; 16]),
+            contract: Digest32::from_bytes([tag; 32]),
+            policy: Digest32::from_bytes([tag; 32]),
+            root: Digest32::from_bytes([tag; 32]),
+        };
+        Example {
+            request: RunRequest {
+                model: Digest32::from_bytes([1; 32]),
+                datasets: vec![DatasetId::from_bytes([2; 16])],
+                input_columns: vec!["x".into(), "y".into()],
+                model_name: "mlp".into(),
+                batch_size: 64,
+                max_batch_size: None,
+                steps: 10,
+                max_grad_norm: 1.0,
+                privacy: Privacy::TargetEpsilon(1.0),
+                delta: None,
+                loss: Some(LossRequest {
+                    max_loss: 4.0,
+                    share: 0.1,
+                }),
+                optimizer: Optimizer::Sgd {
+                    lr: 0.1,
+                    momentum: 0.9,
+                    dampening: 0.0,
+                    weight_decay: 0.0,
+                    nesterov: false,
+                },
+            },
+            plan: Plan {
+                noise_multiplier: 1.0,
+                loss_noise_multiplier: Some(3.0),
+                joint_noise_multiplier: 0.95,
+                sample_threshold: 1 << 60,
+                sample_rate: 0.0625,
+                declared_size: 1024,
+                physical_batch_size: 100,
+                micro_batches: 1,
+                event: DpEvent::NoOp,
+                amount: Amount::new(Epsilon::from_units(5), Delta::from_units(7)),
+            },
+            scientist: Principal::from_bytes([3; 32]),
+            digests: [4, 5, 6].map(|tag| Digest32::from_bytes([tag; 32])),
+            datasets: vec![version(7), version(8)],
+            boot: BootId::from_bytes([9; 16]),
+            head: EntryHash::from_bytes([10; 32]),
+            expires: 11,
+        }
+    }
+
+    fn digest(example: &Example) -> Digest32 {
+        Agreement {
+            request: &example.request,
+            plan: &example.plan,
+            scientist: example.scientist,
+            graph: example.digests[0],
+            initial_weights: example.digests[1],
+            datasets: &example.datasets,
+            claims: example.digests[2],
+            boot: example.boot,
+            ledger_head: example.head,
+            expires_unix_ms: example.expires,
+        }
+        .digest()
+    }
+
+    #[test]
+    fn every_field_of_the_agreement_changes_the_digest() {
+        assert_eq!(
+            RELATION,
+            NeighboringRelation::AddOrRemoveOne,
+            "the only one: it needs no field"
+        );
+        type Edit = fn(&mut Example);
+        let edits: Vec<(&str, Edit)> = vec![
+            ("model name", |e| e.request.model_name.push('x')),
+            ("input columns", |e| e.request.input_columns.swap(0, 1)),
+            ("columns joined", |e| e.request.input_columns = vec!["xy".into()]),
+            ("batch size", |e| e.request.batch_size += 1),
+            ("steps", |e| e.request.steps += 1),
+            ("C", |e| e.request.max_grad_norm = 2.0),
+            ("max_loss", |e| e.request.loss.as_mut().unwrap().max_loss = 5.0),
+            ("no loss", |e| e.request.loss = None),
+            ("lr", |e| {
+                e.request.optimizer = Optimizer::Sgd {
+                    lr: 0.2,
+                    momentum: 0.9,
+                    dampening: 0.0,
+                    weight_decay: 0.0,
+                    nesterov: false,
+                }
+            }),
+            ("nesterov", |e| {
+                e.request.optimizer = Optimizer::Sgd {
+                    lr: 0.1,
+                    momentum: 0.9,
+                    dampening: 0.0,
+                    weight_decay: 0.0,
+                    nesterov: true,
+                }
+            }),
+            ("optimizer", |e| {
+                e.request.optimizer = Optimizer::AdamW {
+                    lr: 0.1,
+                    beta1: 0.9,
+                    beta2: 0.0,
+                    eps: 0.0,
+                    weight_decay: 0.0,
+                }
+            }),
+            ("σ of the gradient", |e| e.plan.noise_multiplier = 1.5),
+            ("σ of the loss", |e| e.plan.loss_noise_multiplier = None),
+            ("joint σ", |e| e.plan.joint_noise_multiplier = 1.5),
+            ("q", |e| e.plan.sample_threshold += 1),
+            ("declared size", |e| e.plan.declared_size += 1),
+            ("physical batch", |e| e.plan.physical_batch_size += 1),
+            ("micro-batches", |e| e.plan.micro_batches += 1),
+            ("ε", |e| e.plan.amount.epsilon = Epsilon::from_units(6)),
+            ("δ", |e| e.plan.amount.delta = Delta::from_units(8)),
+            ("scientist", |e| e.scientist = Principal::from_bytes([0; 32])),
+            ("graph", |e| e.digests[0] = Digest32::from_bytes([0; 32])),
+            ("initial weights", |e| {
+                e.digests[1] = Digest32::from_bytes([0; 32])
+            }),
+            ("claims", |e| e.digests[2] = Digest32::from_bytes([0; 32])),
+            ("a dataset less", |e| drop(e.datasets.pop())),
+            ("dataset order", |e| e.datasets.swap(0, 1)),
+            ("dataset", |e| {
+                e.datasets[0].dataset = DatasetId::from_bytes([0; 16])
+            }),
+            ("contract", |e| {
+                e.datasets[0].contract = Digest32::from_bytes([0; 32])
+            }),
+            ("policy", |e| e.datasets[0].policy = Digest32::from_bytes([0; 32])),
+            ("version root", |e| {
+                e.datasets[0].root = Digest32::from_bytes([0; 32])
+            }),
+            ("boot", |e| e.boot = BootId::from_bytes([0; 16])),
+            ("ledger head", |e| e.head = EntryHash::from_bytes([0; 32])),
+            ("expiry", |e| e.expires += 1),
+        ];
+        let mut seen = vec![digest(&example())];
+        for (what, edit) in edits {
+            let mut changed = example();
+            edit(&mut changed);
+            let changed = digest(&changed);
+            assert!(!seen.contains(&changed), "{what} is not covered");
+            seen.push(changed);
+        }
+        assert_eq!(digest(&example()), seen[0]);
+    }
+
+    #[test]
+    fn tensors_cannot_be_moved_across_their_borders() {
+        let one = tensors_digest(&[vec![1, 2], vec![3]]);
+        assert_ne!(one, tensors_digest(&[vec![1], vec![2, 3]]));
+        assert_ne!(one, tensors_digest(&[vec![1, 2, 3]]));
+        assert_ne!(one, tensors_digest(&[vec![1, 2], vec![3], vec![]]));
+    }
+}

@@ -224,3 +224,134 @@ const DROWNED: f64 = 10.0;
 const WEAK_EPSILON: f64 = 10.0;
 /// libtorch, its threads' stacks and allocator slack.
 const RUNTIME_BYTES: u64 = 512 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bastionai_ledger::{DatasetId, Digest32};
+    use bastionai_wire::trainer::Optimizer;
+
+    fn request(batch_size: u64, steps: u64, privacy: Privacy, loss: Option<LossRequest>) -> RunRequest {
+        RunRequest {
+            model: Digest32::from_bytes([0; 32]),
+            datasets: vec![DatasetId::from_bytes([0; 16])],
+            input_columns: vec!["x".into()],
+            model_name: "mlp".into(),
+            batch_size,
+            max_batch_size: Some(64),
+            steps,
+            max_grad_norm: 1.0,
+            privacy,
+            delta: None,
+            loss,
+            optimizer: Optimizer::Sgd {
+                lr: 0.1,
+                momentum: 0.0,
+                dampening: 0.0,
+                weight_decay: 0.0,
+                nesterov: false,
+            },
+        }
+    }
+
+    const LOSS: Option<LossRequest> = Some(LossRequest {
+        max_loss: 4.0,
+        share: 0.05,
+    });
+
+    fn delta() -> Delta {
+        "1e-6".parse().unwrap()
+    }
+
+    #[test]
+    fn a_calibrated_run_costs_at_most_its_target_and_close_to_it() {
+        for (batch, steps, target) in [(16, 30, 0.5), (64, 100, 2.0), (192, 10, 8.0)] {
+            let plan = Plan::new(
+                &request(batch, steps, Privacy::TargetEpsilon(target), LOSS),
+                192,
+                delta(),
+            )
+            .unwrap();
+            let cost = plan.amount.epsilon.to_f64();
+            assert!(
+                cost <= target && cost > 0.98 * target,
+                "B={batch} T={steps}: {cost} for {target}"
+            );
+            assert_eq!(plan.amount.delta, delta());
+        }
+    }
+
+    #[test]
+    fn the_trainers_two_releases_are_no_sharper_than_what_was_charged() {
+        let plan = Plan::new(&request(64, 100, Privacy::TargetEpsilon(2.0), LOSS), 192, delta()).unwrap();
+        let loss = plan.loss_noise_multiplier.unwrap();
+        let rejoined = joint::joint_noise_multiplier(plan.noise_multiplier, loss).unwrap();
+        assert!(rejoined >= plan.joint_noise_multiplier);
+        let DpEvent::SelfComposed { event, count } = &plan.event else {
+            panic!("{:?}", plan.event)
+        };
+        let DpEvent::TruncatedSubsampledGaussian {
+            dataset_size,
+            sampling_probability,
+            truncated_batch_size,
+            noise_multiplier,
+        } = **event
+        else {
+            panic!("{event:?}")
+        };
+        assert_eq!(
+            (*count, dataset_size, noise_multiplier),
+            (100, 192, plan.joint_noise_multiplier)
+        );
+        assert_eq!(sampling_probability, plan.sample_rate);
+        assert!(
+            truncated_batch_size <= plan.truncated_batch_size(),
+            "the trainer cuts no earlier than was charged"
+        );
+    }
+
+    #[test]
+    fn given_noise_is_priced_the_same_as_when_it_was_calibrated() {
+        let calibrated =
+            Plan::new(&request(16, 30, Privacy::TargetEpsilon(1.0), LOSS), 192, delta()).unwrap();
+        let given = Privacy::NoiseMultiplier(calibrated.noise_multiplier);
+        let priced = Plan::new(&request(16, 30, given, LOSS), 192, delta()).unwrap();
+        let (one, other) = (calibrated.amount.epsilon.to_f64(), priced.amount.epsilon.to_f64());
+        assert!((one - other).abs() < 1e-3, "{one} and {other}");
+        assert!(
+            (calibrated.loss_noise_multiplier.unwrap() / priced.loss_noise_multiplier.unwrap() - 1.0).abs()
+                < 1e-9
+        );
+    }
+
+    #[test]
+    fn micro_batches_are_equal_hold_the_cap_and_respect_the_largest_size() {
+        for cap in 1..600 {
+            let (count, size) = micro_batches(cap, Some(64)).unwrap();
+            assert!(
+                size <= 64 && u64::from(count) * u64::from(size) >= cap,
+                "{cap}: {count} x {size}"
+            );
+            assert!(
+                u64::from(count) * u64::from(size) < cap + u64::from(count),
+                "{cap}: {count} x {size} wastes rows"
+            );
+        }
+    }
+
+    #[test]
+    fn more_noise_or_fewer_steps_never_cost_more() {
+        let cost = |steps, noise| {
+            let request = request(32, steps, Privacy::NoiseMultiplier(noise), None);
+            Plan::new(&request, 192, delta()).unwrap().amount.epsilon
+        };
+        assert!(cost(50, 2.0) <= cost(50, 1.0));
+        assert!(cost(25, 1.0) <= cost(50, 1.0));
+    }
+
+    #[test]
+    fn a_batch_above_the_declared_size_is_refused() {
+        let refused = Plan::new(&request(193, 10, Privacy::TargetEpsilon(1.0), None), 192, delta());
+        assert_eq!(refused.unwrap_err().reason, Reason::RunSpecInvalid);
+    }
+}
