@@ -24,7 +24,13 @@ class Classifier(nn.Module):
         super().__init__()
         self.register_buffer("low", torch.zeros(8))
         self.register_buffer("width", torch.full((8,), 4.0))
-        self.body = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.GELU(), nn.Dropout(0.1), nn.Linear(16, 3))
+        self.body = nn.Sequential(
+            nn.Linear(8, 16),
+            nn.LayerNorm(16),
+            nn.GELU(),
+            nn.Dropout(0.1),
+            nn.Linear(16, 3),
+        )
 
     def forward(self, x, y):
         logits = self.body((x - self.low) / self.width)
@@ -39,7 +45,10 @@ class CrossEntropy(nn.Module):
         self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 3)
 
     def forward(self, x, y):
-        return F.cross_entropy(self.last(torch.tanh(self.first(x))), y, reduction="none") * 0.5
+        return (
+            F.cross_entropy(self.last(torch.tanh(self.first(x))), y, reduction="none")
+            * 0.5
+        )
 
 
 class Regressor(nn.Module):
@@ -47,7 +56,9 @@ class Regressor(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(6, 12), nn.ReLU(inplace=True), nn.Linear(12, 2))
+        self.body = nn.Sequential(
+            nn.Linear(6, 12), nn.ReLU(inplace=True), nn.Linear(12, 2)
+        )
 
     def forward(self, x, y):
         return F.mse_loss(self.body(x), y, reduction="none").mean(dim=1)
@@ -71,7 +82,10 @@ class Broadcast(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(6, 4))
-        self.shift, self.scale = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.ones(1, 4))
+        self.shift, self.scale = (
+            nn.Parameter(torch.zeros(4)),
+            nn.Parameter(torch.ones(1, 4)),
+        )
         self.frozen = nn.Parameter(torch.randn(4), requires_grad=False)
         self.unused = nn.Parameter(torch.randn(3))
         self.decode = nn.Linear(4, 6, bias=False)
@@ -83,7 +97,11 @@ class Broadcast(nn.Module):
         h = (x @ self.weight - self.shift) * self.scale + self.frozen
         h = h + self.encode(x) + self.tied(torch.tanh(x))
         constant = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-        return ((self.decode(F.elu(h)) - x).abs() * constant).view(x.size(0), -1, 2).sum(dim=(1, 2))
+        return (
+            ((self.decode(F.elu(h)) - x).abs() * constant)
+            .view(x.size(0), -1, 2)
+            .sum(dim=(1, 2))
+        )
 
 
 class BatchNorm(nn.Module):
@@ -91,7 +109,9 @@ class BatchNorm(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 1))
+        self.body = nn.Sequential(
+            nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 1)
+        )
 
     def forward(self, x, y):
         return F.mse_loss(self.body(x).squeeze(1), y, reduction="none")
@@ -110,7 +130,12 @@ class MeanOfBatch(nn.Module):
         return F.mse_loss(self.layer(centred).squeeze(1), scaled, reduction="mean")
 
 
-ZOO_INPUTS = (torch.randn(4, 8), torch.randint(0, 3, (4,)), torch.rand(4), torch.rand(4) > 0.5)
+ZOO_INPUTS = (
+    torch.randn(4, 8),
+    torch.randint(0, 3, (4,)),
+    torch.rand(4),
+    torch.rand(4) > 0.5,
+)
 
 
 class Zoo(nn.Module):
@@ -124,49 +149,154 @@ class Zoo(nn.Module):
 
     def activations(self, h):
         functions = [
-            F.relu, F.gelu, torch.tanh, torch.sigmoid, F.silu, F.elu, F.leaky_relu, F.softplus, F.hardtanh, F.hardswish,
-            F.hardsigmoid, F.selu, F.celu, F.mish, F.relu6, F.logsigmoid, F.softsign, F.hardshrink, F.softshrink, torch.sin,
-            torch.cos, torch.erf, torch.expm1, torch.abs, torch.square, torch.sign,
+            F.relu,
+            F.gelu,
+            torch.tanh,
+            torch.sigmoid,
+            F.silu,
+            F.elu,
+            F.leaky_relu,
+            F.softplus,
+            F.hardtanh,
+            F.hardswish,
+            F.hardsigmoid,
+            F.selu,
+            F.celu,
+            F.mish,
+            F.relu6,
+            F.logsigmoid,
+            F.softsign,
+            F.hardshrink,
+            F.softshrink,
+            torch.sin,
+            torch.cos,
+            torch.erf,
+            torch.expm1,
+            torch.abs,
+            torch.square,
+            torch.sign,
         ]
         total = F.gelu(h, approximate="tanh")
         for function in functions:
             total = total + function(h)
         positive = h.abs() + 1
-        return total + positive.log() + positive.sqrt() + positive.rsqrt() + positive.log1p() + 1 / positive + 2 ** h
+        return (
+            total
+            + positive.log()
+            + positive.sqrt()
+            + positive.rsqrt()
+            + positive.log1p()
+            + 1 / positive
+            + 2**h
+        )
 
     def reductions(self, h):
         values, _ = h.max(dim=1)
         least, _ = h.min(dim=-1)
-        total = values + least + h.amax(dim=1) + h.amin(dim=1) + h.logsumexp(dim=1) + h.var(dim=1) + h.std(dim=1)
-        total = total + F.normalize(h, dim=1).sum(1) + h.pow(2).mean(-1) + torch.softmax(h, -1)[:, 0]
-        return total + (h > 0).any(dim=1).float() + h.argmax(dim=1).float() + torch.linalg.vector_norm(h, dim=1)
+        total = (
+            values
+            + least
+            + h.amax(dim=1)
+            + h.amin(dim=1)
+            + h.logsumexp(dim=1)
+            + h.var(dim=1)
+            + h.std(dim=1)
+        )
+        total = (
+            total
+            + F.normalize(h, dim=1).sum(1)
+            + h.pow(2).mean(-1)
+            + torch.softmax(h, -1)[:, 0]
+        )
+        return (
+            total
+            + (h > 0).any(dim=1).float()
+            + h.argmax(dim=1).float()
+            + torch.linalg.vector_norm(h, dim=1)
+        )
 
     def shapes(self, x, y):
         size = x.shape[0]
         left, right = x.split([3, 5], dim=1)
         one, two = x.chunk(2, dim=1)
-        total = left.sum(1) + right.mean(1) + (one + two).flatten(1).sum(1) + x.unbind(1)[3]
-        total = total + torch.cat([x, x[:, 1:3]], dim=1).sum(1) + torch.stack([x, x], dim=1).sum((1, 2))
-        total = total + x.view(-1, 2).sum(1).view(size, 4).sum(1) + x.t().contiguous().t().reshape(size, 2, 4).permute(0, 2, 1).sum((1, 2))
-        total = total + torch.zeros(size) + x.new_ones(size, 2).sum(1) + torch.full((size,), 2.0) + torch.zeros_like(total)
-        total = total + self.weights.unsqueeze(0).expand(size, 3).sum(1) + torch.zeros(size * 2).view(size, 2).sum(1)
-        return total + self.weights[y] + self.table[y].sum(1) + F.embedding(y, self.table).sum(1)
+        total = (
+            left.sum(1) + right.mean(1) + (one + two).flatten(1).sum(1) + x.unbind(1)[3]
+        )
+        total = (
+            total
+            + torch.cat([x, x[:, 1:3]], dim=1).sum(1)
+            + torch.stack([x, x], dim=1).sum((1, 2))
+        )
+        total = (
+            total
+            + x.view(-1, 2).sum(1).view(size, 4).sum(1)
+            + x.t().contiguous().t().reshape(size, 2, 4).permute(0, 2, 1).sum((1, 2))
+        )
+        total = (
+            total
+            + torch.zeros(size)
+            + x.new_ones(size, 2).sum(1)
+            + torch.full((size,), 2.0)
+            + torch.zeros_like(total)
+        )
+        total = (
+            total
+            + self.weights.unsqueeze(0).expand(size, 3).sum(1)
+            + torch.zeros(size * 2).view(size, 2).sum(1)
+        )
+        return (
+            total
+            + self.weights[y]
+            + self.table[y].sum(1)
+            + F.embedding(y, self.table).sum(1)
+        )
 
     def losses(self, h, y, t, flag):
         p, q = h[:, 0], torch.sigmoid(h[:, 1])
-        total = F.smooth_l1_loss(p, t, reduction="none") + F.huber_loss(p, t, reduction="none")
-        total = total + F.l1_loss(p, t, reduction="none") + F.poisson_nll_loss(p, t, reduction="none")
-        total = total + F.soft_margin_loss(p, t, reduction="none") + F.kl_div(p, q, reduction="none")
+        total = F.smooth_l1_loss(p, t, reduction="none") + F.huber_loss(
+            p, t, reduction="none"
+        )
+        total = (
+            total
+            + F.l1_loss(p, t, reduction="none")
+            + F.poisson_nll_loss(p, t, reduction="none")
+        )
+        total = (
+            total
+            + F.soft_margin_loss(p, t, reduction="none")
+            + F.kl_div(p, q, reduction="none")
+        )
         total = total + F.cross_entropy(h, y, reduction="none", label_smoothing=0.1)
-        total = total + torch.where(flag, p, -p) + p.masked_fill(flag, 0.0) + (flag & (t > 0.5)).float()
-        total = total + F.log_softmax(h, 1)[torch.arange(h.shape[0]), y] + torch.maximum(p, t) + p.clamp(-1, 1)
-        total = total + F.binary_cross_entropy_with_logits(h, F.one_hot(y, 3).float(), pos_weight=self.weights, reduction="none").sum(1)
-        return total + F.nll_loss(F.log_softmax(h, 1), y, reduction="none") + F.cross_entropy(h, y, weight=self.weights, reduction="none")
+        total = (
+            total
+            + torch.where(flag, p, -p)
+            + p.masked_fill(flag, 0.0)
+            + (flag & (t > 0.5)).float()
+        )
+        total = (
+            total
+            + F.log_softmax(h, 1)[torch.arange(h.shape[0]), y]
+            + torch.maximum(p, t)
+            + p.clamp(-1, 1)
+        )
+        total = total + F.binary_cross_entropy_with_logits(
+            h, F.one_hot(y, 3).float(), pos_weight=self.weights, reduction="none"
+        ).sum(1)
+        return (
+            total
+            + F.nll_loss(F.log_softmax(h, 1), y, reduction="none")
+            + F.cross_entropy(h, y, weight=self.weights, reduction="none")
+        )
 
     def forward(self, x, y, t, flag):
         h = self.activations(self.layer(F.rms_norm(F.layer_norm(x, [8]), [8])))
         h = h + F.dropout(h, 0.2) + F.group_norm(h, 3)
-        return self.losses(h, y, t, flag) + self.reductions(h) + self.shapes(x, y) + self.out(x).squeeze(1).detach()
+        return (
+            self.losses(h, y, t, flag)
+            + self.reductions(h)
+            + self.shapes(x, y)
+            + self.out(x).squeeze(1).detach()
+        )
 
 
 MODELS = {
@@ -187,11 +317,16 @@ def without_samples(archive: bytes) -> bytes:
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as out:
         for name in source.namelist():
             data = source.read(name)
-            if name.endswith("sample_inputs/model.pt") or name.endswith("serialization_id"):
+            if name.endswith(("sample_inputs/model.pt", "serialization_id")):
                 continue
             if name.endswith("model.json"):
-                data = data.replace(str(pathlib.Path(__file__).resolve().parent).encode(), b"/models")
-                data = data.replace(str(pathlib.Path(torch.__file__).resolve().parent.parent).encode(), b"/site-packages")
+                data = data.replace(
+                    str(pathlib.Path(__file__).resolve().parent).encode(), b"/models"
+                )
+                data = data.replace(
+                    str(pathlib.Path(torch.__file__).resolve().parent.parent).encode(),
+                    b"/site-packages",
+                )
             out.writestr(zipfile.ZipInfo(name), data)
     return target.getvalue()
 
@@ -203,7 +338,9 @@ def main() -> int:
     batch = torch.export.Dim("batch")
     for name, (module, inputs) in MODELS.items():
         shapes = tuple({0: batch} for _ in inputs)
-        program = torch.export.export(module().train(), inputs, dynamic_shapes=shapes).run_decompositions({})
+        program = torch.export.export(
+            module().train(), inputs, dynamic_shapes=shapes
+        ).run_decompositions({})
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         (FOLDER / f"{name}.pt2").write_bytes(without_samples(buffer.getvalue()))

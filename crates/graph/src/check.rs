@@ -13,9 +13,12 @@ mod facts;
 mod guards;
 mod hints;
 mod inputs;
+mod judge;
 mod premise;
 mod refusal;
+mod resolve;
 mod rules;
+mod sizes;
 #[cfg(test)]
 mod tests;
 
@@ -24,14 +27,14 @@ pub use refusal::{Refusal, Refusals};
 
 use crate::archive::Archive;
 use crate::contract::InputColumn;
-use crate::program::{OutputKind, Program, ProgramNode, RawArgument, RawOutput, RawSize};
+use crate::program::{OutputKind, Program, ProgramNode, RawArgument, RawOutput};
 use crate::schema;
 use crate::typed::{
-    Constant, Dependence, Extent, Input, Origin, Parameter, Tap, TappedParameter, TypedGraph, TypedNode,
-    Value, ValueId, ValueType,
+    Constant, Input, Origin, Parameter, Tap, TappedParameter, TypedGraph, TypedNode, Value, ValueId,
 };
 use call::{Call, Named, Unresolved};
 use facts::{Facts, Output, Typed};
+use judge::{check_extents, check_parameters, judge_loss};
 use premise::{Premise, require};
 use refusal::Objection;
 use std::collections::{HashMap, HashSet};
@@ -83,9 +86,6 @@ fn live_nodes(program: &Program) -> Vec<bool> {
     }
     live
 }
-
-/// Most axes of a value; far below what [`Dependence::PerSample`] can number.
-const MAX_RANK: usize = 16;
 
 struct Checker<'p> {
     program: &'p Program,
@@ -279,45 +279,6 @@ impl<'p> Checker<'p> {
         Ok(())
     }
 
-    /// Sizes are resolved here and leave no node: `sym_size.int` and multiplication (rule T1).
-    fn size_node(&self, node: &ProgramNode) -> Result<Option<Extent>, Unresolved> {
-        let [RawOutput::Size(_)] = node.outputs.as_slice() else {
-            return Ok(None);
-        };
-        let argument = |name: &str| {
-            node.arguments
-                .iter()
-                .find(|(found, _)| found == name)
-                .map(|(_, value)| value)
-        };
-        if node.target == "torch.ops.aten.sym_size.int" {
-            let (Some(RawArgument::Tensor(tensor)), Some(RawArgument::Int(dim))) =
-                (argument("self"), argument("dim"))
-            else {
-                return Err(rules::no_rule(&node.target).into());
-            };
-            let Some(Named::Value(id)) = self.names.get(tensor.as_str()) else {
-                return Err(Unresolved::Unknown);
-            };
-            let shape = &self.typed[id.0 as usize].value_type.shape;
-            return Ok(Some(shape[broadcast::normalise_dim(*dim, shape.len())?]));
-        }
-        let mut operands = Vec::with_capacity(node.arguments.len());
-        for (_, value) in &node.arguments {
-            operands.push(match value {
-                RawArgument::Int(value) => Some(i128::from(*value)).zip(Some(false)),
-                RawArgument::Size(RawSize::Int(value)) => Some(i128::from(*value)).zip(Some(false)),
-                RawArgument::Size(RawSize::Name(name)) => match self.names.get(name.as_str()) {
-                    Some(Named::Size(Extent::Fixed(value))) => Some((i128::from(*value), false)),
-                    Some(Named::Size(Extent::Batch(inner))) => Some((i128::from(*inner), true)),
-                    _ => return Err(Unresolved::Unknown),
-                },
-                _ => None,
-            });
-        }
-        size_product(&node.target, &operands).map(Some)
-    }
-
     fn finish(mut self) -> Result<TypedGraph, Refusals> {
         let loss = self.loss();
         if let (Some(loss), true) = (loss, self.refusals.is_empty()) {
@@ -447,143 +408,6 @@ pub(crate) fn tapped_parameters(tap: &Tap) -> Vec<&TappedParameter> {
         | Tap::LayerNorm { weight, bias, .. } => weight.iter().chain(bias).collect(),
         Tap::BroadcastAdd { parameter, .. } | Tap::BroadcastMul { parameter, .. } => vec![parameter],
     }
-}
-
-fn judge_loss(loss: &Typed) -> Result<(), Objection> {
-    let ValueType {
-        dependence,
-        shape,
-        dtype,
-    } = &loss.value_type;
-    let per_sample =
-        *dependence == Dependence::PerSample { axis: 0 } && shape.as_slice() == [Extent::Batch(1)];
-    require(Premise::LossPerSample, per_sample && dtype.is_float(), || {
-        let reason = format!(
-            "the result has type {}; it must be one floating loss per sample, f32[B]",
-            crate::display::ty(&loss.value_type)
-        );
-        (
-            reason,
-            "reduce within each sample only (reduction=\"none\", then .mean(dim=1) over what is left)".into(),
-        )
-    })?;
-    if loss.requires_grad {
-        return Ok(());
-    }
-    Err(Objection::plain(
-        "no trainable parameter reaches the loss",
-        "set requires_grad on what is to be trained",
-    ))
-}
-
-/// Rule G2: a trainable parameter is used whole, at a tap, or without gradient.
-fn check_parameters(call: &Call<'_>, outputs: &[Output], tap: Option<&Tap>) -> Result<(), Objection> {
-    let tapped: Vec<ValueId> = tap
-        .map(tapped_parameters)
-        .unwrap_or_default()
-        .iter()
-        .map(|tapped| tapped.value)
-        .collect();
-    let untapped = call
-        .tensor_ids()
-        .into_iter()
-        .any(|id| call::is_trainable(call.value(id)) && !tapped.contains(&id));
-    let shared = |output: &Output| output.value_type.dependence == Dependence::Shared;
-    if untapped
-        && outputs
-            .iter()
-            .any(|output| output.requires_grad && shared(output) && output.view.is_none())
-    {
-        require(Premise::ParametersAreTapped, false, || {
-            let reason = "it computes a function of a trainable parameter: clipping the gradient of the result does not \
-                          bound the gradient of the parameter";
-            let remedy = "use the parameter itself (or a transpose or view of all of it), or freeze it with \
-                          requires_grad_(False)";
-            (reason.into(), remedy.into())
-        })?;
-    }
-    if untapped
-        && outputs
-            .iter()
-            .any(|output| output.requires_grad && !shared(output))
-    {
-        require(Premise::ParametersAreTapped, false, || {
-            let reason =
-                "a trainable parameter meets per-sample data where no per-sample gradient rule exists";
-            let remedy = "use linear, matmul with the parameter on the right, layer_norm, or broadcast add, sub or mul \
-                          with it; or freeze it with requires_grad_(False)";
-            (reason.into(), remedy.into())
-        })?;
-    }
-    Ok(())
-}
-
-/// No extent may be zero, no rank above [`MAX_RANK`], and B appears on the batch axis only (rule T1).
-fn check_extents(value_type: &ValueType) -> Result<(), Objection> {
-    if value_type
-        .shape
-        .iter()
-        .any(|extent| matches!(extent, Extent::Fixed(0) | Extent::Batch(0)))
-    {
-        return Err(Objection::plain(
-            "the result is empty",
-            "remove it; tensors without elements have no rule",
-        ));
-    }
-    if value_type.shape.len() > MAX_RANK {
-        let reason = format!(
-            "the result has {} axes, more than {MAX_RANK}",
-            value_type.shape.len()
-        );
-        return Err(Objection::plain(reason, "merge axes"));
-    }
-    let batch_axes = value_type
-        .shape
-        .iter()
-        .filter(|extent| matches!(extent, Extent::Batch(_)))
-        .count();
-    let expected = usize::from(value_type.dependence != Dependence::Shared);
-    require(
-        Premise::OneBatchAxis,
-        batch_axes == expected || premise::is_dropped(Premise::BatchAxesAligned),
-        || {
-            let reason = format!(
-                "the result {} would carry the batch size on {batch_axes} axes",
-                crate::display::ty(value_type)
-            );
-            (
-                reason,
-                "keep one batch axis; samples must not be combined with one another".into(),
-            )
-        },
-    )
-}
-
-/// Size arithmetic: products of constants with at most one factor that mentions B (rule T1).
-fn size_product(target: &str, operands: &[Option<(i128, bool)>]) -> Result<Extent, Unresolved> {
-    let batch_factors = operands.iter().flatten().filter(|(_, batch)| *batch).count();
-    let scaled = target == "_operator.mul" && batch_factors <= 1 && operands.len() == 2;
-    require(Premise::BatchSizeOnlyScaled, scaled, || {
-        let reason =
-            "it computes with the batch size; only a constant multiple of it is a size of the batch axis";
-        (
-            reason.into(),
-            "use constants, or x.flatten(...) and x.view(B, ...) with sizes B or B*k".into(),
-        )
-    })?;
-    let product = operands
-        .iter()
-        .try_fold(1i128, |product, operand| product.checked_mul((*operand)?.0));
-    let value = product
-        .and_then(|product| u64::try_from(product).ok())
-        .filter(|value| *value >= 1);
-    let value = value
-        .ok_or_else(|| Objection::plain("a size is not a positive integer", "use positive constants"))?;
-    Ok(if batch_factors > 0 {
-        Extent::Batch(value)
-    } else {
-        Extent::Fixed(value)
-    })
 }
 
 /// Names the outputs: single slots, or the elements of one returned list.

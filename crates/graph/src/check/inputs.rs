@@ -1,9 +1,10 @@
 //! Graph inputs: parameters and constants from storage, model inputs from the contract's columns.
 
+use super::Checker;
 use super::facts::Output;
 use super::hints;
+use super::judge::check_extents;
 use super::refusal::Objection;
-use super::{Checker, check_extents};
 use crate::contract::{Domain, InputColumn};
 use crate::dtype::DType;
 use crate::program::InputKind;
