@@ -3,9 +3,8 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-/// The one place that says which libtorch this engine is built for; it pairs with `tch` in the
-/// workspace's Cargo.toml (tch 0.24 is torch 2.11).
-const TORCH_VERSION: &str = "2.11.0";
+/// Names the pinned torch in one place for Python and Rust; `tch` in the workspace's Cargo.toml is its partner.
+const REQUIREMENTS: &str = "../../requirements.txt";
 
 fn main() {
     for file in ["shim/shim.cpp", "shim/shim.h"] {
@@ -32,6 +31,7 @@ fn libtorch_folder() -> PathBuf {
 }
 
 fn check_version(libtorch: &Path) {
+    let pinned = pinned_version();
     let file = libtorch.join("version.py");
     println!("cargo:rerun-if-changed={}", file.display());
     let text = std::fs::read_to_string(&file)
@@ -42,11 +42,22 @@ fn check_version(libtorch: &Path) {
         .and_then(|rest| rest.split(['+', '\'']).next())
         .unwrap_or("unknown");
     assert!(
-        found == TORCH_VERSION,
-        "{} is torch {found}, but the engine is pinned to torch {TORCH_VERSION}: run `make setup`, \
-         or `.venv/bin/pip install torch=={TORCH_VERSION}`",
+        found == pinned,
+        "{} is torch {found}, but the engine is pinned to torch {pinned}: run `make setup`, \
+         or `.venv/bin/pip install torch=={pinned}`",
         libtorch.display()
     );
+}
+
+fn pinned_version() -> String {
+    println!("cargo:rerun-if-changed={REQUIREMENTS}");
+    let text = std::fs::read_to_string(REQUIREMENTS)
+        .unwrap_or_else(|error| panic!("cannot read {REQUIREMENTS}, which pins torch: {error}"));
+    let version = text.lines().find_map(|line| line.strip_prefix("torch=="));
+    version
+        .unwrap_or_else(|| panic!("{REQUIREMENTS} has no line `torch==VERSION`"))
+        .trim()
+        .to_owned()
 }
 
 fn compile_shim(libtorch: &Path) {

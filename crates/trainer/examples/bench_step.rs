@@ -1,12 +1,14 @@
 //! Private training steps of an MLP, timed one at a time: the engine's side of `make bench` (benches/mlp_step.py).
 //!
-//! Arguments: sizes of the layers, e.g. `784,512,512,10`; batch size; threads; optimizer (`sgd` or `adamw`).
-//! For every line on standard input it takes one step and answers with its seconds; the first line is the set-up.
+//! Arguments: sizes of the layers, e.g. `784,512,512,10`; expected batch size; threads; optimizer (`sgd` or `adamw`).
+//! It prints what it chose, then takes one step for every line on standard input and answers with its seconds.
+//! The sample is drawn, padded to the cap a planner would choose, and masked, as in any run.
 #![allow(clippy::print_stdout)]
 
 use bastionai_graph::dtype::DType;
 use bastionai_graph::schema::{self, DefaultValue};
 use bastionai_graph::typed::*;
+use bastionai_privacy::truncation::truncated_batch_size;
 use bastionai_trainer::records::Records;
 use bastionai_trainer::training::Training;
 use bastionai_trainer::{Engine, Settings, selftest};
@@ -26,8 +28,7 @@ fn main() -> anyhow::Result<()> {
         .split(',')
         .map(str::parse)
         .collect::<Result<Vec<u64>, _>>()?;
-    let (batch, threads): (u32, u32) = (batch.parse()?, threads.parse()?);
-    let (mut training, choice) = training(&layers, batch, threads, optimizer)?;
+    let (mut training, choice) = training(&layers, batch.parse()?, threads.parse()?, optimizer)?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{choice}")?;
     out.flush()?;
@@ -50,15 +51,16 @@ fn training(layers: &[u64], batch: u32, threads: u32, optimizer: &str) -> anyhow
         .enumerate()
         .map(|(seed, each)| initial(&each.shape, seed))
         .collect::<Vec<_>>();
+    let cap = physical_batch_size(batch)?;
     let settings = Settings {
-        physical_batch_size: batch,
+        physical_batch_size: cap,
         micro_batches: 1,
         max_grad_norm: 1.0,
         threads,
     };
     let mut engine = Engine::new(graph, &parameters, &[], settings)?;
     let choice = selftest::self_test(&mut engine)?;
-    let job = job(&engine, batch, threads, optimizer);
+    let job = job(&engine, batch, cap, threads, optimizer);
     let mut records = Records::new(engine.graph().inputs(), &job.datasets)?;
     let features = (0..ROWS * layers[0])
         .flat_map(|i| (unit(i) as f32).to_le_bytes())
@@ -72,11 +74,11 @@ fn training(layers: &[u64], batch: u32, threads: u32, optimizer: &str) -> anyhow
     let slack = engine.l2_sensitivity() - 1.0;
     Ok((
         Training::new(engine, records, &job)?,
-        format!("{choice:?} {slack:.6}"),
+        format!("kernels={choice:?} cap={cap} slack={slack:.6}"),
     ))
 }
 
-fn job(engine: &Engine, batch: u32, threads: u32, optimizer: &str) -> Job {
+fn job(engine: &Engine, batch: u32, cap: u32, threads: u32, optimizer: &str) -> Job {
     let optimizer = match optimizer {
         "adamw" => Optimizer::AdamW {
             lr: 1e-3,
@@ -104,7 +106,7 @@ fn job(engine: &Engine, batch: u32, threads: u32, optimizer: &str) -> Job {
         steps: u64::MAX,
         sample_threshold: (f64::from(batch) / ROWS as f64 * 2f64.powi(64)) as u64,
         expected_batch_size: f64::from(batch),
-        physical_batch_size: batch,
+        physical_batch_size: cap,
         micro_batches: 1,
         max_grad_norm: 1.0,
         noise_multiplier: 1.0,
@@ -112,6 +114,14 @@ fn job(engine: &Engine, batch: u32, threads: u32, optimizer: &str) -> Job {
         optimizer,
         threads,
     }
+}
+
+/// The cap of a run of 1000 steps at (3, 1e-5), up to a multiple of 16.
+fn physical_batch_size(batch: u32) -> anyhow::Result<u32> {
+    let rate = f64::from(batch) / ROWS as f64;
+    Ok(u32::try_from(
+        truncated_batch_size(ROWS, rate, 1000, 3.0, 1e-5)?.next_multiple_of(16),
+    )?)
 }
 
 /// A number in [-1, 1) that looks random.

@@ -293,14 +293,8 @@ fn check_scales(node: &TypedNode, tap: &Tap) -> Option<()> {
         Argument::Float(bits) | Argument::NumberAsTensor(Number::Float(bits)) => bits.get() == 1.0,
         _ => false,
     };
-    let scales = node
-        .arguments
-        .iter()
-        .filter(|named| named.name == "beta" || named.name == "alpha");
-    scales
-        .map(|named| one(&named.value))
-        .all(|fine| fine)
-        .then_some(())
+    let mut scales = node.arguments.iter().filter(|named| named.name == "beta" || named.name == "alpha");
+    scales.all(|named| one(&named.value)).then_some(())
 }
 
 fn check_value_shape(tap: &TapPlan, role: &Role, value_shape: &[i64]) -> Option<()> {

@@ -22,14 +22,20 @@ from generate_graph_fixtures import MODELS  # noqa: E402  (the fixtures' example
 
 
 def load(name: str) -> torch.export.ExportedProgram:
-    """torch insists on the pickled sample inputs that the fixtures leave out."""
-    source, target, samples = zipfile.ZipFile(FIXTURES / f"{name}.pt2"), io.BytesIO(), io.BytesIO()
+    """Torch insists on the pickled sample inputs that the fixtures leave out."""
+    source, target, samples = (
+        zipfile.ZipFile(FIXTURES / f"{name}.pt2"),
+        io.BytesIO(),
+        io.BytesIO(),
+    )
     torch.save((MODELS[name][1], {}), samples)
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as out:
         for member in source.namelist():
             out.writestr(zipfile.ZipInfo(member), source.read(member))
         root = source.namelist()[0].split("/")[0]
-        out.writestr(zipfile.ZipInfo(f"{root}/data/sample_inputs/model.pt"), samples.getvalue())
+        out.writestr(
+            zipfile.ZipInfo(f"{root}/data/sample_inputs/model.pt"), samples.getvalue()
+        )
     target.seek(0)
     return torch.export.load(target)
 
@@ -38,7 +44,11 @@ def made_up(position: int, example: torch.Tensor) -> torch.Tensor:
     shape = (BATCH, *example.shape[1:])
     numbers = torch.arange(torch.Size(shape).numel()) * 7919 + 13 * position
     if example.is_floating_point():
-        return (numbers.remainder(1000).double() / 500 - 1).to(example.dtype).reshape(shape)
+        return (
+            (numbers.remainder(1000).double() / 500 - 1)
+            .to(example.dtype)
+            .reshape(shape)
+        )
     return numbers.remainder(2).to(example.dtype).reshape(shape)
 
 
@@ -57,18 +67,30 @@ def main() -> None:
         module = without_dropout(program.module())
         inputs = [made_up(i, example) for i, example in enumerate(MODELS[name][1])]
         parameters = dict(module.named_parameters(remove_duplicate=True))
-        trained = {key: value for key, value in parameters.items() if value.requires_grad}
+        trained = {
+            key: value for key, value in parameters.items() if value.requires_grad
+        }
         losses = module(*inputs)
         rows = []
         for row in range(BATCH):
-            gradients = torch.autograd.grad(losses[row], trained.values(), retain_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(
+                losses[row], trained.values(), retain_graph=True, allow_unused=True
+            )
             described = {}
-            for (key, parameter), gradient in zip(trained.items(), gradients):
+            for (key, _parameter), gradient in zip(
+                trained.items(), gradients, strict=False
+            ):
                 if gradient is not None:
                     flat = gradient.double().flatten()
-                    described[key] = {"norm": flat.norm().item(), "head": flat[:HEAD].tolist()}
+                    described[key] = {
+                        "norm": flat.norm().item(),
+                        "head": flat[:HEAD].tolist(),
+                    }
             rows.append(described)
-        out["models"][name] = {"losses": losses.detach().double().tolist(), "gradients": rows}
+        out["models"][name] = {
+            "losses": losses.detach().double().tolist(),
+            "gradients": rows,
+        }
     (HERE / "gradients.json").write_text(json.dumps(out) + "\n")
 
 

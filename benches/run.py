@@ -1,0 +1,44 @@
+"""`make bench`: ratios from one interleaved run, as a table and as JSON in .bench/.
+
+Environment: BASTIONAI_BENCH_ROUNDS (default 60) for a quicker or a steadier run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+# Before torch is imported: its threads wait about as long as a trainer's do (wire::trainer::TRAINER_ENVIRONMENT),
+# so that no contender spins on the cores while another is timed.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+import mlp_step
+
+RESULTS = Path(".bench/mlp_step.json")
+
+
+def main() -> int:
+    """Runs every setting; exit status 1 when the engine's example is not built."""
+    if not mlp_step.ENGINE.exists():
+        print(
+            f"{mlp_step.ENGINE} is not there: run `make bench` in the repository's root",
+            file=sys.stderr,
+        )
+        return 1
+    rounds = int(os.environ.get("BASTIONAI_BENCH_ROUNDS", "60"))
+    results = []
+    for optimizer in ("sgd", "adamw"):
+        results.append(
+            mlp_step.measure(mlp_step.Setting(optimizer=optimizer, rounds=rounds))
+        )
+        print(mlp_step.table(results[-1]), end="\n\n")
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"written to {RESULTS}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
