@@ -293,7 +293,10 @@ fn check_scales(node: &TypedNode, tap: &Tap) -> Option<()> {
         Argument::Float(bits) | Argument::NumberAsTensor(Number::Float(bits)) => bits.get() == 1.0,
         _ => false,
     };
-    let mut scales = node.arguments.iter().filter(|named| named.name == "beta" || named.name == "alpha");
+    let mut scales = node
+        .arguments
+        .iter()
+        .filter(|named| named.name == "beta" || named.name == "alpha");
     scales.all(|named| one(&named.value)).then_some(())
 }
 
