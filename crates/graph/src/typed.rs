@@ -350,6 +350,9 @@ pub enum DecodeError {
     /// No bytes at all, or bytes after the end.
     #[error("typed graph is truncated or has trailing bytes")]
     Length,
+    /// The same graph has another, canonical encoding (rule T9: one graph, one digest).
+    #[error("typed graph is not in its canonical encoding")]
+    NotCanonical,
 }
 
 impl TypedGraph {
@@ -397,10 +400,13 @@ impl TypedGraph {
             return Err(DecodeError::Version { found });
         }
         let (graph, rest) = postcard::take_from_bytes::<Self>(body)?;
-        if rest.is_empty() {
+        if !rest.is_empty() {
+            return Err(DecodeError::Length);
+        }
+        if graph.to_bytes() == bytes {
             Ok(graph)
         } else {
-            Err(DecodeError::Length)
+            Err(DecodeError::NotCanonical)
         }
     }
 
@@ -408,5 +414,50 @@ impl TypedGraph {
     pub fn digest(&self) -> [u8; 32] {
         use sha2::{Digest, Sha256};
         Sha256::digest(self.to_bytes()).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn graph() -> TypedGraph {
+        TypedGraph {
+            inputs: vec![Input {
+                column: "x".into(),
+                dtype: DType::F32,
+                shape: vec![300],
+            }],
+            parameters: Vec::new(),
+            constants: Vec::new(),
+            values: Vec::new(),
+            nodes: Vec::new(),
+            loss: ValueId(0),
+        }
+    }
+
+    #[test]
+    fn only_the_canonical_encoding_of_this_version_decodes() {
+        let bytes = graph().to_bytes();
+        assert_eq!(
+            hex::encode(&bytes),
+            "0101017803".to_owned() + "01ac02" + "0000000000"
+        );
+        assert_eq!(TypedGraph::from_bytes(&bytes).unwrap(), graph());
+        let newer = [&[TYPED_GRAPH_VERSION + 1], &bytes[1..]].concat();
+        assert!(matches!(
+            TypedGraph::from_bytes(&newer),
+            Err(DecodeError::Version { found: 2 })
+        ));
+        let longer = [&bytes[..], &[0]].concat();
+        assert!(matches!(
+            TypedGraph::from_bytes(&longer),
+            Err(DecodeError::Length)
+        ));
+        assert!(matches!(TypedGraph::from_bytes(&[]), Err(DecodeError::Length)));
+        assert!(TypedGraph::from_bytes(&bytes[..4]).is_err());
+        // The last varint, 0, written in two bytes.
+        let overlong = [&bytes[..bytes.len() - 1], &[0x80, 0x00]].concat();
+        assert!(TypedGraph::from_bytes(&overlong).is_err());
     }
 }
