@@ -476,3 +476,26 @@ fn the_typed_graph_prints_every_value_and_tap() {
     );
     assert!(text.ends_with("return %loss"));
 }
+
+#[test]
+fn every_accepted_exported_model_passes_the_second_oracle() {
+    use crate::archive::{Archive, Limits};
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+    let mut judged = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let archive = Archive::read(&std::fs::read(&path).unwrap(), &Limits::default()).unwrap();
+        let verdict = crate::check(&archive, &archive.example_inputs().unwrap());
+        let is_refused = path
+            .file_name()
+            .unwrap()
+            .to_string_lossy()
+            .starts_with("refused_");
+        assert_eq!(verdict.is_err(), is_refused, "{}", path.display());
+        if let Ok(graph) = verdict {
+            judge(&graph).unwrap_or_else(|leak| panic!("{}: {leak}", path.display()));
+            judged += 1;
+        }
+    }
+    assert!(judged >= 6);
+}
