@@ -10,6 +10,7 @@ mod common;
 use bastionai_client::runs::{Privacy, Quote, RunSpec, RunState};
 use bastionai_client::session::AppraisedPeer;
 use bastionai_client::{Digest32, HeadMemory, RunId};
+use bastionai_server::Config;
 use common::process::ServerProcess;
 use common::{MLP, dataset, identity, open_policy, rows, spec, try_peer};
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +45,11 @@ async fn random_kills_lose_nothing_acknowledged_and_never_undercount() {
     let heads = HeadMemory::in_process();
     let known = Shared::default();
     for kill in 0..kills {
+        if kill % 3 == 2 {
+            // The settlement of open runs is cut short, too.
+            let after = Duration::from_millis(random.below(120));
+            ServerProcess::kill_while_booting(directory.path(), TRAINER, after, edit);
+        }
         let server = start(directory.path());
         let owner_peer = try_peer(&server.address, &owner, &heads)
             .await
@@ -82,13 +88,18 @@ async fn random_kills_lose_nothing_acknowledged_and_never_undercount() {
 }
 
 fn start(directory: &Path) -> ServerProcess {
-    ServerProcess::start(directory, "normal-3", |config| {
-        config.limits.failed_runs_per_dataset = u32::MAX;
-        config.limits.starts_per_day = u32::MAX;
-        config.limits.concurrent_runs = 2;
-        config.trainer.commit_steps = 2;
-    })
+    ServerProcess::start(directory, TRAINER, edit)
 }
+
+fn edit(config: &mut Config) {
+    config.limits.failed_runs_per_dataset = u32::MAX;
+    config.limits.starts_per_day = u32::MAX;
+    config.limits.concurrent_runs = 2;
+    config.trainer.commit_steps = 2;
+}
+
+/// Twelve steps take some 40 ms: kills fall into queues, runs and releases alike.
+const TRAINER: &str = "normal-3";
 
 /// Uploads small datasets until the server is gone. Names never repeat, so each is there wholly or not at all.
 async fn keep_uploading(peer: AppraisedPeer, kill: u64, known: Shared) {

@@ -6,6 +6,7 @@ use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 /// A running server process; killed when dropped.
 pub struct ServerProcess {
@@ -37,6 +38,21 @@ impl ServerProcess {
             .arg(program())
             .arg(config);
         Self::wait(directory, command)
+    }
+
+    /// Starts a server and kills it `after` this long, wherever in its boot it is.
+    pub fn kill_while_booting(directory: &Path, mode: &str, after: Duration, edit: impl FnOnce(&mut Config)) {
+        let config = write_config(directory, mode, edit);
+        let silent = || Stdio::null();
+        let mut child = Command::new(program())
+            .arg(config)
+            .stdout(silent())
+            .stderr(silent())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(after);
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     fn wait(directory: &Path, mut command: Command) -> Self {
