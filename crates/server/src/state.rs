@@ -81,15 +81,18 @@ impl Server {
         })
     }
 
-    /// A place among the concurrent prices, given back when dropped.
-    pub(crate) fn price_place(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        Arc::clone(&self.prices).try_acquire_owned().map_err(|_| {
-            let most = self.config.limits.concurrent_prices;
-            Failure::new(
-                Reason::TooManyPrices,
-                format!("{most} prices are being computed, as many as the server does at once; try again"),
-            )
-        })
+    /// A place among the concurrent prices, given back when dropped. A price takes a second: worth a short wait.
+    pub(crate) async fn price_place(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        match tokio::time::timeout(PRICE_PATIENCE, Arc::clone(&self.prices).acquire_owned()).await {
+            Ok(Ok(place)) => Ok(place),
+            _ => {
+                let most = self.config.limits.concurrent_prices;
+                let message = format!(
+                    "{most} prices are being computed, as many as the server does at once; try again"
+                );
+                Err(Failure::new(Reason::TooManyPrices, message))
+            }
+        }
     }
 
     /// The next message of an upload, in time. `None` at its end.
@@ -105,6 +108,9 @@ impl Server {
         }
     }
 }
+
+/// How long a price waits for its turn.
+const PRICE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The machine's clock, in Unix milliseconds.
 pub(crate) fn now_unix_ms() -> u64 {
