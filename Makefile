@@ -23,7 +23,7 @@ test: setup
 	$(call say,"test 1/3: Rust (cargo test)")
 	@cargo test $(CARGO_FLAGS) --workspace
 	$(call say,"test 2/3: Python (pytest)")
-	@$(PY) -m pytest -q python/tests tests
+	@$(PY) -m pytest -q
 	$(call say,"test 3/3: structure")
 	@$(PY) scripts/check_structure.py
 	$(call say,"all tests passed")
@@ -31,7 +31,7 @@ test: setup
 # Everything, the slow forms included.
 test-all: setup check
 	@BASTIONAI_SLOW=1 cargo test $(CARGO_FLAGS) --workspace -- --include-ignored
-	@BASTIONAI_SLOW=1 $(PY) -m pytest -q python/tests tests
+	@BASTIONAI_SLOW=1 $(PY) -m pytest -q
 
 # What a reviewer need not look for: formatting, lints, types, dependency directions, licences.
 check: setup

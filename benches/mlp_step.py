@@ -53,9 +53,7 @@ def optimizer_of(setting: Setting, parameters: Any) -> torch.optim.Optimizer:
 
 def data(setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
     """Made-up records."""
-    return torch.rand(ROWS, setting.layers[0]) * 2 - 1, torch.randint(
-        setting.layers[-1], (ROWS,)
-    )
+    return torch.rand(ROWS, setting.layers[0]) * 2 - 1, torch.randint(setting.layers[-1], (ROWS,))
 
 
 def torch_step(setting: Setting, precision: str) -> Callable[[], float]:
@@ -119,18 +117,14 @@ class EngineStep:
             str(setting.threads),
             setting.optimizer,
         ]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         self.chosen = self._read()
 
     def _read(self) -> str:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(
-                f"the engine ended with status {self.process.wait()}; its error is above"
-            )
+            raise RuntimeError(f"the engine ended with status {self.process.wait()}; its error is above")
         return line.strip()
 
     def __call__(self) -> float:
@@ -171,9 +165,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     fastest = min(plain, seconds[names[1]], key=statistics.median)
 
     def ratio(name: str, base: list[float]) -> float:
-        return statistics.median(
-            own / other for own, other in zip(seconds[name], base, strict=True)
-        )
+        return statistics.median(own / other for own, other in zip(seconds[name], base, strict=True))
 
     return {
         "setting": vars(setting),

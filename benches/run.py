@@ -30,9 +30,7 @@ def main() -> int:
     rounds = int(os.environ.get("BASTIONAI_BENCH_ROUNDS", "60"))
     results = []
     for optimizer in ("sgd", "adamw"):
-        results.append(
-            mlp_step.measure(mlp_step.Setting(optimizer=optimizer, rounds=rounds))
-        )
+        results.append(mlp_step.measure(mlp_step.Setting(optimizer=optimizer, rounds=rounds)))
         print(mlp_step.table(results[-1]), end="\n\n")
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")

@@ -27,12 +27,13 @@ class ServerProcess:
 
     Attributes:
         address: ``host:port``, on a free port.
+        folder: As given.
     """
 
     def __init__(self, binary: Path, folder: Path) -> None:
         self.address = ""
+        self.folder = folder
         self._binary = binary
-        self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -53,20 +54,22 @@ class ServerProcess:
         """Starts it and waits until it listens."""
         if not self._binary.exists():
             raise SystemExit(f"{self._binary} is missing: run `make setup`")
-        ready = self._folder / "ready"
+        ready = self.folder / "ready"
         ready.unlink(missing_ok=True)
         command = [
             str(self._binary),
             "serve",
             "--data-dir",
-            str(self._folder / "vault"),
+            str(self.folder / "vault"),
             "--listen",
             "127.0.0.1:0",
         ]
         command += ["--attester", "insecure-simulated", "--ready-file", str(ready)]
-        with (self._folder / "server.log").open("ab") as log:
+        with (self.folder / "server.log").open("ab") as log:
             # A group of its own, so that nothing it starts can be left behind.
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True
+            )
         deadline = time.monotonic() + _START_SECONDS
         while not ready.exists():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -93,4 +96,4 @@ class ServerProcess:
         self._process.wait()
 
     def _last_words(self) -> str:
-        return (self._folder / "server.log").read_text(errors="replace")[-2000:]
+        return (self.folder / "server.log").read_text(errors="replace")[-2000:]

@@ -45,10 +45,7 @@ class CrossEntropy(nn.Module):
         self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 3)
 
     def forward(self, x, y):
-        return (
-            F.cross_entropy(self.last(torch.tanh(self.first(x))), y, reduction="none")
-            * 0.5
-        )
+        return F.cross_entropy(self.last(torch.tanh(self.first(x))), y, reduction="none") * 0.5
 
 
 class Regressor(nn.Module):
@@ -56,9 +53,7 @@ class Regressor(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Linear(6, 12), nn.ReLU(inplace=True), nn.Linear(12, 2)
-        )
+        self.body = nn.Sequential(nn.Linear(6, 12), nn.ReLU(inplace=True), nn.Linear(12, 2))
 
     def forward(self, x, y):
         return F.mse_loss(self.body(x), y, reduction="none").mean(dim=1)
@@ -97,11 +92,7 @@ class Broadcast(nn.Module):
         h = (x @ self.weight - self.shift) * self.scale + self.frozen
         h = h + self.encode(x) + self.tied(torch.tanh(x))
         constant = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-        return (
-            ((self.decode(F.elu(h)) - x).abs() * constant)
-            .view(x.size(0), -1, 2)
-            .sum(dim=(1, 2))
-        )
+        return ((self.decode(F.elu(h)) - x).abs() * constant).view(x.size(0), -1, 2).sum(dim=(1, 2))
 
 
 class BatchNorm(nn.Module):
@@ -109,9 +100,7 @@ class BatchNorm(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 1)
-        )
+        self.body = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 1))
 
     def forward(self, x, y):
         return F.mse_loss(self.body(x).squeeze(1), y, reduction="none")
@@ -180,105 +169,40 @@ class Zoo(nn.Module):
         for function in functions:
             total = total + function(h)
         positive = h.abs() + 1
-        return (
-            total
-            + positive.log()
-            + positive.sqrt()
-            + positive.rsqrt()
-            + positive.log1p()
-            + 1 / positive
-            + 2**h
-        )
+        return total + positive.log() + positive.sqrt() + positive.rsqrt() + positive.log1p() + 1 / positive + 2**h
 
     def reductions(self, h):
         values, _ = h.max(dim=1)
         least, _ = h.min(dim=-1)
-        total = (
-            values
-            + least
-            + h.amax(dim=1)
-            + h.amin(dim=1)
-            + h.logsumexp(dim=1)
-            + h.var(dim=1)
-            + h.std(dim=1)
-        )
-        total = (
-            total
-            + F.normalize(h, dim=1).sum(1)
-            + h.pow(2).mean(-1)
-            + torch.softmax(h, -1)[:, 0]
-        )
-        return (
-            total
-            + (h > 0).any(dim=1).float()
-            + h.argmax(dim=1).float()
-            + torch.linalg.vector_norm(h, dim=1)
-        )
+        total = values + least + h.amax(dim=1) + h.amin(dim=1) + h.logsumexp(dim=1) + h.var(dim=1) + h.std(dim=1)
+        total = total + F.normalize(h, dim=1).sum(1) + h.pow(2).mean(-1) + torch.softmax(h, -1)[:, 0]
+        return total + (h > 0).any(dim=1).float() + h.argmax(dim=1).float() + torch.linalg.vector_norm(h, dim=1)
 
     def shapes(self, x, y):
         size = x.shape[0]
         left, right = x.split([3, 5], dim=1)
         one, two = x.chunk(2, dim=1)
-        total = (
-            left.sum(1) + right.mean(1) + (one + two).flatten(1).sum(1) + x.unbind(1)[3]
-        )
-        total = (
-            total
-            + torch.cat([x, x[:, 1:3]], dim=1).sum(1)
-            + torch.stack([x, x], dim=1).sum((1, 2))
-        )
+        total = left.sum(1) + right.mean(1) + (one + two).flatten(1).sum(1) + x.unbind(1)[3]
+        total = total + torch.cat([x, x[:, 1:3]], dim=1).sum(1) + torch.stack([x, x], dim=1).sum((1, 2))
         total = (
             total
             + x.view(-1, 2).sum(1).view(size, 4).sum(1)
             + x.t().contiguous().t().reshape(size, 2, 4).permute(0, 2, 1).sum((1, 2))
         )
         total = (
-            total
-            + torch.zeros(size)
-            + x.new_ones(size, 2).sum(1)
-            + torch.full((size,), 2.0)
-            + torch.zeros_like(total)
+            total + torch.zeros(size) + x.new_ones(size, 2).sum(1) + torch.full((size,), 2.0) + torch.zeros_like(total)
         )
-        total = (
-            total
-            + self.weights.unsqueeze(0).expand(size, 3).sum(1)
-            + torch.zeros(size * 2).view(size, 2).sum(1)
-        )
-        return (
-            total
-            + self.weights[y]
-            + self.table[y].sum(1)
-            + F.embedding(y, self.table).sum(1)
-        )
+        total = total + self.weights.unsqueeze(0).expand(size, 3).sum(1) + torch.zeros(size * 2).view(size, 2).sum(1)
+        return total + self.weights[y] + self.table[y].sum(1) + F.embedding(y, self.table).sum(1)
 
     def losses(self, h, y, t, flag):
         p, q = h[:, 0], torch.sigmoid(h[:, 1])
-        total = F.smooth_l1_loss(p, t, reduction="none") + F.huber_loss(
-            p, t, reduction="none"
-        )
-        total = (
-            total
-            + F.l1_loss(p, t, reduction="none")
-            + F.poisson_nll_loss(p, t, reduction="none")
-        )
-        total = (
-            total
-            + F.soft_margin_loss(p, t, reduction="none")
-            + F.kl_div(p, q, reduction="none")
-        )
+        total = F.smooth_l1_loss(p, t, reduction="none") + F.huber_loss(p, t, reduction="none")
+        total = total + F.l1_loss(p, t, reduction="none") + F.poisson_nll_loss(p, t, reduction="none")
+        total = total + F.soft_margin_loss(p, t, reduction="none") + F.kl_div(p, q, reduction="none")
         total = total + F.cross_entropy(h, y, reduction="none", label_smoothing=0.1)
-        total = (
-            total
-            + torch.where(flag, p, -p)
-            + p.masked_fill(flag, 0.0)
-            + (flag & (t > 0.5)).float()
-        )
-        total = (
-            total
-            + F.log_softmax(h, 1)[torch.arange(h.shape[0]), y]
-            + torch.maximum(p, t)
-            + p.clamp(-1, 1)
-        )
+        total = total + torch.where(flag, p, -p) + p.masked_fill(flag, 0.0) + (flag & (t > 0.5)).float()
+        total = total + F.log_softmax(h, 1)[torch.arange(h.shape[0]), y] + torch.maximum(p, t) + p.clamp(-1, 1)
         total = total + F.binary_cross_entropy_with_logits(
             h, F.one_hot(y, 3).float(), pos_weight=self.weights, reduction="none"
         ).sum(1)
@@ -291,12 +215,7 @@ class Zoo(nn.Module):
     def forward(self, x, y, t, flag):
         h = self.activations(self.layer(F.rms_norm(F.layer_norm(x, [8]), [8])))
         h = h + F.dropout(h, 0.2) + F.group_norm(h, 3)
-        return (
-            self.losses(h, y, t, flag)
-            + self.reductions(h)
-            + self.shapes(x, y)
-            + self.out(x).squeeze(1).detach()
-        )
+        return self.losses(h, y, t, flag) + self.reductions(h) + self.shapes(x, y) + self.out(x).squeeze(1).detach()
 
 
 MODELS = {
@@ -320,9 +239,7 @@ def without_samples(archive: bytes) -> bytes:
             if name.endswith(("sample_inputs/model.pt", "serialization_id")):
                 continue
             if name.endswith("model.json"):
-                data = data.replace(
-                    str(pathlib.Path(__file__).resolve().parent).encode(), b"/models"
-                )
+                data = data.replace(str(pathlib.Path(__file__).resolve().parent).encode(), b"/models")
                 data = data.replace(
                     str(pathlib.Path(torch.__file__).resolve().parent.parent).encode(),
                     b"/site-packages",
@@ -338,9 +255,7 @@ def main() -> int:
     batch = torch.export.Dim("batch")
     for name, (module, inputs) in MODELS.items():
         shapes = tuple({0: batch} for _ in inputs)
-        program = torch.export.export(
-            module().train(), inputs, dynamic_shapes=shapes
-        ).run_decompositions({})
+        program = torch.export.export(module().train(), inputs, dynamic_shapes=shapes).run_decompositions({})
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         (FOLDER / f"{name}.pt2").write_bytes(without_samples(buffer.getvalue()))

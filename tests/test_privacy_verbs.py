@@ -23,7 +23,7 @@ def bastionai(*arguments: str, stdin: str | None = None) -> subprocess.Completed
 
 def test_epsilon_answers_the_reference_table_from_csv() -> None:
     with REFERENCE.open() as file:
-        reference = [row for row in csv.DictReader(file)][::7]
+        reference = list(csv.DictReader(file))[::7]
     lines = ["sigma,q,steps,delta"] + [f"{r['sigma']},{r['q']},{r['steps']},{r['delta']}" for r in reference]
     done = bastionai("epsilon", "--csv", "-", stdin="\n".join(lines) + "\n")
     assert done.returncode == 0, done.stderr

@@ -33,9 +33,7 @@ def load(name: str) -> torch.export.ExportedProgram:
         for member in source.namelist():
             out.writestr(zipfile.ZipInfo(member), source.read(member))
         root = source.namelist()[0].split("/")[0]
-        out.writestr(
-            zipfile.ZipInfo(f"{root}/data/sample_inputs/model.pt"), samples.getvalue()
-        )
+        out.writestr(zipfile.ZipInfo(f"{root}/data/sample_inputs/model.pt"), samples.getvalue())
     target.seek(0)
     return torch.export.load(target)
 
@@ -44,11 +42,7 @@ def made_up(position: int, example: torch.Tensor) -> torch.Tensor:
     shape = (BATCH, *example.shape[1:])
     numbers = torch.arange(torch.Size(shape).numel()) * 7919 + 13 * position
     if example.is_floating_point():
-        return (
-            (numbers.remainder(1000).double() / 500 - 1)
-            .to(example.dtype)
-            .reshape(shape)
-        )
+        return (numbers.remainder(1000).double() / 500 - 1).to(example.dtype).reshape(shape)
     return numbers.remainder(2).to(example.dtype).reshape(shape)
 
 
@@ -67,19 +61,13 @@ def main() -> None:
         module = without_dropout(program.module())
         inputs = [made_up(i, example) for i, example in enumerate(MODELS[name][1])]
         parameters = dict(module.named_parameters(remove_duplicate=True))
-        trained = {
-            key: value for key, value in parameters.items() if value.requires_grad
-        }
+        trained = {key: value for key, value in parameters.items() if value.requires_grad}
         losses = module(*inputs)
         rows = []
         for row in range(BATCH):
-            gradients = torch.autograd.grad(
-                losses[row], trained.values(), retain_graph=True, allow_unused=True
-            )
+            gradients = torch.autograd.grad(losses[row], trained.values(), retain_graph=True, allow_unused=True)
             described = {}
-            for (key, _parameter), gradient in zip(
-                trained.items(), gradients, strict=False
-            ):
+            for (key, _parameter), gradient in zip(trained.items(), gradients, strict=False):
                 if gradient is not None:
                     flat = gradient.double().flatten()
                     described[key] = {

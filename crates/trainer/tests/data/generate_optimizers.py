@@ -111,9 +111,7 @@ def main() -> None:
             "float32": run(kind, numbers, torch.float32, units, start),
             "float64": run(kind, numbers, torch.float64, units, start),
         }
-    pathlib.Path(__file__).with_name("optimizers.json").write_text(
-        json.dumps(out, indent=1) + "\n"
-    )
+    pathlib.Path(__file__).with_name("optimizers.json").write_text(json.dumps(out, indent=1) + "\n")
 
 
 if __name__ == "__main__":
