@@ -22,7 +22,8 @@ clamp clamp_min clamp_max pow.Tensor_Scalar pow.Scalar rsub.Scalar
 add.Tensor sub.Tensor mul.Tensor div.Tensor add.Scalar sub.Scalar mul.Scalar div.Scalar maximum minimum
 eq.Tensor ne.Tensor lt.Tensor le.Tensor gt.Tensor ge.Tensor
 eq.Scalar ne.Scalar lt.Scalar le.Scalar gt.Scalar ge.Scalar
-logical_and logical_or logical_xor logical_not __and__.Tensor __or__.Tensor bitwise_and.Tensor bitwise_or.Tensor bitwise_not
+logical_and logical_or logical_xor logical_not
+__and__.Tensor __or__.Tensor bitwise_and.Tensor bitwise_or.Tensor bitwise_not
 where.self where.ScalarSelf where.ScalarOther masked_fill.Scalar
 alias clone contiguous detach to.dtype _to_copy zeros_like ones_like full_like
 mse_loss l1_loss smooth_l1_loss huber_loss soft_margin_loss kl_div poisson_nll_loss binary_cross_entropy_with_logits

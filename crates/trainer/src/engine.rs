@@ -5,7 +5,7 @@ use crate::error::{EngineError, Result};
 use crate::executor::{self, Randomness};
 use crate::ffi;
 use crate::gradients::{self, Norms, TapValues};
-use crate::grid::Grid;
+use crate::grid::{Grid, MAX_PHYSICAL_BATCH_SIZE};
 use crate::guards;
 use crate::precision::{Precision, precision};
 use crate::program::{Program, kind};
@@ -85,6 +85,12 @@ impl Engine {
             return Err(EngineError::Job(
                 "physical_batch_size, micro_batches and threads must be at least 1".into(),
             ));
+        }
+        if settings.physical_batch_size > MAX_PHYSICAL_BATCH_SIZE {
+            return Err(EngineError::Job(format!(
+                "physical_batch_size = {} is above {MAX_PHYSICAL_BATCH_SIZE}: sums would leave the exact integer grid",
+                settings.physical_batch_size
+            )));
         }
         let program = Program::new(&graph, settings.physical_batch_size)?;
         let plan = Plan::new(&graph, &program)?;

@@ -10,6 +10,10 @@ const UNITS_PER_NORM: f64 = 1_073_741_824.0;
 /// `1.5·2^52`: adding it rounds an f64 below 2^51 to an integer, ties to even, and leaves that integer in the low bits.
 const ROUNDING_SHIFT: f64 = 6_755_399_441_055_744.0;
 
+/// Largest physical batch: its sums stay at or below `2·2^19·2^30 = 2^50` units, where rounding is exact. Beyond
+/// `2^51` the shift of [`round_to_integer`] leaves its binade and one record could move a sum by any amount.
+pub const MAX_PHYSICAL_BATCH_SIZE: u32 = 1 << 19;
+
 /// Elements of a parallel chunk: 256 KiB of sums.
 pub(crate) const CHUNK: usize = 1 << 15;
 
@@ -22,7 +26,14 @@ pub struct Grid {
 
 impl Grid {
     /// The grid for clipping norm `max_grad_norm`; a batch of `batch_size` records stays below twice `batch_size·C`.
+    ///
+    /// # Panics
+    /// Above [`MAX_PHYSICAL_BATCH_SIZE`], which [`crate::engine::Engine::new`] refuses.
     pub fn new(max_grad_norm: f64, batch_size: u32) -> Self {
+        assert!(
+            batch_size <= MAX_PHYSICAL_BATCH_SIZE,
+            "the engine refuses larger batches"
+        );
         let width = max_grad_norm / UNITS_PER_NORM;
         Self {
             width,
@@ -126,6 +137,19 @@ mod tests {
             (1e12 + 0.25, 1_000_000_000_000),
         ] {
             assert_eq!(round_to_integer(value), rounded, "{value}");
+        }
+    }
+
+    #[test]
+    fn rounding_is_exact_up_to_the_largest_sum_a_grid_lets_in() {
+        let limit = Grid::new(1.0, MAX_PHYSICAL_BATCH_SIZE).limit;
+        for value in [limit, limit - 0.5, limit - 1.0, limit / 2.0 + 0.5, limit / 3.0] {
+            assert_eq!(round_to_integer(value), value.round_ties_even() as i64, "{value}");
+            assert_eq!(
+                round_to_integer(-value),
+                (-value).round_ties_even() as i64,
+                "-{value}"
+            );
         }
     }
 

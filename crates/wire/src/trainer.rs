@@ -145,7 +145,10 @@ pub fn read_frame(reader: &mut impl Read, max_bytes: u64) -> io::Result<Vec<u8>>
     reader.read_exact(&mut length)?;
     let length = u32::from_le_bytes(length);
     if u64::from(length) > max_bytes {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "frame longer than expected"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "frame longer than expected",
+        ));
     }
     let mut bytes = Vec::new();
     reader.take(u64::from(length)).read_to_end(&mut bytes)?;
