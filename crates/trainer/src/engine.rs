@@ -9,11 +9,11 @@ use crate::grid::{Grid, MAX_PHYSICAL_BATCH_SIZE};
 use crate::guards;
 use crate::precision::{Precision, precision};
 use crate::program::{Program, kind};
+use crate::state::{State, elements};
 use crate::taps::{Method, ParameterPlan, Plan, Role, TapKind, TapPlan};
 use bastionai_graph::typed::{TypedGraph, ValueId};
 use bastionai_privacy::sensitivity::{ClipRule, charged_sensitivity};
-use sha2::{Digest, Sha256};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Sizes and bounds that stay the same for a whole run.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,8 +33,7 @@ pub struct Engine {
     graph: TypedGraph,
     program: Program,
     plan: Plan,
-    parameters: Vec<Tensor>,
-    constants: Vec<Tensor>,
+    state: State,
     rule: ClipRule,
     precision: Precision,
     grid: Grid,
@@ -94,23 +93,8 @@ impl Engine {
         }
         let program = Program::new(&graph, settings.physical_batch_size)?;
         let plan = Plan::new(&graph, &program)?;
-        let parameters = tensors(
-            "parameter",
-            graph
-                .parameters()
-                .iter()
-                .map(|each| (&each.names[..], each.dtype, &each.shape[..])),
-            parameters,
-        )?;
-        let constants = tensors(
-            "constant",
-            graph
-                .constants()
-                .iter()
-                .map(|each| (std::slice::from_ref(&each.name), each.dtype, &each.shape[..])),
-            constants,
-        )?;
-        check_trainable(&plan, &parameters)?;
+        let state = State::new(&graph, parameters, constants)?;
+        state.check_trainable(&plan)?;
         let precision = precision(&plan, &graph, &settings)?;
         let rule = precision.clip_rule(settings.max_grad_norm)?;
         let grid = Grid::new(settings.max_grad_norm, settings.physical_batch_size);
@@ -119,8 +103,7 @@ impl Engine {
             graph,
             program,
             plan,
-            parameters,
-            constants,
+            state,
             rule,
             precision,
             grid,
@@ -165,7 +148,7 @@ impl Engine {
         self.plan
             .parameters
             .iter()
-            .map(|each| &self.parameters[each.parameter])
+            .map(|each| &self.state.parameters[each.parameter])
             .collect()
     }
 
@@ -173,7 +156,8 @@ impl Engine {
     pub fn trainable_mut(&mut self) -> Vec<&mut Tensor> {
         let plan = &self.plan;
         let is_trained = |index: usize| plan.parameters.iter().any(|each| each.parameter == index);
-        self.parameters
+        self.state
+            .parameters
             .iter_mut()
             .enumerate()
             .filter(|(index, _)| is_trained(*index))
@@ -264,11 +248,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Torch`].
     pub fn state_digest(&self) -> Result<[u8; 32]> {
-        let mut digest = Sha256::new();
-        for tensor in self.parameters.iter().chain(&self.constants) {
-            digest.update(bytes(tensor)?);
-        }
-        Ok(digest.finalize().into())
+        self.state.digest()
     }
 
     /// SHA-256 over the constants and the frozen parameters: what must not change in a whole run.
@@ -276,16 +256,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Torch`].
     pub fn frozen_digest(&self) -> Result<[u8; 32]> {
-        let mut digest = Sha256::new();
-        let frozen = self
-            .parameters
-            .iter()
-            .zip(self.graph.parameters())
-            .filter(|(_, each)| !each.trainable);
-        for tensor in frozen.map(|(tensor, _)| tensor).chain(&self.constants) {
-            digest.update(bytes(tensor)?);
-        }
-        Ok(digest.finalize().into())
+        self.state.frozen_digest(&self.graph)
     }
 
     /// Everything about a record that must not depend on the other records of its batch: the self-test's view.
@@ -341,8 +312,8 @@ impl Engine {
         let forward = executor::forward(
             &self.graph,
             &self.program,
-            &self.parameters,
-            &self.constants,
+            &self.state.parameters,
+            &self.state.constants,
             &batch.inputs,
             &batch.present,
             randomness,
@@ -371,9 +342,10 @@ impl Engine {
 
     /// How often each parameter and constant was written in place: must not change in a forward phase (T8).
     fn versions(&self) -> Result<Vec<u64>> {
-        self.parameters
+        self.state
+            .parameters
             .iter()
-            .chain(&self.constants)
+            .chain(&self.state.constants)
             .map(|tensor| {
                 ffi::version(tensor).map_err(|_| EngineError::Torch {
                     detail: ffi::last_error(),
@@ -494,66 +466,4 @@ impl Engine {
 /// `[B, T, width]` as `[B·T, width]`.
 fn flat(rows: &Tensor) -> Result<Tensor> {
     Ok(rows.f_flatten(0, 1)?)
-}
-
-fn elements(shape: &[i64]) -> usize {
-    shape.iter().product::<i64>() as usize
-}
-
-/// Bytes of a tensor, row-major.
-pub(crate) fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
-    let tensor = tensor.f_detach()?.f_contiguous()?;
-    let mut out = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-    tensor.f_copy_data_u8(&mut out, tensor.numel())?;
-    Ok(out)
-}
-
-fn tensors<'a>(
-    what: &str,
-    described: impl ExactSizeIterator<Item = (&'a [String], bastionai_graph::dtype::DType, &'a [u64])>,
-    bytes: &[Vec<u8>],
-) -> Result<Vec<Tensor>> {
-    if described.len() != bytes.len() {
-        return Err(EngineError::Job(format!(
-            "{} {what} frames, but the graph has {}",
-            bytes.len(),
-            described.len()
-        )));
-    }
-    described
-        .zip(bytes)
-        .map(|((names, dtype, shape), bytes)| {
-            let name = names.first().map_or("?", String::as_str);
-            let shape: Vec<i64> = shape.iter().map(|&extent| extent as i64).collect();
-            if bytes.len() != elements(&shape) * dtype.size_bytes() {
-                return Err(EngineError::Job(format!(
-                    "{what} {name} has {} bytes, not its shape's",
-                    bytes.len()
-                )));
-            }
-            Ok(Tensor::f_from_data_size(bytes, &shape, kind(dtype))?.f_to_device(Device::Cpu)?)
-        })
-        .collect()
-}
-
-fn check_trainable(plan: &Plan, parameters: &[Tensor]) -> Result<()> {
-    if plan.parameters.is_empty() {
-        return Err(EngineError::Job(
-            "no parameter is trainable: set requires_grad on at least one".into(),
-        ));
-    }
-    for each in &plan.parameters {
-        let tensor = &parameters[each.parameter];
-        if !matches!(tensor.kind(), Kind::Float | Kind::Double) {
-            return Err(EngineError::Job(
-                "a trainable parameter must be float32 or float64".into(),
-            ));
-        }
-        if !bool::try_from(tensor.f_isfinite()?.f_all()?)? {
-            return Err(EngineError::Job(
-                "a trainable parameter is not finite: initialise it again".into(),
-            ));
-        }
-    }
-    Ok(())
 }

@@ -26,6 +26,7 @@ pub mod records;
 pub mod sample;
 pub mod sandbox;
 pub mod selftest;
+mod state;
 mod taps;
 pub mod training;
 

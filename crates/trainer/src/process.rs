@@ -93,8 +93,6 @@ fn prepare(job: &Job, input: &mut impl Read) -> Result<Engine, Preparation> {
         .into());
     }
     let graph = TypedGraph::from_bytes(&job.graph).map_err(|error| EngineError::Job(error.to_string()))?;
-    check_job(job)?;
-    selftest::prepare_process(job.threads)?;
     let parameters = graph
         .parameters()
         .iter()
@@ -107,6 +105,9 @@ fn prepare(job: &Job, input: &mut impl Read) -> Result<Engine, Preparation> {
         .collect::<Vec<_>>();
     let parameters = read_frames(input, &parameters)?;
     let constants = read_frames(input, &constants)?;
+    // Only now: a refusal before the server has written everything would reach it as a broken pipe.
+    check_job(job)?;
+    selftest::prepare_process(job.threads)?;
     let settings = Settings {
         physical_batch_size: job.physical_batch_size,
         micro_batches: job.micro_batches,

@@ -170,7 +170,7 @@ impl Training {
         self.engine
             .trainable()
             .into_iter()
-            .map(crate::engine::bytes)
+            .map(crate::state::bytes)
             .collect()
     }
 

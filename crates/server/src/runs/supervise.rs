@@ -5,7 +5,9 @@
 //! Blocking, on a thread of its own: it waits on a process, not on a peer.
 
 use super::cancel::Cancel;
-use bastionai_wire::trainer::{Job, Report, read_frame, read_message, write_frame, write_message};
+use bastionai_wire::trainer::{
+    Job, Report, TRAINER_ENVIRONMENT, read_frame, read_message, write_frame, write_message,
+};
 use std::error::Error;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::PathBuf;
@@ -155,6 +157,7 @@ impl Trainer {
         };
         let mut child = Command::new(&order.program)
             .env_clear()
+            .envs(TRAINER_ENVIRONMENT)
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

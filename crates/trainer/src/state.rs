@@ -1,0 +1,120 @@
+//! Parameters and constants: from frames to tensors, back to bytes, and their digests (rule T8).
+
+use crate::error::{EngineError, Result};
+use crate::program::kind;
+use crate::taps::Plan;
+use bastionai_graph::dtype::DType;
+use bastionai_graph::typed::TypedGraph;
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor};
+
+/// All tensors of a graph that are not inputs, in graph order.
+pub(crate) struct State {
+    pub(crate) parameters: Vec<Tensor>,
+    pub(crate) constants: Vec<Tensor>,
+}
+
+impl State {
+    /// From contiguous little-endian bytes.
+    pub(crate) fn new(graph: &TypedGraph, parameters: &[Vec<u8>], constants: &[Vec<u8>]) -> Result<Self> {
+        let described = |names: &[String]| names.first().cloned().unwrap_or_default();
+        let of_parameters = graph
+            .parameters()
+            .iter()
+            .map(|each| (described(&each.names), each.dtype, &each.shape[..]));
+        let of_constants = graph
+            .constants()
+            .iter()
+            .map(|each| (each.name.clone(), each.dtype, &each.shape[..]));
+        Ok(Self {
+            parameters: tensors("parameter", of_parameters, parameters)?,
+            constants: tensors("constant", of_constants, constants)?,
+        })
+    }
+
+    /// At least one parameter is trained, and those that are are finite floats.
+    pub(crate) fn check_trainable(&self, plan: &Plan) -> Result<()> {
+        if plan.parameters.is_empty() {
+            return Err(EngineError::Job(
+                "no parameter is trainable: set requires_grad on at least one".into(),
+            ));
+        }
+        for each in &plan.parameters {
+            let tensor = &self.parameters[each.parameter];
+            if !matches!(tensor.kind(), Kind::Float | Kind::Double) {
+                return Err(EngineError::Job(
+                    "a trainable parameter must be float32 or float64".into(),
+                ));
+            }
+            if !bool::try_from(tensor.f_isfinite()?.f_all()?)? {
+                return Err(EngineError::Job(
+                    "a trainable parameter is not finite: initialise it again".into(),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// SHA-256 over everything.
+    pub(crate) fn digest(&self) -> Result<[u8; 32]> {
+        digest(self.parameters.iter().chain(&self.constants))
+    }
+
+    /// SHA-256 over what must not change in a whole run.
+    pub(crate) fn frozen_digest(&self, graph: &TypedGraph) -> Result<[u8; 32]> {
+        let frozen = self
+            .parameters
+            .iter()
+            .zip(graph.parameters())
+            .filter(|(_, each)| !each.trainable);
+        digest(frozen.map(|(tensor, _)| tensor).chain(&self.constants))
+    }
+}
+
+fn digest<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<[u8; 32]> {
+    let mut digest = Sha256::new();
+    for tensor in tensors {
+        digest.update(bytes(tensor)?);
+    }
+    Ok(digest.finalize().into())
+}
+
+/// Number of elements.
+pub(crate) fn elements(shape: &[i64]) -> usize {
+    shape.iter().product::<i64>() as usize
+}
+
+/// Bytes of a tensor, row-major.
+pub(crate) fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let tensor = tensor.f_detach()?.f_contiguous()?;
+    let mut out = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    tensor.f_copy_data_u8(&mut out, tensor.numel())?;
+    Ok(out)
+}
+
+fn tensors<'a>(
+    what: &str,
+    described: impl ExactSizeIterator<Item = (String, DType, &'a [u64])>,
+    bytes: &[Vec<u8>],
+) -> Result<Vec<Tensor>> {
+    if described.len() != bytes.len() {
+        return Err(EngineError::Job(format!(
+            "{} {what} frames, but the graph has {}",
+            bytes.len(),
+            described.len()
+        )));
+    }
+    described
+        .zip(bytes)
+        .map(|((name, dtype, shape), bytes)| {
+            let shape: Vec<i64> = shape.iter().map(|&extent| extent as i64).collect();
+            if bytes.len() != elements(&shape) * dtype.size_bytes() {
+                return Err(EngineError::Job(format!(
+                    "{what} {name} has {} bytes, not its shape's",
+                    bytes.len()
+                )));
+            }
+            Ok(Tensor::f_from_data_size(bytes, &shape, kind(dtype))?.f_to_device(Device::Cpu)?)
+        })
+        .collect()
+}

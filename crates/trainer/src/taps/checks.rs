@@ -1,0 +1,198 @@
+//! What a tap must be for its gradient to be the parameter's own (rule G2), checked again here: the checker proved it,
+//! but the engine's sums are only as sound as this.
+
+use super::{Role, TapKind, TapPlan, ViewBack, roles};
+use crate::error::{EngineError, Result};
+use crate::program::index;
+use bastionai_graph::typed::{
+    Argument, Dependence, Origin, ParameterView, TappedParameter, TypedGraph, TypedNode, ValueId,
+};
+
+pub(super) fn check_value_shape(tap: &TapPlan, role: &Role, value_shape: &[i64]) -> Option<()> {
+    let elements: i64 = value_shape.iter().product();
+    let fits = match (&tap.kind, role) {
+        (
+            TapKind::Rows {
+                input_width,
+                output_width,
+            },
+            Role::Weight { transposed },
+        ) => {
+            let (first, second) = if *transposed {
+                (input_width, output_width)
+            } else {
+                (output_width, input_width)
+            };
+            value_shape == [*first, *second] || (*output_width == 1 && value_shape == [*input_width])
+        }
+        (TapKind::Rows { output_width, .. }, Role::Sum) => elements == *output_width,
+        (TapKind::LayerNorm { normalized_shape, .. }, Role::Sum | Role::Scale) => {
+            value_shape == &normalized_shape[..]
+        }
+        (TapKind::Broadcast, Role::BroadcastAdd { .. } | Role::BroadcastMul) => broadcasts(value_shape, tap),
+        _ => false,
+    };
+    fits.then_some(())
+}
+
+/// Right-aligned, each extent is the output's or 1, and 1 on the batch axis (T4).
+fn broadcasts(value_shape: &[i64], tap: &TapPlan) -> bool {
+    let Some(missing) = tap.output_shape.len().checked_sub(value_shape.len()) else {
+        return false;
+    };
+    value_shape.iter().enumerate().all(|(axis, &extent)| {
+        let axis = axis + missing;
+        extent == 1 || (axis as i64 != tap.batch.axis && extent == tap.output_shape[axis])
+    })
+}
+
+/// Views that keep every element exactly once: the only way from a parameter to a tap (G2).
+const ISOMETRIC_VIEWS: &[&str] = &[
+    "alias",
+    "clone",
+    "contiguous",
+    "flatten",
+    "permute",
+    "reshape",
+    "squeeze",
+    "t",
+    "transpose",
+    "unsqueeze",
+    "view",
+];
+
+/// The tapped value must come from its parameter, directly or through isometric views.
+pub(super) fn check_origin(graph: &TypedGraph, tapped: &TappedParameter) -> Option<()> {
+    let mut value = graph.values().get(index(tapped.value))?;
+    for _ in 0..graph.nodes().len() {
+        match value.origin {
+            Origin::Parameter(id) => return (id == tapped.parameter).then_some(()),
+            Origin::Node { node, .. } => {
+                let node = graph.nodes().get(node as usize)?;
+                if !ISOMETRIC_VIEWS.contains(&node.operator.as_str()) {
+                    return None;
+                }
+                let source = node.arguments.iter().find_map(|named| match named.value {
+                    Argument::Value(id) => Some(id),
+                    _ => None,
+                })?;
+                value = graph.values().get(index(source))?;
+            }
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// Values whose gradient can reach the loss: backwards through floating outputs, stopped by `detach`.
+pub(super) fn reaching_the_loss(graph: &TypedGraph) -> Vec<bool> {
+    let is_float = |value: ValueId| graph.values()[index(value)].value_type.dtype.is_float();
+    let mut reaches = vec![false; graph.values().len()];
+    reaches[index(graph.loss())] = true;
+    for node in graph
+        .nodes()
+        .iter()
+        .rev()
+        .filter(|node| node.operator != "detach")
+    {
+        if node.outputs.iter().any(|output| reaches[index(*output)]) {
+            let arguments = node.arguments.iter().flat_map(|named| named.value.value_ids());
+            arguments
+                .filter(|value| is_float(*value))
+                .for_each(|value| reaches[index(value)] = true);
+        }
+    }
+    reaches
+}
+
+/// A node that mixes a `Shared` value of trainable parameters with data, on a way to the loss, must be a tap that
+/// names it (G2).
+pub(super) fn check_untapped(graph: &TypedGraph, node: &TypedNode, reaches: &[bool]) -> Result<()> {
+    let on_the_way = node.outputs.iter().any(|output| {
+        let per_sample = matches!(
+            graph.values()[index(*output)].value_type.dependence,
+            Dependence::PerSample { .. }
+        );
+        per_sample && reaches[index(*output)]
+    });
+    let tapped: Vec<_> = node
+        .tap
+        .iter()
+        .flat_map(|tap| roles(tap))
+        .map(|(tapped, _)| tapped.value)
+        .collect();
+    let escapes = node
+        .arguments
+        .iter()
+        .flat_map(|named| named.value.value_ids())
+        .any(|id| {
+            let value = &graph.values()[index(id)];
+            value.requires_grad && value.value_type.dependence == Dependence::Shared && !tapped.contains(&id)
+        });
+    if on_the_way && escapes {
+        let reason =
+            "a trainable parameter meets data here in a way that has no per-sample gradient (G2)".into();
+        return Err(EngineError::Unsupported {
+            node: node.name.clone(),
+            reason,
+        });
+    }
+    Ok(())
+}
+
+pub(super) fn views_back(parameter: &[i64], views: &[ParameterView], value: &[i64]) -> Option<Vec<ViewBack>> {
+    let mut shape = parameter.to_vec();
+    let mut back = Vec::with_capacity(views.len());
+    for view in views {
+        match view {
+            ParameterView::Permute(permutation) => {
+                let mut inverse = vec![-1; shape.len()];
+                let mut permuted = Vec::with_capacity(shape.len());
+                for (axis, &source) in permutation.iter().enumerate() {
+                    *inverse.get_mut(usize::from(source))? = axis as i64;
+                    permuted.push(shape[usize::from(source)]);
+                }
+                if permuted.len() != shape.len() || inverse.contains(&-1) {
+                    return None;
+                }
+                back.push(ViewBack::Permute(inverse));
+                shape = permuted;
+            }
+            ParameterView::Reshape(to) => {
+                let to: Vec<i64> = to.iter().map(|&extent| extent as i64).collect();
+                if to.iter().product::<i64>() != shape.iter().product::<i64>() {
+                    return None;
+                }
+                back.push(ViewBack::Reshape(shape));
+                shape = to;
+            }
+        }
+    }
+    back.reverse();
+    (shape == value).then_some(back)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_are_undone_in_reverse_order() {
+        let views = [
+            ParameterView::Permute(vec![1, 0]),
+            ParameterView::Reshape(vec![6]),
+        ];
+        let back = views_back(&[2, 3], &views, &[6]).unwrap();
+        assert_eq!(
+            back,
+            [ViewBack::Reshape(vec![3, 2]), ViewBack::Permute(vec![1, 0])]
+        );
+    }
+
+    #[test]
+    fn a_view_that_repeats_an_axis_or_changes_the_count_is_refused() {
+        assert!(views_back(&[2, 2], &[ParameterView::Permute(vec![0, 0])], &[2, 2]).is_none());
+        assert!(views_back(&[2, 2], &[ParameterView::Reshape(vec![3])], &[3]).is_none());
+        assert!(views_back(&[2, 2], &[], &[4]).is_none());
+    }
+}
