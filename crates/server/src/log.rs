@@ -1,4 +1,4 @@
-//! The log's whole vocabulary. An [`Event`] holds ids, counts and public values only: there is no way to put
+//! The log's whole vocabulary. An `Event` holds ids, counts and public values only: there is no way to put
 //! a record, a gradient, a key or a model's tensor into one (rules G4, G5, D7). Only this module's target is
 //! ever written, so a dependency cannot log what passes through it.
 
