@@ -144,7 +144,12 @@ class Story:
     ) -> list[bastionai.RemoteDataset]:
         """What the scientist sees: evidence, contracts, budgets. Never a row."""
         console.rule("2  A data scientist looks around")
-        console.print(str(client.attestation), highlight=False)
+        table = Table(title="What was attested, verified before anything else was sent")
+        table.add_column("what")
+        table.add_column("value", overflow="fold")
+        for line in str(client.attestation).splitlines():
+            table.add_row(line[:19].strip(), line[19:].strip())
+        console.print(table)
         datasets = client.list_remote_datasets()
         table = Table(
             "dataset",

@@ -80,6 +80,8 @@ def items(dataset: object) -> Iterator[object]:
     Raises:
         ContractError: If the object is neither.
     """
+    if isinstance(dataset, torch.utils.data.DataLoader):
+        raise ContractError("a DataLoader makes batches; give its dataset: loader.dataset")
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         for index in range(len(dataset)):
             yield dataset[index]

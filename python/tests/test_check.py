@@ -176,7 +176,7 @@ LEAKY = {
     "sorted batch": "x.sum(1).sort().values",
     "pairwise products": "(x @ x.t()).sum(1)",
     "outer broadcast": "(x.sum(1, keepdim=True) - y).sum(1)",
-    "reshaped across samples": "x.t().reshape(-1, 4).sum(1)",
+    "reshaped across samples": "x.t().flatten().unflatten(0, (x.shape[0], 4)).sum(1)",
     "batch variance": "x.sum(1) * x.var(dim=0).sum()",
     "first sample for all": "x.sum(1) + x[0].sum()",
     "reduced cross entropy": "x.sum(1) + F.cross_entropy(x, y.long().clamp(0, 3))",

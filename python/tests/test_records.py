@@ -213,6 +213,11 @@ def test_what_is_no_dataset_is_refused():
         list(record_batches(7, CONTRACT))
 
 
+def test_a_data_loader_is_refused_before_its_batches_are_taken_for_records():
+    with pytest.raises(ContractError, match=r"loader\.dataset"):
+        list(record_batches(torch.utils.data.DataLoader(Rows(TUPLES)), CONTRACT))
+
+
 # ---- declaring ----
 
 
