@@ -9,11 +9,11 @@ JOBS ?= 2
 STAMPS := .setup
 CARGO_FLAGS := --release --locked -j $(JOBS)
 PY := $(VENV)/bin/python
-RUST_SOURCES := Cargo.toml Cargo.lock proto/bastionai/v1/bastionai.proto $(shell find crates python/src python/Cargo.toml -name '*.rs' -o -name '*.toml' -o -name '*.cpp' -o -name '*.h')
+RUST_SOURCES := Cargo.toml Cargo.lock rust-toolchain.toml .cargo/config.toml $(shell find proto crates python/src python/Cargo.toml -type f)
 
 say = @printf '\033[1m==> %s\033[0m\n' $(1)
 
-.PHONY: demo test test-all check bench docs setup binaries package clean-setup
+.PHONY: demo test test-all check bench fuzz-smoke docs setup binaries package wheel clean-setup
 
 demo: setup
 	$(call say,"demo: three hospitals train one cancer model")
@@ -49,6 +49,11 @@ bench: setup
 	@cargo build $(CARGO_FLAGS) -p bastionai-trainer --examples
 	@$(PY) benches/run.py
 
+# Half a minute for each parser. Needs a nightly toolchain and cargo-fuzz.
+fuzz-smoke:
+	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install cargo-fuzz, and rustup toolchain install nightly"; exit 1; }
+	@for target in archive contract typed_graph; do cargo +nightly fuzz run $$target -- -max_total_time=30 || exit 1; done
+
 docs:
 	@RUSTDOCFLAGS="-D warnings" cargo doc $(CARGO_FLAGS) --workspace --no-deps
 
@@ -65,17 +70,26 @@ $(STAMPS)/venv: requirements.txt
 	@ln -sfn "$$($(PY) -c 'import os, torch; print(os.path.relpath(os.path.dirname(torch.__file__), "$(VENV)"))')" $(VENV)/libtorch
 	@touch $@
 
+# All of the workspace in one invocation: cargo unifies features over what it builds, so a second selection
+# (maturin's, say) would build the TLS stack a second time.
 binaries: $(STAMPS)/binaries
 $(STAMPS)/binaries: $(STAMPS)/venv $(RUST_SOURCES)
 	$(call say,"set-up 2/3: release binaries (the first build takes some minutes)")
-	@cargo build $(CARGO_FLAGS) -p bastionai-cli -p bastionai-trainer --bins
+	@cargo build $(CARGO_FLAGS) --workspace --bins --lib
 	@touch $@
 
+# What `maturin develop` does, from the library just built.
 package: $(STAMPS)/package
-$(STAMPS)/package: $(STAMPS)/binaries python/pyproject.toml
+$(STAMPS)/package: $(STAMPS)/binaries
 	$(call say,"set-up 3/3: the Python package")
-	@cd python && VIRTUAL_ENV=$(CURDIR)/$(VENV) $(CURDIR)/$(VENV)/bin/maturin develop --release --locked -q
+	@cp target/release/lib_internal.so python/bastionai/_internal.abi3.so.new
+	@mv python/bastionai/_internal.abi3.so.new python/bastionai/_internal.abi3.so
+	@echo "$(CURDIR)/python" > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bastionai.pth"
 	@touch $@
+
+# A wheel for users who have no checkout, in target/wheels.
+wheel: $(STAMPS)/venv
+	@$(VENV)/bin/maturin build --release --locked -m python/Cargo.toml
 
 clean-setup:
 	rm -rf $(STAMPS)
