@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import bastionai
 import torch
 from sklearn.datasets import load_breast_cancer
+
+import bastionai
 
 #: Public value ranges, per measurement: (of the mean, of its standard error, of the worst).
 #:
@@ -16,9 +17,7 @@ from sklearn.datasets import load_breast_cancer
 #: the published description of the method (Street, Wolberg and Mangasarian 1993, "Nuclear feature
 #: extraction for breast tumor diagnosis"), rounded outward, as hospitals would agree on them before
 #: anybody looks at their own records. A record outside is refused at the owner.
-RANGES: dict[
-    str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
-] = {
+RANGES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
     "radius": ((6, 30), (0, 3), (6, 40)),
     "texture": ((5, 45), (0, 6), (5, 60)),
     "perimeter": ((40, 200), (0, 25), (40, 260)),
@@ -59,9 +58,7 @@ class Shares:
             bastionai.Column("features", "float32", (30,), range=(low, high)),
             bastionai.Column("label", "int64", classes=CLASSES),
         ]
-        return bastionai.DataContract(
-            columns, declared_size=SIZES[list(self.train).index(hospital)]
-        )
+        return bastionai.DataContract(columns, declared_size=SIZES[list(self.train).index(hospital)])
 
 
 def shares(hospitals: Iterable[str]) -> Shares:
@@ -71,14 +68,9 @@ def shares(hospitals: Iterable[str]) -> Shares:
     features = torch.tensor(data.data, dtype=torch.float32)[order]
     labels = torch.tensor(data.target)[order]
     tested = int(_TEST * len(labels))
-    ends = [
-        tested + int(sum(_SHARES[:n]) * (len(labels) - tested))
-        for n in range(len(_SHARES) + 1)
-    ]
+    ends = [tested + int(sum(_SHARES[:n]) * (len(labels) - tested)) for n in range(len(_SHARES) + 1)]
     parts = zip(hospitals, ends, [*ends[1:], len(labels)], strict=True)
-    train = {
-        name: (features[first:last], labels[first:last]) for name, first, last in parts
-    }
+    train = {name: (features[first:last], labels[first:last]) for name, first, last in parts}
     return Shares(train, (features[:tested], labels[:tested]))
 
 

@@ -67,9 +67,7 @@ class ServerProcess:
         command += ["--attester", "insecure-simulated", "--ready-file", str(ready)]
         with (self.folder / "server.log").open("ab") as log:
             # A group of its own, so that nothing it starts can be left behind.
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, start_new_session=True
-            )
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + _START_SECONDS
         while not ready.exists():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -83,17 +81,17 @@ class ServerProcess:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
 
-    def stop(self) -> None:
-        """Asks it to stop, and makes sure that it and its trainers are gone."""
+    def stop(self) -> int | None:
+        """Asks it to stop, makes sure that it and its trainers are gone, and returns its exit status."""
         if self._process is None:
-            return
+            return None
         if self._process.poll() is None:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_STOP_SECONDS)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        return self._process.wait()
 
     def _last_words(self) -> str:
         return (self.folder / "server.log").read_text(errors="replace")[-2000:]

@@ -15,15 +15,15 @@ import tempfile
 import time
 from pathlib import Path
 
-import bastionai
 import torch
+from hospital_data import Shares, majority_accuracy, shares
 from rich.console import Console
 from rich.table import Table
+from server_process import ServerProcess
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from hospital_data import Shares, majority_accuracy, shares
-from server_process import ServerProcess
+import bastionai
 
 #: Lifetime ε and δ that each hospital grants: their own decision, so they differ.
 LIMITS = {"Hôpital Nord": 6.0, "Hospital del Sur": 6.5, "Klinik West": 7.0}
@@ -45,15 +45,9 @@ class TumourClassifier(nn.Module):
     def __init__(self, contract: bastionai.DataContract) -> None:
         super().__init__()
         low, high = contract.column("features").bounds()
-        self.register_buffer(
-            "centre", torch.tensor((low + high) / 2, dtype=torch.float32)
-        )
-        self.register_buffer(
-            "scale", torch.tensor(6 / (high - low), dtype=torch.float32)
-        )
-        self.layers = nn.Sequential(
-            nn.Linear(30, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 2)
-        )
+        self.register_buffer("centre", torch.tensor((low + high) / 2, dtype=torch.float32))
+        self.register_buffer("scale", torch.tensor(6 / (high - low), dtype=torch.float32))
+        self.layers = nn.Sequential(nn.Linear(30, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 2))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Logits of the two classes."""
@@ -76,9 +70,7 @@ def main() -> int:
         ServerProcess(arguments.server, Path(folder)) as server,
     ):
         Story(server, Path(folder), shares(LIMITS)).play()
-    console.print(
-        f"\nAll of it held. {time.monotonic() - started:.0f} s; nothing is left running."
-    )
+    console.print(f"\nAll of it held. {time.monotonic() - started:.0f} s; nothing is left running.")
     return 0
 
 
@@ -117,9 +109,7 @@ class Story:
 
     def connect(self, name: str) -> bastionai.Connection:
         """Connects and verifies. The development attester is accepted by name: this is a demonstration."""
-        return bastionai.Connection(
-            self.server.address, identity=self.path(name), allow_simulated=True
-        )
+        return bastionai.Connection(self.server.address, identity=self.path(name), allow_simulated=True)
 
     def lend(self) -> None:
         """Each hospital verifies the server, then lends its share under its own terms."""
@@ -135,13 +125,9 @@ class Story:
                     contract=self.data.contract(name),
                     may_train=[self.scientist],
                 )
-                console.print(
-                    f"{name}: lent, seen by nobody. Its principal is {client.principal[:16]}…"
-                )
+                console.print(f"{name}: lent, seen by nobody. Its principal is {client.principal[:16]}…")
 
-    def look_around(
-        self, client: bastionai.Connection
-    ) -> list[bastionai.RemoteDataset]:
+    def look_around(self, client: bastionai.Connection) -> list[bastionai.RemoteDataset]:
         """What the scientist sees: evidence, contracts, budgets. Never a row."""
         console.rule("2  A data scientist looks around")
         table = Table(title="What was attested, verified before anything else was sent")
@@ -162,14 +148,10 @@ class Story:
         )
         for dataset in datasets:
             assert dataset.budget is not None
-            columns = ", ".join(
-                f"{c.name} {c.shape or ''}" for c in dataset.contract.columns
-            )
+            columns = ", ".join(f"{c.name} {c.shape or ''}" for c in dataset.contract.columns)
             left, size = dataset.budget.remaining, str(dataset.contract.declared_size)
             allowed = "yes" if dataset.trainable else "no"
-            table.add_row(
-                dataset.name, size, columns, f"{left.epsilon}", f"{left.delta}", allowed
-            )
+            table.add_row(dataset.name, size, columns, f"{left.epsilon}", f"{left.delta}", allowed)
         console.print(table)
         return datasets
 
@@ -194,9 +176,7 @@ class Story:
         torch.manual_seed(seed)
         return TumourClassifier(self.data.contract(next(iter(LIMITS))))
 
-    def train(
-        self, client: bastionai.Connection, datasets: list[bastionai.RemoteDataset]
-    ) -> list[float]:
+    def train(self, client: bastionai.Connection, datasets: list[bastionai.RemoteDataset]) -> list[float]:
         """Price, rehearsal, then one private run per seed; returns the test accuracies."""
         console.rule("3  Price, rehearsal, training")
         first = self.learner(client, datasets, SEEDS[0])
@@ -205,16 +185,12 @@ class Story:
         console.print(f"rehearsed on synthetic records, at no cost: {rehearsal.state}")
         accuracies = []
         for seed in SEEDS:
-            learner = (
-                first if seed == SEEDS[0] else self.learner(client, datasets, seed)
-            )
+            learner = first if seed == SEEDS[0] else self.learner(client, datasets, seed)
             learner.fit(steps=STEPS, eps=EPS)
             accuracies.append(self.accuracy(learner.get_model()))
         receipt = learner.receipt
         receipt.verify(client.attestation.ledger_key)
-        table = Table(
-            title="Receipt of the last run (signature verified against the attested ledger key)"
-        )
+        table = Table(title="Receipt of the last run (signature verified against the attested ledger key)")
         table.add_column("what")
         table.add_column("value", overflow="fold")
         for fact in receipt.facts():
@@ -225,17 +201,13 @@ class Story:
     def train_in_the_open(self, seed: int) -> float:
         """The same model and optimizer in plain PyTorch on the bare records: what privacy is compared with."""
         model = self.model(seed)
-        features, labels = (
-            torch.cat(parts) for parts in zip(*self.data.train.values(), strict=True)
-        )
+        features, labels = (torch.cat(parts) for parts in zip(*self.data.train.values(), strict=True))
         optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
         generator = torch.Generator().manual_seed(seed)
         for _ in range(STEPS):
             batch = torch.randperm(len(labels), generator=generator)[:BATCH_SIZE]
             optimizer.zero_grad()
-            nn.functional.cross_entropy(
-                model(features[batch]), labels[batch]
-            ).backward()
+            nn.functional.cross_entropy(model(features[batch]), labels[batch]).backward()
             optimizer.step()
         return self.accuracy(model)
 
@@ -243,16 +215,12 @@ class Story:
         """On the test split, which the demo keeps for itself."""
         features, labels = self.data.test
         with torch.no_grad():
-            return float(
-                (model.eval()(features).argmax(dim=1) == labels).float().mean()
-            )
+            return float((model.eval()(features).argmax(dim=1) == labels).float().mean())
 
     def compare(self, private: list[float], plain: list[float]) -> None:
         """Accuracy beside its price."""
         majority = majority_accuracy(self.data.test[1])
-        table = Table(
-            "model", "mean", "seeds", title="Accuracy on the test split, three seeds"
-        )
+        table = Table("model", "mean", "seeds", title="Accuracy on the test split, three seeds")
         for name, values in (("private (ε = 2 each)", private), ("not private", plain)):
             table.add_row(
                 name,
@@ -317,9 +285,7 @@ class Story:
             # Each client checks that the ledger continues the one it saw before the crash.
             with self.connect(name) as client:
                 found = budgets(client)
-            table.add_row(
-                name, *(str(budget.remaining.epsilon) for budget in found.values())
-            )
+            table.add_row(name, *(str(budget.remaining.epsilon) for budget in found.values()))
             demand(found == before, "no budget may be forgotten")
         console.print(table)
 
@@ -329,9 +295,7 @@ Budgets = dict[str, bastionai.Budget]
 
 def budgets(client: bastionai.Connection) -> Budgets:
     """Every hospital's budget, by name."""
-    return {
-        d.name: d.budget for d in client.list_remote_datasets() if d.budget is not None
-    }
+    return {d.name: d.budget for d in client.list_remote_datasets() if d.budget is not None}
 
 
 def demand(holds: bool, what: str) -> None:

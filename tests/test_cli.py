@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,9 @@ def test_a_run_from_a_csv_file_to_safetensors(person: Callable[[str], Person], f
     kinds = [entry["kind"] for entry in owner.asks("ledger", "show", "--dataset", "cli")["entries"]]
     assert kinds[0] == "dataset_created"
     assert "run_committed" in kinds
-    again = scientist.does(*start, code=1)
-    assert "budget exceeded" in again.stderr
+    again = scientist.does(*start, "--json", code=1)
+    assert "budget exceeded: cli" in again.stderr
+    assert "budget exceeded: cli" in json.loads(again.stdout)["error"]
 
 
 def test_a_value_outside_the_contract_is_refused_locally_with_its_row(
@@ -182,6 +184,46 @@ def test_config_check_says_everything_that_is_wrong(tmp_path: Path) -> None:
     assert "limits.steps" in refused.stderr
     config.write_text('data_dir = "vault"\nattester = "insecure-simulated"\nroot_key = "insecure-file"\ntypo = 1\n')
     assert "typo" in bastionai_command("config", "check", config, code=1).stderr
+
+
+def test_every_verb_answers_in_json(person: Callable[[str], Person], files: Path) -> None:
+    owner = person("json-owner")
+    kept = json.loads(put(owner, files, "json", "--epsilon", "1", "--may-train", "anyone", "--json").stdout)
+    assert kept["name"] == "json"
+    assert owner.asks("run", "list") == []
+    assert owner.asks("ledger", "show")["head"]
+    query = ["--noise-multiplier", "1", "--sample-rate", "0.01", "--steps", "100", "--delta", "1e-5"]
+    assert json.loads(bastionai_command("epsilon", *query, "--json").stdout)["epsilon"] > 0
+    key = json.loads(bastionai_command("keygen", "--out", files / "key.pem", "--json").stdout)
+    assert len(key["principal"]) == 64
+    unknown = owner.does("run", "cancel", "0" * 32, "--json", code=1)
+    assert json.loads(unknown.stdout)["error"]
+    unknown = owner.does("run", "fetch", "0" * 32, "--out", files / "none", "--json", code=1)
+    assert json.loads(unknown.stdout)["error"]
+    assert not (files / "none").exists()
+
+
+def test_sigterm_drains_and_the_run_is_settled(own_server: Any, people: Callable[[str], Path], files: Path) -> None:
+    everyone = Person(people("drained"), own_server.address, files / "heads.json")
+    put(everyone, files, "drained", "--epsilon", "3", "--may-train", "anyone")
+    start = ["run", "start", files / "mlp.pt2", "--dataset", "drained", "--epsilon", "1", "--batch-size", "16"]
+    run = everyone.asks(*start, "--max-batch-size", "16", "--steps", "200000", "--lr", "0.1")["id"]
+    watch = subprocess.Popen(
+        [str(BINARY), "run", "watch", run, *map(str, everyone.flags)], stderr=subprocess.PIPE, text=True
+    )
+    assert watch.stderr is not None
+    while "step" not in (line := watch.stderr.readline()):
+        assert line, "the watch ended before the first step"
+    started = time.monotonic()
+    assert own_server.stop() == 0
+    assert time.monotonic() - started < 60
+    watch.communicate(timeout=30)
+    own_server.start()
+    everyone = Person(people("drained"), own_server.address, files / "heads.json")
+    settled = everyone.asks("run", "list")[0]
+    assert settled["state"] in ("cancelled", "failed")
+    left = everyone.asks("dataset", "show", "drained")["budget"]["remaining"]["epsilon"]
+    assert float(left) == pytest.approx(2.0, abs=1e-3)
 
 
 def test_serve_without_an_attester_says_that_it_must_be_named(tmp_path: Path) -> None:

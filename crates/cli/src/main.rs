@@ -1,7 +1,7 @@
 //! The `bastionai` command. Data goes to stdout, words for people to stderr.
 //!
 //! Here: arguments in, exit code out. [`verb`] has one file per verb; [`connect`] is how all of them reach
-//! a server. Exit codes: 0 done, 1 an error (told on stderr), 2 refused (`check`) or wrong usage.
+//! a server. Exit codes: 0 done, 1 an error (told on stderr, with `--json` also as `{"error": …}` on stdout), 2 refused (`check`) or wrong usage.
 #![forbid(unsafe_code)]
 
 mod arguments;
@@ -20,7 +20,11 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("bastionai: {}", in_words(&error));
+            let message = in_words(&error);
+            if arguments.json {
+                println!("{}", serde_json::json!({ "error": message }));
+            }
+            eprintln!("bastionai: {message}");
             ExitCode::FAILURE
         }
     }
@@ -31,7 +35,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     match &arguments.verb {
         Verb::Check(check) => return verb::check::run(check, json),
         Verb::Keygen(keygen) => verb::keygen::run(keygen, json)?,
-        Verb::Serve(serve) => verb::serve::run(serve)?,
+        Verb::Serve(serve) => verb::serve::run(serve, json)?,
         Verb::Config(config) => verb::config::run(config, json)?,
         Verb::Epsilon(query) => verb::privacy::epsilon(query, json)?,
         Verb::Calibrate(query) => verb::privacy::calibrate(query, json)?,

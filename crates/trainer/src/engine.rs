@@ -7,6 +7,7 @@ use crate::ffi;
 use crate::gradients::{self, Norms, TapValues};
 use crate::grid::{Grid, MAX_PHYSICAL_BATCH_SIZE};
 use crate::guards;
+use crate::kernels::Product;
 use crate::precision::{Precision, precision};
 use crate::program::{Program, kind};
 use crate::state::{State, elements};
@@ -278,27 +279,33 @@ impl Engine {
         Ok(out)
     }
 
-    /// `(rows, inner, columns)` of the largest matrix product of a forward phase; zeros when there is none.
-    pub(crate) fn largest_product(&self) -> (i64, i64, i64) {
-        let size = |tap: &TapPlan| match tap.kind {
-            TapKind::Rows {
-                input_width,
-                output_width,
-            } => (
-                self.program.batch_size * tap.rows_per_record,
-                input_width,
-                output_width,
-            ),
-            _ => (0, 0, 0),
-        };
-        let multiplications =
-            |&(rows, inner, columns): &(i64, i64, i64)| rows.saturating_mul(inner * columns);
-        self.plan
+    /// The matrix products of the run's linear layers, each once.
+    pub(crate) fn products(&self) -> Vec<Product> {
+        let mut products: Vec<Product> = self
+            .plan
             .taps
             .iter()
-            .map(size)
-            .max_by_key(multiplications)
-            .unwrap_or_default()
+            .filter_map(|tap| self.product(tap))
+            .collect();
+        products.sort_unstable();
+        products.dedup();
+        products
+    }
+
+    fn product(&self, tap: &TapPlan) -> Option<Product> {
+        let TapKind::Rows {
+            input_width,
+            output_width,
+        } = tap.kind
+        else {
+            return None;
+        };
+        Some(Product {
+            records: self.program.batch_size,
+            rows_per_record: tap.rows_per_record,
+            input_width,
+            output_width,
+        })
     }
 
     /// For models too small to share out. The number of threads then stays fixed for the run (rule T2).

@@ -2,7 +2,7 @@
 //! datasets, files, the network, budgets; those are the server's.
 //!
 //! In call order: [`sandbox`] (what the process gives up) → [`process`] (the conversation with the server) →
-//! [`selftest`] (what is proven before a record arrives) → [`training`] (steps) → [`sample`] and [`records`]
+//! [`selftest`] (what is proven before a record arrives, on the [`kernels`] it chose) → [`training`] (steps) → [`sample`] and [`records`]
 //! (micro-batches) → [`engine`] (clipped sums) → [`optimizer`] (noise and update). Inside the engine: `program`
 //! (the graph laid out) → `executor` and `guards` (forward) → `taps` and `gradients` (per-sample norms) →
 //! `precision` and [`grid`] (the sum). All unsafe code is in `ffi` and `sandbox`.
@@ -16,6 +16,7 @@ mod ffi;
 mod gradients;
 pub mod grid;
 mod guards;
+pub mod kernels;
 pub mod libraries;
 mod operators;
 pub mod optimizer;

@@ -4,26 +4,13 @@
 use crate::engine::{Batch, Engine};
 use crate::error::{EngineError, Result};
 use crate::ffi;
+use crate::kernels::{self, KernelChoice};
 use crate::program::compare_schemas;
 use bastionai_graph::dtype::DType;
-use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 /// Seed of the made-up rows: they are public.
 const SEED: i64 = 20_261_123;
-
-/// Repetitions of the timing; the best counts.
-const TIMINGS: usize = 5;
-
-/// An f32 product of up to a few thousand terms is off by well under this; bf16 is off by 4e-3.
-const TRUE_F32_ERROR: f64 = 2e-5;
-
-/// Below this many multiplications in its largest product (about 50 µs) a model runs on one thread: waking others
-/// costs more than they save.
-const WORTH_THREADS: i64 = 1 << 21;
-
-/// Fewer multiplications than this are not worth choosing kernels for.
-const WORTH_CHOOSING: i64 = 1 << 20;
 
 /// Sets up libtorch for this process: threads, denormals, deterministic memory, no warnings.
 ///
@@ -50,70 +37,13 @@ pub fn prepare_process(threads: u32) -> Result<()> {
 /// graph does not run.
 pub fn self_test(engine: &mut Engine) -> Result<KernelChoice> {
     compare_schemas()?;
-    if largest_multiplications(engine) < WORTH_THREADS {
+    if !kernels::is_worth_threads(engine) {
         engine.use_one_thread();
     }
-    let choice = choose_kernels(engine)?;
+    tch::manual_seed(SEED);
+    let choice = kernels::choose(engine)?;
     prove(engine)?;
     Ok(choice)
-}
-
-/// Which f32 matrix kernels a run uses; fixed for the whole run (rule T2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KernelChoice {
-    /// libtorch's default.
-    Default,
-    /// What `float32_matmul_precision = "medium"` selects, where that is still true f32.
-    Fast,
-}
-
-fn select(choice: KernelChoice) -> Result<()> {
-    ffi::prefer_fast_f32(choice == KernelChoice::Fast).map_err(|_| EngineError::Torch {
-        detail: ffi::last_error(),
-    })
-}
-
-fn choose_kernels(engine: &Engine) -> Result<KernelChoice> {
-    select(KernelChoice::Default)?;
-    let (rows, inner, columns) = engine.largest_product();
-    if largest_multiplications(engine) < WORTH_CHOOSING {
-        return Ok(KernelChoice::Default);
-    }
-    tch::manual_seed(SEED);
-    let left = Tensor::f_randn([rows, inner], (Kind::Float, Device::Cpu))?;
-    let right = Tensor::f_randn([columns, inner], (Kind::Float, Device::Cpu))?;
-    let exact = left
-        .f_to_kind(Kind::Double)?
-        .f_linear::<Tensor>(&right.f_to_kind(Kind::Double)?, None)?;
-    let (default_seconds, _) = time_product(&left, &right)?;
-    select(KernelChoice::Fast)?;
-    let (fast_seconds, product) = time_product(&left, &right)?;
-    let error = product
-        .f_to_kind(Kind::Double)?
-        .f_sub(&exact)?
-        .f_norm()?
-        .f_div(&exact.f_norm()?)?;
-    if f64::try_from(error)? < TRUE_F32_ERROR && fast_seconds < default_seconds {
-        return Ok(KernelChoice::Fast);
-    }
-    select(KernelChoice::Default)?;
-    Ok(KernelChoice::Default)
-}
-
-fn largest_multiplications(engine: &Engine) -> i64 {
-    let (rows, inner, columns) = engine.largest_product();
-    rows.saturating_mul(inner).saturating_mul(columns)
-}
-
-fn time_product(left: &Tensor, right: &Tensor) -> Result<(f64, Tensor)> {
-    let mut product = left.f_linear::<Tensor>(right, None)?;
-    let mut best = f64::INFINITY;
-    for _ in 0..TIMINGS {
-        let start = Instant::now();
-        product = left.f_linear::<Tensor>(right, None)?;
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    Ok((best, product))
 }
 
 /// Replacing a row, whatever by, must leave every other row's numbers bit for bit; nothing may be written.
@@ -155,12 +85,15 @@ fn prove(engine: &Engine) -> Result<()> {
     }
 }
 
-/// What replaces every element of a row: padding, not a number, infinite, huge, or another made-up row.
-const FILLINGS: [Option<f64>; 6] = [
+/// What replaces every element of a row: padding, not a number, infinite, huge, where exp overflows, denormal,
+/// or another made-up row.
+const FILLINGS: [Option<f64>; 8] = [
     Some(0.0),
     Some(f64::NAN),
     Some(f64::INFINITY),
     Some(-3e38),
+    Some(200.0),
+    Some(1e-40),
     None,
     None,
 ];

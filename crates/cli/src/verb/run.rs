@@ -60,12 +60,19 @@ fn start(arguments: &RunStartArguments, json: bool) -> anyhow::Result<()> {
     let quote = client.price(&spec)?;
     if !json {
         print_quote(&quote);
+    } else if arguments.price_only {
+        output::json(&quote)?;
     }
     if arguments.price_only {
-        return if json { output::json(&quote) } else { Ok(()) };
+        return Ok(());
     }
     if !quote.is_affordable() {
-        bail!("budget exceeded: see the table; lower --epsilon or --steps, or leave a dataset out");
+        let short: Vec<&str> =
+            quote.charges.iter().filter(|charge| !charge.affordable).map(|charge| charge.dataset_name.as_str()).collect();
+        bail!(
+            "budget exceeded: {} cannot pay for this run; lower --epsilon, or leave a dataset out",
+            short.join(", ")
+        );
     }
     let run = client.start_run(quote.run_digest)?;
     eprintln!("started; follow it with `bastionai run watch {}`", run.id);

@@ -6,7 +6,7 @@ use bastionai_server::config::{AttesterKind, Config};
 use bastionai_server::log;
 
 /// Runs the server; returns when it has drained.
-pub(crate) fn run(arguments: &ServeArguments) -> anyhow::Result<()> {
+pub(crate) fn run(arguments: &ServeArguments, json: bool) -> anyhow::Result<()> {
     let config = configuration(arguments)?;
     config.check()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -18,6 +18,9 @@ pub(crate) fn run(arguments: &ServeArguments) -> anyhow::Result<()> {
         let server = bastionai_server::Server::start(config).await?;
         let address = server.address();
         eprintln!("bastionai: ready on {address}");
+        if json {
+            println!("{}", serde_json::json!({ "address": address.to_string() }));
+        }
         if let Some(path) = &arguments.ready_file {
             write_ready(path, &address.to_string())?;
         }

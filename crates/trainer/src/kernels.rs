@@ -1,0 +1,203 @@
+//! Which f32 matrix kernels a run uses: the faster of two, if it is really f32.
+
+use crate::engine::Engine;
+use crate::error::{EngineError, Result};
+use crate::ffi;
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+/// Repetitions of the timing; the best counts.
+const TIMINGS: usize = 5;
+
+/// An f32 product of up to a few thousand terms is off by well under this; bf16 is off by 4e-3.
+const TRUE_F32_ERROR: f64 = 2e-5;
+
+/// Below this many multiplications in its largest product (about 50 µs) a model runs on one thread: waking others
+/// costs more than they save.
+const WORTH_THREADS: i64 = 1 << 21;
+
+/// Fewer multiplications than this are not worth choosing kernels for.
+const WORTH_CHOOSING: i64 = 1 << 20;
+
+/// Which f32 matrix kernels a run uses; fixed for the whole run (rule T2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelChoice {
+    /// libtorch's default.
+    Default,
+    /// What `float32_matmul_precision = "medium"` selects, where that is still true f32.
+    Fast,
+}
+
+/// One linear layer's products: `[records·rows_per_record, input_width] · [input_width, output_width]`, the
+/// contraction of its gradient, and the Gram matrices of its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Product {
+    pub(crate) records: i64,
+    pub(crate) rows_per_record: i64,
+    pub(crate) input_width: i64,
+    pub(crate) output_width: i64,
+}
+
+impl Product {
+    fn multiplications(&self) -> i64 {
+        self.rows()
+            .saturating_mul(self.input_width)
+            .saturating_mul(self.output_width)
+    }
+
+    fn rows(&self) -> i64 {
+        self.records.saturating_mul(self.rows_per_record)
+    }
+}
+
+/// Whether the model is large enough for more than one thread.
+pub(crate) fn is_worth_threads(engine: &Engine) -> bool {
+    largest(engine).is_some_and(|product| product.multiplications() >= WORTH_THREADS)
+}
+
+/// Times the largest product on both kinds of kernels; the fast kind wins if it is faster there and every product
+/// of the run is true f32 on it, in each layout it occurs in. `"medium"` permits bf16, and which kernel runs
+/// depends on the shape, so one shape says nothing about another; the charged sensitivity assumes f32 (rule G1).
+pub(crate) fn choose(engine: &Engine) -> Result<KernelChoice> {
+    select(KernelChoice::Default)?;
+    let Some(largest) = largest(engine).filter(|product| product.multiplications() >= WORTH_CHOOSING) else {
+        return Ok(KernelChoice::Default);
+    };
+    let (left, right) = operands(
+        &[largest.rows(), largest.input_width],
+        &[largest.output_width, largest.input_width],
+    )?;
+    let default_seconds = seconds(&left, &right)?;
+    select(KernelChoice::Fast)?;
+    if seconds(&left, &right)? < default_seconds && are_true_f32(engine)? {
+        return Ok(KernelChoice::Fast);
+    }
+    select(KernelChoice::Default)?;
+    Ok(KernelChoice::Default)
+}
+
+fn largest(engine: &Engine) -> Option<Product> {
+    engine.products().into_iter().max_by_key(Product::multiplications)
+}
+
+fn select(choice: KernelChoice) -> Result<()> {
+    ffi::prefer_fast_f32(choice == KernelChoice::Fast).map_err(|_| EngineError::Torch {
+        detail: ffi::last_error(),
+    })
+}
+
+fn seconds(left: &Tensor, right: &Tensor) -> Result<f64> {
+    let mut best = f64::INFINITY;
+    for _ in 0..TIMINGS {
+        let start = Instant::now();
+        drop(left.f_linear::<Tensor>(right, None)?);
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}
+
+fn are_true_f32(engine: &Engine) -> Result<bool> {
+    for product in engine.products() {
+        for multiply in [forward, backward, contraction, grams] {
+            if !multiply(&product)? {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+fn forward(product: &Product) -> Result<bool> {
+    let (input, weight) = operands(
+        &[product.rows(), product.input_width],
+        &[product.output_width, product.input_width],
+    )?;
+    is_true_f32(&input, &weight, |input, weight| {
+        input.f_linear::<Tensor>(weight, None)
+    })
+}
+
+fn backward(product: &Product) -> Result<bool> {
+    let (gradient, weight) = operands(
+        &[product.rows(), product.output_width],
+        &[product.output_width, product.input_width],
+    )?;
+    is_true_f32(&gradient, &weight, |gradient, weight| gradient.f_mm(weight))
+}
+
+fn contraction(product: &Product) -> Result<bool> {
+    let (gradient, input) = operands(
+        &[product.rows(), product.output_width],
+        &[product.rows(), product.input_width],
+    )?;
+    let both = is_true_f32(&gradient, &input, |gradient, input| gradient.f_tr()?.f_mm(input))?;
+    Ok(both && is_true_f32(&input, &gradient, |input, gradient| input.f_tr()?.f_mm(gradient))?)
+}
+
+fn grams(product: &Product) -> Result<bool> {
+    if product.rows_per_record == 1 {
+        return Ok(true);
+    }
+    let (records, rows) = (product.records, product.rows_per_record);
+    let (input, gradient) = operands(
+        &[records, rows, product.input_width],
+        &[records, rows, product.output_width],
+    )?;
+    let gram = |rows: &Tensor, same: &Tensor| rows.f_bmm(&same.f_transpose(1, 2)?);
+    let norms = is_true_f32(&input, &input, gram)? && is_true_f32(&gradient, &gradient, gram)?;
+    Ok(norms
+        && is_true_f32(&gradient, &input, |gradient, input| {
+            gradient.f_transpose(1, 2)?.f_bmm(input)
+        })?)
+}
+
+/// Made-up operands of these shapes.
+fn operands(left: &[i64], right: &[i64]) -> Result<(Tensor, Tensor)> {
+    let random = |shape: &[i64]| Tensor::f_randn(shape, (Kind::Float, Device::Cpu));
+    Ok((random(left)?, random(right)?))
+}
+
+fn is_true_f32(
+    left: &Tensor,
+    right: &Tensor,
+    multiply: impl Fn(&Tensor, &Tensor) -> std::result::Result<Tensor, tch::TchError>,
+) -> Result<bool> {
+    let exact = multiply(&left.f_to_kind(Kind::Double)?, &right.f_to_kind(Kind::Double)?)?;
+    let error = multiply(left, right)?
+        .f_to_kind(Kind::Double)?
+        .f_sub(&exact)?
+        .f_norm()?;
+    Ok(f64::try_from(error.f_div(&exact.f_norm()?)?)? < TRUE_F32_ERROR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_product_in_lower_precision_is_noticed() {
+        let (left, right) = operands(&[64, 512], &[512, 32]).unwrap();
+        assert!(is_true_f32(&left, &right, |left, right| left.f_mm(right)).unwrap());
+        let bf16 = |left: &Tensor, right: &Tensor| {
+            if left.kind() == Kind::Double {
+                return left.f_mm(right);
+            }
+            let rounded = |tensor: &Tensor| tensor.f_to_kind(Kind::BFloat16)?.f_to_kind(Kind::Float);
+            rounded(left)?.f_mm(&rounded(right)?)
+        };
+        assert!(!is_true_f32(&left, &right, bf16).unwrap());
+    }
+
+    #[test]
+    fn every_layout_of_a_product_is_true_f32_on_the_default_kernels() {
+        let product = Product {
+            records: 8,
+            rows_per_record: 3,
+            input_width: 20,
+            output_width: 7,
+        };
+        for multiply in [forward, backward, contraction, grams] {
+            assert!(multiply(&product).unwrap());
+        }
+    }
+}
