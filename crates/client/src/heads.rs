@@ -4,8 +4,8 @@
 //! it is refused before anything is sent. This detects; it does not prevent: somebody who meets a ledger
 //! for the first time takes its past on trust.
 
-use bastionai_ledger::chain::{ExtensionError, Head, Link, verify_extension};
-use bastionai_ledger::id::LedgerId;
+use bastionai_ledger::chain::{ExtensionError, Head, Link, follow_links, verify_extension};
+use bastionai_ledger::id::{EntryHash, LedgerId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -64,6 +64,16 @@ pub enum HeadMemoryError {
     },
 }
 
+/// What the memory makes of a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Followed {
+    /// It continues everything seen, and is remembered.
+    Proven,
+    /// Another session changed the memory meanwhile, and the proof does not reach what it holds now: ask again.
+    Unproven(Head),
+}
+
 /// Why a head was not remembered.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RememberError {
@@ -110,53 +120,100 @@ impl HeadMemory {
         Ok(heads.heads.get(&ledger).copied())
     }
 
-    /// Checks that `head` continues `known` over `links`, and remembers it if it is the highest.
+    /// Checks that `head` continues `known` over `links`, then, under the lock, that it continues whatever
+    /// other sessions have put there since; only then is it remembered.
     ///
-    /// `known` is what [`HeadMemory::known`] gave when the proof was asked for; `None` is a first contact.
+    /// `known` is what [`HeadMemory::known`] gave before the proof was asked for; `None` is a first contact.
     pub(crate) fn follow(
         &self,
         known: Option<&Head>,
         head: &Head,
         links: &[Link],
-    ) -> Result<(), RememberError> {
-        if let Some(known) = known {
+    ) -> Result<Followed, RememberError> {
+        if known.is_some() || !links.is_empty() {
             check(known, head, links)?;
         }
+        let shown = Shown { known, head, links };
         match &*self.place {
-            Place::File(path) => locked(path, |heads| remember(heads, head)),
+            Place::File(path) => locked(path, |heads| remember(heads, shown)),
             Place::Process(heads) => {
-                remember(&mut heads.lock().unwrap_or_else(PoisonError::into_inner), head)
+                remember(&mut heads.lock().unwrap_or_else(PoisonError::into_inner), shown)
             }
         }
     }
 }
 
-fn check(known: &Head, head: &Head, links: &[Link]) -> Result<(), RollbackError> {
-    verify_extension(Some(known), head, links).map_err(|source| RollbackError {
-        ledger: known.ledger,
-        known: known.sequence,
+impl RollbackError {
+    /// `head` could not be shown to continue `seen`.
+    pub(crate) fn unproven(seen: &Head, head: &Head) -> Self {
+        Self {
+            ledger: seen.ledger,
+            known: seen.sequence,
+            found: head.sequence,
+            source: ExtensionError::RolledBack {
+                known: seen.sequence,
+                found: head.sequence,
+            },
+        }
+    }
+}
+
+/// A head with its proof, checked from `known` on.
+#[derive(Clone, Copy)]
+struct Shown<'a> {
+    known: Option<&'a Head>,
+    head: &'a Head,
+    links: &'a [Link],
+}
+
+impl Shown<'_> {
+    /// Hash of the shown chain's entry at `sequence`, if the proof spans it.
+    fn hash_at(&self, sequence: u64) -> Option<EntryHash> {
+        if sequence == self.head.sequence {
+            return Some(self.head.entry_hash);
+        }
+        let (start, hash) = self
+            .known
+            .map_or((0, EntryHash::NONE), |known| (known.sequence, known.entry_hash));
+        let count = usize::try_from(sequence.checked_sub(start)?).ok()?;
+        Some(follow_links(start, hash, self.links.get(..count)?))
+    }
+}
+
+fn check(known: Option<&Head>, head: &Head, links: &[Link]) -> Result<(), RollbackError> {
+    verify_extension(known, head, links).map_err(|source| RollbackError {
+        ledger: head.ledger,
+        known: known.map_or(0, |known| known.sequence),
         found: head.sequence,
         source,
     })
 }
 
-/// Another session may have moved on meanwhile: the higher head stays, and equal heights must agree.
-fn remember(heads: &mut Heads, head: &Head) -> Result<(), RememberError> {
-    match heads.heads.get(&head.ledger) {
-        Some(known) if known.sequence > head.sequence => Ok(()),
-        Some(known) if known.sequence == head.sequence => Ok(check(known, head, &[])?),
-        _ => {
-            heads.heads.insert(head.ledger, *head);
-            Ok(())
+/// Never compares heights alone: a rolled back or forked server answers slowly, so that the memory has moved on.
+fn remember(heads: &mut Heads, shown: Shown<'_>) -> Result<Followed, RememberError> {
+    let head = *shown.head;
+    if let Some(stored) = heads.heads.get(&head.ledger) {
+        let Some(hash) = shown.hash_at(stored.sequence) else {
+            return Ok(Followed::Unproven(*stored));
+        };
+        if hash != stored.entry_hash {
+            return Err(RememberError::Rollback(RollbackError {
+                ledger: head.ledger,
+                known: stored.sequence,
+                found: head.sequence,
+                source: ExtensionError::Forked,
+            }));
         }
     }
+    heads.heads.insert(head.ledger, head);
+    Ok(Followed::Proven)
 }
 
 /// Read, change, write under a lock that other processes respect.
 fn locked(
     path: &Path,
-    change: impl FnOnce(&mut Heads) -> Result<(), RememberError>,
-) -> Result<(), RememberError> {
+    change: impl FnOnce(&mut Heads) -> Result<Followed, RememberError>,
+) -> Result<Followed, RememberError> {
     let error = |source| HeadMemoryError::File {
         path: path.to_owned(),
         source,
@@ -171,11 +228,11 @@ fn locked(
     lock.lock().map_err(error)?;
     let mut heads = read(path)?;
     let before = heads.clone();
-    change(&mut heads)?;
+    let followed = change(&mut heads)?;
     if heads.heads != before.heads {
         replace(path, &heads).map_err(error)?;
     }
-    Ok(())
+    Ok(followed)
 }
 
 fn read(path: &Path) -> Result<Heads, HeadMemoryError> {
@@ -266,6 +323,10 @@ mod tests {
         }
     }
 
+    fn first(memory: &HeadMemory, chain: &[u8]) {
+        assert_eq!(memory.follow(None, &head(chain), &[]).unwrap(), Followed::Proven);
+    }
+
     fn both() -> (tempfile::TempDir, [HeadMemory; 2]) {
         let folder = tempfile::tempdir().unwrap();
         let file = HeadMemory::open(folder.path().join("heads.json"));
@@ -277,11 +338,10 @@ mod tests {
         let (_folder, memories) = both();
         for memory in memories {
             assert_eq!(memory.known(LEDGER).unwrap(), None);
-            memory.follow(None, &head(&[1, 2]), &[]).unwrap();
+            first(&memory, &[1, 2]);
             let known = memory.known(LEDGER).unwrap().unwrap();
-            memory
-                .follow(Some(&known), &head(&[1, 2, 3, 4]), &[link(3), link(4)])
-                .unwrap();
+            let followed = memory.follow(Some(&known), &head(&[1, 2, 3, 4]), &[link(3), link(4)]);
+            assert_eq!(followed.unwrap(), Followed::Proven);
             assert_eq!(memory.known(LEDGER).unwrap(), Some(head(&[1, 2, 3, 4])));
         }
     }
@@ -290,7 +350,7 @@ mod tests {
     fn a_rolled_back_ledger_is_refused_and_the_memory_kept() {
         let (_folder, memories) = both();
         for memory in memories {
-            memory.follow(None, &head(&[1, 2, 3]), &[]).unwrap();
+            first(&memory, &[1, 2, 3]);
             let known = memory.known(LEDGER).unwrap().unwrap();
             let error = memory.follow(Some(&known), &head(&[1, 2]), &[]).unwrap_err();
             assert!(
@@ -305,7 +365,7 @@ mod tests {
     fn a_forked_ledger_is_refused_however_long_it_is() {
         let (_folder, memories) = both();
         for memory in memories {
-            memory.follow(None, &head(&[1, 2, 3]), &[]).unwrap();
+            first(&memory, &[1, 2, 3]);
             let known = memory.known(LEDGER).unwrap().unwrap();
             for (fork, links) in [
                 (head(&[1, 2, 9]), vec![]),
@@ -322,8 +382,8 @@ mod tests {
     #[test]
     fn of_two_first_contacts_at_one_height_the_second_must_agree() {
         let memory = HeadMemory::in_process();
-        memory.follow(None, &head(&[1, 2]), &[]).unwrap();
-        assert!(memory.follow(None, &head(&[1, 2]), &[]).is_ok());
+        first(&memory, &[1, 2]);
+        first(&memory, &[1, 2]);
         assert!(matches!(
             memory.follow(None, &head(&[1, 9]), &[]),
             Err(RememberError::Rollback(_))
@@ -331,11 +391,60 @@ mod tests {
     }
 
     #[test]
-    fn a_slower_session_does_not_lower_the_memory() {
-        let memory = HeadMemory::in_process();
-        memory.follow(None, &head(&[1, 2, 3]), &[]).unwrap();
-        memory.follow(None, &head(&[1, 2]), &[]).unwrap();
-        assert_eq!(memory.known(LEDGER).unwrap(), Some(head(&[1, 2, 3])));
+    fn a_first_contact_that_another_overtook_at_another_height_is_not_believed() {
+        for chain in [&[1, 2][..], &[1, 9], &[1, 2, 3, 4], &[1, 2, 9, 4]] {
+            let memory = HeadMemory::in_process();
+            first(&memory, &[1, 2, 3]);
+            let followed = memory.follow(None, &head(chain), &[]).unwrap();
+            assert_eq!(followed, Followed::Unproven(head(&[1, 2, 3])), "{chain:?}");
+            assert_eq!(memory.known(LEDGER).unwrap(), Some(head(&[1, 2, 3])));
+        }
+    }
+
+    #[test]
+    fn a_head_below_what_another_session_saw_meanwhile_is_not_believed() {
+        let (_folder, memories) = both();
+        for memory in memories {
+            first(&memory, &[1, 2]);
+            let known = memory.known(LEDGER).unwrap().unwrap();
+            let _ = memory
+                .follow(Some(&known), &head(&[1, 2, 3, 4]), &[link(3), link(4)])
+                .unwrap();
+            for (chain, links) in [
+                (&[1, 2][..], vec![]),
+                (&[1, 2, 3], vec![link(3)]),
+                (&[1, 2, 9], vec![link(9)]),
+            ] {
+                let followed = memory.follow(Some(&known), &head(chain), &links).unwrap();
+                assert_eq!(followed, Followed::Unproven(head(&[1, 2, 3, 4])), "{chain:?}");
+                assert_eq!(memory.known(LEDGER).unwrap(), Some(head(&[1, 2, 3, 4])));
+            }
+        }
+    }
+
+    #[test]
+    fn a_longer_fork_does_not_replace_what_another_session_saw_meanwhile() {
+        let (_folder, memories) = both();
+        for memory in memories {
+            first(&memory, &[1, 2]);
+            let known = memory.known(LEDGER).unwrap().unwrap();
+            let _ = memory
+                .follow(Some(&known), &head(&[1, 2, 3]), &[link(3)])
+                .unwrap();
+            for fork in [&[1, 2, 9][..], &[1, 2, 9, 4]] {
+                let links: Vec<Link> = fork[2..].iter().map(|&byte| link(byte)).collect();
+                let error = memory.follow(Some(&known), &head(fork), &links).unwrap_err();
+                assert!(
+                    matches!(&error, RememberError::Rollback(r) if r.source == ExtensionError::Forked),
+                    "{error}"
+                );
+                assert_eq!(memory.known(LEDGER).unwrap(), Some(head(&[1, 2, 3])));
+            }
+            // The true chain, proven from where this session stood, passes over what the other saw.
+            let followed = memory.follow(Some(&known), &head(&[1, 2, 3, 4]), &[link(3), link(4)]);
+            assert_eq!(followed.unwrap(), Followed::Proven);
+            assert_eq!(memory.known(LEDGER).unwrap(), Some(head(&[1, 2, 3, 4])));
+        }
     }
 
     #[test]
@@ -369,7 +478,7 @@ mod tests {
             sequence: 3,
             entry_hash: EntryHash::from_bytes([2; 32]),
         };
-        memory.follow(None, &head, &[]).unwrap();
+        assert_eq!(memory.follow(None, &head, &[]).unwrap(), Followed::Proven);
         let expected = format!(
             "{{\n  \"version\": 1,\n  \"heads\": {{\n    \"{id}\": {{\n      \"ledger\": \"{id}\",\n      \
              \"sequence\": 3,\n      \"entry_hash\": \"{hash}\"\n    }}\n  }}\n}}\n",
@@ -387,13 +496,24 @@ mod tests {
         std::thread::scope(|scope| {
             for length in 1..=chain.len() {
                 let (path, chain) = (path.clone(), &chain);
-                scope.spawn(move || {
-                    HeadMemory::open(path)
-                        .follow(None, &head(&chain[..length]), &[])
-                        .unwrap()
-                });
+                scope.spawn(move || climb(&HeadMemory::open(path), &chain[..length]));
             }
         });
         assert_eq!(HeadMemory::open(path).known(LEDGER).unwrap(), Some(head(&chain)));
+    }
+
+    /// Asks again with a longer proof, as sessions do, unless the memory is higher already.
+    fn climb(memory: &HeadMemory, chain: &[u8]) {
+        loop {
+            let known = memory.known(LEDGER).unwrap();
+            let seen = known.map_or(0, |known| known.sequence as usize);
+            let links: Vec<Link> = chain.iter().skip(seen).map(|&byte| link(byte)).collect();
+            let links = if seen == 0 { &[][..] } else { &links };
+            if seen > chain.len()
+                || memory.follow(known.as_ref(), &head(chain), links).unwrap() == Followed::Proven
+            {
+                return;
+            }
+        }
     }
 }

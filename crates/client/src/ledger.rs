@@ -3,7 +3,7 @@
 
 use crate::convert::{all, array, required};
 use crate::errors::ClientError;
-use crate::heads::RememberError;
+use crate::heads::{Followed, RememberError, RollbackError};
 use crate::session::AppraisedPeer;
 use bastionai_attestation::RuntimeClaims;
 use bastionai_ledger::chain::{Head, Link};
@@ -42,46 +42,79 @@ impl AppraisedPeer {
     /// # Errors
     /// [`ClientError::Rollback`] if the chain does not continue what was seen before.
     pub async fn show_ledger(&self, subject: Option<[u8; 16]>) -> Result<LedgerView, ClientError> {
-        let ledger = LedgerId::from_bytes(self.attestation().runtime_claims().ledger_id);
-        let known = self.heads().known(ledger)?;
-        let reply = self.ask_ledger(known.as_ref(), subject).await?;
-        let head = self.checked_head(reply.head)?;
-        self.remember(known.as_ref(), &head.head, &reply.extension)?;
-        let entries = all(CALL, reply.entries, parse_entry)?;
-        Ok(LedgerView {
-            head: head.head,
-            entries,
-        })
+        let mut request = v1::ShowLedgerRequest {
+            subject_id: subject.map(|id| id.to_vec()).unwrap_or_default(),
+            ..v1::ShowLedgerRequest::default()
+        };
+        let mut entries: Vec<LedgerEntry> = Vec::new();
+        loop {
+            let page = self.followed(&request).await?;
+            for entry in all(CALL, page.entries, parse_entry)? {
+                check_order(&entry, request.from_sequence, &page.head)?;
+                request.from_sequence = entry.sequence + 1;
+                entries.push(entry);
+            }
+            if !page.more {
+                let head = page.head;
+                return Ok(LedgerView { head, entries });
+            }
+        }
     }
 
-    /// Checks that the ledger continues the one seen before; the last step of an appraisal.
+    /// Checks that the ledger continues the one seen before; the last step of an appraisal. `known` was read
+    /// before the server was asked for `claimed`.
     pub(crate) async fn follow_ledger(
         &self,
         known: Option<Head>,
         claimed: SignedHead,
     ) -> Result<(), ClientError> {
-        let Some(known) = known else {
-            return self.remember(None, &claimed.head, &[]);
-        };
-        if known.sequence >= claimed.head.sequence {
-            // Equal or rolled back: no proof can change that, so none is asked for.
-            return self.remember(Some(&known), &claimed.head, &[]);
+        let head = claimed.head;
+        // First contact, equal or rolled back: no proof can change that, so none is asked for.
+        if known.is_none_or(|known| known.sequence >= head.sequence)
+            && self.remember(known.as_ref(), &head, &[])? == Followed::Proven
+        {
+            return Ok(());
         }
-        let reply = self.ask_ledger(Some(&known), None).await?;
-        let head = self.checked_head(reply.head)?;
-        self.remember(Some(&known), &head.head, &reply.extension)
+        let request = v1::ShowLedgerRequest {
+            links_only: true,
+            ..v1::ShowLedgerRequest::default()
+        };
+        self.followed(&request).await.map(drop)
     }
 
-    async fn ask_ledger(
-        &self,
-        known: Option<&Head>,
-        subject: Option<[u8; 16]>,
-    ) -> Result<v1::ShowLedgerReply, ClientError> {
-        let request = v1::ShowLedgerRequest {
-            known_sequence: known.map_or(0, |head| head.sequence),
-            subject_id: subject.map(|id| id.to_vec()).unwrap_or_default(),
-        };
-        self.answer(CALL, self.client().show_ledger(request)).await
+    /// Asks until the head shown is proven to continue the memory as it is by then; other sessions may have
+    /// moved it on while the server answered, which a server must not be able to use.
+    async fn followed(&self, request: &v1::ShowLedgerRequest) -> Result<Page, ClientError> {
+        let ledger = LedgerId::from_bytes(self.attestation().runtime_claims().ledger_id);
+        let mut attempt = 1;
+        loop {
+            let known = self.heads().known(ledger)?;
+            let request = v1::ShowLedgerRequest {
+                known_sequence: known.map_or(0, |head| head.sequence),
+                ..request.clone()
+            };
+            let reply = self.answer(CALL, self.client().show_ledger(request)).await?;
+            let head = self.checked_head(reply.head)?.head;
+            match self.remember(known.as_ref(), &head, &reply.extension)? {
+                Followed::Proven if reply.more && reply.entries.is_empty() => {
+                    return Err(ClientError::protocol(
+                        CALL,
+                        "a page without entries says that more follow",
+                    ));
+                }
+                Followed::Proven => {
+                    return Ok(Page {
+                        head,
+                        entries: reply.entries,
+                        more: reply.more,
+                    });
+                }
+                Followed::Unproven(seen) if attempt == MAX_ATTEMPTS => {
+                    return Err(RollbackError::unproven(&seen, &head).into());
+                }
+                Followed::Unproven(_) => attempt += 1,
+            }
+        }
     }
 
     fn checked_head(&self, wire: Option<v1::LedgerHead>) -> Result<SignedHead, ClientError> {
@@ -90,7 +123,12 @@ impl AppraisedPeer {
         Ok(head)
     }
 
-    fn remember(&self, known: Option<&Head>, head: &Head, extension: &[Vec<u8>]) -> Result<(), ClientError> {
+    fn remember(
+        &self,
+        known: Option<&Head>,
+        head: &Head,
+        extension: &[Vec<u8>],
+    ) -> Result<Followed, ClientError> {
         let links = all(CALL, extension, |call, bytes| {
             Link::from_bytes(bytes).map_err(|error| ClientError::protocol(call, error.to_string()))
         })?;
@@ -101,6 +139,13 @@ impl AppraisedPeer {
                 RememberError::Memory(error) => error.into(),
             })
     }
+}
+
+/// What one reply shows, up to a head that was proven.
+struct Page {
+    head: Head,
+    entries: Vec<v1::LedgerEntry>,
+    more: bool,
 }
 
 pub(crate) fn signed_head(
@@ -145,6 +190,16 @@ pub(crate) fn check_head(
     Ok(())
 }
 
+/// Entries rise and end below the head, so that paging ends.
+fn check_order(entry: &LedgerEntry, from: u64, head: &Head) -> Result<(), ClientError> {
+    if (from..head.sequence).contains(&entry.sequence) {
+        return Ok(());
+    }
+    let (found, end) = (entry.sequence, head.sequence);
+    let what = format!("entry {found} is out of order: one from {from} to before {end} is due");
+    Err(ClientError::protocol(CALL, what))
+}
+
 fn parse_entry(call: &'static str, wire: v1::LedgerEntry) -> Result<LedgerEntry, ClientError> {
     let content = serde_json::from_str(&wire.json)
         .map_err(|error| ClientError::protocol(call, format!("entry {}: {error}", wire.sequence)))?;
@@ -158,3 +213,5 @@ fn parse_entry(call: &'static str, wire: v1::LedgerEntry) -> Result<LedgerEntry,
 }
 
 const CALL: &str = "ShowLedger";
+/// Each costs a session that overtook this one; an honest server gets through.
+const MAX_ATTEMPTS: u32 = 4;

@@ -14,7 +14,7 @@ use common::service::{Behaviour, SessionInfo, honest_reply};
 use common::{TestServer, open, open_with, options};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -299,29 +299,112 @@ async fn a_rolled_back_or_forked_ledger_is_refused_before_anything_is_sent() {
     assert_eq!(heads.known(LEDGER).unwrap().unwrap().sequence, 6);
 }
 
-/// Two processes share one memory: the other one sees a newer head after our server answered Hello.
-#[tokio::test]
-async fn a_memory_moved_on_by_another_session_is_no_rollback() {
+/// A file as another session of the same user leaves it after it saw this chain.
+async fn seen(chain: &[u8]) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("heads.json");
+    let server = TestServer::start(Behaviour::with_ledger(chain)).await;
+    open_with(
+        &server.address,
+        &AppraisalPolicy::insecure_development(),
+        &HeadMemory::open(&path),
+    )
+    .await
+    .unwrap();
+    std::fs::read(path).unwrap()
+}
+
+/// The outcome of a session that starts from memory `before` (`None`: nothing seen), while another session sees
+/// `other` between this one's Hello and its answer. Hello shows `hello`, ShowLedger `shown`.
+async fn overlapping(
+    before: Option<&[u8]>,
+    other: &[u8],
+    hello: &[u8],
+    shown: &[u8],
+) -> (Result<u64, ClientError>, Vec<&'static str>) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("made/on/demand/heads.json");
     let heads = HeadMemory::open(&path);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    if let Some(before) = before {
+        std::fs::write(&path, seen(before).await).unwrap();
+    }
+    let other = seen(other).await;
+    let behaviour = Behaviour {
+        change_hello: Arc::new(move |_: &mut HelloReply| std::fs::write(&path, &other).unwrap()),
+        shown_ledger: Some(TestLedger::new(shown)),
+        ..Behaviour::with_ledger(hello)
+    };
+    let server = TestServer::start(behaviour).await;
     let policy = AppraisalPolicy::insecure_development();
-    let grown = TestServer::start(Behaviour::with_ledger(&[1, 2, 3, 4])).await;
-    let seen = HeadMemory::open(folder.path().join("other.json"));
-    open_with(&grown.address, &policy, &seen).await.unwrap();
-    let newer = std::fs::read(folder.path().join("other.json")).unwrap();
+    let outcome = open_with(&server.address, &policy, &heads).await;
+    let sequence = outcome.map(|_| heads.known(LEDGER).unwrap().unwrap().sequence);
+    (sequence, server.calls())
+}
 
-    let first = TestServer::start(Behaviour::with_ledger(&[1, 2])).await;
-    open_with(&first.address, &policy, &heads).await.unwrap();
-    let target = path.clone();
-    let change_hello = Arc::new(move |_: &mut HelloReply| std::fs::write(&target, &newer).unwrap());
+#[tokio::test]
+async fn a_memory_moved_on_by_another_session_is_no_rollback() {
+    for before in [None, Some(&[1, 2][..]), Some(&[1, 2, 3])] {
+        let (outcome, calls) = overlapping(before, &[1, 2, 3, 4, 5], &[1, 2, 3], &[1, 2, 3, 4, 5, 6]).await;
+        assert_eq!(outcome.unwrap(), 6, "{before:?}");
+        assert_eq!(calls.last(), Some(&"ShowLedger"));
+    }
+}
+
+/// The operator holds a Hello back while another session moves on, then rolls the ledger back and answers.
+#[tokio::test]
+async fn a_rollback_behind_a_held_back_hello_is_refused() {
+    for before in [None, Some(&[1, 2][..]), Some(&[1, 2, 3])] {
+        let (outcome, _) = overlapping(before, &[1, 2, 3, 4, 5], &[1, 2, 3], &[1, 2, 3]).await;
+        let error = outcome.unwrap_err();
+        assert!(
+            matches!(&error, ClientError::Rollback(r) if r.known == 5 && r.found == 3),
+            "{before:?}: {error}"
+        );
+    }
+}
+
+/// The same with a fork that is longer than what the other session saw.
+#[tokio::test]
+async fn a_longer_fork_behind_a_held_back_hello_is_refused() {
+    let fork = [1, 2, 3, 9, 5, 6];
+    for before in [None, Some(&[1, 2, 3][..])] {
+        let (outcome, _) = overlapping(before, &[1, 2, 3, 4], &fork, &fork).await;
+        assert_eq!(outcome.unwrap_err().kind(), "rollback", "{before:?}");
+    }
+}
+
+/// Whoever overtakes this session at every answer cannot make it give in.
+#[tokio::test]
+async fn a_head_that_is_overtaken_at_every_answer_is_refused_in_the_end() {
+    let chain: Vec<u8> = (1..=20).collect();
+    let mut memories = vec![];
+    for length in (2..=20).step_by(2) {
+        memories.push(seen(&chain[..length]).await);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("heads.json");
+    std::fs::write(&path, &memories[0]).unwrap();
+    let heads = HeadMemory::open(&path);
+    let asked = AtomicUsize::new(0);
+    let overtake = move |reply: &mut ShowLedgerReply| {
+        // The memory holds 2, 4, 6 … entries, and each answer proves one more than that.
+        let round = asked.fetch_add(1, Ordering::SeqCst);
+        let shown = TestLedger::new(&chain[..2 * round + 3]);
+        reply.head = Some(shown.wire_head());
+        reply.extension = vec![shown.links().last().unwrap().to_bytes().to_vec()];
+        std::fs::write(&path, &memories[round + 1]).unwrap();
+    };
     let server = TestServer::start(Behaviour {
-        change_hello,
-        ..Behaviour::honest()
+        change_show_ledger: Arc::new(overtake),
+        ..Behaviour::with_ledger(&[1, 2, 3])
     })
     .await;
-    open_with(&server.address, &policy, &heads).await.unwrap();
-    assert_eq!(heads.known(LEDGER).unwrap().unwrap().sequence, 4);
+    let error = open_with(&server.address, &AppraisalPolicy::insecure_development(), &heads)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), "rollback", "{error}");
+    assert!(server.calls().len() < 10);
 }
 
 #[tokio::test]
@@ -486,7 +569,7 @@ async fn the_ledger_view_is_checked_to_continue_what_was_seen() {
         reply.extension = vec![TestLedger::new(&[1, 2, 9, 4]).links()[3].to_bytes().to_vec()];
     };
     let server = TestServer::start(Behaviour {
-        change_show_ledger: forged,
+        change_show_ledger: Arc::new(forged),
         ..Behaviour::honest()
     })
     .await;
@@ -497,4 +580,49 @@ async fn the_ledger_view_is_checked_to_continue_what_was_seen() {
         .await
         .unwrap_err();
     assert_eq!(error.kind(), "rollback", "{error}");
+}
+
+#[tokio::test]
+async fn following_the_chain_asks_for_links_alone_and_entries_come_in_pages() {
+    let policy = AppraisalPolicy::insecure_development();
+    let heads = HeadMemory::in_process();
+    let first = TestServer::start(Behaviour::with_ledger(&[1, 2, 3])).await;
+    open_with(&first.address, &policy, &heads).await.unwrap();
+    let server = TestServer::start(Behaviour {
+        page: 2,
+        ..Behaviour::with_ledger(&[1, 2, 3, 4, 5, 6])
+    })
+    .await;
+    let peer = open_with(&server.address, &policy, &heads).await.unwrap();
+    let view = peer.show_ledger(None).await.unwrap();
+    let shown: Vec<u64> = view.entries.iter().map(|entry| entry.sequence).collect();
+    assert_eq!((shown, view.head.sequence), (vec![1, 2, 3, 4, 5], 6));
+    let asked = server.asked.lock().unwrap().clone();
+    let asked: Vec<_> = asked
+        .iter()
+        .map(|request| (request.links_only, request.known_sequence, request.from_sequence))
+        .collect();
+    assert_eq!(asked, [(true, 3, 0), (false, 6, 0), (false, 6, 3), (false, 6, 5)]);
+}
+
+#[tokio::test]
+async fn pages_that_repeat_or_never_end_are_refused() {
+    let again = |reply: &mut ShowLedgerReply| reply.entries[0].sequence = 1;
+    let empty = |reply: &mut ShowLedgerReply| {
+        reply.entries.clear();
+        reply.more = true;
+    };
+    let beyond = |reply: &mut ShowLedgerReply| reply.entries[0].sequence = 5;
+    let changes: [fn(&mut ShowLedgerReply); 3] = [again, empty, beyond];
+    for (index, change_show_ledger) in changes.into_iter().enumerate() {
+        let server = TestServer::start(Behaviour {
+            page: 1,
+            change_show_ledger: Arc::new(change_show_ledger),
+            ..Behaviour::with_ledger(&[1, 2, 3, 4, 5])
+        })
+        .await;
+        let peer = open(&server.address).await.unwrap();
+        let error = peer.show_ledger(None).await.unwrap_err();
+        assert_eq!(error.kind(), "protocol", "change {index}: {error}");
+    }
 }

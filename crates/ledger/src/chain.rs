@@ -123,16 +123,18 @@ pub fn verify_extension(known: Option<&Head>, claimed: &Head, links: &[Link]) ->
     {
         return Err(ExtensionError::Forked);
     }
-    let end = (known_sequence..)
-        .zip(links)
-        .fold(known_hash, |previous, (sequence, link)| {
-            entry_hash(sequence, previous, link.time_unix_ms, link.body_digest)
-        });
-    if end == claimed.entry_hash {
+    if follow_links(known_sequence, known_hash, links) == claimed.entry_hash {
         Ok(())
     } else {
         Err(ExtensionError::Forked)
     }
+}
+
+/// Hash of the entry that `links` lead to, from a chain of `sequence` entries that ends in `hash`.
+pub fn follow_links(sequence: u64, hash: EntryHash, links: &[Link]) -> EntryHash {
+    (sequence..).zip(links).fold(hash, |previous, (sequence, link)| {
+        entry_hash(sequence, previous, link.time_unix_ms, link.body_digest)
+    })
 }
 
 /// SHA-256 of the genesis entry's body: a function of the ledger id alone, bound in boot evidence (rule A6).

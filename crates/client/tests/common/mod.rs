@@ -11,7 +11,7 @@ use bastionai_attestation::binding::EXPORTER_LABEL;
 use bastionai_client::{
     AppraisalPolicy, AppraisedPeer, ClientError, ConnectOptions, HeadMemory, Identity, connect,
 };
-use bastionai_wire::v1::bastion_server::BastionServer;
+use bastionai_wire::v1::{ShowLedgerRequest, bastion_server::BastionServer};
 use rustls::ServerConfig;
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
@@ -35,6 +35,8 @@ pub struct TestServer {
     pub calls: Arc<Mutex<Vec<&'static str>>>,
     pub connections: Arc<AtomicUsize>,
     pub rows_received: Arc<Mutex<u64>>,
+    /// What ShowLedger was asked.
+    pub asked: Arc<Mutex<Vec<ShowLedgerRequest>>>,
     tasks: Vec<tokio::task::AbortHandle>,
 }
 
@@ -45,10 +47,12 @@ impl TestServer {
         let calls = Arc::new(Mutex::new(Vec::new()));
         let rows_received = Arc::new(Mutex::new(0));
         let connections = Arc::new(AtomicUsize::new(0));
+        let asked = Arc::new(Mutex::new(Vec::new()));
         let service = TestService {
             behaviour: behaviour.clone(),
             calls: calls.clone(),
             rows_received: rows_received.clone(),
+            asked: asked.clone(),
         };
         let (sender, receiver) = tokio::sync::mpsc::channel(8);
         let (config, spki_sha256) = tls_config(&behaviour);
@@ -78,6 +82,7 @@ impl TestServer {
             calls,
             connections,
             rows_received,
+            asked,
             tasks,
         }
     }

@@ -32,7 +32,11 @@ pub struct Behaviour {
     pub attest: Option<Arc<Attest>>,
     pub change_attest: fn(&mut AttestReply),
     pub change_hello: Arc<dyn Fn(&mut HelloReply) + Send + Sync>,
-    pub change_show_ledger: fn(&mut ShowLedgerReply),
+    /// The ledger that ShowLedger tells of, if another than [`Behaviour::ledger`].
+    pub shown_ledger: Option<TestLedger>,
+    /// Entries in a reply of ShowLedger, at most.
+    pub page: usize,
+    pub change_show_ledger: Arc<dyn Fn(&mut ShowLedgerReply) + Send + Sync>,
     /// Refuses an upload when this many batches were read.
     pub refuse_upload_after: Option<(usize, &'static str)>,
     /// Never reads an upload and never answers calls with one reply.
@@ -51,7 +55,9 @@ impl Behaviour {
             attest: None,
             change_attest: |_| {},
             change_hello: Arc::new(|_| {}),
-            change_show_ledger: |_| {},
+            shown_ledger: None,
+            page: 10,
+            change_show_ledger: Arc::new(|_| {}),
             refuse_upload_after: None,
             hangs: false,
             fetch: Vec::new(),
@@ -72,6 +78,7 @@ pub struct TestService {
     pub behaviour: Behaviour,
     pub calls: Arc<Mutex<Vec<&'static str>>>,
     pub rows_received: Arc<Mutex<u64>>,
+    pub asked: Arc<Mutex<Vec<ShowLedgerRequest>>>,
 }
 
 impl TestService {
@@ -121,6 +128,16 @@ impl TestService {
             created_unix_ms: 1,
             trainable_by_caller: true,
         })
+    }
+}
+
+fn entry(sequence: u64) -> LedgerEntry {
+    LedgerEntry {
+        sequence,
+        time_unix_ms: sequence + 1,
+        kind: "boot_started".into(),
+        json: r#"{"boot":"04"}"#.into(),
+        hash: vec![1; 32],
     }
 }
 
@@ -268,25 +285,22 @@ impl Bastion for TestService {
 
     async fn show_ledger(&self, request: Request<ShowLedgerRequest>) -> Reply<ShowLedgerReply> {
         self.called("ShowLedger");
-        let ledger = &self.behaviour.ledger;
-        let known = request.into_inner().known_sequence as usize;
-        let extension = ledger
-            .links()
-            .iter()
-            .skip(known)
-            .map(|link| link.to_bytes().to_vec())
-            .collect();
-        let entry = LedgerEntry {
-            sequence: 1,
-            time_unix_ms: 2,
-            kind: "boot_started".into(),
-            json: r#"{"boot":"04"}"#.into(),
-            hash: vec![1; 32],
-        };
+        let behaviour = &self.behaviour;
+        let ledger = behaviour.shown_ledger.as_ref().unwrap_or(&behaviour.ledger);
+        let request = request.into_inner();
+        self.asked.lock().unwrap().push(request.clone());
+        let extension = ledger.links();
+        let extension = extension.iter().skip(request.known_sequence as usize);
+        // The genesis concerns nobody here.
+        let first = request.from_sequence.max(1);
+        let end = ledger.entries.len() as u64;
+        let shown = if request.links_only { end..end } else { first..end };
+        let entries: Vec<_> = shown.clone().take(behaviour.page).map(entry).collect();
         let mut reply = ShowLedgerReply {
             head: Some(ledger.wire_head()),
-            entries: vec![entry],
-            extension,
+            more: (entries.len() as u64) < shown.count() as u64,
+            entries,
+            extension: extension.map(|link| link.to_bytes().to_vec()).collect(),
         };
         (self.behaviour.change_show_ledger)(&mut reply);
         Ok(Response::new(reply))

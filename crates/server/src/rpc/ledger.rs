@@ -33,6 +33,7 @@ pub(crate) fn show(
         head,
         entries,
         extension,
+        more: false,
     })
 }
 
