@@ -2,13 +2,15 @@
 //! datasets, files, the network, budgets; those are the server's.
 //!
 //! In call order: [`sandbox`] (what the process gives up) → [`process`] (the conversation with the server) →
-//! [`selftest`] (what is proven before a record arrives, on the [`kernels`] it chose) → [`training`] (steps) → [`sample`] and [`records`]
+//! [`selftest`] (what is proven before a record arrives, on the [`kernels`] it chose) →
+//! [`confinement`] (no files, network or processes from here on) → [`training`] (steps) → [`sample`] and [`records`]
 //! (micro-batches) → [`engine`] (clipped sums) → [`optimizer`] (noise and update). Inside the engine: `program`
 //! (the graph laid out) → `executor` and `guards` (forward) → `taps` and `gradients` (per-sample norms) →
 //! `precision` and [`grid`] (the sum). All unsafe code is in `ffi` and `sandbox`.
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod confinement;
 pub mod engine;
 pub mod error;
 mod executor;

@@ -1,5 +1,6 @@
 //! The trainer's conversation with the server (`bastionai_wire::trainer`), from the job to the weights.
 
+use crate::confinement::confine;
 use crate::engine::{Engine, Settings};
 use crate::error::EngineError;
 use crate::records::Records;
@@ -116,6 +117,8 @@ fn prepare(job: &Job, input: &mut impl Read) -> Result<Engine, Preparation> {
     };
     let mut engine = Engine::new(graph, &parameters, &constants, settings)?;
     selftest::self_test(&mut engine)?;
+    // libtorch has opened and started all it needs. Records come after this.
+    confine().map_err(|error| EngineError::Job(error.to_string()))?;
     Ok(engine)
 }
 

@@ -1,6 +1,6 @@
 //! What the trainer gives up at its start: core dumps, being traced, inherited files, outliving the server.
 //!
-//! System-call filters (seccomp, Landlock) are not here yet; docs/limitations.md says so.
+//! What it may ask of the kernel after that is [`crate::confinement`].
 #![allow(unsafe_code)]
 
 use std::fs::File;
