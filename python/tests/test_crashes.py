@@ -44,7 +44,7 @@ dataset = client.list_remote_datasets()[0]
 model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))
 learner = client.RemoteLearner(model, dataset, loss="cross_entropy", optimizer=bastionai.Adam(), batch_size=64)
 print("fitting", flush=True)
-learner.fit(steps=600, eps=1.0)
+learner.fit(steps=200_000, eps=1.0)
 """
 
 
@@ -72,8 +72,11 @@ def test_ctrl_c_detaches_and_the_run_goes_on(own_server, people):
         assert f"client.run('{run.id}')" in said, said
         assert "detached" in said
         assert run.state in ("queued", "running")
-        found = client.run(run.id).wait(progress=False)
-        assert (found.state, found.released_step) == ("succeeded", 600)
+        seen, deadline = run.released_step, time.monotonic() + 60
+        while client.run(run.id).released_step <= seen and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert client.run(run.id).released_step > seen
+        assert client.run(run.id).cancel().state == "cancelled"
 
 
 def test_detaching_raises_what_a_notebook_can_read(own_server, people):
@@ -81,7 +84,7 @@ def test_detaching_raises_what_a_notebook_can_read(own_server, people):
         training = learner(client, lend(client, "interrupted"))
         threading.Timer(3.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
         with pytest.raises(bastionai.Detached) as caught:
-            training.fit(steps=5000, eps=1.0, progress=False)
+            training.fit(steps=200_000, eps=1.0, progress=False)
         run = client.run(caught.value.run_id)
         assert not run.finished
         assert run.cancel().refresh().state == "cancelled"
@@ -115,7 +118,7 @@ def test_a_server_killed_in_training_charges_the_run(own_server, people):
     identity = people("owner")
     with bastionai.Connection(own_server.address, identity=identity, allow_simulated=True) as client:
         training = learner(client, lend(client, "cut"))
-        quote = training.price(steps=5000, eps=1.0)
+        quote = training.price(steps=200_000, eps=1.0)
         run = client._start(quote)
         for progress in run.watch():
             if progress.step > 0:
