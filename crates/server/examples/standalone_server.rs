@@ -15,6 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
+        bastionai_server::harden_process();
         let server = Server::start(config).await?;
         println!("{}", server.address());
         let terminated = async {

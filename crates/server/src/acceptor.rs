@@ -7,6 +7,7 @@ use crate::log::Event;
 use crate::tls;
 use bastionai_ledger::Principal;
 use rustls::ServerConfig;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -48,6 +50,8 @@ impl Peer {
 pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
+    /// Ends the connection; `None` once evidence was asked for.
+    attest_by: Option<Pin<Box<Sleep>>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -55,6 +59,7 @@ pub(crate) struct Connection {
 pub(crate) struct AcceptLimits {
     pub(crate) connections: u32,
     pub(crate) handshake_timeout: Duration,
+    pub(crate) attest_timeout: Duration,
 }
 
 /// Accepts until the returned stream is dropped.
@@ -98,7 +103,7 @@ async fn accept_loop(
             stream,
             address,
             acceptor.clone(),
-            limits.handshake_timeout,
+            (limits.handshake_timeout, limits.attest_timeout),
             place,
             sender.clone(),
         ));
@@ -109,7 +114,7 @@ async fn handshake(
     stream: TcpStream,
     address: SocketAddr,
     acceptor: TlsAcceptor,
-    timeout: Duration,
+    (timeout, attest_timeout): (Duration, Duration),
     place: OwnedSemaphorePermit,
     sender: mpsc::Sender<Result<Connection, io::Error>>,
 ) {
@@ -135,6 +140,7 @@ async fn handshake(
                 .send(Ok(Connection {
                     stream,
                     peer,
+                    attest_by: Some(Box::pin(tokio::time::sleep(attest_timeout))),
                     _place: place,
                 }))
                 .await;
@@ -170,6 +176,14 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.peer.is_attested() {
+            self.attest_by = None;
+        }
+        if let Some(attest_by) = &mut self.attest_by
+            && attest_by.as_mut().poll(context).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }

@@ -59,18 +59,32 @@ pub struct Limits {
     pub model_bytes: u64,
     /// Bytes of all model archives held in memory; the oldest make room.
     pub models_total_bytes: u64,
+    /// Bytes of all datasets stored and being uploaded, padded to their declared sizes.
+    pub stored_bytes: u64,
+    /// As `stored_bytes`, of one owner.
+    pub stored_bytes_per_principal: u64,
+    /// Free disk space that uploads leave for the ledger.
+    pub free_bytes_reserve: u64,
     /// Uploads at once.
     pub concurrent_uploads: u32,
+    /// Uploads at once of one principal.
+    pub uploads_per_principal: u32,
     /// An upload that sends nothing for this long is dropped.
     pub upload_idle_ms: u64,
+    /// An upload must be done in this time.
+    pub upload_timeout_ms: u64,
     /// Trainers at once.
     pub concurrent_runs: u32,
     /// Runs waiting for a trainer.
     pub queued_runs: u32,
+    /// Runs of one principal, queued and running.
+    pub runs_per_principal: u32,
     /// Open connections.
     pub connections: u32,
     /// TLS handshake must be done in this time.
     pub handshake_timeout_ms: u64,
+    /// A connection that has not called Attest after this time is closed.
+    pub attest_timeout_ms: u64,
     /// Concurrent calls on one connection.
     pub calls_per_connection: u32,
     /// How long a quote can be started.
@@ -81,6 +95,8 @@ pub struct Limits {
     pub quotes: u32,
     /// Prices computed at once (each is CPU-bound).
     pub concurrent_prices: u32,
+    /// Prices computed at once for one principal.
+    pub prices_per_principal: u32,
     /// Failed runs after which a private dataset takes no more (rule G4); enters each new dataset's policy.
     pub failed_runs_per_dataset: u32,
     /// Runs started on one private dataset in 24 hours (rule A13); enters each new dataset's policy.
@@ -101,11 +117,11 @@ pub struct TrainerConfig {
     pub start_timeout_ms: u64,
     /// Longest silence between two steps; then the trainer is killed and the run failed.
     pub step_timeout_ms: u64,
+    /// From ready to the last weight; then the trainer is killed and the run failed, charged in full.
+    pub run_timeout_ms: u64,
     /// Largest memory estimate of a run that is accepted.
     pub memory_bytes: u64,
-    /// Progress is made durable and released after this many steps ...
-    pub commit_steps: u64,
-    /// ... or after this time, whichever comes first.
+    /// Progress is made durable and released this often, and after the last step.
     pub commit_ms: u64,
     /// At shutdown, running trainers get this long before they are cancelled.
     pub drain_timeout_ms: u64,
@@ -256,8 +272,8 @@ impl TrainerConfig {
         for (name, value, minimum) in [
             ("start_timeout_ms", self.start_timeout_ms, 100),
             ("step_timeout_ms", self.step_timeout_ms, 100),
+            ("run_timeout_ms", self.run_timeout_ms, 100),
             ("memory_bytes", self.memory_bytes, 1 << 20),
-            ("commit_steps", self.commit_steps, 1),
             ("commit_ms", self.commit_ms, 1),
         ] {
             at_least(problems, "trainer", name, value, minimum);
@@ -278,16 +294,21 @@ impl Limits {
             ("upload_bytes", self.upload_bytes, 1 << 10),
             ("model_bytes", self.model_bytes, 1 << 10),
             ("concurrent_uploads", u64::from(self.concurrent_uploads), 1),
+            ("uploads_per_principal", u64::from(self.uploads_per_principal), 1),
             ("upload_idle_ms", self.upload_idle_ms, 100),
+            ("upload_timeout_ms", self.upload_timeout_ms, 100),
             ("concurrent_runs", u64::from(self.concurrent_runs), 1),
             ("queued_runs", u64::from(self.queued_runs), 1),
+            ("runs_per_principal", u64::from(self.runs_per_principal), 1),
             ("connections", u64::from(self.connections), 1),
             ("handshake_timeout_ms", self.handshake_timeout_ms, 100),
+            ("attest_timeout_ms", self.attest_timeout_ms, 100),
             ("calls_per_connection", u64::from(self.calls_per_connection), 1),
             ("quote_lifetime_ms", self.quote_lifetime_ms, 1000),
             ("quotes_per_principal", u64::from(self.quotes_per_principal), 1),
             ("quotes", u64::from(self.quotes), 1),
             ("concurrent_prices", u64::from(self.concurrent_prices), 1),
+            ("prices_per_principal", u64::from(self.prices_per_principal), 1),
             (
                 "failed_runs_per_dataset",
                 u64::from(self.failed_runs_per_dataset),
@@ -336,17 +357,25 @@ impl Default for Limits {
             upload_bytes: 4 << 30,
             model_bytes: 512 << 20,
             models_total_bytes: 1 << 30,
+            stored_bytes: 64 << 30,
+            stored_bytes_per_principal: 16 << 30,
+            free_bytes_reserve: 1 << 30,
             concurrent_uploads: 8,
+            uploads_per_principal: 2,
             upload_idle_ms: 60_000,
+            upload_timeout_ms: 6 * 3_600_000,
             concurrent_runs: 1,
             queued_runs: 64,
+            runs_per_principal: 8,
             connections: 256,
             handshake_timeout_ms: 10_000,
-            calls_per_connection: 64,
+            attest_timeout_ms: 30_000,
+            calls_per_connection: 16,
             quote_lifetime_ms: 600_000,
             quotes_per_principal: 64,
             quotes: 1024,
-            concurrent_prices: 2,
+            concurrent_prices: 4,
+            prices_per_principal: 2,
             failed_runs_per_dataset: 50,
             starts_per_day: 500,
             steps: 10_000_000,
@@ -361,9 +390,9 @@ impl Default for TrainerConfig {
             threads: 0,
             start_timeout_ms: 120_000,
             step_timeout_ms: 300_000,
+            run_timeout_ms: 24 * 3_600_000,
             memory_bytes: 16 << 30,
-            commit_steps: 16,
-            commit_ms: 250,
+            commit_ms: 500,
             drain_timeout_ms: 20_000,
         }
     }
@@ -406,14 +435,14 @@ mod tests {
         let mut config = Config::insecure_development("");
         config.limits.message_bytes = 1;
         config.limits.models_total_bytes = 0;
-        config.trainer.commit_steps = 0;
+        config.trainer.commit_ms = 0;
         config.trainer.path = Some("/nonexistent/trainer".into());
         let text = config.check().unwrap_err().to_string();
         for part in [
             "data_dir",
             "message_bytes",
             "models_total_bytes",
-            "commit_steps",
+            "commit_ms",
             "/nonexistent/trainer",
             "cargo build",
         ] {

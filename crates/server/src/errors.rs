@@ -52,6 +52,7 @@ pub(crate) enum Reason {
     NotReleasable,
     Draining,
     StorageFull,
+    StorageQuota,
     Failed,
 }
 
@@ -93,6 +94,7 @@ impl Reason {
             Self::NotReleasable => ("not-releasable", Code::FailedPrecondition),
             Self::Draining => ("draining", Code::Unavailable),
             Self::StorageFull => ("storage-full", Code::ResourceExhausted),
+            Self::StorageQuota => ("storage-quota", Code::ResourceExhausted),
             Self::Failed => ("failed", Code::Internal),
         }
     }
@@ -171,6 +173,11 @@ impl Failure {
         Self::new(Reason::Malformed, message)
     }
 }
+
+/// A task panicked. What tokio's error would add, the panic's message, may quote data (rule G4).
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("panicked")]
+pub(crate) struct Panicked;
 
 /// An error and its causes in one line.
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {

@@ -85,7 +85,6 @@ pub(crate) enum Event<'a> {
     DatasetCreated {
         dataset: Hex<'a>,
         owner: Principal,
-        bytes: u64,
     },
     UploadDropped {
         owner: Principal,
@@ -122,6 +121,15 @@ pub(crate) enum Event<'a> {
     Released {
         run: Hex<'a>,
         recipient: Principal,
+    },
+    /// Where a panic happened; never its message.
+    Panicked {
+        file: &'a str,
+        line: u32,
+    },
+    /// A protection of this process that the system refused.
+    NotHardened {
+        what: &'static str,
     },
     Draining,
     Stopped,
@@ -163,12 +171,8 @@ impl Event<'_> {
             } => {
                 error!(target: TARGET, event = "call_failed", flow, %principal, reason, chain);
             }
-            Self::DatasetCreated {
-                dataset,
-                owner,
-                bytes,
-            } => {
-                info!(target: TARGET, event = "dataset_created", %dataset, %owner, bytes);
+            Self::DatasetCreated { dataset, owner } => {
+                info!(target: TARGET, event = "dataset_created", %dataset, %owner);
             }
             Self::UploadDropped { owner } => info!(target: TARGET, event = "upload_dropped", %owner),
             Self::ModelHeld {
@@ -199,6 +203,8 @@ impl Event<'_> {
             Self::Released { run, recipient } => {
                 info!(target: TARGET, event = "released", %run, %recipient);
             }
+            Self::Panicked { file, line } => error!(target: TARGET, event = "panicked", file, line),
+            Self::NotHardened { what } => warn!(target: TARGET, event = "not_hardened", what),
             Self::Draining => info!(target: TARGET, event = "draining"),
             _ => info!(target: TARGET, event = "stopped"),
         }

@@ -34,7 +34,7 @@ impl Models {
         }
     }
 
-    /// Keeps a model; the oldest make room. Runs already quoted keep what they need.
+    /// Keeps a model; the owner's oldest, then the oldest of all, make room. Runs already quoted keep what they need.
     pub(crate) fn insert(&self, owner: Principal, model: Model) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = held.position(owner, &model.digest) {
@@ -42,7 +42,8 @@ impl Models {
         }
         let bytes = model.archive.len() as u64;
         while held.bytes + bytes > self.total_bytes && !held.models.is_empty() {
-            held.remove(0);
+            let own = held.models.iter().position(|(holder, _)| *holder == owner);
+            held.remove(own.unwrap_or(0));
         }
         held.bytes += bytes;
         held.models.push_back((owner, Arc::new(model)));
@@ -93,13 +94,23 @@ mod tests {
     }
 
     #[test]
+    fn an_owners_models_make_room_before_others_do() {
+        let models = Models::new(100);
+        models.insert(ALICE, model(1, 40));
+        models.insert(BOB, model(2, 60));
+        models.insert(BOB, model(3, 60));
+        assert!(models.find(ALICE, &[1; 32]).is_some());
+        assert!(models.find(BOB, &[2; 32]).is_none());
+    }
+
+    #[test]
     fn the_oldest_make_room_and_a_repeat_counts_once() {
         let models = Models::new(100);
         models.insert(ALICE, model(1, 40));
         models.insert(ALICE, model(1, 40));
         models.insert(BOB, model(2, 60));
         assert!(models.find(ALICE, &[1; 32]).is_some(), "40 + 60 bytes fit");
-        models.insert(BOB, model(3, 60));
+        models.insert(BOB, model(3, 100));
         assert!(models.find(ALICE, &[1; 32]).is_none());
         assert!(models.find(BOB, &[2; 32]).is_none());
         assert!(models.find(BOB, &[3; 32]).is_some());

@@ -1,7 +1,7 @@
 //! The numbers of a run: sample rate, cap, micro-batches, noise, price. Pure: public inputs only, no clock.
 
 use crate::errors::{Failure, Reason};
-use crate::spec::{LossRequest, Privacy, RunRequest};
+use crate::spec::{LossRequest, MAX_NOISE, Privacy, RunRequest};
 use bastionai_graph::typed::{Extent, TypedGraph};
 use bastionai_ledger::{Amount, Delta, Epsilon};
 use bastionai_privacy::event::{DpEvent, NeighboringRelation};
@@ -97,6 +97,8 @@ impl Plan {
                 (gradient, Some(loss))
             }
         };
+        within_the_trainers_grid("noise_multiplier", noise_multiplier)?;
+        within_the_trainers_grid("loss noise_multiplier", loss_noise_multiplier.unwrap_or(0.0))?;
         let event = event(cap, joint_noise_multiplier);
         let epsilon = accountant::epsilon(&event, RELATION, accounted_delta).map_err(unpriceable)?;
         let epsilon = Epsilon::from_f64_round_up(epsilon).map_err(unpriceable)?;
@@ -211,6 +213,18 @@ fn micro_batches(cap: u64, max: Option<u32>) -> Result<(u32, u32), Failure> {
             "the batch is too large for its max_batch_size; raise that",
         )),
     }
+}
+
+/// Refuses noise that the trainer would refuse after the run was reserved.
+fn within_the_trainers_grid(what: &str, multiplier: f64) -> Result<(), Failure> {
+    if multiplier <= MAX_NOISE {
+        return Ok(());
+    }
+    let message = format!(
+        "the {what} would be {multiplier:.1}, the trainer takes at most {MAX_NOISE}: raise the target epsilon, \
+         or the loss_share if it is the loss's"
+    );
+    Err(Failure::new(Reason::Unpriceable, message))
 }
 
 fn unpriceable(error: impl std::error::Error) -> Failure {
@@ -347,6 +361,21 @@ mod tests {
         };
         assert!(cost(50, 2.0) <= cost(50, 1.0));
         assert!(cost(25, 1.0) <= cost(50, 1.0));
+    }
+
+    #[test]
+    fn noise_that_the_trainer_refuses_is_refused_at_the_price() {
+        let loss = Some(LossRequest {
+            max_loss: 4.0,
+            share: 1e-6,
+        });
+        let refused = Plan::new(
+            &request(16, 30, Privacy::NoiseMultiplier(100.0), loss),
+            192,
+            delta(),
+        );
+        let failure = refused.unwrap_err();
+        assert_eq!(failure.reason, Reason::Unpriceable, "{failure:?}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The trainer's program and what it loads, measured at boot (rule A4) and looked at again before each run.
+//! The trainer's program and what it loads, measured at boot (rule A4) and measured again before each run.
 
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -12,6 +12,7 @@ pub(crate) struct TrainerProgram {
     pub(crate) digest: [u8; 32],
     /// Over the libraries it says it loads, by name and content.
     pub(crate) libraries_digest: [u8; 32],
+    libraries: Vec<PathBuf>,
 }
 
 /// Why a trainer cannot be measured or used.
@@ -39,7 +40,9 @@ pub enum TrainerError {
         why: String,
     },
     /// The program is not the one that was attested.
-    #[error("{program} has changed since the server started and was attested: restart the server")]
+    #[error(
+        "{program} or a library of it has changed since the server started and was attested: restart the server"
+    )]
     Changed {
         /// The program.
         program: PathBuf,
@@ -50,17 +53,23 @@ impl TrainerProgram {
     /// Measures the program, asks it for its libraries, and measures those.
     pub(crate) fn measure(program: PathBuf) -> Result<Self, TrainerError> {
         let digest = file_digest(&program)?;
-        let libraries_digest = libraries_digest(&program)?;
+        let libraries = libraries(&program)?;
         Ok(Self {
             program,
             digest,
-            libraries_digest,
+            libraries_digest: libraries_digest(&libraries)?,
+            libraries,
         })
     }
 
-    /// Refuses a program that was replaced after boot: evidence names the old one.
+    /// Refuses a program or library that was replaced after boot: evidence names the old ones.
+    ///
+    /// What remains: the files are hashed, then executed by path. Whoever can write them between the two runs
+    /// another program; a read-only root in the measured image closes that.
     pub(crate) fn check_unchanged(&self) -> Result<(), TrainerError> {
-        if file_digest(&self.program)? == self.digest {
+        let same = file_digest(&self.program)? == self.digest
+            && libraries_digest(&self.libraries)? == self.libraries_digest;
+        if same {
             return Ok(());
         }
         Err(TrainerError::Changed {
@@ -69,8 +78,8 @@ impl TrainerProgram {
     }
 }
 
-/// SHA-256 over the sorted (file name, SHA-256) pairs of the shared libraries the trainer loads.
-fn libraries_digest(program: &Path) -> Result<[u8; 32], TrainerError> {
+/// The shared libraries that the trainer says it loads.
+fn libraries(program: &Path) -> Result<Vec<PathBuf>, TrainerError> {
     let failed = |why: String| TrainerError::Libraries {
         program: program.to_owned(),
         why,
@@ -85,8 +94,14 @@ fn libraries_digest(program: &Path) -> Result<[u8; 32], TrainerError> {
         return Err(failed(output.status.to_string()));
     }
     let text = String::from_utf8(output.stdout).map_err(|error| failed(error.to_string()))?;
+    let lines = text.lines().filter(|line| !line.is_empty());
+    Ok(lines.map(PathBuf::from).collect())
+}
+
+/// SHA-256 over the sorted (file name, SHA-256) pairs of shared libraries.
+fn libraries_digest(paths: &[PathBuf]) -> Result<[u8; 32], TrainerError> {
     let mut libraries = Vec::new();
-    for path in text.lines().filter(|line| !line.is_empty()).map(Path::new) {
+    for path in paths {
         let name = path
             .file_name()
             .unwrap_or(path.as_os_str())

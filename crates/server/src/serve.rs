@@ -58,16 +58,23 @@ pub enum ServeError {
     /// The transport failed while serving.
     #[error("the transport failed: {0}")]
     Transport(#[from] tonic::transport::Error),
-    /// A start-up task panicked.
-    #[error("the start failed: {0}")]
-    Start(#[from] tokio::task::JoinError),
+    /// A task of the server panicked; the panic's own words may quote data (rule G4).
+    #[error("a task of the server panicked; the log says where")]
+    Panicked,
 }
 
-/// Binds, boots and serves until `shutdown`, then drains.
+impl From<tokio::task::JoinError> for ServeError {
+    fn from(_: tokio::task::JoinError) -> Self {
+        Self::Panicked
+    }
+}
+
+/// Hardens this process, binds, boots and serves until `shutdown`, then drains.
 ///
 /// # Errors
 /// [`ServeError`].
 pub async fn serve(config: Config, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
+    crate::harden_process();
     Server::start(config).await?.run_until(shutdown).await
 }
 
@@ -172,6 +179,7 @@ async fn transport(
     let accept_limits = AcceptLimits {
         connections: limits.connections,
         handshake_timeout: limits.handshake_timeout(),
+        attest_timeout: Duration::from_millis(limits.attest_timeout_ms),
     };
     let connections = accept(listener, Arc::clone(&server.identity.config), accept_limits);
     let service = BastionServer::new(Service::new(server))

@@ -55,7 +55,7 @@ impl RunRequest {
             input_columns: input_columns(&spec.input_columns)?,
             model_name: name("model_name", &spec.model_name)?,
             batch_size: in_range("batch_size", spec.batch_size, 1, 1 << 31)?,
-            max_batch_size: (spec.max_batch_size > 0).then_some(spec.max_batch_size),
+            max_batch_size: max_batch_size(spec.max_batch_size)?,
             steps: in_range("steps", spec.steps, 1, max_steps)?,
             max_grad_norm: positive("max_grad_norm", spec.max_grad_norm)?,
             privacy: privacy(spec.privacy.as_ref())?,
@@ -73,6 +73,11 @@ pub(crate) fn name(field: &str, text: &str) -> Result<String, Failure> {
         return Err(Failure::malformed(message));
     }
     Ok(text.to_owned())
+}
+
+fn max_batch_size(value: u32) -> Result<Option<u32>, Failure> {
+    let size = in_range("max_batch_size", u64::from(value), 0, MAX_PHYSICAL_BATCH)?;
+    Ok((size > 0).then_some(value))
 }
 
 fn datasets(ids: &[Vec<u8>]) -> Result<Vec<DatasetId>, Failure> {
@@ -237,7 +242,10 @@ const MIN_EPSILON: f64 = 1e-3;
 const MAX_EPSILON: f64 = 1e3;
 /// Below this the guarantee is void and the accountant's grid too coarse; above, nothing is learned.
 const MIN_NOISE: f64 = 0.05;
-const MAX_NOISE: f64 = 1e6;
+/// The trainer takes no larger multiplier: its integer grid holds the noise of this many sensitivities.
+pub(crate) const MAX_NOISE: f64 = 8192.0;
+/// Sums of a physical batch are exact on the trainer's integer grid up to this.
+const MAX_PHYSICAL_BATCH: u64 = 1 << 19;
 /// A fiftieth of the precision: raises gradient noise by 1%.
 const DEFAULT_LOSS_SHARE: f64 = 0.02;
 
@@ -309,6 +317,12 @@ mod tests {
             }),
             ("σ = 0", |s| {
                 s.privacy = Some(v1::run_spec::Privacy::NoiseMultiplier(0.0))
+            }),
+            ("σ above the trainer's", |s| {
+                s.privacy = Some(v1::run_spec::Privacy::NoiseMultiplier(8192.5))
+            }),
+            ("physical batch above the grid's", |s| {
+                s.max_batch_size = (1 << 19) + 1
             }),
             ("δ = 1", |s| s.target_delta = 1.0),
             ("δ < 0", |s| s.target_delta = -1e-6),

@@ -4,15 +4,16 @@ use crate::boot::Boot;
 use crate::config::Config;
 use crate::errors::{Failure, Reason};
 use crate::models::Models;
+use crate::places::{NoPlace, Place, Places};
 use crate::quotes::Quotes;
 use crate::runs::Runs;
+use crate::storage::Storage;
 use crate::tls::ServerIdentity;
-use bastionai_ledger::SignedHead;
+use bastionai_ledger::{Principal, SignedHead};
 use bastionai_vault::Vault;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tonic::Streaming;
 
 /// The server of one boot.
@@ -24,8 +25,9 @@ pub(crate) struct Server {
     pub(crate) models: Models,
     pub(crate) quotes: Quotes,
     pub(crate) runs: Runs,
-    uploads: Arc<Semaphore>,
-    prices: Arc<Semaphore>,
+    pub(crate) storage: Storage,
+    uploads: Places,
+    prices: Places,
     draining: AtomicBool,
 }
 
@@ -35,9 +37,10 @@ impl Server {
         Self {
             models: Models::new(limits.models_total_bytes),
             quotes: Quotes::new(limits.quotes, limits.quotes_per_principal),
-            runs: Runs::new(limits.concurrent_runs, limits.queued_runs),
-            uploads: Arc::new(Semaphore::new(limits.concurrent_uploads as usize)),
-            prices: Arc::new(Semaphore::new(limits.concurrent_prices as usize)),
+            runs: Runs::new(limits),
+            storage: vault.read(|ledger| Storage::new(limits, ledger)),
+            uploads: Places::new(limits.concurrent_uploads, limits.uploads_per_principal),
+            prices: Places::new(limits.concurrent_prices, limits.prices_per_principal),
             draining: AtomicBool::new(false),
             config,
             vault,
@@ -70,40 +73,60 @@ impl Server {
         self.draining.store(true, Ordering::Release);
     }
 
-    /// A place among the concurrent uploads, given back when dropped.
-    pub(crate) fn upload_place(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        Arc::clone(&self.uploads).try_acquire_owned().map_err(|_| {
-            let most = self.config.limits.concurrent_uploads;
-            Failure::new(
-                Reason::TooManyUploads,
-                format!("{most} uploads are in progress, as many as the server takes; try again"),
-            )
+    /// A place among the concurrent uploads, given back when dropped, and the time by which it must be.
+    pub(crate) fn upload_place(&self, principal: Principal) -> Result<UploadPlace, Failure> {
+        let limits = &self.config.limits;
+        let place = self.uploads.take(principal).map_err(|none| {
+            let message = match none {
+                NoPlace::Full => "as many uploads are in progress as the server takes; try again".to_owned(),
+                NoPlace::Yours => format!(
+                    "you have {} uploads in progress, as many as one may; finish one first",
+                    limits.uploads_per_principal
+                ),
+            };
+            Failure::new(Reason::TooManyUploads, message)
+        })?;
+        let deadline = Instant::now() + Duration::from_millis(limits.upload_timeout_ms);
+        Ok(UploadPlace {
+            deadline,
+            _place: place,
         })
     }
 
     /// A place among the concurrent prices, given back when dropped. A price takes a second: worth a short wait.
-    pub(crate) async fn price_place(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        match tokio::time::timeout(PRICE_PATIENCE, Arc::clone(&self.prices).acquire_owned()).await {
-            Ok(Ok(place)) => Ok(place),
-            _ => {
-                let most = self.config.limits.concurrent_prices;
-                let message = format!(
-                    "{most} prices are being computed, as many as the server does at once; try again"
-                );
-                Err(Failure::new(Reason::TooManyPrices, message))
-            }
+    pub(crate) async fn price_place(&self, principal: Principal) -> Result<Place, Failure> {
+        let deadline = Instant::now() + PRICE_PATIENCE;
+        loop {
+            let message = match self.prices.take(principal) {
+                Ok(place) => return Ok(place),
+                Err(_) if Instant::now() < deadline => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    continue;
+                }
+                Err(NoPlace::Full) => {
+                    "as many prices are being computed as the server does at once; try again"
+                }
+                Err(NoPlace::Yours) => {
+                    "as many prices of yours are being computed as one may ask at once; try again"
+                }
+            };
+            return Err(Failure::new(Reason::TooManyPrices, message));
         }
     }
 
     /// The next message of an upload, in time. `None` at its end.
-    pub(crate) async fn next_part<M>(&self, parts: &mut Streaming<M>) -> Result<Option<M>, Failure> {
-        let patience = Duration::from_millis(self.config.limits.upload_idle_ms);
-        match tokio::time::timeout(patience, parts.message()).await {
+    pub(crate) async fn next_part<M>(
+        &self,
+        place: &UploadPlace,
+        parts: &mut Streaming<M>,
+    ) -> Result<Option<M>, Failure> {
+        let idle = Instant::now() + Duration::from_millis(self.config.limits.upload_idle_ms);
+        match tokio::time::timeout_at(idle.min(place.deadline), parts.message()).await {
             Ok(Ok(message)) => Ok(message),
             Ok(Err(status)) => Err(Failure::broken_upload(&status, self.config.limits.message_bytes)),
             Err(_) => Err(Failure::new(
                 Reason::UploadIdle,
-                "the upload sent nothing for too long; nothing of it was kept",
+                "the upload sent nothing for too long, or took too long in all; nothing of it was kept",
             )),
         }
     }
@@ -112,8 +135,16 @@ impl Server {
 /// How long a price waits for its turn.
 const PRICE_PATIENCE: Duration = Duration::from_secs(20);
 
+/// A place among the concurrent uploads, until a deadline.
+pub(crate) struct UploadPlace {
+    deadline: Instant,
+    _place: Place,
+}
+
 /// The machine's clock, in Unix milliseconds.
 pub(crate) fn now_unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
+/// Between two looks for a free place.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);

@@ -95,7 +95,6 @@ fn edit(config: &mut Config) {
     config.limits.failed_runs_per_dataset = u32::MAX;
     config.limits.starts_per_day = u32::MAX;
     config.limits.concurrent_runs = 2;
-    config.trainer.commit_steps = 2;
 }
 
 /// Twelve steps take some 40 ms: kills fall into queues, runs and releases alike.

@@ -94,6 +94,22 @@ async fn a_trainer_replaced_after_boot_is_not_run() {
 }
 
 #[tokio::test]
+async fn a_run_that_takes_too_long_fails_and_stays_charged() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = TestServer::start_with(directory.path(), "normal-50", |config| {
+        config.trainer.run_timeout_ms = 400
+    })
+    .await;
+    let peer = server.peer(&identity()).await;
+    let id = upload(&peer, "north", "6.0").await;
+    let run = start(&peer, &[id], 1.0, 1000).await;
+    assert_eq!(watch(&peer, run).await.1, RunState::Failed);
+    let (committed, reserved, _) = epsilon_of(&peer, "north").await;
+    assert!(committed > 900_000_000 && reserved == 0);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn failures_count_against_the_dataset_and_end_its_use() {
     let directory = tempfile::tempdir().unwrap();
     let server = TestServer::start_with(directory.path(), "die-0", |config| {

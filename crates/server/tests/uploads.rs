@@ -189,6 +189,12 @@ async fn hostile_uploads_are_refused_with_a_reason_and_leave_nothing() {
             vec![good(), records(2, vec![batch[0].clone()])],
             "outside-contract",
         ),
+        ("no rows", vec![good(), finish(0)], "upload-incomplete"),
+        (
+            "an empty batch",
+            vec![good(), records(0, vec![vec![], vec![]]), finish(0)],
+            "malformed",
+        ),
         (
             "more rows than declared",
             vec![good(), records(65, rows(65, 1.0).columns), finish(65)],
@@ -263,6 +269,75 @@ async fn a_client_that_disappears_or_falls_silent_in_an_upload_leaves_nothing_an
         1,
         "neither name was taken, neither row kept"
     );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn one_owner_cannot_fill_the_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = TestServer::start_with(directory.path(), "normal-0", |config| {
+        config.limits.stored_bytes_per_principal = 200 << 10;
+    })
+    .await;
+    let (greedy, modest) = (server.peer(&identity()).await, server.peer(&identity()).await);
+    upload(&greedy, "first", "6.0").await;
+    upload(&greedy, "second", "6.0").await;
+    upload(&greedy, "third", "6.0").await;
+    let fourth = dataset("fourth", open_policy("6.0", "1e-5"));
+    let error = greedy
+        .upload_dataset(&fourth, vec![rows(3, 0.0)], &mut |_| {})
+        .await
+        .unwrap_err();
+    assert_eq!(error.server_reason(), Some("storage-quota"), "{error}");
+    upload(&modest, "other", "6.0").await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_upload_ends_in_time_and_takes_no_place_beyond_its_owners_share() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = TestServer::start_with(directory.path(), "normal-0", |config| {
+        config.limits.uploads_per_principal = 1;
+        config.limits.upload_timeout_ms = 1_500;
+    })
+    .await;
+    let (greedy, modest) = (server.peer(&identity()).await, server.peer(&identity()).await);
+    let mut slow = greedy
+        .begin_upload(&dataset("slow", open_policy("6.0", "1e-5")))
+        .await
+        .unwrap();
+    slow.push(rows(1, 1.0)).await.unwrap();
+    let second = dataset("second", open_policy("6.0", "1e-5"));
+    let error = greedy
+        .upload_dataset(&second, vec![rows(3, 0.0)], &mut |_| {})
+        .await
+        .unwrap_err();
+    assert_eq!(error.server_reason(), Some("too-many-uploads"), "{error}");
+    tokio::time::sleep(Duration::from_millis(1_800)).await;
+    let error = slow.finish().await.unwrap_err();
+    assert!(error.to_string().contains("too long"), "{error}");
+    upload(&modest, "small", "6.0").await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn uploads_stop_before_the_ledger_has_no_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = TestServer::start_with(directory.path(), "normal-0", |config| {
+        config.limits.free_bytes_reserve = u64::MAX / 2
+    })
+    .await;
+    let error = server
+        .peer(&identity())
+        .await
+        .upload_dataset(
+            &dataset("north", open_policy("6.0", "1e-5")),
+            vec![rows(3, 0.0)],
+            &mut |_| {},
+        )
+        .await
+        .unwrap_err();
+    assert_eq!(error.server_reason(), Some("storage-full"), "{error}");
     server.stop().await;
 }
 

@@ -15,6 +15,7 @@ pub(crate) fn run(arguments: &ServeArguments, json: bool) -> anyhow::Result<()> 
         LogFormat::Json => log::Format::Json,
     });
     runtime.block_on(async {
+        bastionai_server::harden_process();
         let server = bastionai_server::Server::start(config).await?;
         let address = server.address();
         eprintln!("bastionai: ready on {address}");

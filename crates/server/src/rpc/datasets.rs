@@ -6,7 +6,8 @@ use crate::acceptor::Peer;
 use crate::convert;
 use crate::errors::{Failure, Reason};
 use crate::log::{Event, Hex};
-use crate::state::Server;
+use crate::state::{Server, UploadPlace};
+use crate::storage::{self, Claim};
 use bastionai_graph::contract::DataContract;
 use bastionai_ledger::{Principal, RunLimits};
 use bastionai_vault::{Upload, UploadHeader};
@@ -21,8 +22,8 @@ pub(crate) async fn upload(
     mut parts: Streaming<v1::UploadDatasetRequest>,
 ) -> Result<v1::Dataset, Failure> {
     server.accepts_work()?;
-    let _place = server.upload_place()?;
-    let header = match next(&server, &mut parts).await? {
+    let place = server.upload_place(peer.principal)?;
+    let header = match next(&server, &place, &mut parts).await? {
         Some(Part::Header(header)) => header,
         _ => {
             return Err(Failure::malformed(
@@ -30,7 +31,7 @@ pub(crate) async fn upload(
             ));
         }
     };
-    let outcome = receive(&server, peer.principal, header, &mut parts).await;
+    let outcome = receive(&server, peer.principal, &place, header, &mut parts).await;
     if outcome.is_err() {
         Event::UploadDropped {
             owner: peer.principal,
@@ -41,24 +42,29 @@ pub(crate) async fn upload(
 }
 
 /// Datasets are public by what they declare: everyone attested sees names, contracts, terms and budgets.
-pub(crate) fn list(server: &Server, peer: &Peer) -> v1::ListDatasetsReply {
-    let now_unix_ms = server.now_unix_ms();
-    let datasets = server.vault.read(|ledger| {
-        let shown = ledger.datasets().filter(|dataset| !dataset.is_withdrawn());
-        let mut shown: Vec<_> = shown.collect();
-        shown.sort_by_key(|dataset| (dataset.created_unix_ms(), dataset.id()));
-        shown
-            .into_iter()
-            .map(|dataset| convert::dataset(dataset, &peer.principal, now_unix_ms))
-            .collect()
-    });
-    v1::ListDatasetsReply { datasets }
+pub(crate) async fn list(server: Arc<Server>, peer: &Peer) -> Result<v1::ListDatasetsReply, Failure> {
+    let caller = peer.principal;
+    blocking(move || {
+        let now_unix_ms = server.now_unix_ms();
+        let mut datasets: Vec<_> = server.vault.read(|ledger| {
+            let shown = ledger.datasets().filter(|dataset| !dataset.is_withdrawn());
+            shown
+                .map(|dataset| convert::dataset(dataset, &caller, now_unix_ms))
+                .collect()
+        });
+        datasets.sort_by(|one, other| {
+            (one.created_unix_ms, &one.id).cmp(&(other.created_unix_ms, &other.id))
+        });
+        Ok(v1::ListDatasetsReply { datasets })
+    })
+    .await
 }
 
 /// An upload in progress. Dropping it drops what was stored.
 struct Progress {
     upload: Upload,
     contract: Arc<DataContract>,
+    claim: Claim,
     rows: u64,
     bytes: u64,
 }
@@ -66,15 +72,16 @@ struct Progress {
 async fn receive(
     server: &Arc<Server>,
     owner: Principal,
+    place: &UploadPlace,
     header: v1::UploadHeader,
     parts: &mut Streaming<v1::UploadDatasetRequest>,
 ) -> Result<v1::Dataset, Failure> {
     let mut progress = begin(Arc::clone(server), owner, header).await?;
     loop {
-        match next(server, parts).await? {
+        match next(server, place, parts).await? {
             Some(Part::Records(batch)) => progress = push(server, progress, batch).await?,
             Some(Part::Finish(finish)) => {
-                if next(server, parts).await?.is_some() {
+                if next(server, place, parts).await?.is_some() {
                     return Err(Failure::malformed("nothing may follow the finish of an upload"));
                 }
                 return commit(Arc::clone(server), owner, progress, finish.rows).await;
@@ -109,6 +116,9 @@ async fn begin(server: Arc<Server>, owner: Principal, header: v1::UploadHeader) 
             );
             return Err(Failure::new(Reason::UploadTooLarge, message));
         }
+        let claimed = storage::stored_bytes(&contract, &header.contract_json);
+        let free_bytes = storage::free_bytes(&server.config.data_dir)?;
+        let claim = server.storage.claim(owner, claimed, free_bytes)?;
         let new = UploadHeader {
             name: convert::dataset_name(&header.name)?,
             kind,
@@ -119,7 +129,7 @@ async fn begin(server: Arc<Server>, owner: Principal, header: v1::UploadHeader) 
             policy,
         };
         let upload = server.vault.begin_upload(new)?;
-        Ok(Progress { upload, contract: Arc::new(contract), rows: 0, bytes: 0 })
+        Ok(Progress { upload, contract: Arc::new(contract), claim, rows: 0, bytes: 0 })
     })
     .await
 }
@@ -136,6 +146,11 @@ async fn push(server: &Server, mut progress: Progress, batch: v1::RecordBatch) -
             return Err(Failure::new(Reason::UploadTooLarge, message));
         }
         let rows = u64::from(batch.rows);
+        if rows == 0 {
+            return Err(Failure::malformed(
+                "a batch of an upload has no rows; leave it out",
+            ));
+        }
         progress.contract.check_batch(rows, &columns).map_err(|error| {
             let message = format!("in the batch that starts at row {}: {error}", progress.rows);
             Failure::new(Reason::OutsideContract, message)
@@ -155,12 +170,16 @@ async fn commit(
 ) -> Result<v1::Dataset, Failure> {
     blocking(move || {
         server.accepts_work()?;
+        if progress.rows == 0 {
+            let message = "the upload has no rows: a dataset has at least one; nothing was kept";
+            return Err(Failure::new(Reason::UploadIncomplete, message));
+        }
         let now_unix_ms = server.now_unix_ms();
         let id = progress.upload.finish(rows, now_unix_ms)?;
+        progress.claim.entered();
         Event::DatasetCreated {
             dataset: Hex(id.as_bytes()),
             owner,
-            bytes: progress.bytes,
         }
         .emit();
         server.vault.read(|ledger| {
@@ -175,9 +194,10 @@ async fn commit(
 
 async fn next(
     server: &Server,
+    place: &UploadPlace,
     parts: &mut Streaming<v1::UploadDatasetRequest>,
 ) -> Result<Option<Part>, Failure> {
-    match server.next_part(parts).await? {
+    match server.next_part(place, parts).await? {
         None => Ok(None),
         Some(message) => message
             .part

@@ -11,7 +11,7 @@ mod release;
 mod runs;
 
 use crate::acceptor::Peer;
-use crate::errors::{Failure, Reason};
+use crate::errors::{Failure, Panicked, Reason};
 use crate::log::Event;
 use crate::state::Server;
 use bastionai_ledger::Principal;
@@ -87,7 +87,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(work).await {
         Ok(outcome) => outcome,
-        Err(error) => Err(Failure::internal(error)),
+        Err(_) => Err(Failure::internal(Panicked)),
     }
 }
 
@@ -131,7 +131,7 @@ impl Bastion for Service {
         answer(
             "list_datasets",
             peer.principal,
-            Ok(datasets::list(&server, &peer)),
+            datasets::list(server, &peer).await,
         )
     }
 
@@ -176,7 +176,7 @@ impl Bastion for Service {
 
     async fn list_runs(&self, request: Request<v1::ListRunsRequest>) -> Answer<v1::ListRunsReply> {
         let (server, peer) = self.enter(&request)?;
-        answer("list_runs", peer.principal, Ok(runs::list(&server, &peer)))
+        answer("list_runs", peer.principal, runs::list(server, &peer).await)
     }
 
     type WatchRunStream = Replies<v1::RunProgress>;
@@ -206,7 +206,7 @@ impl Bastion for Service {
         answer(
             "show_ledger",
             peer.principal,
-            ledger::show(&server, &peer, &request.into_inner()),
+            ledger::show(server, &peer, request.into_inner()).await,
         )
     }
 }

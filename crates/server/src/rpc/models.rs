@@ -8,7 +8,7 @@ use crate::log::{Event, Hex};
 use crate::models::Model;
 use crate::price::read_archive;
 use crate::spec;
-use crate::state::Server;
+use crate::state::{Server, UploadPlace};
 use bastionai_wire::v1;
 use bastionai_wire::v1::upload_model_request::Part;
 use sha2::{Digest, Sha256};
@@ -21,9 +21,9 @@ pub(crate) async fn upload(
     mut parts: Streaming<v1::UploadModelRequest>,
 ) -> Result<v1::UploadModelReply, Failure> {
     server.accepts_work()?;
-    let _place = server.upload_place()?;
+    let place = server.upload_place(peer.principal)?;
     let header = match server
-        .next_part(&mut parts)
+        .next_part(&place, &mut parts)
         .await?
         .and_then(|message| message.part)
     {
@@ -34,7 +34,7 @@ pub(crate) async fn upload(
             ));
         }
     };
-    let archive = receive(&server, &header, &mut parts).await?;
+    let archive = receive(&server, &place, &header, &mut parts).await?;
     let model_bytes = server.config.limits.model_bytes;
     let owner = peer.principal;
     blocking(move || {
@@ -53,6 +53,7 @@ pub(crate) async fn upload(
 
 async fn receive(
     server: &Server,
+    place: &UploadPlace,
     header: &v1::UploadModelHeader,
     parts: &mut Streaming<v1::UploadModelRequest>,
 ) -> Result<Vec<u8>, Failure> {
@@ -67,7 +68,7 @@ async fn receive(
     }
     // Grows with what arrives, not with what the header promises.
     let mut archive = Vec::new();
-    while let Some(message) = server.next_part(parts).await? {
+    while let Some(message) = server.next_part(place, parts).await? {
         let Some(Part::Chunk(chunk)) = message.part else {
             return Err(Failure::malformed(
                 "after the header of a model upload come chunks only",

@@ -21,7 +21,7 @@ pub(crate) async fn price(
         .ok_or_else(|| Failure::malformed("spec is missing"))?;
     let request = RunRequest::parse(&spec, server.config.limits.steps)?;
     let scientist = peer.principal;
-    let place = server.price_place().await?;
+    let place = server.price_place(scientist).await?;
     blocking(move || {
         let model = server
             .models

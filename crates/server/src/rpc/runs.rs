@@ -46,7 +46,7 @@ pub(crate) async fn start(
             .models
             .find(scientist, priced.request.model.as_bytes())
             .ok_or_else(unknown_model)?;
-        let place = server.runs.place()?;
+        let place = server.runs.place(scientist)?;
         let run = server.vault.new_run_id()?;
         let _reservation = server
             .vault
@@ -85,15 +85,18 @@ pub(crate) async fn cancel(
 }
 
 /// The runs that concern the caller, oldest first.
-pub(crate) fn list(server: &Server, peer: &Peer) -> v1::ListRunsReply {
-    let caller = &peer.principal;
-    let runs = server.vault.read(|ledger| {
-        let shown = ledger
-            .runs()
-            .filter(|run| ledger.concerns(&run.id(), caller) || ledger.may_receive(&run.id(), caller));
-        shown.map(|run| convert::run(ledger, run)).collect()
-    });
-    v1::ListRunsReply { runs }
+pub(crate) async fn list(server: Arc<Server>, peer: &Peer) -> Result<v1::ListRunsReply, Failure> {
+    let caller = peer.principal;
+    blocking(move || {
+        let runs = server.vault.read(|ledger| {
+            let shown = ledger
+                .runs()
+                .filter(|run| ledger.concerns(&run.id(), &caller) || ledger.may_receive(&run.id(), &caller));
+            shown.map(|run| convert::run(ledger, run)).collect()
+        });
+        Ok(v1::ListRunsReply { runs })
+    })
+    .await
 }
 
 /// Replays what was released after `from_step`, then follows. Nothing is ever computed again (rule D1).

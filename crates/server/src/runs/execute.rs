@@ -11,7 +11,6 @@ use bastionai_graph::contract::DataContract;
 use bastionai_graph::typed::{Parameter, TypedGraph};
 use bastionai_ledger::{Outcome, RefundReason, RunStatus, WeightTensor};
 use bastionai_vault::{RunEnd, Weights};
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,10 +36,10 @@ pub(crate) fn execute(server: &Server, live: &LiveRun, priced: &PricedRun, model
 }
 
 /// Settles a run whose supervisor panicked.
-pub(crate) fn after_panic(server: &Server, live: &LiveRun, error: &(dyn Error + 'static)) {
+pub(crate) fn after_panic(server: &Server, live: &LiveRun) {
     Event::RunFault {
         run: Hex(live.id.as_bytes()),
-        chain: &chain(error),
+        chain: "panicked",
     }
     .emit();
     if let Err(failure) = settle(server, live, Outcome::Failed, RefundReason::NotStartable) {
@@ -81,7 +80,7 @@ fn prepare<'a>(
         timing: Timing {
             start_timeout: Duration::from_millis(trainer.start_timeout_ms),
             step_timeout: Duration::from_millis(trainer.step_timeout_ms),
-            commit_steps: trainer.commit_steps,
+            run_timeout: Duration::from_millis(trainer.run_timeout_ms),
             commit_every: Duration::from_millis(trainer.commit_ms),
         },
     };

@@ -11,21 +11,23 @@ mod supervise;
 pub(crate) use cancel::{Cancel, CancelledBy};
 pub(crate) use execute::is_queued;
 
+use crate::config::Limits;
 use crate::errors::{Failure, Reason};
 use crate::models::Model;
+use crate::places::{NoPlace, Place, Places};
 use crate::price::PricedRun;
 use crate::state::Server;
-use bastionai_ledger::RunId;
+use bastionai_ledger::{Principal, RunId};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 
 /// What is alive.
 pub(crate) struct Runs {
     live: Mutex<HashMap<RunId, Arc<LiveRun>>>,
     /// Queued and running together.
-    places: Arc<Semaphore>,
+    places: Places,
     /// Trainers at once.
     slots: Arc<Semaphore>,
     starting: Mutex<()>,
@@ -47,23 +49,27 @@ impl LiveRun {
 }
 
 impl Runs {
-    pub(crate) fn new(concurrent: u32, queued: u32) -> Self {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        let total = limits.concurrent_runs.saturating_add(limits.queued_runs);
         Self {
             live: Mutex::default(),
-            places: Arc::new(Semaphore::new((concurrent + queued) as usize)),
-            slots: Arc::new(Semaphore::new(concurrent as usize)),
+            places: Places::new(total, limits.runs_per_principal),
+            slots: Arc::new(Semaphore::new(limits.concurrent_runs as usize)),
             starting: Mutex::default(),
             count: watch::Sender::new(0),
         }
     }
 
     /// A place in the queue, held until the run ends.
-    pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
-            Failure::new(
-                Reason::QueueFull,
-                "the queue of runs is full; nothing was charged; try again later",
-            )
+    pub(crate) fn place(&self, scientist: Principal) -> Result<Place, Failure> {
+        self.places.take(scientist).map_err(|none| {
+            let message = match none {
+                NoPlace::Full => "the queue of runs is full; nothing was charged; try again later",
+                NoPlace::Yours => {
+                    "you have as many runs queued and running as one may; nothing was charged; let one end first"
+                }
+            };
+            Failure::new(Reason::QueueFull, message)
         })
     }
 
@@ -79,7 +85,7 @@ impl Runs {
         run: RunId,
         priced: Arc<PricedRun>,
         model: Arc<Model>,
-        place: OwnedSemaphorePermit,
+        place: Place,
     ) {
         let live = Arc::new(LiveRun {
             id: run,
@@ -103,8 +109,8 @@ impl Runs {
                 let work = move || execute::execute(&server, &live, &priced, &model);
                 tokio::task::spawn_blocking(work).await
             };
-            if let Err(error) = ended {
-                execute::after_panic(&server, &live, &error);
+            if ended.is_err() {
+                execute::after_panic(&server, &live);
             }
             server.runs.with_live(|runs| runs.remove(&run));
             live.announce();

@@ -8,8 +8,10 @@ use super::cancel::Cancel;
 use bastionai_wire::trainer::{
     Job, Report, TRAINER_ENVIRONMENT, read_frame, read_message, write_frame, write_message,
 };
+use rustix::process::Pid;
 use std::error::Error;
 use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
@@ -47,9 +49,9 @@ pub(crate) struct Timing {
     pub(crate) start_timeout: Duration,
     /// Longest silence afterwards.
     pub(crate) step_timeout: Duration,
-    /// Steps per commit ...
-    pub(crate) commit_steps: u64,
-    /// ... or time per commit.
+    /// From ready to the last weight.
+    pub(crate) run_timeout: Duration,
+    /// Time between two commits; the last step is committed at once.
     pub(crate) commit_every: Duration,
 }
 
@@ -82,6 +84,8 @@ pub(crate) enum Why {
     StartTimeout,
     #[error("the trainer said nothing for too long (trainer.step_timeout_ms)")]
     Hung,
+    #[error("the run took too long (trainer.run_timeout_ms)")]
+    Overtime,
     #[error("the trainer died")]
     Died(#[source] io::Error),
     #[error("the trainer broke the protocol: {0}")]
@@ -100,6 +104,7 @@ impl Why {
             Self::Spawn { .. } => "spawn",
             Self::StartTimeout => "start-timeout",
             Self::Hung => "hung",
+            Self::Overtime => "overtime",
             Self::Died(_) => "died",
             Self::Protocol(_) => "protocol",
             Self::NotDurable(_) => "not-durable",
@@ -143,7 +148,9 @@ struct Trainer {
 
 impl Drop for Trainer {
     fn drop(&mut self) {
-        // Both fail only when it is already dead and reaped.
+        // Not reaped yet, so the group is still this child's. Each fails only when all of it is already dead.
+        let _ =
+            rustix::process::kill_process_group(Pid::from_child(&self.child), rustix::process::Signal::KILL);
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -162,8 +169,10 @@ impl Trainer {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null()) // libtorch's words may quote values (rule G4)
+            .process_group(0)
             .spawn()
             .map_err(spawn_error)?;
+        die_first(&child);
         let stdin = child.stdin.take().expect("stdin is piped");
         let stdout = child.stdout.take().expect("stdout is piped");
         let (to_writer, records) = channel();
@@ -221,9 +230,14 @@ impl Trainer {
     ) -> Result<Vec<Vec<u8>>, Why> {
         let mut progress = Progress::new(order.timing);
         let mut deadline = Instant::now() + order.timing.step_timeout;
+        let end = Instant::now() + order.timing.run_timeout;
         let mut finished = false;
         loop {
-            match self.next(progress.due().min(deadline), cancel)? {
+            let signal = self.next(progress.due().min(deadline).min(end), cancel)?;
+            if Instant::now() >= end {
+                return Err(Why::Overtime);
+            }
+            match signal {
                 Some(Signal::Report(Report::Step { step, noisy_loss })) if !finished => {
                     progress.push(step, noisy_loss, &order.job)?;
                 }
@@ -291,7 +305,7 @@ impl Progress {
     }
 
     fn is_due(&self) -> bool {
-        self.pending.len() as u64 >= self.timing.commit_steps || self.due() <= Instant::now()
+        self.due() <= Instant::now()
     }
 
     fn commit(&mut self, recorder: &mut impl Recorder) -> Result<(), Why> {
@@ -304,6 +318,12 @@ impl Progress {
         self.committed_at = Instant::now();
         Ok(())
     }
+}
+
+/// When memory runs out the system shall kill the trainer, not the server. Best effort: Linux only, and nothing
+/// is lost where it doesn't work.
+fn die_first(child: &Child) {
+    let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "1000");
 }
 
 fn named_thread(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {

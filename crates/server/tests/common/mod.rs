@@ -69,7 +69,6 @@ pub fn config(directory: &Path, mode: &str) -> Config {
     config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
     config.trainer.path = Some(standin(directory, mode));
     config.trainer.threads = 1;
-    config.trainer.commit_steps = 4;
     config.trainer.commit_ms = 50;
     config.trainer.drain_timeout_ms = 300;
     config
