@@ -110,6 +110,9 @@ async fn planted_values_reach_the_trainer_and_nothing_else() {
             "the log says nothing of {event}: it was not looked at"
         );
     }
+    for line in log.lines().filter(|line| line.contains("dataset_created")) {
+        assert!(!line.contains("bytes") && !line.contains("rows"), "D10: {line}");
+    }
     for text in told {
         assert!(!leaks(text.as_bytes()), "an answer holds the canary: {text}");
     }

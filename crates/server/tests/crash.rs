@@ -95,6 +95,8 @@ fn edit(config: &mut Config) {
     config.limits.failed_runs_per_dataset = u32::MAX;
     config.limits.starts_per_day = u32::MAX;
     config.limits.concurrent_runs = 2;
+    config.limits.runs_per_principal = 64;
+    config.trainer.commit_ms = 5;
 }
 
 /// Twelve steps take some 40 ms: kills fall into queues, runs and releases alike.

@@ -16,7 +16,7 @@ async fn a_full_disk_is_told_and_harms_nothing_that_was_acknowledged() {
     let peer = common::peer(&server.address, &me).await;
     let mut acknowledged = Vec::new();
     let mut refusal = None;
-    for count in 0..60 {
+    for count in 0..400 {
         let name = format!("d{count}");
         let mut new = dataset(&name, open_policy("6.0", "1e-5"));
         new.contract = long_contract();
@@ -53,9 +53,9 @@ async fn a_full_disk_is_told_and_harms_nothing_that_was_acknowledged() {
         .expect("there is room again");
 }
 
-/// The usual contract with class names of half a megabyte in all: entries that fill a ledger fast.
+/// The usual contract with class names of 60 KB in all: entries that fill a ledger fast.
 fn long_contract() -> DataContract {
-    let names: Vec<String> = (0..4500).map(|class| format!("\"{class:0>110}\"")).collect();
+    let names: Vec<String> = (0..500).map(|class| format!("\"{class:0>110}\"")).collect();
     let json = common::CONTRACT.replace("\"benign\",\"malignant\"", &names.join(","));
     DataContract::parse_json(json.as_bytes()).unwrap()
 }

@@ -54,6 +54,29 @@ async fn simulated_evidence_is_refused_unless_named() {
 }
 
 #[tokio::test]
+async fn a_session_that_asks_for_no_evidence_is_closed_and_one_that_does_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = TestServer::start_with(directory.path(), "normal-0", |config| {
+        config.limits.attest_timeout_ms = 500
+    })
+    .await;
+    let stays = server.peer(&identity()).await;
+    let config = Arc::new(raw::tls(&rcgen::PKCS_ED25519, b"h2"));
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let name = ServerName::try_from("bastionai").unwrap();
+    let mut silent = TlsConnector::from(config).connect(name, stream).await.unwrap();
+    silent
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .await
+        .unwrap();
+    let mut said = Vec::new();
+    // Closed by the server, with or without a goodbye; otherwise this waits until the test times out.
+    drop(common::timeout(silent.read_to_end(&mut said)).await);
+    stays.list_datasets().await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn nothing_but_attest_is_answered_before_attest() {
     let directory = tempfile::tempdir().unwrap();
     let server = TestServer::start(directory.path(), "normal-0").await;

@@ -52,9 +52,8 @@ pub(crate) async fn list(server: Arc<Server>, peer: &Peer) -> Result<v1::ListDat
                 .map(|dataset| convert::dataset(dataset, &caller, now_unix_ms))
                 .collect()
         });
-        datasets.sort_by(|one, other| {
-            (one.created_unix_ms, &one.id).cmp(&(other.created_unix_ms, &other.id))
-        });
+        datasets
+            .sort_by(|one, other| (one.created_unix_ms, &one.id).cmp(&(other.created_unix_ms, &other.id)));
         Ok(v1::ListDatasetsReply { datasets })
     })
     .await
