@@ -14,8 +14,8 @@ from typing import Self
 
 #: Seconds a start may take.
 _START_SECONDS = 60.0
-#: Seconds a stop may take before the process is killed.
-_STOP_SECONDS = 15.0
+#: Seconds a stop may take before the process is killed: more than a server drains for.
+_STOP_SECONDS = 45.0
 
 
 class ServerProcess:

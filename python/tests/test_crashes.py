@@ -61,9 +61,10 @@ def test_ctrl_c_detaches_and_the_run_goes_on(own_server, people):
     )
     with bastionai.Connection(own_server.address, identity=identity, allow_simulated=True) as client:
         deadline = time.monotonic() + 120
-        while not client.runs() and time.monotonic() < deadline and script.poll() is None:
+        while not any(run.released_step for run in client.runs()):
+            assert time.monotonic() < deadline
+            assert script.poll() is None
             time.sleep(0.1)
-        time.sleep(0.5)
         script.send_signal(signal.SIGINT)
         pressed = time.monotonic()
         _, said = script.communicate(timeout=30)
@@ -82,7 +83,15 @@ def test_ctrl_c_detaches_and_the_run_goes_on(own_server, people):
 def test_detaching_raises_what_a_notebook_can_read(own_server, people):
     with bastionai.Connection(own_server.address, identity=people("owner"), allow_simulated=True) as client:
         training = learner(client, lend(client, "interrupted"))
-        threading.Timer(3.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+
+        def press_when_it_runs() -> None:
+            with bastionai.Connection(own_server.address, identity=people("owner"), allow_simulated=True) as other:
+                deadline = time.monotonic() + 120
+                while not any(run.released_step for run in other.runs()) and time.monotonic() < deadline:
+                    time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=press_when_it_runs).start()
         with pytest.raises(bastionai.Detached) as caught:
             training.fit(steps=200_000, eps=1.0, progress=False)
         run = client.run(caught.value.run_id)
