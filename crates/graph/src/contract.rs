@@ -125,7 +125,7 @@ pub enum ContractError {
 }
 
 /// Longest accepted contract JSON.
-pub const MAX_CONTRACT_BYTES: usize = 1 << 20;
+pub const MAX_CONTRACT_BYTES: usize = 1 << 16;
 /// Most columns of a contract.
 pub const MAX_COLUMNS: usize = 1024;
 /// Most axes of one record's tensor.

@@ -29,7 +29,7 @@ pub enum Body {
     BootStarted(BootStarted),
     /// A dataset was uploaded completely.
     DatasetCreated(DatasetCreated),
-    /// Its owner withdrew a dataset: no further run may use it (rule D7).
+    /// Its owner withdrew a dataset: no run starts on it any more (rule D7).
     DatasetWithdrawn(DatasetWithdrawn),
     /// The full cost of a run was set aside.
     RunReserved(RunReserved),

@@ -43,6 +43,7 @@ pub mod entry;
 pub mod event;
 pub mod id;
 pub mod key;
+pub mod name;
 pub mod policy;
 pub mod pricing;
 pub mod propose;

@@ -28,6 +28,14 @@ pub enum PriceError {
     /// The mechanism gives no finite ε at the charged δ.
     #[error("the mechanism has no finite ε at the charged δ: {0}")]
     Unbounded(#[from] AmountError),
+    /// Another number of steps was priced than the run takes.
+    #[error("the mechanism charged has {}, the run takes {steps}", charged.map_or("no number of steps".to_owned(), |n| format!("{n} steps")))]
+    Steps {
+        /// Steps in the mechanism, if it says how many.
+        charged: Option<u64>,
+        /// Steps of the run.
+        steps: u64,
+    },
 }
 
 impl Charge {
@@ -44,7 +52,8 @@ impl Charge {
 }
 
 impl Receipt {
-    /// Recomputes the price of every private dataset's charge from the mechanism in the receipt.
+    /// Recomputes the price of every private dataset's charge from the mechanism in the receipt, which must
+    /// cover every step of the run.
     ///
     /// # Errors
     /// The first dataset's name and [`PriceError`].
@@ -54,10 +63,28 @@ impl Receipt {
             .iter()
             .filter(|dataset| dataset.kind == DatasetKind::Private);
         for dataset in private {
+            let (charged, steps) = (releases(&dataset.event), self.run.steps);
+            if charged != Some(steps) {
+                return Err((dataset.name.clone(), PriceError::Steps { charged, steps }));
+            }
             let amount = Amount::new(dataset.epsilon, dataset.delta);
             check(&dataset.event, dataset.relation, amount).map_err(|error| (dataset.name.clone(), error))?;
         }
         Ok(())
+    }
+}
+
+/// How often the mechanism looks at the data: one release a step.
+fn releases(event: &DpEvent) -> Option<u64> {
+    match event {
+        DpEvent::NoOp => Some(0),
+        DpEvent::NonPrivate => None,
+        DpEvent::Gaussian { .. } | DpEvent::TruncatedSubsampledGaussian { .. } => Some(1),
+        DpEvent::PoissonSampled { event, .. } => releases(event),
+        DpEvent::SelfComposed { event, count } => releases(event)?.checked_mul(*count),
+        DpEvent::Composed { events } => events
+            .iter()
+            .try_fold(0_u64, |sum, event| sum.checked_add(releases(event)?)),
     }
 }
 

@@ -108,7 +108,8 @@ impl Ledger {
     /// Starts a reserved run: durable before any record reaches the trainer.
     ///
     /// # Errors
-    /// [`Refusal::RunStatus`] when it is no longer only reserved.
+    /// [`Refusal::RunStatus`] when it is no longer only reserved; [`Refusal::Withdrawn`] or [`Refusal::Expired`]
+    /// when a dataset is no longer offered: the reservation is to be refunded then.
     pub fn propose_start(
         &self,
         reservation: &BudgetReservation,

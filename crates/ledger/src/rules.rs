@@ -7,6 +7,7 @@ use crate::entry::{
 };
 use crate::event::{self, EventError};
 use crate::id::{DatasetId, Digest32, Principal, RunId};
+use crate::name::{MAX_NAME_CHARACTERS, is_showable};
 use crate::policy::{DatasetKind, PolicyError};
 use crate::state::{Dataset, Ledger, Run, RunStatus};
 use std::collections::BTreeSet;
@@ -23,7 +24,7 @@ pub enum Refusal {
     },
     /// The name cannot be shown.
     #[error(
-        "a name has 1 to {MAX_NAME_CHARACTERS} characters, no control characters, and no space at its ends"
+        "a name has 1 to {MAX_NAME_CHARACTERS} characters, no control or invisible format characters, and no space at its ends"
     )]
     BadName,
     /// The contract is empty or too long.
@@ -201,7 +202,7 @@ impl Ledger {
             Body::DatasetCreated(created) => self.check_created(created),
             Body::DatasetWithdrawn(withdrawn) => self.check_withdrawn(withdrawn),
             Body::RunReserved(reserved) => self.check_reserved(reserved, time_unix_ms),
-            Body::RunStarted(started) => self.check_started(started),
+            Body::RunStarted(started) => self.check_started(started, time_unix_ms),
             Body::RunAdvanced(advanced) => self.check_advanced(advanced),
             Body::RunCommitted(committed) => self.check_committed(committed),
             Body::RunRefunded(refunded) => self.check_refunded(refunded),
@@ -286,10 +287,14 @@ impl Ledger {
         Ok(())
     }
 
-    fn check_started(&self, started: &RunStarted) -> Result<(), Refusal> {
+    /// A run may have queued for long: owners who have gone since lend it nothing (rule D7).
+    fn check_started(&self, started: &RunStarted, time_unix_ms: u64) -> Result<(), Refusal> {
         let run = self.existing_run(started.run)?;
         self.check_current_boot(&run.reserved)?;
-        run.expect_status(RunStatus::Reserved, "started")
+        run.expect_status(RunStatus::Reserved, "started")?;
+        run.charges()
+            .iter()
+            .try_for_each(|charge| self.existing_dataset(charge.dataset)?.check_offered(time_unix_ms))
     }
 
     fn check_advanced(&self, advanced: &RunAdvanced) -> Result<(), Refusal> {
@@ -359,15 +364,22 @@ impl Ledger {
 }
 
 impl Dataset {
-    fn check_usable(&self, scientist: &Principal, time_unix_ms: u64) -> Result<(), Refusal> {
+    /// Neither withdrawn nor expired.
+    fn check_offered(&self, time_unix_ms: u64) -> Result<(), Refusal> {
         let name = || self.name().to_owned();
-        let limits = self.policy().limits;
         if self.withdrawn {
             return Err(Refusal::Withdrawn { name: name() });
         }
         if self.policy().is_expired(time_unix_ms) {
             return Err(Refusal::Expired { name: name() });
         }
+        Ok(())
+    }
+
+    fn check_usable(&self, scientist: &Principal, time_unix_ms: u64) -> Result<(), Refusal> {
+        self.check_offered(time_unix_ms)?;
+        let name = || self.name().to_owned();
+        let limits = self.policy().limits;
         if !self.policy().allows_training_by(scientist) {
             return Err(Refusal::MayNotTrain {
                 name: name(),
@@ -445,9 +457,7 @@ impl Run {
 }
 
 fn check_name(name: &str) -> Result<(), Refusal> {
-    let length = name.chars().count();
-    let shown = !name.chars().any(char::is_control) && name.trim() == name;
-    if (1..=MAX_NAME_CHARACTERS).contains(&length) && shown {
+    if is_showable(name) {
         Ok(())
     } else {
         Err(Refusal::BadName)
@@ -462,10 +472,8 @@ pub(crate) fn dataset_digests(created: &DatasetCreated) -> (Digest32, Digest32) 
     )
 }
 
-/// Longest name of a dataset or model.
-pub const MAX_NAME_CHARACTERS: usize = 128;
-/// Longest data contract.
-pub const MAX_CONTRACT_BYTES: usize = 1 << 20;
+/// Longest data contract: it stays in memory, and every client that lists datasets gets it.
+pub const MAX_CONTRACT_BYTES: usize = 1 << 16;
 /// Most datasets in one run.
 pub const MAX_DATASETS_PER_RUN: usize = 1024;
 

@@ -300,7 +300,7 @@ fn turning_the_clock_back_revives_no_policy() {
 }
 
 #[test]
-fn withdrawal_is_the_owners_and_holds_for_the_next_run() {
+fn withdrawal_is_the_owners_and_holds_for_every_later_run() {
     let mut ledger = two_datasets();
     let _ = reserve(&mut ledger, run(1, 1, vec![charge(1, amount("1", "1e-6"))]), T0).unwrap();
     assert!(matches!(
@@ -309,7 +309,6 @@ fn withdrawal_is_the_owners_and_holds_for_the_next_run() {
     ));
     let proposal = ledger.propose_withdrawal(dataset_id(1), principal(1), T0);
     take(&mut ledger, proposal);
-    let _ = start(&mut ledger, 1);
     let next = reserve(&mut ledger, run(2, 1, vec![charge(1, amount("1", "1e-6"))]), T0).unwrap_err();
     assert!(matches!(next, Refusal::Withdrawn { .. }));
     assert!(matches!(
@@ -324,6 +323,41 @@ fn withdrawal_is_the_owners_and_holds_for_the_next_run() {
         matches!(ledger.propose_dataset(again, T0), Err(Refusal::NameTaken { .. })),
         "a new budget under the old name"
     );
+}
+
+#[test]
+fn a_queued_run_does_not_start_on_a_dataset_that_is_no_longer_offered_and_is_refunded() {
+    let mut expiring = policy(amount("6", "1e-5"));
+    expiring.expires_unix_ms = Some(T0 + 100);
+    let mut ledger = new_ledger();
+    add_dataset(&mut ledger, dataset(1, policy(amount("6", "1e-5"))));
+    add_dataset(&mut ledger, dataset(2, expiring));
+    let of = |n: u8, dataset: u8| run(n, 1, vec![charge(dataset, amount("1", "1e-6"))]);
+    let queued = reserve(&mut ledger, of(1, 1), T0).unwrap();
+    let late = reserve(&mut ledger, of(2, 2), T0).unwrap();
+    let _ = reserve(&mut ledger, of(3, 1), T0).unwrap();
+    let _ = start(&mut ledger, 3);
+    assert!(ledger.propose_start(&late, T0 + 99).is_ok());
+    assert!(matches!(
+        ledger.propose_start(&late, T0 + 100),
+        Err(Refusal::Expired { .. })
+    ));
+    let proposal = ledger.propose_withdrawal(dataset_id(1), principal(1), T0);
+    take(&mut ledger, proposal);
+    assert!(matches!(
+        ledger.propose_start(&queued, T0),
+        Err(Refusal::Withdrawn { .. })
+    ));
+    advance(&mut ledger, 3, 5); // a started run goes on
+    let proposal = ledger.propose_refund(&queued, RefundReason::NotStartable, T0);
+    take(&mut ledger, proposal);
+    let left = budget(&ledger, 1);
+    assert_eq!(
+        left.reserved.epsilon,
+        amount("1", "1e-6").epsilon,
+        "the started run's"
+    );
+    assert_eq!(left.remaining.epsilon, amount("5", "1e-6").epsilon);
 }
 
 #[test]
@@ -444,7 +478,7 @@ fn datasets_without_sense_are_refused() {
     let mut ledger = two_datasets();
     let good = || dataset(9, policy(amount("1", "1e-5")));
     let refused = |created: DatasetCreated| ledger.check_new_dataset(&created).unwrap_err();
-    for name in ["", " x", "x ", "a\nb", "a\u{0}", &"x".repeat(129)] {
+    for name in ["", " x", "x ", "a\nb", "a\u{0}", "a\u{202e}b", &"x".repeat(129)] {
         assert_eq!(
             refused(DatasetCreated {
                 name: name.into(),
@@ -454,13 +488,15 @@ fn datasets_without_sense_are_refused() {
             "{name:?}"
         );
     }
-    assert_eq!(
-        refused(DatasetCreated {
-            contract_json: String::new(),
-            ..good()
-        }),
-        Refusal::ContractLength
-    );
+    for contract_json in [String::new(), "x".repeat((64 << 10) + 1)] {
+        assert_eq!(
+            refused(DatasetCreated {
+                contract_json,
+                ..good()
+            }),
+            Refusal::ContractLength
+        );
+    }
     assert_eq!(
         refused(DatasetCreated {
             declared_size: 0,

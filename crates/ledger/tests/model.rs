@@ -92,7 +92,11 @@ impl Model {
         match op {
             Op::Reserve { run, charges } => self.reserve(*run, charges),
             Op::Start(run) => match self.runs.get_mut(run) {
-                Some(run) if run.0 == State::Reserved && run.1 == boot => {
+                Some(run)
+                    if run.0 == State::Reserved
+                        && run.1 == boot
+                        && run.3.iter().all(|charge| !self.withdrawn[charge.0 as usize]) =>
+                {
                     run.0 = State::Started;
                     true
                 }

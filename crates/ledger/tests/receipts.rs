@@ -201,6 +201,15 @@ fn an_auditor_can_recompute_the_prices() {
     let _ = commit(&mut ledger, 1, Outcome::Failed);
     let mut receipt = receipt(&ledger);
     receipt.check_prices().unwrap();
+    for steps in [99, 101] {
+        receipt.run.steps = steps;
+        let (_, error) = receipt.check_prices().unwrap_err();
+        assert!(
+            matches!(error, PriceError::Steps { charged: Some(100), steps: found } if found == steps),
+            "{error}"
+        );
+    }
+    receipt.run.steps = 100;
     receipt.datasets[0].epsilon = Epsilon::from_units(receipt.datasets[0].epsilon.units() - 1);
     let (dataset, error) = receipt.check_prices().unwrap_err();
     assert_eq!(dataset, "dataset 1");

@@ -69,7 +69,7 @@ impl Vault {
         Ok(self.read_blocks(dataset, policy_digest, &record, root)?)
     }
 
-    /// Withdraws a dataset: no further run may use it, and its key is destroyed with the ledger entry; then
+    /// Withdraws a dataset: no run starts on it any more, and its key is destroyed with the ledger entry; then
     /// its blocks are deleted. Erasure is best effort at freshness level `none` (rule A8).
     ///
     /// # Errors
