@@ -60,6 +60,12 @@ pub enum OpenError {
         /// Version found.
         found: u32,
     },
+    /// There are blocks, and no database that says what they are.
+    #[error(
+        "the vault's directory holds blocks/ but no vault.redb: its database is lost or elsewhere; restore it beside blocks/, \
+         or move blocks/ away to begin a new vault. Nothing was deleted"
+    )]
+    DatabaseMissing,
     /// Not one of our databases.
     #[error("the database is not a vault: {what}")]
     NotAVault {

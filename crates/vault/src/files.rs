@@ -7,7 +7,7 @@
 //! blocks/          sealed blocks
 //! ```
 
-use crate::blocks::FileBlockStore;
+use crate::blocks::{BlockStore, FileBlockStore};
 use crate::error::{OpenError, StorageError};
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -29,6 +29,10 @@ impl VaultFiles {
         let lock = lock(&directory.join("vault.lock"))?;
         let (database, new) = (directory.join("vault.redb"), directory.join("vault.redb.new"));
         if !database.try_exists().map_err(files("look for the database"))? {
+            // A fresh database names no blocks: opening it would sweep them all away.
+            if !blocks.list().map_err(StorageError::blocks("list"))?.is_empty() {
+                return Err(OpenError::DatabaseMissing);
+            }
             remove_leftover(&new).map_err(files("remove a half-made database"))?;
             create(&new)?;
             fs::rename(&new, &database).map_err(files("name the new database"))?;

@@ -99,6 +99,24 @@ fn a_database_that_was_half_made_is_made_anew() {
 }
 
 #[test]
+fn a_missing_database_beside_blocks_is_refused_and_no_block_is_deleted() {
+    let directory = tempfile::tempdir().unwrap();
+    let vault = open_directory(directory.path()).unwrap();
+    vault.start_boot(boot(1), T0).unwrap();
+    let dataset = upload(&vault, "kept", 20, 1).unwrap();
+    drop(vault);
+    let (database, away) = (directory.path().join("vault.redb"), directory.path().join("away"));
+    std::fs::rename(&database, &away).unwrap();
+    for _ in 0..2 {
+        let error = open_directory(directory.path()).unwrap_err();
+        assert!(matches!(error, OpenError::DatabaseMissing), "{error}");
+    }
+    std::fs::rename(&away, &database).unwrap();
+    let vault = open_directory(directory.path()).unwrap();
+    assert_eq!(vault.read_dataset(&dataset).unwrap().rows, 20);
+}
+
+#[test]
 fn weights_go_to_those_entitled_and_each_release_is_entered_once() {
     let disk = Disk::default();
     let vault = disk.boot(1);
