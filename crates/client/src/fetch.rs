@@ -67,7 +67,11 @@ impl AppraisedPeer {
         let receipt = check_receipt(run, expected, &header.receipt_dsse_json, &self.ledger_key())?;
         // What is kept must convince an auditor later, who has nothing but this file and a policy.
         let now_unix_ms = self.attestation().verified_unix_ms();
-        audit_receipt(&header.receipt_dsse_json, self.policy(), now_unix_ms)?;
+        let (envelope, policy) = (header.receipt_dsse_json.clone(), self.policy().clone());
+        // Prices are recomputed: seconds of arithmetic, which would keep the session from being driven.
+        tokio::task::spawn_blocking(move || audit_receipt(&envelope, &policy, now_unix_ms))
+            .await
+            .map_err(|error| ClientError::Setup(format!("the receipt's check broke off: {error}")))??;
         let total = total_bytes(&header.tensors)?;
         let data = self.receive(&mut stream, total, on_progress).await?;
         let weights = check_weights(&receipt, header.tensors, &data)?;

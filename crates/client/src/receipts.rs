@@ -2,15 +2,16 @@
 
 use crate::errors::ClientError;
 use bastionai_attestation::{
-    AppraisalPolicy, AttestationResult, BootBinding, Evidence, RuntimeClaims, TrustAnchors, verify,
+    AppraisalPolicy, AttestationResult, BootBinding, Evidence, Freshness, RuntimeClaims, TrustAnchors, verify,
 };
-use bastionai_ledger::chain::genesis_digest;
+use bastionai_ledger::chain::{Head, genesis_digest};
 use bastionai_ledger::id::{LedgerId, LedgerPublicKey};
+use bastionai_ledger::policy::Freshness as StatedFreshness;
 use bastionai_ledger::receipt::{Receipt, RuntimeEvidence};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-/// A receipt whose signature, evidence and claims were checked. Only [`audit_receipt`] makes one.
+/// A receipt whose signature, evidence, claims and prices were checked. Only [`audit_receipt`] makes one.
 #[derive(Clone, Debug, Serialize)]
 pub struct AuditedReceipt {
     receipt: Receipt,
@@ -44,9 +45,10 @@ impl AuditedReceipt {
 ///
 /// # Guarantee
 /// A server that meets `policy` made the signing key in its TEE and signed exactly this statement; so
-/// did the server that ran the run, if it was an earlier boot; both are of one ledger.
+/// did the server that ran the run, if it was an earlier boot; both are of one ledger, which the receipt's
+/// head continues. Every private dataset's charge covers its mechanism over all steps, recomputed here.
 /// # Errors
-/// [`ClientError::ReceiptRefused`] if it was changed or contradicts itself,
+/// [`ClientError::ReceiptRefused`] if it was changed, contradicts itself or its evidence, or charges too little,
 /// [`ClientError::EvidenceRefused`] or [`ClientError::AppraisalRefused`] if the server is not good enough.
 pub fn audit_receipt(
     envelope: &[u8],
@@ -61,6 +63,18 @@ pub fn audit_receipt(
         Some(runner) => Some(appraise(&receipt, runner, ledger, policy, now_unix_ms)?),
         None => None,
     };
+    let freshness = match receipt.freshness {
+        StatedFreshness::None => Freshness::None,
+    };
+    let attested = issuer.runtime_claims().freshness;
+    if freshness != attested {
+        let what = format!("it states freshness {freshness}, its evidence {attested}");
+        return Err(refused(&receipt.run.id.to_string(), what));
+    }
+    receipt.check_prices().map_err(|(dataset, error)| {
+        let what = format!("the charge to `{dataset}` does not cover its mechanism: {error}");
+        refused(&receipt.run.id.to_string(), what)
+    })?;
     Ok(AuditedReceipt {
         receipt,
         issuer,
@@ -104,7 +118,23 @@ fn appraise(
         genesis_digest: *genesis_digest(ledger).as_bytes(),
         claims_sha256: Sha256::digest(&boot.claims).into(),
     };
-    Ok(verified.appraise_boot(policy, &binding, &claims)?)
+    let result = verified.appraise_boot(policy, &binding, &claims)?;
+    check_head(&receipt.ledger_head, &claims).map_err(|what| refused(&receipt.run.id.to_string(), what))?;
+    Ok(result)
+}
+
+/// A boot signs for nothing that came before it.
+fn check_head(head: &Head, claims: &RuntimeClaims) -> Result<(), String> {
+    let (found, attested) = (head.sequence, claims.ledger_sequence);
+    if found < attested {
+        return Err(format!(
+            "its ledger has {found} entries, fewer than the {attested} bound in its evidence"
+        ));
+    }
+    if found == attested && head.entry_hash.as_bytes() != &claims.ledger_head {
+        return Err("its ledger head is not the one bound in its evidence".to_owned());
+    }
+    Ok(())
 }
 
 fn decode_base64(text: &str) -> Option<Vec<u8>> {

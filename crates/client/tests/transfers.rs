@@ -6,11 +6,14 @@ mod common;
 use bastionai_client::blocking::{Client, Settings, Watched};
 use bastionai_client::synth::synthetic_batch;
 use bastionai_client::{
-    AppraisalPolicy, ClientError, DataContract, DatasetKind, Digest32, HeadMemory, Identity, MayTrain,
-    NewDataset, Policy, RecordBatch, Run, RunId, Transfer, audit_receipt,
+    AppraisalPolicy, ClientError, DataContract, DatasetKind, Delta, Digest32, Epsilon, Freshness, HeadMemory,
+    Identity, MayTrain, NewDataset, Policy, RecordBatch, Run, RunId, Transfer, audit_receipt,
 };
 use bastionai_ledger::key::LedgerKey;
+use bastionai_ledger::policy::DatasetKind as LedgerKind;
+use bastionai_ledger::receipt::{BudgetStatement, Receipt};
 use bastionai_ledger::weights::weights_digest;
+use bastionai_privacy::event::DpEvent;
 use bastionai_wire::v1::{self, FetchHeader, FetchRunReply, fetch_run_reply::Part};
 use common::ledger::{RUN, TestLedger, weights};
 use common::proxy::Proxy;
@@ -453,6 +456,74 @@ fn an_auditor_needs_nothing_but_the_receipt_and_a_policy() {
             .kind(),
         "appraisal-refused"
     );
+}
+
+#[test]
+fn a_receipt_that_contradicts_the_evidence_it_carries_is_refused() {
+    let ledger = TestLedger::new(&[1, 2, 3]);
+    let policy = AppraisalPolicy::insecure_development();
+    let refusal = |change: &dyn Fn(&mut Receipt)| {
+        let mut receipt = ledger.receipt(Digest32::of(b""));
+        change(&mut receipt);
+        let error = audit_receipt(&receipt.sign(&ledger.key), &policy, 1).unwrap_err();
+        assert_eq!(error.kind(), "receipt-refused", "{error}");
+        error.to_string()
+    };
+    let witnessed = refusal(&|receipt| {
+        let mut claims = ledger.claims();
+        claims.freshness = Freshness::Witness;
+        receipt.issuer = ledger.evidence_of(&claims);
+    });
+    assert!(
+        witnessed.contains("freshness none, its evidence witness"),
+        "{witnessed}"
+    );
+    let behind = refusal(&|receipt| receipt.ledger_head = TestLedger::new(&[1, 2]).head().head);
+    assert!(behind.contains("fewer than the 3"), "{behind}");
+    let other = refusal(&|receipt| receipt.ledger_head = TestLedger::new(&[1, 2, 9]).head().head);
+    assert!(other.contains("not the one bound"), "{other}");
+
+    let mut later = ledger.receipt(Digest32::of(b""));
+    later.ledger_head = TestLedger::new(&[1, 2, 3, 4]).head().head;
+    audit_receipt(&later.sign(&ledger.key), &policy, 1).unwrap();
+}
+
+#[test]
+fn a_receipt_that_charges_less_than_its_mechanism_costs_is_refused() {
+    let ledger = TestLedger::new(&[1, 2, 3]);
+    let policy = AppraisalPolicy::insecure_development();
+    let audit = |epsilon: &str, count: u64| {
+        let mut receipt = ledger.receipt(Digest32::of(b""));
+        let dataset = &mut receipt.datasets[0];
+        dataset.kind = LedgerKind::Private;
+        dataset.event = DpEvent::SelfComposed {
+            event: Box::new(DpEvent::Gaussian {
+                noise_multiplier: 10f64.sqrt(),
+            }),
+            count,
+        };
+        (dataset.epsilon, dataset.delta) = (epsilon.parse().unwrap(), "1e-5".parse().unwrap());
+        dataset.budget = Some(BudgetStatement {
+            total_epsilon: dataset.epsilon,
+            total_delta: dataset.delta,
+            reserved_epsilon: Epsilon::ZERO,
+            reserved_delta: Delta::ZERO,
+            lifetime_epsilon: "6".parse().unwrap(),
+            lifetime_delta: "1e-4".parse().unwrap(),
+        });
+        audit_receipt(&receipt.sign(&ledger.key), &policy, 1)
+    };
+    // Ten steps at √10 are one at 1: ε = 4.3772 at δ = 1e-5 (Balle and Wang 2018, theorem 8).
+    audit("4.39", 10).unwrap();
+    for (epsilon, count, why) in [
+        ("4.37", 10, "costs"),
+        ("4.39", 1, "1 steps"),
+        ("5.9", 11, "11 steps"),
+    ] {
+        let error = audit(epsilon, count).unwrap_err();
+        assert_eq!(error.kind(), "receipt-refused", "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+    }
 }
 
 fn settings() -> Settings {

@@ -95,7 +95,10 @@ impl TestLedger {
     }
 
     pub fn boot_evidence(&self) -> RuntimeEvidence {
-        let claims = self.claims();
+        self.evidence_of(&self.claims())
+    }
+
+    pub fn evidence_of(&self, claims: &RuntimeClaims) -> RuntimeEvidence {
         let binding = BootBinding {
             ledger_public_key: *self.key.public_key().as_bytes(),
             boot_id: self.boot,
