@@ -28,8 +28,11 @@ def noise_multiplier(target_epsilon: float, target_delta: float, sample_rate: fl
 def generate_identity(path: str) -> str:
     """Makes a key file and returns its principal. Raises InvalidRequest if the file exists."""
 
-def verify_receipt(envelope: bytes, ledger_key: str) -> None:
-    """Checks a receipt offline. Raises ReceiptError."""
+def verify_receipt(envelope: bytes, policy_json: str | None, ledger_key: str | None = None) -> None:
+    """Checks a receipt offline: signature, evidence under the policy, prices.
+
+    Raises ReceiptError or AttestationError.
+    """
 
 class Session:
     """A session with an appraised server. Every call releases the GIL and hears Ctrl-C."""

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bastionai import _internal
+from bastionai.attestation import AppraisalPolicy
 from bastionai.display import html_table
+from bastionai.exceptions import InvalidRequest
 
 
 class Receipt:
@@ -38,21 +40,36 @@ class Receipt:
         destination.write_bytes(self.envelope)
         return destination
 
-    def verify(self, ledger_key: str | None = None) -> None:
-        """Checks the signature and the content, offline.
+    def verify(
+        self,
+        policy: AppraisalPolicy | None = None,
+        *,
+        allow_simulated: bool = False,
+        ledger_key: str | None = None,
+    ) -> None:
+        """Checks it as an auditor does, offline: signature, the server's evidence, and every price.
+
+        The evidence proves whose key signed: nothing in the receipt is believed without it. Prices are
+        recomputed from the mechanisms charged, which takes the accountant a moment.
 
         Args:
-            ledger_key: The server's ledger key in hex, which attestation binds. By default the one
-                the receipt names: that proves that nothing was changed, not who signed.
+            policy: What the server must have proven, as for :class:`~bastionai.Connection`. The default
+                has no reference values and refuses every server.
+            allow_simulated: Instead of a policy: accept the development attester, which proves nothing.
+            ledger_key: The only signing key accepted, in hex, e.g. ``client.attestation.ledger_key``.
 
         Raises:
-            ReceiptError: If anything does not hold.
+            ReceiptError: If it was changed, contradicts itself, or charges less than its mechanism costs.
+            AttestationError: If its evidence does not meet the policy.
         """
-        _internal.verify_receipt(self.envelope, ledger_key or self.ledger_key)
+        if policy is not None and allow_simulated:
+            raise InvalidRequest("give policy= or allow_simulated=True, not both")
+        terms = None if allow_simulated else (policy or AppraisalPolicy()).to_json()
+        _internal.verify_receipt(self.envelope, terms, ledger_key)
 
     @property
     def ledger_key(self) -> str:
-        """The key that signed, as the receipt names it."""
+        """The key that signed, as the receipt names it: :meth:`verify` says whether that is true."""
         return str(self.statement["issuer"]["ledger_key"])
 
     def facts(self) -> list[tuple[str, str]]:

@@ -1,25 +1,39 @@
 //! Receipts, checked offline.
 
-use crate::errors::exception;
+use crate::errors::{client_error, exception};
+use crate::policy::appraisal_policy;
+use bastionai_client::audit_receipt;
+use bastionai_client::blocking::now_unix_ms;
 use bastionai_ledger::id::LedgerPublicKey;
-use bastionai_ledger::receipt::Receipt;
 use pyo3::prelude::*;
 
-/// Checks a receipt's signature and content against a ledger key (hex).
+/// Checks a receipt's signature, evidence and prices, under a policy (`None`: the development attester,
+/// accepted by name) and, if given, against a ledger key (hex).
 #[pyfunction]
-pub(crate) fn verify_receipt(py: Python<'_>, envelope: &[u8], ledger_key: &str) -> PyResult<()> {
-    let malformed = || {
-        exception(
-            py,
-            "ReceiptError",
-            format!("{ledger_key:?} is no ledger key: expected 64 hex digits"),
-        )
-    };
-    let key: [u8; 32] = hex::decode(ledger_key)
-        .ok()
-        .and_then(|bytes| bytes.try_into().ok())
-        .ok_or_else(malformed)?;
-    Receipt::verify_offline(envelope, &LedgerPublicKey::from_bytes(key))
-        .map(drop)
-        .map_err(|error| exception(py, "ReceiptError", error))
+#[pyo3(signature = (envelope, policy_json, ledger_key=None))]
+pub(crate) fn verify_receipt(
+    py: Python<'_>,
+    envelope: &[u8],
+    policy_json: Option<&str>,
+    ledger_key: Option<&str>,
+) -> PyResult<()> {
+    let policy = appraisal_policy(policy_json).map_err(|what| exception(py, "InvalidRequest", what))?;
+    let expected = ledger_key.map(|text| key(py, text)).transpose()?;
+    // Prices take the accountant seconds.
+    let audited = py.detach(|| audit_receipt(envelope, &policy, now_unix_ms()?));
+    let audited = audited.map_err(|error| client_error(py, &error))?;
+    let signer = audited.receipt().issuer.ledger_key;
+    if expected.is_some_and(|expected| expected != signer) {
+        let what = format!("the receipt is signed by ledger key {signer}, not by the one expected");
+        return Err(exception(py, "ReceiptError", what));
+    }
+    Ok(())
+}
+
+fn key(py: Python<'_>, text: &str) -> PyResult<LedgerPublicKey> {
+    let bytes: Option<[u8; 32]> = hex::decode(text).ok().and_then(|bytes| bytes.try_into().ok());
+    bytes.map(LedgerPublicKey::from_bytes).ok_or_else(|| {
+        let what = format!("{text:?} is no ledger key: expected 64 hex digits");
+        exception(py, "ReceiptError", what)
+    })
 }

@@ -70,7 +70,7 @@ def test_the_quick_tour_trains_a_model(connect, capfd):
         assert after.committed.epsilon == quote.charges[0].cost.epsilon
         assert after.remaining.epsilon == after.lifetime.epsilon - after.committed.epsilon
         receipt = remote_learner.receipt
-        receipt.verify(client.attestation.ledger_key)
+        receipt.verify(allow_simulated=True, ledger_key=client.attestation.ledger_key)
         assert receipt.statement["run"]["id"] == run.id
         assert Decimal(receipt.statement["datasets"][0]["epsilon"]) == quote.charges[0].cost.epsilon
     assert "noisy loss" in capfd.readouterr().err
@@ -295,14 +295,16 @@ def test_a_tampered_receipt_does_not_verify(connect, tmp_path):
     trained = learner(client, dataset)
     trained.fit(steps=5, eps=1.0, progress=False)
     path = trained.receipt.save(tmp_path / "receipt.json")
-    bastionai.Receipt.load(path).verify(client.attestation.ledger_key)
-    with pytest.raises(bastionai.ReceiptError):
-        bastionai.Receipt.load(path).verify("00" * 32)
+    bastionai.Receipt.load(path).verify(allow_simulated=True, ledger_key=client.attestation.ledger_key)
+    with pytest.raises(bastionai.ReceiptError, match="not by the one expected"):
+        bastionai.Receipt.load(path).verify(allow_simulated=True, ledger_key="00" * 32)
+    with pytest.raises(bastionai.AttestationError, match="simulated"):
+        bastionai.Receipt.load(path).verify()
     data = path.read_bytes()
     position = data.index(b'"payload"') + 40
     flipped = data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
     with pytest.raises(bastionai.ReceiptError):
-        bastionai._internal.verify_receipt(flipped, client.attestation.ledger_key)
+        bastionai._internal.verify_receipt(flipped, None)
 
 
 def test_simulated_evidence_is_refused_unless_asked_for_by_name(server, people):
