@@ -135,3 +135,27 @@ fn file_digest(path: &Path) -> Result<[u8; 32], TrainerError> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_library_replaced_after_boot_is_noticed_before_a_run() {
+        let directory = tempfile::tempdir().unwrap();
+        let library = directory.path().join("libtorch.so");
+        std::fs::write(&library, "attested").unwrap();
+        let program = directory.path().join("trainer");
+        std::fs::write(&program, format!("#!/bin/sh\necho {}\n", library.display())).unwrap();
+        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o700)).unwrap();
+        let measured = TrainerProgram::measure(program).unwrap();
+        measured.check_unchanged().unwrap();
+        std::fs::write(&library, "another").unwrap();
+        let error = measured.check_unchanged().unwrap_err();
+        assert!(matches!(error, TrainerError::Changed { .. }), "{error}");
+        std::fs::remove_file(&library).unwrap();
+        let error = measured.check_unchanged().unwrap_err();
+        assert!(matches!(error, TrainerError::Read { .. }), "{error}");
+    }
+}

@@ -5,6 +5,8 @@ mod common;
 
 use bastionai_client::runs::RunState;
 use bastionai_client::{ClientError, Principal};
+#[cfg(target_os = "linux")]
+use common::process::ServerProcess;
 use common::{TestServer, epsilon_of, identity, open_policy, start, upload, watch};
 
 /// Starts a run of 20 steps under a trainer in this mode; returns (releases, state, committed ε, reserved ε).
@@ -107,6 +109,58 @@ async fn a_run_that_takes_too_long_fails_and_stays_charged() {
     let (committed, reserved, _) = epsilon_of(&peer, "north").await;
     assert!(committed > 900_000_000 && reserved == 0);
     server.stop().await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_server_leaves_no_core_and_its_trainer_dies_first_in_a_group_of_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = ServerProcess::start(directory.path(), "hang-0", |_| {});
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.id())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size"));
+    assert!(
+        core.is_some_and(|line| line.split_whitespace().nth(4) == Some("0")),
+        "{core:?}"
+    );
+    let peer = common::peer(&server.address, &identity()).await;
+    let id = upload(&peer, "north", "6.0").await;
+    let run = start(&peer, &[id], 1.0, 5).await;
+    let mut found = None;
+    for _ in 0..200 {
+        found = child_of(server.id());
+        if found.is_some_and(|(trainer, _)| oom_score(trainer) == "1000") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+    }
+    let (trainer, group) = found.expect("a trainer is running");
+    assert_eq!(trainer, group, "it leads a process group");
+    assert_eq!(oom_score(trainer), "1000");
+    peer.cancel_run(run).await.unwrap();
+    assert_eq!(child_of(server.id()), None, "a cancelled run leaves no process");
+    server.kill();
+}
+
+#[cfg(target_os = "linux")]
+fn oom_score(process: u32) -> String {
+    let score = std::fs::read_to_string(format!("/proc/{process}/oom_score_adj")).unwrap_or_default();
+    score.trim().to_owned()
+}
+
+/// A child of this process that has become the trainer, and its process group.
+#[cfg(target_os = "linux")]
+fn child_of(parent: u32) -> Option<(u32, u32)> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|process| std::fs::read_to_string(process.path().join("stat")).ok())
+        .filter(|stat| stat.contains("(hang-0)"))
+        .find_map(|stat| {
+            let id: u32 = stat.split_once(' ')?.0.parse().ok()?;
+            let mut after_name = stat.rsplit_once(") ")?.1.split(' ').skip(1);
+            let found: u32 = after_name.next()?.parse().ok()?;
+            let group: u32 = after_name.next()?.parse().ok()?;
+            (found == parent).then_some((id, group))
+        })
 }
 
 #[tokio::test]
