@@ -210,3 +210,16 @@ impl Bastion for Service {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panics_words_reach_neither_the_caller_nor_the_log() {
+        let outcome: Result<(), Failure> = blocking(|| panic!("row 7 is 3.14")).await;
+        let failure = outcome.unwrap_err();
+        assert_eq!(failure.chain().as_deref(), Some("panicked"));
+        assert!(!Status::from(failure).message().contains("3.14"));
+    }
+}
