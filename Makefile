@@ -39,7 +39,7 @@ check: setup
 	@cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 	@$(VENV)/bin/ruff check python examples benches scripts tests
 	@$(VENV)/bin/ruff format --check python examples benches scripts tests
-	@$(VENV)/bin/mypy python/bastionai
+	@cd python && ../$(VENV)/bin/mypy bastionai
 	@$(PY) scripts/check_structure.py
 	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
 	  else echo "cargo-deny is not installed: bans and licences were not checked (cargo install cargo-deny)"; fi

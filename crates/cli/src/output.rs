@@ -9,6 +9,15 @@ pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// `value` as JSON, or what `people` prints.
+pub(crate) fn either(json_wanted: bool, value: &impl Serialize, people: impl FnOnce()) -> anyhow::Result<()> {
+    if json_wanted {
+        return json(value);
+    }
+    people();
+    Ok(())
+}
+
 /// Prints rows under a header, columns aligned; numbers are the caller's to format.
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) {
     let width = |column: usize| {

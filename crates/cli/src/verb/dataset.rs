@@ -15,19 +15,11 @@ pub(crate) fn run(verb: &DatasetVerb, json: bool) -> anyhow::Result<()> {
         DatasetVerb::Put(arguments) => put(arguments, json),
         DatasetVerb::List { connection } => {
             let datasets = connect(connection)?.list_datasets()?;
-            if json {
-                output::json(&datasets)
-            } else {
-                Ok(print_table(&datasets))
-            }
+            output::either(json, &datasets, || print_table(&datasets))
         }
         DatasetVerb::Show { connection, name } => {
             let dataset = dataset_named(&connect(connection)?, name)?;
-            if json {
-                output::json(&dataset)
-            } else {
-                Ok(print_one(&dataset))
-            }
+            output::either(json, &dataset, || print_one(&dataset))
         }
     }
 }
@@ -56,11 +48,7 @@ fn put(arguments: &DatasetPutArguments, json: bool) -> anyhow::Result<()> {
         eprint!("\ruploading {:3} %", 100 * transfer.done_bytes / total);
     })?;
     eprintln!("\ruploaded {first_row} rows, sealed");
-    if json {
-        output::json(&kept)
-    } else {
-        Ok(print_one(&kept))
-    }
+    output::either(json, &kept, || print_one(&kept))
 }
 
 /// Reads and validates a contract file.

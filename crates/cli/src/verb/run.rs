@@ -21,19 +21,11 @@ pub(crate) fn run(verb: &RunVerb, json: bool) -> anyhow::Result<()> {
         RunVerb::Watch { connection, run } => watch(&connect(connection)?, run_id(run)?, json),
         RunVerb::List { connection } => {
             let runs = connect(connection)?.list_runs()?;
-            if json {
-                output::json(&runs)
-            } else {
-                Ok(print_runs(&runs))
-            }
+            output::either(json, &runs, || print_runs(&runs))
         }
         RunVerb::Cancel { connection, run } => {
             let run = connect(connection)?.cancel_run(run_id(run)?)?;
-            if json {
-                output::json(&run)
-            } else {
-                Ok(print_runs(&[run]))
-            }
+            output::either(json, &run, || print_runs(std::slice::from_ref(&run)))
         }
         RunVerb::Fetch { connection, run, out } => fetch(&connect(connection)?, run_id(run)?, out, json),
     }
@@ -67,8 +59,12 @@ fn start(arguments: &RunStartArguments, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     if !quote.is_affordable() {
-        let short: Vec<&str> =
-            quote.charges.iter().filter(|charge| !charge.affordable).map(|charge| charge.dataset_name.as_str()).collect();
+        let short: Vec<&str> = quote
+            .charges
+            .iter()
+            .filter(|charge| !charge.affordable)
+            .map(|charge| charge.dataset_name.as_str())
+            .collect();
         bail!(
             "budget exceeded: {} cannot pay for this run; lower --epsilon, or leave a dataset out",
             short.join(", ")
@@ -76,11 +72,7 @@ fn start(arguments: &RunStartArguments, json: bool) -> anyhow::Result<()> {
     }
     let run = client.start_run(quote.run_digest)?;
     eprintln!("started; follow it with `bastionai run watch {}`", run.id);
-    if json {
-        output::json(&run)
-    } else {
-        Ok(println!("{}", run.id))
-    }
+    output::either(json, &run, || println!("{}", run.id))
 }
 
 fn spec(
@@ -163,7 +155,10 @@ fn watch(client: &Client, run: RunId, json: bool) -> anyhow::Result<()> {
     }
     match last.map(|run| run.state) {
         Some(RunState::Failed) => bail!("run {run} failed; it is charged as `bastionai run list` shows"),
-        Some(state) if !json => Ok(println!("{}", state_name(state))),
+        Some(state) if !json => {
+            println!("{}", state_name(state));
+            Ok(())
+        }
         _ => Ok(()),
     }
 }

@@ -324,6 +324,65 @@ pub fn all(dtype: DType, batch: i64) -> Vec<Model> {
     ]
 }
 
+/// T2's attack: the same product by two kernels, their rounding difference blown up. The loss is nothing but rounding,
+/// so it changes with the batch size; at one physical batch size it must not change with the other rows.
+pub fn amplified_rounding(batch: i64) -> Model {
+    let (dtype, k) = (DType::F32, Kind::Float);
+    let mut g = Builder::default();
+    let x = g.input("x", dtype, &[64]);
+    let w = g.parameter("w", dtype, &[8, 64], false);
+    let bias = g.parameter("b", dtype, &[8], true);
+    let product = g.linear(x, w, Some(bias), &[b(1), n(8)]);
+    let wide = g.node(
+        "unsqueeze",
+        &[("self", v(x)), ("dim", Argument::Int(1))],
+        dtype,
+        &[b(1), n(1), n(64)],
+    );
+    let each = g.node(
+        "mul.Tensor",
+        &[("self", v(wide)), ("other", v(w))],
+        dtype,
+        &[b(1), n(8), n(64)],
+    );
+    let inner = ("dim", Argument::Ints(vec![2]));
+    let again = g.node(
+        "sum.dim_IntList",
+        &[("self", v(each)), inner],
+        dtype,
+        &[b(1), n(8)],
+    );
+    let rounding = g.node(
+        "sub.Tensor",
+        &[("self", v(product)), ("other", v(again))],
+        dtype,
+        &[b(1), n(8)],
+    );
+    let blown = (
+        "other",
+        Argument::NumberAsTensor(Number::Float(FloatBits::new(1e9))),
+    );
+    let blown = g.node(
+        "mul.Tensor",
+        &[("self", v(rounding)), blown],
+        dtype,
+        &[b(1), n(8)],
+    );
+    let dim = ("dim", Argument::Ints(vec![1]));
+    let loss = g.node("sum.dim_IntList", &[("self", v(blown)), dim], dtype, &[b(1)]);
+    Model {
+        name: "amplified_rounding",
+        graph: g.finish(loss),
+        parameters: vec![rand(k, &[8, 64]), rand(k, &[8])],
+        constants: vec![],
+        inputs: vec![rand(k, &[batch, 64])],
+        reference: Box::new(move |p, i| {
+            let again = (i[0].unsqueeze(1) * &p[0]).sum_dim_intlist(2, false, k);
+            ((i[0].linear(&p[0], Some(&p[1])) - again) * 1e9).sum_dim_intlist(1, false, k)
+        }),
+    }
+}
+
 /// A leak that the checker refuses: a softmax over the batch (rule T7).
 pub fn leaky(batch: i64) -> Model {
     let mut g = Builder::default();
