@@ -151,6 +151,16 @@ mod tests {
     }
 
     #[test]
+    fn the_encoding_of_evidence_is_pinned() {
+        use sha2::{Digest, Sha256};
+        let evidence = InsecureSimulatedAttester::new().attest(&[7; 64]).unwrap();
+        assert_eq!(
+            hex::encode(Sha256::digest(&evidence.bytes)),
+            "62eaaf52ff4af9e72c00c71d78df694c715a7eb40161bd2830a996c49f5162bb"
+        );
+    }
+
+    #[test]
     fn every_flipped_bit_of_evidence_is_refused() {
         let evidence = InsecureSimulatedAttester::new().attest(&[7; 64]).unwrap();
         for at in 0..evidence.bytes.len() {

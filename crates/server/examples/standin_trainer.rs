@@ -5,6 +5,7 @@
 //! - `normal-MS`: every step takes MS milliseconds; the "weights" are the initial parameters, every "loss" is
 //!   0.5 plus fresh randomness, so that a recomputed step would show a second value;
 //! - `hang-N`, `die-N`: after N steps it sleeps for ever, or exits; `die-0` dies as it gets the records;
+//! - `greedy-MIB`: asks for so much memory once it has the records, and dies if it gets none;
 //! - `refuse`, `unready`, `garbage`: refuses the job, dies before it is ready, or answers nonsense;
 //! - `nan`, `short`, `skip`: weights that are not finite, too short, or steps out of order;
 //! - `echo`: like `normal-0`, and writes the records it got to `echo.bin` beside the link.
@@ -52,6 +53,11 @@ fn main() -> io::Result<()> {
     let records = frames(&mut input, job.datasets.len() * graph.inputs().len())?;
     if mode == "echo" {
         std::fs::write(called.with_file_name("echo.bin"), records.concat())?;
+    }
+    if mode == "greedy" {
+        Vec::<u8>::new()
+            .try_reserve_exact((number << 20) as usize)
+            .map_err(io::Error::other)?;
     }
     for step in 1..=job.steps {
         match mode {

@@ -119,7 +119,7 @@ pub struct TrainerConfig {
     pub step_timeout_ms: u64,
     /// From ready to the last weight; then the trainer is killed and the run failed, charged in full.
     pub run_timeout_ms: u64,
-    /// Largest memory estimate of a run that is accepted.
+    /// Largest memory estimate of a run that is accepted, and the most private memory a trainer gets.
     pub memory_bytes: u64,
     /// Progress is made durable and released this often, and after the last step.
     pub commit_ms: u64,

@@ -333,6 +333,15 @@ mod tests {
         assert_eq!(digest(&example()), seen[0]);
     }
 
+    /// Receipts name run digests for ever.
+    #[test]
+    fn the_run_digest_of_this_version_is_pinned() {
+        assert_eq!(
+            digest(&example()).to_string(),
+            "34371c36df66de1574329f6fc4d9127b3d82206b4d771176f36ee586fc7b0bad"
+        );
+    }
+
     #[test]
     fn tensors_cannot_be_moved_across_their_borders() {
         let one = tensors_digest(&[vec![1, 2], vec![3]]);

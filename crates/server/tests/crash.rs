@@ -2,7 +2,7 @@
 //! *clients received*: whatever reached a client is paid for, no step ever has two values, nothing acknowledged
 //! is lost, nothing half-done is seen.
 //!
-//! `BASTIONAI_KILLS` sets how often (default 12; 300 with `BASTIONAI_SLOW`, as `make test-all` sets it).
+//! `BASTIONAI_KILLS` sets how often (default 150; 400 with `BASTIONAI_SLOW`, as `make test-all` sets it).
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod common;
@@ -275,9 +275,9 @@ async fn check(owner: &AppraisedPeer, scientist: &AppraisedPeer, known: &Shared)
 
 fn kills() -> u64 {
     let default = if std::env::var_os("BASTIONAI_SLOW").is_some() {
-        300
+        400
     } else {
-        12
+        150
     };
     std::env::var("BASTIONAI_KILLS")
         .map_or(default, |text| text.parse().expect("BASTIONAI_KILLS is a number"))

@@ -96,6 +96,30 @@ async fn a_trainer_replaced_after_boot_is_not_run() {
 }
 
 #[tokio::test]
+async fn a_trainer_gets_no_more_memory_than_the_configuration_allows() {
+    for (allowed_gib, ends) in [(1, RunState::Failed), (8, RunState::Succeeded)] {
+        let directory = tempfile::tempdir().unwrap();
+        let server = TestServer::start_with(directory.path(), "greedy-3072", |config| {
+            config.trainer.memory_bytes = allowed_gib << 30;
+        })
+        .await;
+        let peer = server.peer(&identity()).await;
+        let id = upload(&peer, "north", "6.0").await;
+        let run = start(&peer, &[id], 1.0, 5).await;
+        assert_eq!(
+            watch(&peer, run).await.1,
+            ends,
+            "{allowed_gib} GiB allowed, 3 asked for"
+        );
+        assert!(
+            epsilon_of(&peer, "north").await.0 > 900_000_000,
+            "it had started: charged"
+        );
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn a_run_that_takes_too_long_fails_and_stays_charged() {
     let directory = tempfile::tempdir().unwrap();
     let server = TestServer::start_with(directory.path(), "normal-50", |config| {

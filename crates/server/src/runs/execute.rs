@@ -83,6 +83,7 @@ fn prepare<'a>(
             run_timeout: Duration::from_millis(trainer.run_timeout_ms),
             commit_every: Duration::from_millis(trainer.commit_ms),
         },
+        memory_bytes: trainer.memory_bytes,
     };
     Ok((order, Record::new(server, live, frames)))
 }

@@ -8,7 +8,7 @@ use super::cancel::Cancel;
 use bastionai_wire::trainer::{
     Job, Report, TRAINER_ENVIRONMENT, read_frame, read_message, write_frame, write_message,
 };
-use rustix::process::Pid;
+use rustix::process::{Pid, Resource, Rlimit};
 use std::error::Error;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::process::CommandExt;
@@ -31,6 +31,8 @@ pub(crate) struct Order {
     pub(crate) weights: Vec<WeightShape>,
     /// Patience and cadence.
     pub(crate) timing: Timing,
+    /// Most private memory the trainer may take.
+    pub(crate) memory_bytes: u64,
 }
 
 /// Size and kind of one trainable parameter.
@@ -148,12 +150,16 @@ struct Trainer {
 
 impl Drop for Trainer {
     fn drop(&mut self) {
-        // Not reaped yet, so the group is still this child's. Each fails only when all of it is already dead.
-        let _ =
-            rustix::process::kill_process_group(Pid::from_child(&self.child), rustix::process::Signal::KILL);
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        stop(&mut self.child);
     }
+}
+
+/// Kills a trainer with its group, and reaps it.
+fn stop(child: &mut Child) {
+    // Not reaped yet, so the group is still this child's. Each fails only when all of it is already dead.
+    let _ = rustix::process::kill_process_group(Pid::from_child(child), rustix::process::Signal::KILL);
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 impl Trainer {
@@ -173,6 +179,10 @@ impl Trainer {
             .spawn()
             .map_err(spawn_error)?;
         die_first(&child);
+        if let Err(source) = limit_memory(&child, order.memory_bytes) {
+            stop(&mut child);
+            return Err(spawn_error(source));
+        }
         let stdin = child.stdin.take().expect("stdin is piped");
         let stdout = child.stdout.take().expect("stdout is piped");
         let (to_writer, records) = channel();
@@ -324,6 +334,16 @@ impl Progress {
 /// is lost where it doesn't work.
 fn die_first(child: &Child) {
     let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "1000");
+}
+
+/// Caps the trainer's private writable memory: what it asks for beyond fails there, and so does its run.
+fn limit_memory(child: &Child, bytes: u64) -> io::Result<()> {
+    let limit = Rlimit {
+        current: Some(bytes),
+        maximum: Some(bytes),
+    };
+    rustix::process::prlimit(Some(Pid::from_child(child)), Resource::Data, limit)?;
+    Ok(())
 }
 
 fn named_thread(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {

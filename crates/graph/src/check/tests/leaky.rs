@@ -1,4 +1,5 @@
-//! Leaky programs for T1–T8, G2 and G4 in several variants. Each is refused at the very node that leaks,
+//! Leaky programs for T1, T3–T8, G2 and G4 in several variants; T2 (rounding that depends on the batch size) no type
+//! can see: the trainer's oracles have its attack, at the one physical batch size of a run. Each is refused at the very node that leaks,
 //! under its rule; most name the premise whose absence alone would let them through (see `mutants`).
 
 use super::build::{Build, f, flag, i, ints, k, sizes, t};
@@ -516,6 +517,19 @@ fn types() -> Vec<Case> {
         }),
         case("item", "T5", |b| {
             bad_plus(b, "item.default", &[("self", t("c1"))])
+        }),
+        case("masked_select", "T5", |b| {
+            bad_then_mean(
+                b,
+                "masked_select.default",
+                &[("self", t("t")), ("mask", t("flag"))],
+            )
+        }),
+        case("the private spelling of item", "T5", |b| {
+            bad_plus(b, "_local_scalar_dense.default", &[("self", t("c1"))])
+        }),
+        case("nonzero as a tuple", "T7", |b| {
+            bad_then_mean(b, "nonzero_numpy.default", &[("self", t("t"))])
         }),
         case("boolean indexing", "T7", |b| {
             let indices = RawArgument::OptionalTensors(vec![Some("flag".into())]);
