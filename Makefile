@@ -46,7 +46,7 @@ check: setup
 
 bench: setup
 	$(call say,"bench: ratios from one interleaved run")
-	@cargo build $(CARGO_FLAGS) -p bastionai-trainer --examples
+	@cargo build $(CARGO_FLAGS) --workspace --bins --lib --examples
 	@$(PY) benches/run.py
 
 # Half a minute for each parser. Needs a nightly toolchain and cargo-fuzz.
