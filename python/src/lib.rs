@@ -1,8 +1,8 @@
 //! The PyO3 module `bastionai._internal`: Python's way to client, graph and privacy. No logic of its own.
 //!
-//! [`contract`] and [`model`] check locally what is about to be sent; [`session`] speaks to a server, under a
-//! [`policy`]; [`receipt`] checks what came back; [`privacy`] answers what-ifs; [`errors`] is the one place
-//! where Rust errors become exceptions. Blocking calls release the GIL and look for signals, so that Ctrl-C works ([`blocking`]).
+//! `contract` and `model` check locally what is about to be sent; `session` speaks to a server, under a
+//! `policy`; `receipt` checks what came back; `privacy` answers what-ifs; `errors` is the one place
+//! where Rust errors become exceptions. Blocking calls release the GIL and look for signals, so that Ctrl-C works (`blocking`).
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod blocking;

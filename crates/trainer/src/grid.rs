@@ -11,7 +11,7 @@ const UNITS_PER_NORM: f64 = 1_073_741_824.0;
 const ROUNDING_SHIFT: f64 = 6_755_399_441_055_744.0;
 
 /// Largest physical batch: its sums stay at or below `2·2^19·2^30 = 2^50` units, where rounding is exact. Beyond
-/// `2^51` the shift of [`round_to_integer`] leaves its binade and one record could move a sum by any amount.
+/// `2^51` the shift of `round_to_integer` leaves its binade and one record could move a sum by any amount.
 pub const MAX_PHYSICAL_BATCH_SIZE: u32 = 1 << 19;
 
 /// Elements of a parallel chunk: 256 KiB of sums.
