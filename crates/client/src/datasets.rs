@@ -136,7 +136,7 @@ impl AppraisedPeer {
         }
         let mut upload = self.begin_upload(dataset).await?;
         for batch in batches {
-            upload.push(batch).await?;
+            upload.push_checked(batch).await?;
             on_progress(Transfer {
                 done_bytes: upload.sent_bytes,
                 total_bytes: Some(total_bytes),
@@ -196,6 +196,11 @@ impl DatasetUpload {
     pub async fn push(&mut self, batch: RecordBatch) -> Result<(), ClientError> {
         self.refuse_torn()?;
         batch.check(&self.contract, self.rows)?;
+        self.push_checked(batch).await
+    }
+
+    /// Sends a batch whose rows were checked against the contract.
+    async fn push_checked(&mut self, batch: RecordBatch) -> Result<(), ClientError> {
         // A wait dropped half-way (Ctrl-C) must not leave an upload that could be finished without its rest.
         self.is_whole = false;
         for piece in batch.split(self.chunk_bytes) {

@@ -34,11 +34,6 @@ impl AuditedReceipt {
     pub fn runner(&self) -> Option<&AttestationResult> {
         self.runner.as_ref()
     }
-
-    /// The statement alone.
-    pub fn into_receipt(self) -> Receipt {
-        self.receipt
-    }
 }
 
 /// Checks a receipt (a DSSE envelope) with nothing but a policy.
