@@ -1,5 +1,8 @@
 """The Rust side: client, graph and privacy. Answers of a session are JSON texts."""
 
+#: Share of the privacy that the released loss takes when none is named; the server's own default.
+DEFAULT_LOSS_SHARE: float
+
 def canonical_contract(json: str) -> str:
     """The canonical JSON of a contract. Raises ContractError."""
 

@@ -51,7 +51,7 @@ class RemoteLearner:
         max_batch_size: int | None = None,
         max_grad_norm: float = 1.0,
         max_loss: float | None = None,
-        loss_share: float = 0.05,
+        loss_share: float = _internal.DEFAULT_LOSS_SHARE,
         inputs: Sequence[str] | None = None,
         label: str | None = None,
     ) -> None:

@@ -10,7 +10,7 @@ use crate::fetch::FetchedRun;
 use crate::heads::HeadMemory;
 use crate::identity::Identity;
 use crate::ledger::LedgerView;
-use crate::rows::{RecordBatch, Transfer};
+use crate::rows::{CheckedRecords, RecordBatch, Transfer};
 use crate::runs::{self, Progress, Quote, Run, RunSpec};
 use crate::session::{AppraisedPeer, ConnectOptions, ServerInfo};
 use bastionai_attestation::{AppraisalPolicy, AttestationResult};
@@ -138,6 +138,20 @@ impl Client {
     ) -> Result<Dataset, ClientError> {
         self.driver
             .wait(self.peer.upload_dataset(dataset, batches, on_progress))
+    }
+
+    /// See [`AppraisedPeer::upload_checked`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn upload_checked(
+        &self,
+        dataset: &NewDataset,
+        records: CheckedRecords,
+        on_progress: &mut (dyn FnMut(Transfer) + Send),
+    ) -> Result<Dataset, ClientError> {
+        self.driver
+            .wait(self.peer.upload_checked(dataset, records, on_progress))
     }
 
     /// See [`AppraisedPeer::begin_upload`].

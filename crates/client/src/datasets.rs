@@ -4,7 +4,7 @@ use crate::convert::{all, amount, dataset_id, principal, required};
 use crate::errors::ClientError;
 use crate::link::Link;
 use crate::outgoing::Outgoing;
-use crate::rows::{RecordBatch, Transfer};
+use crate::rows::{CheckedRecords, RecordBatch, Transfer};
 use crate::session::AppraisedPeer;
 use bastionai_graph::contract::DataContract;
 use bastionai_ledger::amount::Amount;
@@ -122,11 +122,27 @@ impl AppraisedPeer {
         batches: Vec<RecordBatch>,
         on_progress: &mut (dyn FnMut(Transfer) + Send),
     ) -> Result<Dataset, ClientError> {
-        let mut rows = 0;
-        for batch in &batches {
-            batch.check(&dataset.contract, rows)?;
-            rows += batch.rows;
+        let records = CheckedRecords::check(&dataset.contract, batches)?;
+        self.upload_checked(dataset, records, on_progress).await
+    }
+
+    /// Uploads rows that were checked already, perhaps before there was a connection.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] if they were checked against another contract; else as
+    /// [`AppraisedPeer::upload_dataset`].
+    pub async fn upload_checked(
+        &self,
+        dataset: &NewDataset,
+        records: CheckedRecords,
+        on_progress: &mut (dyn FnMut(Transfer) + Send),
+    ) -> Result<Dataset, ClientError> {
+        if records.contract != dataset.contract {
+            return Err(ClientError::Invalid(
+                "the rows were checked against another contract than the dataset's".into(),
+            ));
         }
+        let batches = records.batches;
         let total_bytes = batches.iter().map(RecordBatch::size_bytes).sum();
         if total_bytes > self.server().max_upload_bytes {
             let most = self.server().max_upload_bytes;

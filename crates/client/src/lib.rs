@@ -52,6 +52,7 @@ pub use bastionai_attestation::{
 pub use bastionai_graph::contract::DataContract;
 pub use bastionai_ledger::amount::{Amount, Delta, Epsilon};
 pub use bastionai_ledger::id::{DatasetId, Digest32, LedgerId, Principal, RunId};
+pub use bastionai_wire::DEFAULT_LOSS_SHARE;
 pub use datasets::{Budget, Dataset, DatasetKind, DatasetUpload, MayTrain, NewDataset, Policy};
 pub use errors::ClientError;
 pub use fetch::{FetchedRun, WeightTensor};
@@ -59,6 +60,6 @@ pub use heads::HeadMemory;
 pub use identity::Identity;
 pub use ledger::{LedgerEntry, LedgerView};
 pub use receipts::{AuditedReceipt, audit_receipt};
-pub use rows::{RecordBatch, Transfer};
+pub use rows::{CheckedRecords, RecordBatch, Transfer};
 pub use runs::{Charge, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunSpec, RunState, RunWatch};
 pub use session::{AppraisedPeer, ConnectOptions, ServerInfo, UnappraisedSession, connect};

@@ -35,6 +35,38 @@ pub struct Transfer {
     pub total_bytes: Option<u64>,
 }
 
+/// A whole dataset's rows, each checked once against a contract. Only [`CheckedRecords::check`] makes one.
+#[derive(Clone, Debug)]
+pub struct CheckedRecords {
+    pub(crate) contract: DataContract,
+    pub(crate) batches: Vec<RecordBatch>,
+    rows: u64,
+}
+
+impl CheckedRecords {
+    /// Checks every row.
+    ///
+    /// # Errors
+    /// [`ClientError::RowRefused`] with row and column, never with a value.
+    pub fn check(contract: &DataContract, batches: Vec<RecordBatch>) -> Result<Self, ClientError> {
+        let mut rows = 0;
+        for batch in &batches {
+            batch.check(contract, rows)?;
+            rows += batch.rows;
+        }
+        Ok(Self {
+            contract: contract.clone(),
+            batches,
+            rows,
+        })
+    }
+
+    /// Rows in all.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+}
+
 impl RecordBatch {
     /// Bytes of all columns.
     pub fn size_bytes(&self) -> u64 {
@@ -119,6 +151,19 @@ pub(crate) mod tests {
         };
         assert_eq!((*row, column.as_str()), (Some(101), "x"));
         assert!(!error.to_string().contains("777"), "{error}");
+    }
+
+    #[test]
+    fn records_are_checked_as_one_dataset_with_rows_counted_over_its_batches() {
+        let good = batch(&[([0.0, 1.0], 0), ([0.5, 0.5], 1)]);
+        let bad = batch(&[([0.0, 1.0], 0), ([0.5, 2.0], 1)]);
+        let records = CheckedRecords::check(&contract(), vec![good.clone(), good.clone()]).unwrap();
+        assert_eq!(records.rows(), 4);
+        let error = CheckedRecords::check(&contract(), vec![good, bad]).unwrap_err();
+        assert!(
+            matches!(error, ClientError::RowRefused { row: Some(3), .. }),
+            "{error}"
+        );
     }
 
     #[test]

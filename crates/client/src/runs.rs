@@ -8,6 +8,7 @@ use crate::errors::ClientError;
 use crate::session::AppraisedPeer;
 use bastionai_ledger::amount::Amount;
 use bastionai_ledger::id::{DatasetId, Digest32, Principal, RunId};
+pub use bastionai_wire::Optimizer;
 use bastionai_wire::v1;
 use serde::{Deserialize, Serialize};
 use tonic::Streaming;
@@ -59,29 +60,6 @@ pub struct LossRelease {
     pub max_loss: f64,
     /// Share of the privacy spent on it, in (0, 1).
     pub share: f64,
-}
-
-/// Update rule; fields as in `torch.optim`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs)]
-pub enum Optimizer {
-    /// `torch.optim.SGD`.
-    Sgd {
-        lr: f64,
-        momentum: f64,
-        dampening: f64,
-        weight_decay: f64,
-        nesterov: bool,
-    },
-    /// `torch.optim.AdamW`.
-    AdamW {
-        lr: f64,
-        beta1: f64,
-        beta2: f64,
-        eps: f64,
-        weight_decay: f64,
-    },
 }
 
 /// The price of a run, binding until it expires.

@@ -6,8 +6,9 @@ mod common;
 use bastionai_client::blocking::{Client, Settings, Watched};
 use bastionai_client::synth::synthetic_batch;
 use bastionai_client::{
-    AppraisalPolicy, ClientError, DataContract, DatasetKind, Delta, Digest32, Epsilon, Freshness, HeadMemory,
-    Identity, MayTrain, NewDataset, Policy, RecordBatch, Run, RunId, Transfer, audit_receipt,
+    AppraisalPolicy, CheckedRecords, ClientError, DataContract, DatasetKind, Delta, Digest32, Epsilon,
+    Freshness, HeadMemory, Identity, MayTrain, NewDataset, Policy, RecordBatch, Run, RunId, Transfer,
+    audit_receipt,
 };
 use bastionai_ledger::key::LedgerKey;
 use bastionai_ledger::policy::DatasetKind as LedgerKind;
@@ -85,6 +86,21 @@ async fn one_bad_row_keeps_every_row_at_home() {
     };
     assert_eq!((*row, column.as_str()), (Some(57), "x"));
     assert!(!error.to_string().contains("7.25"), "{error}");
+    assert_eq!(server.calls(), ["Attest", "Hello"]);
+}
+
+#[tokio::test]
+async fn rows_checked_against_another_contract_are_not_sent() {
+    let server = TestServer::start(Behaviour::honest()).await;
+    let peer = open(&server.address).await.unwrap();
+    let records = CheckedRecords::check(&dataset().contract, vec![rows(50, 1)]).unwrap();
+    let mut other = dataset();
+    other.contract.declared_size = 2048;
+    let error = peer
+        .upload_checked(&other, records, &mut |_| {})
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ClientError::Invalid(_)), "{error}");
     assert_eq!(server.calls(), ["Attest", "Hello"]);
 }
 

@@ -19,7 +19,7 @@ pub enum JointError {
     },
     /// A share outside (0, 1).
     #[error(
-        "loss_share {value} is not strictly between 0 and 1; 0.02 gives the loss a fiftieth of the budget"
+        "loss_share {value} is not strictly between 0 and 1; 0.05 gives the loss a twentieth of the precision"
     )]
     LossShare {
         /// What was passed.

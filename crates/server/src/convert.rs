@@ -202,36 +202,3 @@ fn invalid(message: impl Into<String>) -> Failure {
 pub(crate) fn dataset_name(text: &str) -> Result<String, Failure> {
     spec::name("name", text)
 }
-
-pub(crate) fn optimizer(optimizer: &bastionai_wire::trainer::Optimizer) -> v1::Optimizer {
-    use bastionai_wire::trainer::Optimizer;
-    let kind = match *optimizer {
-        Optimizer::Sgd {
-            lr,
-            momentum,
-            dampening,
-            weight_decay,
-            nesterov,
-        } => v1::optimizer::Kind::Sgd(v1::Sgd {
-            lr,
-            momentum,
-            dampening,
-            weight_decay,
-            nesterov,
-        }),
-        Optimizer::AdamW {
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        } => v1::optimizer::Kind::Adamw(v1::AdamW {
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        }),
-    };
-    v1::Optimizer { kind: Some(kind) }
-}

@@ -4,7 +4,7 @@
 use crate::plan::Plan;
 use crate::spec::RunRequest;
 use bastionai_ledger::{BootId, DatasetId, Digest32, EntryHash, Principal};
-use bastionai_wire::trainer::Optimizer;
+use bastionai_wire::Optimizer;
 use sha2::{Digest, Sha256};
 
 /// A dataset as a run uses it.

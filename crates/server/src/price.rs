@@ -314,7 +314,7 @@ impl PricedRun {
             target_delta: self.plan.amount.delta.to_f64(),
             max_loss: request.loss.map_or(0.0, |loss| loss.max_loss),
             loss_share: request.loss.map_or(0.0, |loss| loss.share),
-            optimizer: Some(convert::optimizer(&request.optimizer)),
+            optimizer: Some(request.optimizer.into()),
         }
     }
 }

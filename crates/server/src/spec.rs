@@ -3,8 +3,7 @@
 
 use crate::errors::{Failure, Reason};
 use bastionai_ledger::{DatasetId, Delta, Digest32};
-use bastionai_wire::trainer::Optimizer;
-use bastionai_wire::v1;
+use bastionai_wire::{DEFAULT_LOSS_SHARE, Optimizer, v1};
 use std::collections::BTreeSet;
 
 /// A run as asked for, checked.
@@ -165,39 +164,42 @@ fn loss(max_loss: f64, share: f64) -> Result<Option<LossRequest>, Failure> {
     Ok(Some(LossRequest { max_loss, share }))
 }
 
-fn optimizer(optimizer: Option<&v1::Optimizer>) -> Result<Optimizer, Failure> {
-    let missing = || invalid("optimizer is missing: set sgd or adamw");
-    match optimizer
-        .and_then(|optimizer| optimizer.kind.as_ref())
-        .ok_or_else(missing)?
-    {
-        v1::optimizer::Kind::Sgd(sgd) => {
-            let (momentum, dampening) = (
-                fraction("momentum", sgd.momentum)?,
-                fraction("dampening", sgd.dampening)?,
-            );
-            if sgd.nesterov && (momentum == 0.0 || dampening != 0.0) {
+fn optimizer(wire: Option<&v1::Optimizer>) -> Result<Optimizer, Failure> {
+    let optimizer = wire.copied().unwrap_or_default();
+    let optimizer = Optimizer::try_from(optimizer).map_err(|error| invalid(error.to_string()))?;
+    match optimizer {
+        Optimizer::Sgd {
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+        } => {
+            rate("lr", lr)?;
+            rate("weight_decay", weight_decay)?;
+            fraction("momentum", momentum)?;
+            fraction("dampening", dampening)?;
+            if nesterov && (momentum == 0.0 || dampening != 0.0) {
                 return Err(invalid(
                     "nesterov needs momentum above 0 and dampening 0, as torch.optim.SGD does",
                 ));
             }
-            let (lr, weight_decay) = (rate("lr", sgd.lr)?, rate("weight_decay", sgd.weight_decay)?);
-            Ok(Optimizer::Sgd {
-                lr,
-                momentum,
-                dampening,
-                weight_decay,
-                nesterov: sgd.nesterov,
-            })
         }
-        v1::optimizer::Kind::Adamw(adamw) => Ok(Optimizer::AdamW {
-            lr: rate("lr", adamw.lr)?,
-            beta1: fraction("beta1", adamw.beta1)?,
-            beta2: fraction("beta2", adamw.beta2)?,
-            eps: positive("eps", adamw.eps)?,
-            weight_decay: rate("weight_decay", adamw.weight_decay)?,
-        }),
+        Optimizer::AdamW {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        } => {
+            rate("lr", lr)?;
+            fraction("beta1", beta1)?;
+            fraction("beta2", beta2)?;
+            positive("eps", eps)?;
+            rate("weight_decay", weight_decay)?;
+        }
     }
+    Ok(optimizer)
 }
 
 fn invalid(message: impl Into<String>) -> Failure {
@@ -246,8 +248,6 @@ const MIN_NOISE: f64 = 0.05;
 pub(crate) const MAX_NOISE: f64 = 8192.0;
 /// Sums of a physical batch are exact on the trainer's integer grid up to this.
 const MAX_PHYSICAL_BATCH: u64 = 1 << 19;
-/// A fiftieth of the precision: raises gradient noise by 1%.
-const DEFAULT_LOSS_SHARE: f64 = 0.02;
 
 #[cfg(test)]
 mod tests {

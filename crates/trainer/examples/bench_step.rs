@@ -12,7 +12,8 @@ use bastionai_privacy::truncation::truncated_batch_size;
 use bastionai_trainer::records::Records;
 use bastionai_trainer::training::Training;
 use bastionai_trainer::{Engine, Settings, selftest};
-use bastionai_wire::trainer::{DatasetShape, Job, Optimizer, TRAINER_PROTOCOL_VERSION};
+use bastionai_wire::Optimizer;
+use bastionai_wire::trainer::{DatasetShape, Job, TRAINER_PROTOCOL_VERSION};
 use std::io::{BufRead, Write};
 use std::time::Instant;
 

@@ -7,7 +7,7 @@ use crate::error::{EngineError, Result};
 use crate::ffi::{self, Element};
 use crate::grid::{CHUNK, in_parallel};
 use bastionai_privacy::noise::NoiseStream;
-use bastionai_wire::trainer::Optimizer;
+use bastionai_wire::Optimizer;
 use tch::{Kind, Tensor};
 
 /// How sums become gradients.

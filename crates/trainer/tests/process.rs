@@ -4,9 +4,10 @@
 mod support;
 
 use bastionai_graph::dtype::DType;
+use bastionai_wire::Optimizer;
 use bastionai_wire::trainer::{
-    DatasetShape, Job, LossRelease, Optimizer, Report, TRAINER_ENVIRONMENT, TRAINER_PROTOCOL_VERSION,
-    read_frame, read_message, write_frame, write_message,
+    DatasetShape, Job, LossRelease, Report, TRAINER_ENVIRONMENT, TRAINER_PROTOCOL_VERSION, read_frame,
+    read_message, write_frame, write_message,
 };
 use std::io::{BufReader, Read};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};

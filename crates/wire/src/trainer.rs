@@ -8,6 +8,7 @@
 //! The trainer answers with [`Report`] frames; after [`Report::Finished`] it writes one raw frame per
 //! trainable parameter, in graph order, and exits. The trainer holds no key and gets no file (soundness A2).
 
+use crate::optimizer::Optimizer;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 
@@ -67,37 +68,6 @@ pub struct LossRelease {
     pub max_loss: f64,
     /// Noise standard deviation over `max_loss`.
     pub noise_multiplier: f64,
-}
-
-/// Optimizer and its hyper-parameters, with PyTorch's meaning.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Optimizer {
-    /// `torch.optim.SGD`.
-    Sgd {
-        /// Learning rate.
-        lr: f64,
-        /// Momentum.
-        momentum: f64,
-        /// Dampening.
-        dampening: f64,
-        /// L2 penalty.
-        weight_decay: f64,
-        /// Nesterov momentum.
-        nesterov: bool,
-    },
-    /// `torch.optim.AdamW`.
-    AdamW {
-        /// Learning rate.
-        lr: f64,
-        /// First-moment decay.
-        beta1: f64,
-        /// Second-moment decay.
-        beta2: f64,
-        /// Denominator offset.
-        eps: f64,
-        /// Decoupled weight decay.
-        weight_decay: f64,
-    },
 }
 
 /// What a trainer says.

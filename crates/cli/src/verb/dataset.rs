@@ -5,7 +5,8 @@ use crate::connect::{connect, dataset_named};
 use crate::{output, rows};
 use anyhow::{Context, bail};
 use bastionai_client::{
-    Amount, DataContract, Dataset, DatasetKind, MayTrain, NewDataset, Policy, Principal, Transfer,
+    Amount, CheckedRecords, DataContract, Dataset, DatasetKind, MayTrain, NewDataset, Policy, Principal,
+    Transfer,
 };
 use std::str::FromStr;
 
@@ -29,13 +30,9 @@ fn put(arguments: &DatasetPutArguments, json: bool) -> anyhow::Result<()> {
     let contract = read_contract(&arguments.contract)?;
     let policy = policy(arguments)?;
     let batches = rows::read_csv(&arguments.file, &contract)?;
-    let mut first_row = 0;
-    for batch in &batches {
-        batch
-            .check(&contract, first_row)
-            .with_context(|| arguments.file.display().to_string())?;
-        first_row += batch.rows;
-    }
+    let records =
+        CheckedRecords::check(&contract, batches).with_context(|| arguments.file.display().to_string())?;
+    let rows = records.rows();
     let dataset = NewDataset {
         name: arguments.name.clone(),
         kind: kind(arguments.kind),
@@ -43,11 +40,11 @@ fn put(arguments: &DatasetPutArguments, json: bool) -> anyhow::Result<()> {
         policy,
     };
     let client = connect(&arguments.connection)?;
-    let kept = client.upload_dataset(&dataset, batches, &mut |transfer: Transfer| {
+    let kept = client.upload_checked(&dataset, records, &mut |transfer: Transfer| {
         let total = transfer.total_bytes.unwrap_or(transfer.done_bytes).max(1);
         eprint!("\ruploading {:3} %", 100 * transfer.done_bytes / total);
     })?;
-    eprintln!("\ruploaded {first_row} rows, sealed");
+    eprintln!("\ruploaded {rows} rows, sealed");
     output::either(json, &kept, || print_one(&kept))
 }
 

@@ -6,7 +6,8 @@ use crate::output;
 use anyhow::{Context, bail};
 use bastionai_client::blocking::{Client, Watched};
 use bastionai_client::{
-    FetchedRun, LossRelease, Optimizer, Privacy, Quote, Run, RunId, RunSpec, RunState, Transfer,
+    DEFAULT_LOSS_SHARE, FetchedRun, LossRelease, Optimizer, Privacy, Quote, Run, RunId, RunSpec, RunState,
+    Transfer,
 };
 use bastionai_graph::dtype::DType;
 use safetensors::tensor::{Dtype, TensorView};
@@ -126,7 +127,7 @@ fn spec(
         target_delta: arguments.delta,
         loss_release: (arguments.max_loss > 0.0).then_some(LossRelease {
             max_loss: arguments.max_loss,
-            share: LOSS_SHARE,
+            share: DEFAULT_LOSS_SHARE,
         }),
         optimizer,
     })
@@ -280,6 +281,3 @@ fn state_name(state: RunState) -> &'static str {
         RunState::Cancelled => "cancelled",
     }
 }
-
-/// Share of the privacy spent on the released loss: a twentieth widens the gradient's noise by 2.6 %.
-const LOSS_SHARE: f64 = 0.05;

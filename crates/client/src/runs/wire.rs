@@ -23,40 +23,7 @@ pub(super) fn spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
         target_delta: spec.target_delta.unwrap_or(0.0),
         max_loss: spec.loss_release.map_or(0.0, |release| release.max_loss),
         loss_share: spec.loss_release.map_or(0.0, |release| release.share),
-        optimizer: Some(v1::Optimizer {
-            kind: Some(optimizer_to_wire(spec.optimizer)),
-        }),
-    }
-}
-
-fn optimizer_to_wire(optimizer: Optimizer) -> v1::optimizer::Kind {
-    match optimizer {
-        Optimizer::Sgd {
-            lr,
-            momentum,
-            dampening,
-            weight_decay,
-            nesterov,
-        } => v1::optimizer::Kind::Sgd(v1::Sgd {
-            lr,
-            momentum,
-            dampening,
-            weight_decay,
-            nesterov,
-        }),
-        Optimizer::AdamW {
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        } => v1::optimizer::Kind::Adamw(v1::AdamW {
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        }),
+        optimizer: Some(spec.optimizer.into()),
     }
 }
 
@@ -65,34 +32,9 @@ fn parse_spec(call: &'static str, wire: v1::RunSpec) -> Result<RunSpec, ClientEr
         v1::run_spec::Privacy::TargetEpsilon(epsilon) => Privacy::TargetEpsilon(epsilon),
         v1::run_spec::Privacy::NoiseMultiplier(multiplier) => Privacy::NoiseMultiplier(multiplier),
     };
-    let optimizer = match required(call, "the spec's optimizer", wire.optimizer.and_then(|o| o.kind))? {
-        v1::optimizer::Kind::Sgd(v1::Sgd {
-            lr,
-            momentum,
-            dampening,
-            weight_decay,
-            nesterov,
-        }) => Optimizer::Sgd {
-            lr,
-            momentum,
-            dampening,
-            weight_decay,
-            nesterov,
-        },
-        v1::optimizer::Kind::Adamw(v1::AdamW {
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        }) => Optimizer::AdamW {
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        },
-    };
+    let optimizer = required(call, "the spec's optimizer", wire.optimizer)?;
+    let optimizer =
+        Optimizer::try_from(optimizer).map_err(|error| ClientError::protocol(call, error.to_string()))?;
     Ok(RunSpec {
         model_id: digest(call, "model_id", &wire.model_id)?,
         dataset_ids: all(call, &wire.dataset_ids, |call, id| dataset_id(call, id))?,

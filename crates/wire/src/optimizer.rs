@@ -1,0 +1,143 @@
+//! One description of an optimizer for client, server and trainer, and its two wire forms.
+
+use crate::v1;
+use serde::{Deserialize, Serialize};
+
+/// Update rule and its hyper-parameters, with the names and the meaning of `torch.optim`.
+///
+/// JSON is `{"sgd": {"lr": 0.1, …}}`; postcard, between server and trainer, counts the variants.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Optimizer {
+    /// `torch.optim.SGD`.
+    Sgd {
+        /// Learning rate.
+        lr: f64,
+        /// Momentum.
+        momentum: f64,
+        /// Dampening.
+        dampening: f64,
+        /// L2 penalty.
+        weight_decay: f64,
+        /// Nesterov momentum.
+        nesterov: bool,
+    },
+    /// `torch.optim.AdamW`.
+    AdamW {
+        /// Learning rate.
+        lr: f64,
+        /// First-moment decay.
+        beta1: f64,
+        /// Second-moment decay.
+        beta2: f64,
+        /// Denominator offset.
+        eps: f64,
+        /// Decoupled weight decay.
+        weight_decay: f64,
+    },
+}
+
+/// A message that names no optimizer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("optimizer is missing: set sgd or adamw")]
+pub struct NoOptimizer;
+
+impl From<Optimizer> for v1::Optimizer {
+    fn from(optimizer: Optimizer) -> Self {
+        let kind = match optimizer {
+            Optimizer::Sgd {
+                lr,
+                momentum,
+                dampening,
+                weight_decay,
+                nesterov,
+            } => v1::optimizer::Kind::Sgd(v1::Sgd {
+                lr,
+                momentum,
+                dampening,
+                weight_decay,
+                nesterov,
+            }),
+            Optimizer::AdamW {
+                lr,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            } => v1::optimizer::Kind::Adamw(v1::AdamW {
+                lr,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            }),
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+impl TryFrom<v1::Optimizer> for Optimizer {
+    type Error = NoOptimizer;
+
+    /// Takes the numbers as they are: whether they make sense is the server's to say.
+    fn try_from(wire: v1::Optimizer) -> Result<Self, NoOptimizer> {
+        Ok(match wire.kind.ok_or(NoOptimizer)? {
+            v1::optimizer::Kind::Sgd(v1::Sgd {
+                lr,
+                momentum,
+                dampening,
+                weight_decay,
+                nesterov,
+            }) => Self::Sgd {
+                lr,
+                momentum,
+                dampening,
+                weight_decay,
+                nesterov,
+            },
+            v1::optimizer::Kind::Adamw(v1::AdamW {
+                lr,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            }) => Self::AdamW {
+                lr,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_optimizer_survives_the_wire() {
+        let sgd = Optimizer::Sgd {
+            lr: 0.1,
+            momentum: 0.2,
+            dampening: 0.3,
+            weight_decay: 0.4,
+            nesterov: true,
+        };
+        let adamw = Optimizer::AdamW {
+            lr: 0.1,
+            beta1: 0.2,
+            beta2: 0.3,
+            eps: 0.4,
+            weight_decay: 0.5,
+        };
+        for optimizer in [sgd, adamw] {
+            assert_eq!(Optimizer::try_from(v1::Optimizer::from(optimizer)), Ok(optimizer));
+        }
+        assert_eq!(
+            Optimizer::try_from(v1::Optimizer { kind: None }),
+            Err(NoOptimizer)
+        );
+    }
+}
