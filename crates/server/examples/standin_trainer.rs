@@ -2,19 +2,24 @@
 //! misbehaves on demand. A trainer gets no arguments and no environment, so the name it is called by (a link
 //! to this program) says how: `MODE-N`, where MODE is one of:
 //!
-//! - `normal-MS`: every step takes MS milliseconds; the "weights" are the initial parameters, every "loss" is
-//!   0.5 plus fresh randomness, so that a recomputed step would show a second value;
+//! - `normal-MS`: every step takes MS milliseconds; its state is the initial parameters with the step in the first
+//!   number, which it expects to get back when it continues; every "loss" is 0.5 plus fresh randomness, so that a
+//!   recomputed step would show a second value;
 //! - `hang-N`, `die-N`: after N steps it sleeps for ever, or exits; `die-0` dies as it gets the records;
+//! - `deaf-MS`: like `normal-MS`, but never stops when it is asked to;
 //! - `greedy-MIB`: asks for so much memory once it has the records, and dies if it gets none;
 //! - `refuse`, `unready`, `garbage`: refuses the job, dies before it is ready, or answers nonsense;
-//! - `nan`, `short`, `skip`: weights that are not finite, too short, or steps out of order;
-//! - `echo`: like `normal-0`, and writes the records it got to `echo.bin` beside the link.
+//! - `nan`, `short`, `skip`: a state that is not finite, too short, or steps out of order;
+//! - `echo`: like `normal-0`, and writes the records it got to `echo.bin` beside the link;
+//! - `trace-MS`: like `normal-MS`, and writes the sizes of all frames it got to `trace.txt` beside the link.
 
 use bastionai_graph::typed::TypedGraph;
-use bastionai_wire::trainer::{Job, Report, read_frame, read_message, write_frame, write_message};
+use bastionai_wire::trainer::{Control, Job, Report, read_frame, read_message, write_frame, write_message};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 fn main() -> io::Result<()> {
     let mut arguments = std::env::args();
@@ -28,12 +33,11 @@ fn main() -> io::Result<()> {
         .unwrap_or_default();
     let (mode, number) = name.split_once('-').unwrap_or((&name, "0"));
     let number: u64 = number.parse().map_err(io::Error::other)?;
-    let mut input = BufReader::new(io::stdin());
+    let mut input = Counted(BufReader::new(io::stdin()), Vec::new());
     let mut output = BufWriter::new(io::stdout());
-    let job: Job = read_message(&mut input, MAX)?;
+    let job: Job = postcard(&input.frame()?)?;
     let graph = TypedGraph::from_bytes(&job.graph).map_err(io::Error::other)?;
-    let parameters: Vec<Vec<u8>> = frames(&mut input, graph.parameters().len())?;
-    frames(&mut input, graph.constants().len())?;
+    let mut state = initial_state(&mut input, &job, &graph)?;
     match mode {
         "refuse" => {
             return say(
@@ -50,49 +54,106 @@ fn main() -> io::Result<()> {
         }
         _ => say(&mut output, &Report::Ready)?,
     }
-    let records = frames(&mut input, job.datasets.len() * graph.inputs().len())?;
-    if mode == "echo" {
-        std::fs::write(called.with_file_name("echo.bin"), records.concat())?;
-    }
-    if mode == "greedy" {
-        Vec::<u8>::new()
+    let records = input.frames(job.datasets.len() * graph.inputs().len())?;
+    match mode {
+        "echo" => std::fs::write(called.with_file_name("echo.bin"), records.concat())?,
+        "trace" => std::fs::write(called.with_file_name("trace.txt"), input.sizes())?,
+        "greedy" => Vec::<u8>::new()
             .try_reserve_exact((number << 20) as usize)
-            .map_err(io::Error::other)?;
+            .map_err(io::Error::other)?,
+        _ => {}
     }
-    for step in 1..=job.steps {
+    let stop = listen(input.0);
+    let mut losses = Vec::new();
+    let mut since = Instant::now();
+    for step in job.start_step + 1..=job.steps {
         match mode {
             "hang" if step > number => loop {
                 std::thread::sleep(Duration::from_secs(3600));
             },
             "die" if step > number => return Ok(()),
-            "normal" if number > 0 => std::thread::sleep(Duration::from_millis(number)),
+            "normal" | "deaf" | "trace" if number > 0 => std::thread::sleep(Duration::from_millis(number)),
             _ => {}
         }
-        let step = if mode == "skip" { step + 1 } else { step };
-        say(
-            &mut output,
-            &Report::Step {
-                step,
-                noisy_loss: job.loss.map(|_| 0.5 + randomness()),
-            },
-        )?;
-    }
-    say(&mut output, &Report::Finished)?;
-    for (bytes, parameter) in parameters.iter().zip(graph.parameters()) {
-        if !parameter.trainable {
-            continue;
+        let shown = if mode == "skip" { step + 1 } else { step };
+        say(&mut output, &Report::Step { step: shown })?;
+        losses.push(job.loss.map(|_| 0.5 + randomness()));
+        let stopping = mode != "deaf" && stop.load(Ordering::Acquire);
+        let due = since.elapsed() >= Duration::from_millis(job.checkpoint_ms);
+        if due || stopping || step == job.steps {
+            since = Instant::now();
+            state[0][..4].copy_from_slice(&(step as f32).to_le_bytes());
+            let losses = std::mem::take(&mut losses);
+            write_message(&mut output, &Report::Checkpoint { step, losses })?;
+            for tensor in &state {
+                match mode {
+                    "nan" => write_frame(&mut output, &vec![0xff; tensor.len()])?,
+                    "short" => write_frame(&mut output, &tensor[..tensor.len() - 4])?,
+                    _ => write_frame(&mut output, tensor)?,
+                }
+            }
+            output.flush()?;
         }
-        match mode {
-            "nan" => write_frame(&mut output, &vec![0xff; bytes.len()])?,
-            "short" => write_frame(&mut output, &bytes[..bytes.len() - 4])?,
-            _ => write_frame(&mut output, bytes)?,
+        if stopping {
+            return say(&mut output, &Report::Stopped);
         }
     }
-    output.flush()
+    Ok(())
 }
 
-fn frames(input: &mut impl Read, count: usize) -> io::Result<Vec<Vec<u8>>> {
-    (0..count).map(|_| read_frame(input, MAX)).collect()
+/// The trained parameters as they were sent, and zeros for the optimizer; or, continuing, what the server kept.
+fn initial_state(input: &mut Counted, job: &Job, graph: &TypedGraph) -> io::Result<Vec<Vec<u8>>> {
+    let parameters = input.frames(graph.parameters().len())?;
+    input.frames(graph.constants().len())?;
+    let trained = parameters.into_iter().zip(graph.parameters());
+    let trained = trained.filter(|(_, each)| each.trainable).map(|(bytes, _)| bytes);
+    let mut state: Vec<Vec<u8>> = trained.collect();
+    let zeros: Vec<Vec<u8>> = state.iter().map(|bytes| vec![0; bytes.len()]).collect();
+    (1..job.state_groups()).for_each(|_| state.extend(zeros.clone()));
+    if job.start_step > 0 {
+        state = input.frames(state.len())?;
+        let kept = f32::from_le_bytes(state[0][..4].try_into().map_err(io::Error::other)?);
+        if kept != job.start_step as f32 {
+            return Err(io::Error::other("the state of another step came back"));
+        }
+    }
+    Ok(state)
+}
+
+/// Frames, and the sizes of those read so far.
+struct Counted(BufReader<io::Stdin>, Vec<usize>);
+
+impl Counted {
+    fn frame(&mut self) -> io::Result<Vec<u8>> {
+        let frame = read_frame(&mut self.0, MAX)?;
+        self.1.push(frame.len());
+        Ok(frame)
+    }
+
+    fn frames(&mut self, count: usize) -> io::Result<Vec<Vec<u8>>> {
+        (0..count).map(|_| self.frame()).collect()
+    }
+
+    fn sizes(&self) -> String {
+        self.1.iter().map(|size| format!("{size}\n")).collect()
+    }
+}
+
+/// Set once the server asks to stop; without a server there is nothing to do at all.
+fn listen(mut input: impl Read + Send + 'static) -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&stop);
+    std::thread::spawn(move || match read_message(&mut input, MAX) {
+        Ok(Control::Stop) => asked.store(true, Ordering::Release),
+        Err(_) => std::process::exit(1),
+    });
+    stop
+}
+
+fn postcard(frame: &[u8]) -> io::Result<Job> {
+    let mut framed = (frame.len() as u32).to_le_bytes().to_vec();
+    framed.extend_from_slice(frame);
+    read_message(&mut &framed[..], MAX)
 }
 
 fn say(output: &mut impl Write, report: &Report) -> io::Result<()> {

@@ -276,6 +276,8 @@ impl PricedRun {
                 .map(|(&capacity, &rows)| DatasetShape { capacity, rows })
                 .collect(),
             steps: self.request.steps,
+            start_step: 0,
+            checkpoint_ms: 0, // the executor's to say
             sample_threshold: self.plan.sample_threshold,
             expected_batch_size: self.plan.sample_rate * self.plan.declared_size as f64,
             physical_batch_size: self.plan.physical_batch_size,

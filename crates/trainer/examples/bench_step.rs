@@ -105,6 +105,8 @@ fn job(engine: &Engine, batch: u32, cap: u32, threads: u32, optimizer: &str) -> 
         }],
         // Never reached: hashing at the last step is not part of an ordinary one.
         steps: u64::MAX,
+        start_step: 0,
+        checkpoint_ms: 500,
         sample_threshold: (f64::from(batch) / ROWS as f64 * 2f64.powi(64)) as u64,
         expected_batch_size: f64::from(batch),
         physical_batch_size: cap,

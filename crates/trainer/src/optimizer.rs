@@ -108,6 +108,67 @@ impl OptimizerState {
     }
 }
 
+impl OptimizerState {
+    /// Groups of tensors kept beside the parameters ([`Optimizer::moments`]).
+    pub fn groups(&self) -> usize {
+        self.optimizer.moments()
+    }
+
+    /// The tensors of one group as bytes, in parameter order.
+    pub fn group(&self, group: usize) -> impl Iterator<Item = Vec<u8>> + '_ {
+        self.slots.iter().map(move |slots| match (slots, group) {
+            (Slots::F32 { first, .. }, 0) => bytes_of(first, f32::to_le_bytes),
+            (Slots::F32 { second, .. }, _) => bytes_of(second, f32::to_le_bytes),
+            (Slots::F64 { first, .. }, 0) => bytes_of(first, f64::to_le_bytes),
+            (Slots::F64 { second, .. }, _) => bytes_of(second, f64::to_le_bytes),
+        })
+    }
+
+    /// Continues after `steps` steps with the tensors of all groups, one group after the other.
+    ///
+    /// # Errors
+    /// [`EngineError::Job`] unless they are exactly this optimizer's tensors.
+    pub fn restore(&mut self, steps: u64, tensors: &[Vec<u8>]) -> Result<()> {
+        let fit = || EngineError::Job("the optimizer's state is not that of the run's parameters".into());
+        if tensors.len() != self.groups() * self.slots.len() {
+            return Err(fit());
+        }
+        for (group, tensors) in tensors.chunks(self.slots.len().max(1)).enumerate() {
+            for (slots, bytes) in self.slots.iter_mut().zip(tensors) {
+                let fits = match (slots, group) {
+                    (Slots::F32 { first, .. }, 0) => fill(first, bytes, f32::from_le_bytes),
+                    (Slots::F32 { second, .. }, _) => fill(second, bytes, f32::from_le_bytes),
+                    (Slots::F64 { first, .. }, 0) => fill(first, bytes, f64::from_le_bytes),
+                    (Slots::F64 { second, .. }, _) => fill(second, bytes, f64::from_le_bytes),
+                };
+                fits.ok_or_else(fit)?;
+            }
+        }
+        self.steps = steps;
+        Ok(())
+    }
+}
+
+fn bytes_of<T: Copy, const N: usize>(values: &[T], to_bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    let mut bytes = vec![0; values.len() * N];
+    for (place, &value) in bytes.chunks_exact_mut(N).zip(values) {
+        place.copy_from_slice(&to_bytes(value));
+    }
+    bytes
+}
+
+/// `None` when the lengths differ.
+fn fill<T, const N: usize>(values: &mut [T], bytes: &[u8], from_bytes: impl Fn([u8; N]) -> T) -> Option<()> {
+    let (places, rest) = bytes.as_chunks::<N>();
+    if !rest.is_empty() || places.len() != values.len() {
+        return None;
+    }
+    for (value, &bytes) in values.iter_mut().zip(places) {
+        *value = from_bytes(bytes);
+    }
+    Some(())
+}
+
 fn check(optimizer: &Optimizer) -> Result<()> {
     let refuse = |what: &str| Err(EngineError::Job(format!("optimizer: {what}")));
     let not_negative = |value: f64| value >= 0.0 && value.is_finite();

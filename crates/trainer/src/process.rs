@@ -1,4 +1,4 @@
-//! The trainer's conversation with the server (`bastionai_wire::trainer`), from the job to the weights.
+//! The trainer's conversation with the server (`bastionai_wire::trainer`), from the job to the last checkpoint.
 
 use crate::confinement::confine;
 use crate::engine::{Engine, Settings};
@@ -9,10 +9,13 @@ use crate::training::{Training, check_job};
 use bastionai_graph::dtype::DType;
 use bastionai_graph::typed::TypedGraph;
 use bastionai_wire::trainer::{
-    Job, MAX_FRAME_BYTES, Report, TRAINER_PROTOCOL_VERSION, read_frame, read_message, write_frame,
-    write_message,
+    Control, Job, MAX_FRAME_BYTES, MAX_STEPS_PER_CHECKPOINT, Report, TRAINER_PROTOCOL_VERSION, read_frame,
+    read_message, write_frame, write_message,
 };
 use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 /// Largest job message: the graph is the bulk of it.
 const MAX_JOB_BYTES: u64 = 256 << 20;
@@ -32,15 +35,21 @@ pub enum ProcessError {
     Run(EngineError),
 }
 
+impl From<EngineError> for ProcessError {
+    fn from(error: EngineError) -> Self {
+        Self::Run(error)
+    }
+}
+
 /// Runs one job. Records are read only after [`Report::Ready`] was sent.
 ///
 /// # Errors
 /// [`ProcessError`]; its text has a fixed vocabulary.
-pub fn serve(input: impl Read, output: impl Write) -> Result<(), ProcessError> {
+pub fn serve(input: impl Read + Send + 'static, output: impl Write) -> Result<(), ProcessError> {
     let (mut input, mut output) = (BufReader::with_capacity(1 << 20, input), BufWriter::new(output));
     let job: Job = read_message(&mut input, MAX_JOB_BYTES)?;
-    let engine = match prepare(&job, &mut input) {
-        Ok(engine) => engine,
+    let (engine, moments) = match prepare(&job, &mut input) {
+        Ok(prepared) => prepared,
         Err(Preparation::Server(error)) => return Err(error.into()),
         Err(Preparation::Job(error)) => {
             report(
@@ -55,18 +64,90 @@ pub fn serve(input: impl Read, output: impl Write) -> Result<(), ProcessError> {
     report(&mut output, &Report::Ready)?;
     let records = read_records(&mut input, &engine, &job)?;
     let mut training = Training::new(engine, records, &job).map_err(ProcessError::Run)?;
-    for step in 1..=job.steps {
+    if job.start_step > 0 {
+        training.restore(&moments).map_err(ProcessError::Run)?;
+    }
+    let orders = Orders::listen(input)?;
+    let mut due = Due::new(&job);
+    for step in job.start_step + 1..=job.steps {
         let noisy_loss = training.step(step).map_err(ProcessError::Run)?;
-        report(&mut output, &Report::Step { step, noisy_loss })?;
+        report(&mut output, &Report::Step { step })?;
+        let stop = orders.stop()?;
+        if let Some(losses) = due.after(step, noisy_loss, stop) {
+            write_message(&mut output, &Report::Checkpoint { step, losses })?;
+            training.state(|tensor| write_frame(&mut output, tensor).map_err(ProcessError::Server))?;
+            output.flush()?;
+        }
+        if stop {
+            return Ok(report(&mut output, &Report::Stopped)?);
+        }
     }
-    let weights = training.finish().map_err(ProcessError::Run)?;
-    report(&mut output, &Report::Finished)?;
-    for weight in &weights {
-        write_frame(&mut output, weight)?;
-    }
-    output.flush()?;
     Ok(())
 }
+
+/// When the next checkpoint is due: by the clock, by count, and at the end; never by anything a record could change
+/// but the time a step takes.
+struct Due {
+    every: Duration,
+    last_step: u64,
+    since: Instant,
+    losses: Vec<Option<f64>>,
+}
+
+impl Due {
+    fn new(job: &Job) -> Self {
+        Self {
+            every: Duration::from_millis(job.checkpoint_ms),
+            last_step: job.steps,
+            since: Instant::now(),
+            losses: Vec::new(),
+        }
+    }
+
+    /// The losses of a checkpoint after `step`, when one is due.
+    fn after(&mut self, step: u64, noisy_loss: Option<f64>, stop: bool) -> Option<Vec<Option<f64>>> {
+        self.losses.push(noisy_loss);
+        let full = self.losses.len() as u64 >= MAX_STEPS_PER_CHECKPOINT;
+        if !(stop || full || step == self.last_step || self.since.elapsed() >= self.every) {
+            return None;
+        }
+        self.since = Instant::now();
+        Some(std::mem::take(&mut self.losses))
+    }
+}
+
+/// What the server says while the run goes on, read on a thread of its own.
+struct Orders(Arc<AtomicU8>);
+
+impl Orders {
+    fn listen(mut input: impl Read + Send + 'static) -> io::Result<Self> {
+        let said = Arc::new(AtomicU8::new(NOTHING));
+        let heard = Arc::clone(&said);
+        std::thread::Builder::new().name("orders".into()).spawn(move || {
+            let word = match read_message(&mut input, MAX_COMMAND_BYTES) {
+                Ok(Control::Stop) => STOP,
+                // End of file or nonsense: there is no server to work for.
+                Err(_) => GONE,
+            };
+            heard.store(word, Ordering::Release);
+        })?;
+        Ok(Self(said))
+    }
+
+    /// Whether to stop after this step.
+    fn stop(&self) -> io::Result<bool> {
+        match self.0.load(Ordering::Acquire) {
+            NOTHING => Ok(false),
+            STOP => Ok(true),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+const NOTHING: u8 = 0;
+const STOP: u8 = 1;
+const GONE: u8 = 2;
+const MAX_COMMAND_BYTES: u64 = 64;
 
 /// Why there is no engine: the job's fault, or the server's.
 enum Preparation {
@@ -86,7 +167,8 @@ impl From<io::Error> for Preparation {
     }
 }
 
-fn prepare(job: &Job, input: &mut impl Read) -> Result<Engine, Preparation> {
+/// The engine, and the optimizer's tensors of a run that continues.
+fn prepare(job: &Job, input: &mut impl Read) -> Result<(Engine, Vec<Vec<u8>>), Preparation> {
     if job.version != TRAINER_PROTOCOL_VERSION {
         return Err(EngineError::Job(
             "server and trainer are of different builds: install both from one release".into(),
@@ -104,8 +186,9 @@ fn prepare(job: &Job, input: &mut impl Read) -> Result<Engine, Preparation> {
         .iter()
         .map(|each| size(each.dtype, &each.shape))
         .collect::<Vec<_>>();
-    let parameters = read_frames(input, &parameters)?;
+    let mut parameters = read_frames(input, &parameters)?;
     let constants = read_frames(input, &constants)?;
+    let moments = read_state(input, job, &graph, &mut parameters)?;
     // Only now: a refusal before the server has written everything would reach it as a broken pipe.
     check_job(job)?;
     selftest::prepare_process(job.threads)?;
@@ -119,7 +202,32 @@ fn prepare(job: &Job, input: &mut impl Read) -> Result<Engine, Preparation> {
     selftest::self_test(&mut engine)?;
     // libtorch has opened and started all it needs. Records come after this.
     confine().map_err(|error| EngineError::Job(error.to_string()))?;
-    Ok(engine)
+    Ok((engine, moments))
+}
+
+/// Reads the state of a run that continues: its first group replaces the initial values of the trained parameters,
+/// the others are returned.
+fn read_state(
+    input: &mut impl Read,
+    job: &Job,
+    graph: &TypedGraph,
+    parameters: &mut [Vec<u8>],
+) -> io::Result<Vec<Vec<u8>>> {
+    if job.start_step == 0 {
+        return Ok(Vec::new());
+    }
+    let trained = graph
+        .parameters()
+        .iter()
+        .zip(parameters)
+        .filter(|(each, _)| each.trainable);
+    let mut sizes = Vec::new();
+    for (each, value) in trained {
+        sizes.push(size(each.dtype, &each.shape));
+        *value = exact_frame(input, size(each.dtype, &each.shape))?;
+    }
+    let moments = sizes.repeat(job.state_groups() - 1);
+    read_frames(input, &moments)
 }
 
 /// Bytes of a tensor; a shape too large to address gives a size no frame has.

@@ -30,6 +30,7 @@ pub struct Training {
     mean: NoisyMean,
     loss: Option<LossRelease>,
     expected_batch_size: f64,
+    first_step: u64,
     steps: u64,
     frozen: [u8; 32],
 }
@@ -43,6 +44,9 @@ pub fn check_job(job: &Job) -> Result<()> {
     let positive = |value: f64| value > 0.0 && value.is_finite();
     if job.steps == 0 || job.datasets.is_empty() {
         return refuse("a run needs at least one step and one dataset");
+    }
+    if job.start_step >= job.steps {
+        return refuse("the run has taken all its steps already");
     }
     if !positive(job.expected_batch_size) || !positive(job.max_grad_norm) {
         return refuse("expected_batch_size and max_grad_norm must be positive and finite");
@@ -87,6 +91,7 @@ impl Training {
             noise: NoiseStream::new(*key),
             loss: job.loss,
             expected_batch_size: job.expected_batch_size,
+            first_step: job.start_step + 1,
             steps: job.steps,
             engine,
             records,
@@ -121,6 +126,9 @@ impl Training {
         if self.digest_at(step)? != digest {
             return Err(EngineError::Mutated);
         }
+        if step == self.steps && self.engine.frozen_digest()? != self.frozen {
+            return Err(EngineError::Mutated);
+        }
         let (noise, mean, threads) = (&self.noise, self.mean, settings.threads as usize);
         self.optimizer.step(
             &mut self.engine.trainable_mut(),
@@ -135,9 +143,18 @@ impl Training {
             .transpose()
     }
 
+    /// Continues a run: the engine has the parameters after `job.start_step` steps, `moments` are the optimizer's groups
+    /// of tensors. Sample and noise of the steps to come are drawn afresh (rule D1).
+    ///
+    /// # Errors
+    /// [`EngineError::Job`] when they are not this optimizer's.
+    pub fn restore(&mut self, moments: &[Vec<u8>]) -> Result<()> {
+        self.optimizer.restore(self.first_step - 1, moments)
+    }
+
     /// Hashes at the first and the last step; every step checks write counters besides (rule T8).
     fn digest_at(&self, step: u64) -> Result<Option<[u8; 32]>> {
-        if step == 1 || step == self.steps {
+        if step == self.first_step || step == self.steps {
             self.engine.state_digest().map(Some)
         } else {
             Ok(None)
@@ -159,19 +176,23 @@ impl Training {
         Ok(sums[0] as f64 / LOSS_UNITS * release.max_loss / self.expected_batch_size)
     }
 
-    /// The trained parameters as bytes, in graph order, after the last check that nothing else changed.
+    /// Hands `sink` the state after the last step taken, tensor by tensor (`bastionai_wire::trainer`).
     ///
     /// # Errors
-    /// [`EngineError::Mutated`] when a constant or frozen parameter changed in the run.
-    pub fn finish(self) -> Result<Vec<Vec<u8>>> {
-        if self.engine.frozen_digest()? != self.frozen {
-            return Err(EngineError::Mutated);
+    /// The sink's, or libtorch's.
+    pub fn state<E: From<EngineError>>(
+        &self,
+        mut sink: impl FnMut(&[u8]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        for parameter in self.engine.trainable() {
+            sink(&crate::state::bytes(parameter)?)?;
         }
-        self.engine
-            .trainable()
-            .into_iter()
-            .map(crate::state::bytes)
-            .collect()
+        for group in 0..self.optimizer.groups() {
+            for tensor in self.optimizer.group(group) {
+                sink(&tensor)?;
+            }
+        }
+        Ok(())
     }
 
     /// The engine.

@@ -6,8 +6,8 @@ mod support;
 use bastionai_graph::dtype::DType;
 use bastionai_wire::Optimizer;
 use bastionai_wire::trainer::{
-    DatasetShape, Job, LossRelease, Report, TRAINER_ENVIRONMENT, TRAINER_PROTOCOL_VERSION, read_frame,
-    read_message, write_frame, write_message,
+    Control, DatasetShape, Job, LossRelease, Report, TRAINER_ENVIRONMENT, TRAINER_PROTOCOL_VERSION,
+    read_frame, read_message, write_frame, write_message,
 };
 use std::io::{BufReader, Read};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -95,6 +95,8 @@ fn job(model: &Model) -> Job {
             },
         ],
         steps: 12,
+        start_step: 0,
+        checkpoint_ms: 500,
         sample_threshold: u64::MAX / 4,
         expected_batch_size: 32.0,
         physical_batch_size: 16,
@@ -126,30 +128,53 @@ fn records() -> Vec<Vec<Tensor>> {
     vec![dataset(), dataset()]
 }
 
+/// Tensors of the state: parameters, then the optimizer's groups.
+fn state_tensors(job: &Job, model: &Model) -> usize {
+    let trained = model
+        .graph
+        .parameters()
+        .iter()
+        .filter(|each| each.trainable)
+        .count();
+    trained * job.state_groups()
+}
+
 /// A whole run: noisy losses and the trained parameters' bytes.
 fn run(job: &Job, model: &Model, records: &[Vec<Tensor>]) -> (Vec<Option<f64>>, Vec<Vec<u8>>) {
     let mut trainer = Trainer::start();
     trainer.send_job(job, model);
     assert_eq!(trainer.report(), Report::Ready);
     trainer.send_records(records);
-    let mut losses = Vec::new();
-    for expected in 1..=job.steps {
+    let (losses, mut state) = follow(&mut trainer, job, model);
+    state.truncate(state.len() / job.state_groups());
+    let (status, errors) = trainer.end();
+    assert!(status.success() && errors.is_empty(), "{status} {errors}");
+    (losses, state)
+}
+
+/// Steps and checkpoints to the last: all losses, and the last state.
+fn follow(trainer: &mut Trainer, job: &Job, model: &Model) -> (Vec<Option<f64>>, Vec<Vec<u8>>) {
+    let (mut reached, mut all) = (job.start_step, Vec::new());
+    loop {
         match trainer.report() {
-            Report::Step { step, noisy_loss } => {
-                assert_eq!(step, expected);
-                losses.push(noisy_loss);
+            Report::Step { step } => {
+                reached += 1;
+                assert_eq!(step, reached);
+            }
+            Report::Checkpoint { step, losses } => {
+                assert_eq!(step, reached);
+                all.extend(losses);
+                assert_eq!(all.len() as u64, reached - job.start_step, "a loss for each step");
+                let state: Vec<_> = (0..state_tensors(job, model))
+                    .map(|_| read_frame(&mut trainer.output, 1 << 20).unwrap())
+                    .collect();
+                if step == job.steps {
+                    return (all, state);
+                }
             }
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(trainer.report(), Report::Finished);
-    let trained = model.graph.parameters().iter().filter(|each| each.trainable);
-    let weights = trained
-        .map(|_| read_frame(&mut trainer.output, 1 << 20).unwrap())
-        .collect();
-    let (status, errors) = trainer.end();
-    assert!(status.success() && errors.is_empty(), "{status} {errors}");
-    (losses, weights)
 }
 
 fn floats(bytes: &[u8]) -> Vec<f64> {
@@ -255,6 +280,112 @@ fn no_loss_is_reported_unless_it_is_released() {
     assert_eq!(losses, [None, None]);
 }
 
+/// Without noise, and with everybody in every sample, a run that was cut in two is the run that was not.
+#[test]
+fn a_run_that_continues_from_its_state_ends_where_it_would_have() {
+    let (model, records) = (model(), records());
+    let optimizers = [
+        Optimizer::Sgd {
+            lr: 0.1,
+            momentum: 0.9,
+            dampening: 0.1,
+            weight_decay: 0.01,
+            nesterov: false,
+        },
+        Optimizer::AdamW {
+            lr: 1e-2,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.01,
+        },
+    ];
+    for optimizer in optimizers {
+        let whole = Job {
+            optimizer,
+            sample_threshold: u64::MAX,
+            micro_batches: 8,
+            noise_multiplier: 1e-9,
+            ..job(&model)
+        };
+        let (_, expected) = run(&whole, &model, &records);
+        let mut trainer = Trainer::start();
+        // Every step a checkpoint, so that one is certain to come early.
+        trainer.send_job(
+            &Job {
+                checkpoint_ms: 0,
+                ..whole.clone()
+            },
+            &model,
+        );
+        assert_eq!(trainer.report(), Report::Ready);
+        trainer.send_records(&records);
+        for step in 1..=5 {
+            assert_eq!(trainer.report(), Report::Step { step });
+            assert!(matches!(trainer.report(), Report::Checkpoint { .. }));
+            let state: Vec<_> = (0..state_tensors(&whole, &model))
+                .map(|_| read_frame(&mut trainer.output, 1 << 20).unwrap())
+                .collect();
+            if step < 5 {
+                continue;
+            }
+            let rest = Job {
+                start_step: step,
+                ..whole.clone()
+            };
+            let mut second = Trainer::start();
+            second.send_job(&rest, &model);
+            let input = second.input.as_mut().unwrap();
+            state
+                .iter()
+                .for_each(|tensor| write_frame(input, tensor).unwrap());
+            assert_eq!(second.report(), Report::Ready);
+            second.send_records(&records);
+            let (losses, ended) = follow(&mut second, &rest, &model);
+            assert_eq!(losses.len(), 7);
+            for (one, other) in ended.iter().zip(&expected) {
+                for (one, other) in floats(one).into_iter().zip(floats(other)) {
+                    assert!(
+                        (one - other).abs() < 1e-5,
+                        "{one} for {other} under {optimizer:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_trainer_that_is_asked_to_stop_finishes_its_step_and_hands_over_its_state() {
+    let model = model();
+    let job = Job {
+        steps: 1_000_000,
+        checkpoint_ms: 3_600_000,
+        ..job(&model)
+    };
+    let mut trainer = Trainer::start();
+    trainer.send_job(&job, &model);
+    assert_eq!(trainer.report(), Report::Ready);
+    trainer.send_records(&records());
+    assert_eq!(trainer.report(), Report::Step { step: 1 });
+    write_message(trainer.input.as_mut().unwrap(), &Control::Stop).unwrap();
+    let mut reached = 1;
+    let losses = loop {
+        match trainer.report() {
+            Report::Step { step } => reached = step,
+            Report::Checkpoint { step, losses } if step == reached => break losses,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(losses.len() as u64, reached);
+    for _ in 0..state_tensors(&job, &model) {
+        read_frame(&mut trainer.output, 1 << 20).unwrap();
+    }
+    assert_eq!(trainer.report(), Report::Stopped);
+    let (status, errors) = trainer.end();
+    assert!(status.success() && errors.is_empty(), "{status} {errors}");
+}
+
 fn refusal(job: &Job, model: &Model) -> String {
     let mut trainer = Trainer::start();
     trainer.send_job(job, model);
@@ -266,6 +397,26 @@ fn refusal(job: &Job, model: &Model) -> String {
         (status.code(), errors.as_str()),
         (Some(2), "trainer: the job was refused\n")
     );
+    reason
+}
+
+fn refusal_with_state(job: &Job, model: &Model) -> String {
+    let mut trainer = Trainer::start();
+    trainer.send_job(job, model);
+    let input = trainer.input.as_mut().unwrap();
+    let trained = model
+        .graph
+        .parameters()
+        .iter()
+        .zip(&model.parameters)
+        .filter(|(each, _)| each.trainable);
+    let group: Vec<_> = trained.map(|(_, tensor)| bytes_of(tensor)).collect();
+    for tensor in group.iter().cycle().take(state_tensors(job, model)) {
+        write_frame(input, tensor).unwrap();
+    }
+    let Report::Refused { reason } = trainer.report() else {
+        panic!("not refused")
+    };
     reason
 }
 
@@ -293,6 +444,12 @@ fn a_job_that_cannot_be_run_is_refused_with_its_reason() {
         ..good.clone()
     };
     assert!(refusal(&empty, &model).contains("physical_batch_size"));
+    let done = Job {
+        start_step: 12,
+        steps: 12,
+        ..good.clone()
+    };
+    assert!(refusal_with_state(&done, &model).contains("all its steps"));
     let mut graph = good.graph.clone();
     graph.truncate(graph.len() - 3);
     assert!(refusal(&Job { graph, ..good }, &model).contains("typed graph"));
@@ -348,7 +505,7 @@ fn a_trainer_whose_server_is_gone_ends() {
     );
     assert_eq!(deaf.report(), Report::Ready);
     deaf.send_records(&records());
-    assert!(matches!(deaf.report(), Report::Step { step: 1, .. }));
+    assert_eq!(deaf.report(), Report::Step { step: 1 });
     let Trainer {
         mut child,
         input,

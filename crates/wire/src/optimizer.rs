@@ -37,6 +37,17 @@ pub enum Optimizer {
     },
 }
 
+impl Optimizer {
+    /// Groups of tensors that the optimizer keeps beside the parameters, each shaped like them: momentum, or first and
+    /// second moments.
+    pub fn moments(&self) -> usize {
+        match *self {
+            Self::Sgd { momentum, .. } => usize::from(momentum != 0.0),
+            Self::AdamW { .. } => 2,
+        }
+    }
+}
+
 /// A message that names no optimizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("optimizer is missing: set sgd or adamw")]

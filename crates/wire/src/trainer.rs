@@ -1,19 +1,26 @@
 //! Server ↔ trainer messages: postcard bodies, each framed by its length (u32, little-endian).
 //!
 //! The server writes one [`Job`] frame, then raw frames: every parameter, then every constant of the typed
-//! graph in order (one frame each). It then waits for [`Report::Ready`], makes the run's start durable, and
-//! only then sends records: for every dataset in run order, one frame per *graph input* in
-//! `TypedGraph::inputs` order (the column that input names, all rows, padding included; a column used by two
-//! inputs is sent twice). It keeps its end open: end of file means that the server is gone.
-//! The trainer answers with [`Report`] frames; after [`Report::Finished`] it writes one raw frame per
-//! trainable parameter, in graph order, and exits. The trainer holds no key and gets no file (soundness A2).
+//! graph in order (one frame each); a job that continues after a step brings its state after these. It then waits
+//! for [`Report::Ready`], makes the run's start durable, and only then sends records: for every dataset in run
+//! order, one frame per *graph input* in `TypedGraph::inputs` order (the column that input names, all rows, padding
+//! included; a column used by two inputs is sent twice). After the records it may send a [`Control`]. It keeps its
+//! end open: end of file means that the server is gone.
+//!
+//! The trainer answers with [`Report`] frames; each [`Report::Checkpoint`] is followed by the run's state in raw
+//! frames, and the one of the last step ends the run. The trainer holds no key and gets no file (soundness A2).
+//!
+//! The **state** of a run is all that its next step depends on beside the job: [`Job::state_groups`] groups of
+//! tensors, each group one tensor per trainable parameter, in graph order, of that parameter's shape and dtype.
+//! First the parameters themselves, then the optimizer's groups in the order of [`Optimizer::moments`]. Randomness is
+//! not part of it: each start of a trainer draws its own (rule D1).
 
 use crate::optimizer::Optimizer;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 
 /// Version of these messages; server and trainer must be of one build.
-pub const TRAINER_PROTOCOL_VERSION: u32 = 1;
+pub const TRAINER_PROTOCOL_VERSION: u32 = 2;
 
 /// Environment a trainer is started with (and nothing else): its threads wait for work about 30 µs awake, then asleep.
 /// libgomp's default of milliseconds multiplies a run's time by ten where other processes want the same cores.
@@ -28,8 +35,13 @@ pub struct Job {
     pub graph: Vec<u8>,
     /// Datasets in run order.
     pub datasets: Vec<DatasetShape>,
-    /// Steps to take.
+    /// Steps of the whole run.
     pub steps: u64,
+    /// Steps already taken: their state follows the constants. 0: none, and no state follows.
+    pub start_step: u64,
+    /// A checkpoint is handed over after the first step that ends this long after the one before, after
+    /// [`MAX_STEPS_PER_CHECKPOINT`] steps, and after the last step. Public, and a matter of time only (rule G6).
+    pub checkpoint_ms: u64,
     /// Probability with which each record enters a step's sample, as a threshold: a record enters when
     /// a uniform u64 is below it (`q·2^64`, rounded up; `u64::MAX` means every record).
     pub sample_threshold: u64,
@@ -57,7 +69,9 @@ pub struct Job {
 pub struct DatasetShape {
     /// Rows handed over, padding included: the declared size.
     pub capacity: u64,
-    /// Rows that are records; the others are zero and never sampled. Private: stays in the TEE.
+    /// Rows that are records; the others are zero and never sampled. Private: stays in the TEE, and always takes the
+    /// same bytes of a message (rule D8).
+    #[serde(with = "fixed_length")]
     pub rows: u64,
 }
 
@@ -70,27 +84,49 @@ pub struct LossRelease {
     pub noise_multiplier: f64,
 }
 
+impl Job {
+    /// Groups of tensors in the state (module documentation).
+    pub fn state_groups(&self) -> usize {
+        1 + self.optimizer.moments()
+    }
+}
+
+/// What the server says once the records are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Control {
+    /// Finish the step under way, hand over a checkpoint of it, say [`Report::Stopped`] and exit.
+    Stop,
+}
+
 /// What a trainer says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Report {
     /// Job, parameters and constants read, graph decoded, self-tests passed; no record was received yet.
     Ready,
-    /// Step `step` (from 1) is complete; its noisy loss mean, if released. Not public until the server
-    /// has made its ledger entry durable (rule D1).
+    /// Step `step` (from 1) is complete. A sign of life only: what it released comes with its checkpoint.
     Step {
         /// Steps completed.
         step: u64,
-        /// Noisy clipped loss sum / expected batch size.
-        noisy_loss: Option<f64>,
     },
-    /// All steps done; the weights follow as raw frames.
-    Finished,
+    /// The state after `step` follows as raw frames (module documentation), and the losses of the steps since the
+    /// checkpoint before. Neither is public until the server has made both durable (rule D1).
+    Checkpoint {
+        /// Steps completed.
+        step: u64,
+        /// Of each step since the last checkpoint: noisy clipped loss sum / expected batch size, if it is released.
+        losses: Vec<Option<f64>>,
+    },
+    /// The answer to [`Control::Stop`], after the checkpoint. Without it a trainer that ended early has died.
+    Stopped,
     /// The job could not start: says which part of the *job* (never data) was wrong.
     Refused {
         /// For the log and the scientist: concerns graph and hyper-parameters only.
         reason: String,
     },
 }
+
+/// Bounds the losses of one checkpoint.
+pub const MAX_STEPS_PER_CHECKPOINT: u64 = 1 << 16;
 
 /// Longest frame either side accepts: 4 GiB − 1.
 pub const MAX_FRAME_BYTES: u64 = u32::MAX as u64;
@@ -145,4 +181,35 @@ pub fn write_message<T: Serialize>(writer: &mut impl Write, message: &T) -> io::
 pub fn read_message<T: for<'de> Deserialize<'de>>(reader: &mut impl Read, max_bytes: u64) -> io::Result<T> {
     let bytes = read_frame(reader, max_bytes)?;
     postcard::from_bytes(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// Integers in eight bytes, whatever their value.
+mod fixed_length {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        value.to_le_bytes().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        <[u8; 8]>::deserialize(deserializer).map(u64::from_le_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_size_of_a_message_does_not_depend_on_the_row_count() {
+        let size = |rows| {
+            postcard::to_stdvec(&DatasetShape {
+                capacity: 1 << 20,
+                rows,
+            })
+            .map(|bytes| bytes.len())
+        };
+        assert_eq!(size(0), size(127));
+        assert_eq!(size(127), size(1 << 20));
+    }
 }

@@ -8,7 +8,7 @@ use crate::errors::{Failure, Reason};
 use crate::governance;
 use crate::log::{Event, Hex};
 use crate::quotes::QuoteGone;
-use crate::runs::CancelledBy;
+use crate::runs::StopWhy;
 use crate::state::Server;
 use bastionai_ledger::RunId;
 use bastionai_wire::v1;
@@ -75,7 +75,7 @@ pub(crate) async fn cancel(
         Ok::<_, Failure>(run.id())
     })?;
     let notices = server.runs.watch(&run);
-    if server.runs.cancel(&run, CancelledBy::Request)
+    if server.runs.stop(&run, StopWhy::Cancel)
         && let Some(mut notices) = notices
     {
         // Closed when the run has ended.

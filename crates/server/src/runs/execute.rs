@@ -1,7 +1,7 @@
 //! One run on a pool slot: open records, supervise the trainer, enter the end in the ledger.
 
-use super::supervise::{Frames, Order, Timing, WeightShape, Why, supervise};
-use super::{CancelledBy, LiveRun, record::Record};
+use super::supervise::{Ended, Frames, Order, StateShape, Timing, Why, supervise};
+use super::{LiveRun, StopWhy, record::Record};
 use crate::errors::{Failure, chain};
 use crate::log::{Event, Hex};
 use crate::models::Model;
@@ -11,17 +11,20 @@ use bastionai_graph::contract::DataContract;
 use bastionai_graph::typed::{Parameter, TypedGraph};
 use bastionai_ledger::{Outcome, RefundReason, RunStatus, WeightTensor};
 use bastionai_vault::{RunEnd, Weights};
+use bastionai_wire::trainer::Job;
 use std::sync::Arc;
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// Executes a reserved run to its last ledger entry. Whatever happens, nobody hears more than `failed` (G4).
 pub(crate) fn execute(server: &Server, live: &LiveRun, priced: &PricedRun, model: &Model) {
     let outcome = match prepare(server, live, priced, model) {
-        Ok((order, mut record)) => supervise(&order, &mut record, &live.cancel),
+        Ok((order, mut record)) => supervise(&order, &mut record, &live.stop),
         Err(why) => Err(why),
     };
     let ended = match outcome {
-        Ok(weights) => succeed(server, live, &priced.graph, weights),
+        Ok(Ended::Finished(state)) => succeed(server, live, &priced.graph, &state),
+        Ok(Ended::Paused) => fail(server, live, &Why::Cancelled),
         Err(why) => fail(server, live, &why),
     };
     if let Err(failure) = ended {
@@ -58,7 +61,7 @@ fn prepare<'a>(
     priced: &PricedRun,
     model: &Model,
 ) -> Result<(Order, Record<'a>), Why> {
-    if live.cancel.is_cancelled() {
+    if live.stop.why().is_some() {
         return Err(Why::Cancelled);
     }
     server
@@ -72,16 +75,24 @@ fn prepare<'a>(
     let (rows, frames) = open_records(server, priced)?;
     let limits = &server.config.limits;
     let trainer = &server.config.trainer;
+    let job = Job {
+        checkpoint_ms: trainer.commit_ms,
+        ..priced.job(&rows, trainer.threads_for(limits.concurrent_runs))
+    };
+    let groups = job.state_groups();
     let order = Order {
         program: server.boot.trainer.program.clone(),
-        job: priced.job(&rows, trainer.threads_for(limits.concurrent_runs)),
+        job,
         tensors: Arc::new(tensors),
-        weights: trainable(&priced.graph).map(weight_shape).collect(),
+        state: trainable(&priced.graph)
+            .map(state_shape)
+            .collect::<Vec<_>>()
+            .repeat(groups),
         timing: Timing {
             start_timeout: Duration::from_millis(trainer.start_timeout_ms),
             step_timeout: Duration::from_millis(trainer.step_timeout_ms),
             run_timeout: Duration::from_millis(trainer.run_timeout_ms),
-            commit_every: Duration::from_millis(trainer.commit_ms),
+            stop_timeout: Duration::from_millis(trainer.drain_timeout_ms),
         },
         memory_bytes: trainer.memory_bytes,
     };
@@ -131,7 +142,7 @@ fn succeed(
     server: &Server,
     live: &LiveRun,
     graph: &TypedGraph,
-    weights: Vec<Vec<u8>>,
+    state: &[Zeroizing<Vec<u8>>],
 ) -> Result<(), Failure> {
     let run = Hex(live.id.as_bytes());
     let started = server.vault.read(|ledger| ledger.started(&live.id));
@@ -139,9 +150,10 @@ fn succeed(
         return settle(server, live, Outcome::Failed, RefundReason::NotStartable);
     };
     let tensors: Vec<WeightTensor> = trainable(graph).map(weight_tensor).collect();
+    let trained = state.iter().take(tensors.len()).map(|bytes| &bytes[..]);
     let weights = Weights {
+        data: trained.collect::<Vec<_>>().concat().into(),
         tensors,
-        data: weights.concat().into(),
     };
     let committed = server
         .vault
@@ -170,9 +182,9 @@ fn fail(server: &Server, live: &LiveRun, why: &Why) -> Result<(), Failure> {
     } else {
         Outcome::Failed
     };
-    let reason = match live.cancel.by().filter(|_| cancelled) {
-        Some(CancelledBy::Request) => RefundReason::Cancelled,
-        Some(CancelledBy::Shutdown) => RefundReason::ServerStopped,
+    let reason = match live.stop.why().filter(|_| cancelled) {
+        Some(StopWhy::Cancel) => RefundReason::Cancelled,
+        Some(_) => RefundReason::ServerStopped,
         None => RefundReason::NotStartable,
     };
     if !cancelled {
@@ -228,13 +240,13 @@ fn weight_tensor(parameter: &Parameter) -> WeightTensor {
         names: parameter.names.clone(),
         dtype: parameter.dtype.torch_name().to_owned(),
         shape: parameter.shape.clone(),
-        size_bytes: weight_shape(parameter).bytes,
+        size_bytes: state_shape(parameter).bytes,
     }
 }
 
-fn weight_shape(parameter: &Parameter) -> WeightShape {
+fn state_shape(parameter: &Parameter) -> StateShape {
     let float_bytes = parameter.dtype.size_bytes();
-    WeightShape {
+    StateShape {
         bytes: crate::plan::elements(&parameter.shape).saturating_mul(float_bytes as u64),
         float_bytes,
     }

@@ -3,13 +3,13 @@
 //! [`Runs::launch`] → (queue) → [`execute`](mod@execute) → [`supervise`] (one trainer) with [`record`] (its
 //! durable side). What a run is and costs is in the ledger; this module only holds what is alive.
 
-mod cancel;
 mod execute;
 mod record;
+mod stop;
 mod supervise;
 
-pub(crate) use cancel::{Cancel, CancelledBy};
 pub(crate) use execute::is_queued;
+pub(crate) use stop::StopWhy;
 
 use crate::config::Limits;
 use crate::errors::{Failure, Reason};
@@ -21,7 +21,8 @@ use bastionai_ledger::{Principal, RunId};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use stop::Stop;
+use tokio::sync::{Notify, Semaphore, watch};
 
 /// What is alive.
 pub(crate) struct Runs {
@@ -37,7 +38,8 @@ pub(crate) struct Runs {
 /// A run that has not ended.
 pub(crate) struct LiveRun {
     pub(crate) id: RunId,
-    pub(crate) cancel: Cancel,
+    pub(crate) stop: Stop,
+    stopped: Notify,
     changed: watch::Sender<()>,
 }
 
@@ -45,6 +47,11 @@ impl LiveRun {
     /// Tells watchers to look again: something became durable.
     pub(crate) fn announce(&self) {
         self.changed.send_replace(());
+    }
+
+    fn stop(&self, why: StopWhy) {
+        self.stop.stop(why);
+        self.stopped.notify_one();
     }
 }
 
@@ -89,7 +96,8 @@ impl Runs {
     ) {
         let live = Arc::new(LiveRun {
             id: run,
-            cancel: Cancel::default(),
+            stop: Stop::default(),
+            stopped: Notify::new(),
             changed: watch::Sender::new(()),
         });
         self.with_live(|runs| runs.insert(run, Arc::clone(&live)));
@@ -97,12 +105,12 @@ impl Runs {
         tokio::spawn(async move {
             let slot = tokio::select! {
                 biased;
-                () = live.cancel.cancelled() => None,
+                () = live.stopped.notified() => None,
                 slot = slots.acquire_owned() => slot.ok(),
             };
             if slot.is_none() {
                 // The pool is closed (or this was cancelled already, which then stays the reason).
-                live.cancel.cancel(CancelledBy::Shutdown);
+                live.stop(StopWhy::Drain);
             }
             let ended = {
                 let (server, live) = (Arc::clone(&server), Arc::clone(&live));
@@ -124,9 +132,9 @@ impl Runs {
     }
 
     /// Stops a run; false when it is not alive.
-    pub(crate) fn cancel(&self, run: &RunId, by: CancelledBy) -> bool {
+    pub(crate) fn stop(&self, run: &RunId, why: StopWhy) -> bool {
         let live = self.with_live(|runs| runs.get(run).cloned());
-        live.inspect(|live| live.cancel.cancel(by)).is_some()
+        live.inspect(|live| live.stop(why)).is_some()
     }
 
     /// Lets running runs finish for `patience`, then stops them; returns when none is alive. Queued runs are
@@ -150,7 +158,7 @@ impl Runs {
         let runs: Vec<_> = self.with_live(|runs| runs.values().cloned().collect());
         runs.iter()
             .filter(|live| which(&live.id))
-            .for_each(|live| live.cancel.cancel(CancelledBy::Shutdown));
+            .for_each(|live| live.stop(StopWhy::Drain));
     }
 
     fn with_live<T>(&self, change: impl FnOnce(&mut HashMap<RunId, Arc<LiveRun>>) -> T) -> T {

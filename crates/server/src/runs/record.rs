@@ -1,7 +1,7 @@
 //! The durable side of a run: its ledger entries and released values, each durable before anyone sees it.
 
 use super::LiveRun;
-use super::supervise::{BoxError, Frames, Recorder};
+use super::supervise::{BoxError, Checkpoint, Frames, Recorder};
 use crate::log::{Event, Hex};
 use crate::state::Server;
 use bastionai_ledger::StartedRun;
@@ -51,11 +51,12 @@ impl Recorder for Record<'_> {
         Ok(self.frames.take().ok_or(NotInState("about to start"))?)
     }
 
-    fn release(&mut self, step: u64, losses: &[Option<f64>]) -> Result<(), BoxError> {
+    fn release(&mut self, checkpoint: &Checkpoint) -> Result<(), BoxError> {
+        let step = checkpoint.step;
         let started = self.started.as_ref().ok_or(NotInState("started"))?;
         let steps = self.released + 1..=step;
         let values = steps
-            .zip(losses)
+            .zip(&checkpoint.losses)
             .map(|(step, &noisy_loss)| ReleasedValue { step, noisy_loss });
         let values: Vec<_> = values.collect();
         self.server
