@@ -7,7 +7,7 @@ anything is sent, clips and noises every gradient, and keeps an account of what 
 Start at :class:`Connection`.
 """
 
-from bastionai import privacy
+from bastionai import privacy, schedules
 from bastionai.attestation import AppraisalPolicy, Attestation
 from bastionai.connection import Connection, keygen
 from bastionai.contract import Column, DataContract
@@ -88,4 +88,5 @@ __all__ = [
     "fix",
     "keygen",
     "privacy",
+    "schedules",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from bastionai import _internal, learner, remote
+from bastionai import _internal, learner, remote, schedules
 from bastionai.attestation import AppraisalPolicy, Attestation
 from bastionai.contract import DataContract, default_declared_size
 from bastionai.detect import resolve_contract
@@ -208,6 +208,7 @@ class Connection:
         *,
         loss: LossLike | None,
         optimizer: object,
+        schedule: schedules.Schedule | None = None,
         model_name: str = "model",
         batch_size: int | None = None,
         max_batch_size: int | None = None,
@@ -226,6 +227,8 @@ class Connection:
                 a loss module, or a function of (output, target); None if the model itself returns one
                 loss per sample. See :mod:`bastionai.losses` for what becomes of reductions and weights.
             optimizer: ``bastionai.SGD``, ``Adam`` or ``AdamW``, or those of ``torch.optim``.
+            schedule: How the learning rate moves, e.g. ``bastionai.schedules.Cosine(warmup_ratio=0.1)``; by
+                default it stays.
             model_name: Shown in lists.
             batch_size: Expected number of records per step over all datasets; planned when absent.
             max_batch_size: Physical cap, for memory; it changes neither result nor privacy.
@@ -247,6 +250,7 @@ class Connection:
             dataset,
             loss=loss,
             optimizer=optimizer,
+            schedule=schedule,
             model_name=model_name,
             batch_size=batch_size,
             max_batch_size=max_batch_size,

@@ -6,18 +6,16 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from bastionai import _internal
+from bastionai import _internal, optimizers, schedules
 from bastionai.contract import DataContract, default_declared_size
 from bastionai.exceptions import BudgetExceeded, ContractError, InvalidRequest, NoiseWarning, PermissionRefused
 from bastionai.exporting import PreparedModel, label_column, prepare
 from bastionai.ledger_types import shown
 from bastionai.losses import LossLike, per_sample_loss
-from bastionai.optimizers import SGD, AdamW, as_optimizer
 from bastionai.planning import plan_batch_size, plan_steps
 from bastionai.quote import Quote
 from bastionai.receipt import Receipt
@@ -46,6 +44,7 @@ class RemoteLearner:
         *,
         loss: LossLike | None,
         optimizer: object,
+        schedule: schedules.Schedule | None = None,
         model_name: str = "model",
         batch_size: int | None = None,
         max_batch_size: int | None = None,
@@ -61,7 +60,8 @@ class RemoteLearner:
         self.run: Run | None = None
         self._client = client
         self._loss = loss
-        self._optimizer = as_optimizer(optimizer)
+        self._optimizer = optimizers.as_optimizer(optimizer)
+        self._schedule = schedules.as_schedule(schedule)
         self._batch_size = batch_size
         self._max_batch_size = max_batch_size
         self._max_grad_norm = _positive("max_grad_norm", max_grad_norm)
@@ -228,7 +228,8 @@ class RemoteLearner:
             "privacy": _privacy(eps, noise_multiplier),
             "target_delta": None if delta is None else _positive("delta", delta),
             "loss_release": self._loss_release,
-            "optimizer": _optimizer_document(self._optimizer),
+            "optimizer": optimizers.document(self._optimizer),
+            "schedule": schedules.document(self._schedule),
         }
         return Quote.parse(json.loads(self._client._session.price(json.dumps(spec))))
 
@@ -303,11 +304,3 @@ def _positive(name: str, value: float) -> float:
     if not (math.isfinite(value) and value > 0):
         raise InvalidRequest(f"{name}={value}: expected a positive number")
     return float(value)
-
-
-def _optimizer_document(optimizer: SGD | AdamW) -> dict[str, Any]:
-    if isinstance(optimizer, SGD):
-        return {"sgd": asdict(optimizer)}
-    beta1, beta2 = optimizer.betas
-    parts = {"lr": optimizer.lr, "beta1": beta1, "beta2": beta2, "eps": optimizer.eps}
-    return {"adam_w": {**parts, "weight_decay": optimizer.weight_decay}}

@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -57,24 +58,35 @@ class AdamW:
 
     def __post_init__(self) -> None:
         _check("AdamW", lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
-        if not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise InvalidRequest(f"AdamW: betas must lie in [0, 1), got {self.betas}")
+        _check_betas("AdamW", self.betas)
 
 
-class Adam(AdamW):
-    """Adam without weight decay: the same update as :class:`AdamW` with ``weight_decay=0``.
+@dataclass(frozen=True)
+class Adam:
+    """Adam, as ``torch.optim.Adam`` without amsgrad.
 
-    Args:
+    Attributes:
         lr: Learning rate.
         betas: Decay rates of the running averages.
         eps: Added to the denominator.
+        weight_decay: L2 penalty: enters the running averages, unlike AdamW's; costs no privacy.
     """
 
-    def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
-        super().__init__(lr=lr, betas=betas, eps=eps, weight_decay=0.0)
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check("Adam", lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
+        _check_betas("Adam", self.betas)
 
 
-def as_optimizer(optimizer: object) -> SGD | AdamW:
+#: What the server's trainer knows.
+Optimizer = SGD | Adam | AdamW
+
+
+def as_optimizer(optimizer: object) -> Optimizer:
     """Reads an optimizer.
 
     Args:
@@ -85,7 +97,7 @@ def as_optimizer(optimizer: object) -> SGD | AdamW:
     Raises:
         InvalidRequest: If it is another optimizer or uses an option that has no counterpart.
     """
-    if isinstance(optimizer, (SGD, AdamW)):
+    if isinstance(optimizer, (SGD, Adam, AdamW)):
         return optimizer
     if isinstance(optimizer, torch.optim.Optimizer):
         return _from_torch(type(optimizer), _one_group(optimizer))
@@ -94,7 +106,7 @@ def as_optimizer(optimizer: object) -> SGD | AdamW:
         options = dict(optimizer.keywords)
     else:
         kind, options = optimizer, {}
-    if isinstance(kind, type) and issubclass(kind, (SGD, AdamW)):
+    if isinstance(kind, type) and issubclass(kind, (SGD, Adam, AdamW)):
         return kind(**options)
     if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
         return _from_torch(kind, {**_defaults(kind), **options})
@@ -123,8 +135,23 @@ def _one_group(optimizer: torch.optim.Optimizer) -> dict[str, object]:
     return groups[0]
 
 
-def _from_torch(kind: type, options: dict[str, object]) -> SGD | AdamW:
-    for option in ("amsgrad", "maximize", "differentiable"):
+def document(optimizer: Optimizer) -> dict[str, Any]:
+    """The optimizer as the server's specification has it."""
+    if isinstance(optimizer, SGD):
+        return {"sgd": asdict(optimizer)}
+    beta1, beta2 = optimizer.betas
+    parts = {"lr": optimizer.lr, "beta1": beta1, "beta2": beta2, "eps": optimizer.eps}
+    name = "adam" if isinstance(optimizer, Adam) else "adam_w"
+    return {name: {**parts, "weight_decay": optimizer.weight_decay}}
+
+
+def _from_torch(kind: type, options: dict[str, object]) -> Optimizer:
+    if options.get("amsgrad"):
+        raise InvalidRequest(
+            f"{kind.__name__}: amsgrad=True is refused: its running maximum of noisy squares only grows with the "
+            "noise; leave it off"
+        )
+    for option in ("maximize", "differentiable"):
         if options.get(option):
             raise InvalidRequest(f"{kind.__name__}: {option}=True has no counterpart; leave it off")
 
@@ -141,11 +168,15 @@ def _from_torch(kind: type, options: dict[str, object]) -> SGD | AdamW:
         )
     if kind is torch.optim.AdamW or kind is torch.optim.Adam:
         first, second = options["betas"]  # type: ignore[misc]
-        decay = number("weight_decay")
-        if kind is torch.optim.Adam and decay != 0.0 and not options.get("decoupled_weight_decay"):
-            raise InvalidRequest("Adam with weight_decay is an L2 penalty here unsupported; use AdamW (decoupled)")
-        return AdamW(number("lr"), (float(first), float(second)), number("eps"), decay)  # type: ignore[has-type]
+        decoupled = kind is torch.optim.AdamW or bool(options.get("decoupled_weight_decay"))
+        made = AdamW if decoupled else Adam
+        return made(number("lr"), (float(first), float(second)), number("eps"), number("weight_decay"))  # type: ignore[has-type]
     raise _unknown(kind)
+
+
+def _check_betas(name: str, betas: tuple[float, float]) -> None:
+    if not all(0.0 <= beta < 1.0 for beta in betas):
+        raise InvalidRequest(f"{name}: betas must lie in [0, 1), got {betas}")
 
 
 def _check(name: str, **values: float) -> None:

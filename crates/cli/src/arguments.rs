@@ -303,6 +303,18 @@ pub(crate) struct RunStartArguments {
     /// Weight decay.
     #[arg(long, default_value_t = 0.0)]
     pub(crate) weight_decay: f64,
+    /// How the learning rate moves after its warm-up.
+    #[arg(long, value_enum, default_value_t = ScheduleArgument::Constant)]
+    pub(crate) schedule: ScheduleArgument,
+    /// Steps over which the learning rate rises from 0.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) warmup_steps: u64,
+    /// The same as a share of the steps, rounded up.
+    #[arg(long, conflicts_with = "warmup_steps")]
+    pub(crate) warmup_ratio: Option<f64>,
+    /// Share of the learning rate that a linear or cosine schedule falls to; by default 0.
+    #[arg(long)]
+    pub(crate) final_ratio: Option<f64>,
     /// Show the price and stop.
     #[arg(long)]
     pub(crate) price_only: bool,
@@ -312,8 +324,20 @@ pub(crate) struct RunStartArguments {
 pub(crate) enum OptimizerArgument {
     /// `torch.optim.SGD`.
     Sgd,
-    /// `torch.optim.AdamW`.
+    /// `torch.optim.Adam`; weight decay is an L2 penalty.
+    Adam,
+    /// `torch.optim.AdamW`; weight decay is decoupled.
     Adamw,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ScheduleArgument {
+    /// Stays.
+    Constant,
+    /// Falls linearly.
+    Linear,
+    /// Falls along half a cosine.
+    Cosine,
 }
 
 #[derive(Debug, Subcommand)]

@@ -61,5 +61,8 @@ pub use identity::Identity;
 pub use ledger::{LedgerEntry, LedgerView};
 pub use receipts::{AuditedReceipt, audit_receipt};
 pub use rows::{CheckedRecords, RecordBatch, Transfer};
-pub use runs::{Charge, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunSpec, RunState, RunWatch};
+pub use runs::{
+    Charge, Decay, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunSpec, RunState, RunWatch,
+    Schedule, Warmup,
+};
 pub use session::{AppraisedPeer, ConnectOptions, ServerInfo, UnappraisedSession, connect};

@@ -8,8 +8,8 @@ use crate::errors::ClientError;
 use crate::session::AppraisedPeer;
 use bastionai_ledger::amount::Amount;
 use bastionai_ledger::id::{DatasetId, Digest32, Principal, RunId};
-pub use bastionai_wire::Optimizer;
 use bastionai_wire::v1;
+pub use bastionai_wire::{Decay, Optimizer, Schedule, Warmup};
 use serde::{Deserialize, Serialize};
 use tonic::Streaming;
 use wire::{parse_progress, parse_quote, parse_run, spec_to_wire};
@@ -41,6 +41,9 @@ pub struct RunSpec {
     pub loss_release: Option<LossRelease>,
     /// Update rule.
     pub optimizer: Optimizer,
+    /// How its learning rate moves; a quote names the warm-up in steps.
+    #[serde(default)]
+    pub schedule: Schedule,
 }
 
 /// How the noise is chosen.

@@ -4,7 +4,7 @@
 use crate::plan::Plan;
 use crate::spec::RunRequest;
 use bastionai_ledger::{BootId, DatasetId, Digest32, EntryHash, Principal};
-use bastionai_wire::Optimizer;
+use bastionai_wire::{Decay, Optimizer, Schedule};
 use sha2::{Digest, Sha256};
 
 /// A dataset as a run uses it.
@@ -53,7 +53,26 @@ impl Agreement<'_> {
         fields.add(self.boot.as_bytes());
         fields.add(self.ledger_head.as_bytes());
         fields.integer(self.expires_unix_ms);
+        self.add_schedule(&mut fields);
         fields.finish()
+    }
+
+    /// Later options stand last, each under its name and only when used: a run without them has the digest it had
+    /// before there were any.
+    fn add_schedule(&self, fields: &mut Fields) {
+        let schedule = self.request.schedule;
+        if schedule == Schedule::default() {
+            return;
+        }
+        let (name, final_ratio) = match schedule.decay {
+            Decay::Constant => ("constant", 1.0),
+            Decay::Linear { final_ratio } => ("linear", final_ratio),
+            Decay::Cosine { final_ratio } => ("cosine", final_ratio),
+        };
+        fields.add(b"schedule");
+        fields.add(name.as_bytes());
+        fields.float(final_ratio);
+        fields.integer(schedule.warmup.steps(self.request.steps));
     }
 
     fn add_hyper_parameters(&self, fields: &mut Fields) {
@@ -99,6 +118,18 @@ impl Agreement<'_> {
                 weight_decay,
             } => {
                 fields.add(b"adamw");
+                [lr, beta1, beta2, eps, weight_decay]
+                    .into_iter()
+                    .for_each(|value| fields.float(value));
+            }
+            Optimizer::Adam {
+                lr,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            } => {
+                fields.add(b"adam");
                 [lr, beta1, beta2, eps, weight_decay]
                     .into_iter()
                     .for_each(|value| fields.float(value));
@@ -167,6 +198,7 @@ mod tests {
     use crate::spec::{LossRequest, Privacy};
     use bastionai_ledger::{Amount, Delta, Epsilon};
     use bastionai_privacy::event::{DpEvent, NeighboringRelation};
+    use bastionai_wire::Warmup;
 
     struct Example {
         request: RunRequest,
@@ -209,6 +241,7 @@ mod tests {
                     weight_decay: 0.0,
                     nesterov: false,
                 },
+                schedule: Schedule::default(),
             },
             plan: Plan {
                 noise_multiplier: 1.0,
@@ -290,6 +323,26 @@ mod tests {
                     eps: 0.0,
                     weight_decay: 0.0,
                 }
+            }),
+            ("Adam is not AdamW", |e| {
+                e.request.optimizer = Optimizer::Adam {
+                    lr: 0.1,
+                    beta1: 0.9,
+                    beta2: 0.0,
+                    eps: 0.0,
+                    weight_decay: 0.0,
+                }
+            }),
+            ("warm-up", |e| e.request.schedule.warmup = Warmup::Steps(1)),
+            ("longer warm-up", |e| e.request.schedule.warmup = Warmup::Steps(2)),
+            ("linear", |e| {
+                e.request.schedule.decay = Decay::Linear { final_ratio: 0.0 }
+            }),
+            ("final ratio", |e| {
+                e.request.schedule.decay = Decay::Linear { final_ratio: 0.1 }
+            }),
+            ("cosine", |e| {
+                e.request.schedule.decay = Decay::Cosine { final_ratio: 0.0 }
             }),
             ("σ of the gradient", |e| e.plan.noise_multiplier = 1.5),
             ("σ of the loss", |e| e.plan.loss_noise_multiplier = None),

@@ -243,7 +243,7 @@ const RUNTIME_BYTES: u64 = 512 << 20;
 mod tests {
     use super::*;
     use bastionai_ledger::{DatasetId, Digest32};
-    use bastionai_wire::Optimizer;
+    use bastionai_wire::{Optimizer, Schedule};
 
     fn request(batch_size: u64, steps: u64, privacy: Privacy, loss: Option<LossRequest>) -> RunRequest {
         RunRequest {
@@ -265,6 +265,7 @@ mod tests {
                 weight_decay: 0.0,
                 nesterov: false,
             },
+            schedule: Schedule::default(),
         }
     }
 

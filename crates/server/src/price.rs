@@ -286,6 +286,7 @@ impl PricedRun {
             noise_multiplier: self.plan.noise_multiplier,
             loss: self.loss_release(),
             optimizer: self.request.optimizer,
+            schedule: self.request.schedule,
             threads,
         }
     }
@@ -317,6 +318,7 @@ impl PricedRun {
             max_loss: request.loss.map_or(0.0, |loss| loss.max_loss),
             loss_share: request.loss.map_or(0.0, |loss| loss.share),
             optimizer: Some(request.optimizer.into()),
+            schedule: Some(request.schedule.into()),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::errors::{Failure, Reason};
 use bastionai_ledger::{DatasetId, Delta, Digest32};
-use bastionai_wire::{DEFAULT_LOSS_SHARE, Optimizer, v1};
+use bastionai_wire::{DEFAULT_LOSS_SHARE, Decay, Optimizer, Schedule, Warmup, v1};
 use std::collections::BTreeSet;
 
 /// A run as asked for, checked.
@@ -24,6 +24,8 @@ pub(crate) struct RunRequest {
     pub(crate) delta: Option<Delta>,
     pub(crate) loss: Option<LossRequest>,
     pub(crate) optimizer: Optimizer,
+    /// Its warm-up in steps.
+    pub(crate) schedule: Schedule,
 }
 
 /// How noise is chosen.
@@ -61,6 +63,7 @@ impl RunRequest {
             delta: delta(spec.target_delta)?,
             loss: loss(spec.max_loss, spec.loss_share)?,
             optimizer: optimizer(spec.optimizer.as_ref())?,
+            schedule: schedule(spec.schedule, spec.steps)?,
         })
     }
 }
@@ -191,6 +194,13 @@ fn optimizer(wire: Option<&v1::Optimizer>) -> Result<Optimizer, Failure> {
             beta2,
             eps,
             weight_decay,
+        }
+        | Optimizer::Adam {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
         } => {
             rate("lr", lr)?;
             fraction("beta1", beta1)?;
@@ -200,6 +210,31 @@ fn optimizer(wire: Option<&v1::Optimizer>) -> Result<Optimizer, Failure> {
         }
     }
     Ok(optimizer)
+}
+
+/// The schedule with its warm-up in steps.
+fn schedule(wire: Option<v1::Schedule>, steps: u64) -> Result<Schedule, Failure> {
+    let schedule = wire.map_or(Ok(Schedule::default()), Schedule::try_from);
+    let schedule = schedule.map_err(|error| invalid(error.to_string()))?;
+    match schedule.decay {
+        Decay::Constant => {}
+        Decay::Linear { final_ratio } | Decay::Cosine { final_ratio } => {
+            bounded("final_ratio", final_ratio, 0.0, 1.0)?;
+        }
+    }
+    if let Warmup::Ratio(ratio) = schedule.warmup {
+        bounded("warmup_ratio", ratio, 0.0, 1.0)?;
+    }
+    let warmup_steps = schedule.warmup.steps(steps);
+    if warmup_steps > steps {
+        return Err(invalid(format!(
+            "warmup_steps = {warmup_steps} is longer than the run of {steps} steps: its rate would never be reached"
+        )));
+    }
+    Ok(Schedule {
+        decay: schedule.decay,
+        warmup: Warmup::Steps(warmup_steps),
+    })
 }
 
 fn invalid(message: impl Into<String>) -> Failure {
@@ -273,6 +308,7 @@ mod tests {
                     ..Default::default()
                 })),
             }),
+            schedule: None,
         }
     }
 
@@ -282,6 +318,55 @@ mod tests {
         assert_eq!(request.delta.unwrap().to_string().parse::<f64>().unwrap(), 1e-6);
         assert_eq!(request.loss.unwrap().share, DEFAULT_LOSS_SHARE);
         assert_eq!(request.max_batch_size, None);
+        assert_eq!(request.schedule, Schedule::default());
+    }
+
+    #[test]
+    fn a_warm_up_is_counted_in_steps() {
+        let mut spec = spec();
+        let decay = Decay::Linear { final_ratio: 0.1 };
+        for (asked, counted) in [
+            (Warmup::Ratio(0.25), 3),
+            (Warmup::Steps(10), 10),
+            (Warmup::Ratio(0.0), 0),
+        ] {
+            spec.schedule = Some(Schedule { decay, warmup: asked }.into());
+            let found = RunRequest::parse(&spec, 100).unwrap().schedule;
+            let warmup = Warmup::Steps(counted);
+            assert_eq!(found, Schedule { decay, warmup });
+        }
+    }
+
+    #[test]
+    fn an_unknown_schedule_and_a_warm_up_longer_than_the_run_are_refused_in_words() {
+        let refusal = |schedule: v1::Schedule| {
+            let spec = v1::RunSpec {
+                schedule: Some(schedule),
+                ..spec()
+            };
+            let failure = RunRequest::parse(&spec, 100).unwrap_err();
+            assert_eq!(failure.reason, Reason::RunSpecInvalid);
+            tonic::Status::from(failure).message().to_owned()
+        };
+        let unknown = refusal(v1::Schedule::default());
+        assert!(unknown.contains("constant, linear or cosine"), "{unknown}");
+        let schedule = |decay, warmup| v1::Schedule::from(Schedule { decay, warmup });
+        let long = refusal(schedule(Decay::Constant, Warmup::Steps(11)));
+        assert!(long.contains("longer than the run of 10 steps"), "{long}");
+        for (decay, warmup) in [
+            (Decay::Constant, Warmup::Ratio(1.01)),
+            (Decay::Constant, Warmup::Ratio(f64::NAN)),
+            (Decay::Linear { final_ratio: -0.1 }, Warmup::Steps(0)),
+            (Decay::Cosine { final_ratio: 1.1 }, Warmup::Steps(0)),
+            (
+                Decay::Cosine {
+                    final_ratio: f64::NAN,
+                },
+                Warmup::Steps(0),
+            ),
+        ] {
+            refusal(schedule(decay, warmup));
+        }
     }
 
     #[test]

@@ -12,8 +12,8 @@ use bastionai_privacy::truncation::truncated_batch_size;
 use bastionai_trainer::records::Records;
 use bastionai_trainer::training::Training;
 use bastionai_trainer::{Engine, Settings, selftest};
-use bastionai_wire::Optimizer;
 use bastionai_wire::trainer::{DatasetShape, Job, TRAINER_PROTOCOL_VERSION};
+use bastionai_wire::{Optimizer, Schedule};
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
@@ -115,6 +115,7 @@ fn job(engine: &Engine, batch: u32, cap: u32, threads: u32, optimizer: &str) -> 
         noise_multiplier: 1.0,
         loss: None,
         optimizer,
+        schedule: Schedule::default(),
         threads,
     }
 }

@@ -4,7 +4,7 @@
 //! In call order: [`sandbox`] (what the process gives up) → [`process`] (the conversation with the server) →
 //! [`selftest`] (what is proven before a record arrives, on the [`kernels`] it chose) →
 //! [`confinement`] (no files, network or processes from here on) → [`training`] (steps) → [`sample`] and [`records`]
-//! (micro-batches) → [`engine`] (clipped sums) → [`optimizer`] (noise and update). Inside the engine: `program`
+//! (micro-batches) → [`engine`] (clipped sums) → [`optimizer`] (noise and update, at the rate of [`schedule`]). Inside the engine: `program`
 //! (the graph laid out) → `executor` and `guards` (forward) → `taps` and `gradients` (per-sample norms) →
 //! `precision` and [`grid`] (the sum). All unsafe code is in `ffi` and `sandbox`.
 #![deny(unsafe_code)]
@@ -28,6 +28,7 @@ mod program;
 pub mod records;
 pub mod sample;
 pub mod sandbox;
+pub mod schedule;
 pub mod selftest;
 mod state;
 mod taps;

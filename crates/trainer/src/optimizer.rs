@@ -6,6 +6,7 @@
 use crate::error::{EngineError, Result};
 use crate::ffi::{self, Element};
 use crate::grid::{CHUNK, in_parallel};
+use crate::schedule::LearningRates;
 use bastionai_privacy::noise::NoiseStream;
 use bastionai_wire::Optimizer;
 use tch::{Kind, Tensor};
@@ -22,6 +23,7 @@ pub struct NoisyMean {
 /// An optimizer and its state.
 pub struct OptimizerState {
     optimizer: Optimizer,
+    rates: LearningRates,
     steps: u64,
     slots: Vec<Slots>,
 }
@@ -44,11 +46,11 @@ impl OptimizerState {
     ///
     /// # Errors
     /// [`EngineError::Job`] for hyper-parameters that `torch.optim` refuses too.
-    pub fn new(optimizer: Optimizer, parameters: &[&Tensor]) -> Result<Self> {
+    pub fn new(optimizer: Optimizer, rates: LearningRates, parameters: &[&Tensor]) -> Result<Self> {
         check(&optimizer)?;
         let (first, second) = match optimizer {
             Optimizer::Sgd { momentum, .. } => (momentum != 0.0, false),
-            Optimizer::AdamW { .. } => (true, true),
+            Optimizer::AdamW { .. } | Optimizer::Adam { .. } => (true, true),
         };
         let length = |tensor: &Tensor, wanted: bool| if wanted { tensor.numel() } else { 0 };
         let slots = parameters
@@ -66,6 +68,7 @@ impl OptimizerState {
             .collect();
         Ok(Self {
             optimizer,
+            rates,
             steps: 0,
             slots,
         })
@@ -84,8 +87,9 @@ impl OptimizerState {
         mean: NoisyMean,
         threads: usize,
     ) -> Result<()> {
+        let factor = self.rates.factor(self.steps);
         self.steps += 1;
-        let rule = Rule::new(&self.optimizer, self.steps);
+        let rule = Rule::new(&self.optimizer, factor, self.steps);
         for (position, ((tensor, sums), slots)) in
             parameters.iter_mut().zip(sums).zip(&mut self.slots).enumerate()
         {
@@ -193,6 +197,13 @@ fn check(optimizer: &Optimizer) -> Result<()> {
             beta2,
             eps,
             weight_decay,
+        }
+        | Optimizer::Adam {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
         } => {
             if ![lr, eps, weight_decay].into_iter().all(not_negative) {
                 return refuse("lr, eps and weight_decay must be finite and not negative");
@@ -247,7 +258,9 @@ enum Rule {
         weight_decay: f64,
         nesterov: bool,
     },
-    AdamW {
+    /// Adam adds `penalty · weight` to the gradient, AdamW scales weights by `keep`.
+    Adam {
+        penalty: f64,
         keep: f64,
         beta1: f64,
         beta2: f64,
@@ -258,7 +271,9 @@ enum Rule {
 }
 
 impl Rule {
-    fn new(optimizer: &Optimizer, step: u64) -> Self {
+    /// `factor` of the learning rate at step `step`, from 1.
+    fn new(optimizer: &Optimizer, factor: f64, step: u64) -> Self {
+        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
         match *optimizer {
             Optimizer::Sgd {
                 lr,
@@ -270,7 +285,7 @@ impl Rule {
                 // The first momentum buffer is the gradient itself, undamped.
                 let gain = if step == 1 { 1.0 } else { 1.0 - dampening };
                 Self::Sgd {
-                    lr,
+                    lr: lr * factor,
                     momentum,
                     gain,
                     weight_decay,
@@ -283,17 +298,30 @@ impl Rule {
                 beta2,
                 eps,
                 weight_decay,
-            } => {
-                let correction = |beta: f64| 1.0 - beta.powf(step as f64);
-                Self::AdamW {
-                    keep: 1.0 - lr * weight_decay,
-                    beta1,
-                    beta2,
-                    rate: lr / correction(beta1),
-                    root_correction: correction(beta2).sqrt(),
-                    eps,
-                }
-            }
+            } => Self::Adam {
+                penalty: 0.0,
+                keep: 1.0 - lr * factor * weight_decay,
+                beta1,
+                beta2,
+                rate: lr * factor / correction(beta1),
+                root_correction: correction(beta2).sqrt(),
+                eps,
+            },
+            Optimizer::Adam {
+                lr,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            } => Self::Adam {
+                penalty: weight_decay,
+                keep: 1.0,
+                beta1,
+                beta2,
+                rate: lr * factor / correction(beta1),
+                root_correction: correction(beta2).sqrt(),
+                eps,
+            },
         }
     }
 
@@ -327,7 +355,8 @@ impl Rule {
                     *weight = direction.multiply_add(rate, *weight);
                 }
             }
-            Self::AdamW {
+            Self::Adam {
+                penalty,
                 keep,
                 beta1,
                 beta2,
@@ -336,13 +365,14 @@ impl Rule {
                 eps,
             } => {
                 let zero = real(0.0);
-                let (keep, rate, eps, root_correction) =
-                    (real(keep), real(-rate), real(eps), real(root_correction));
+                let (penalty, keep, rate) = (real(penalty), real(keep), real(-rate));
+                let (eps, root_correction) = (real(eps), real(root_correction));
                 let (beta1, rest1, beta2, rest2) =
                     (real(beta1), real(1.0 - beta1), real(beta2), real(1.0 - beta2));
                 for (((weight, &gradient), mean), square) in
                     weights.iter_mut().zip(gradients).zip(first).zip(second)
                 {
+                    let gradient = weight.multiply_add(penalty, gradient);
                     *mean = mean.multiply_add(beta1, gradient.multiply_add(rest1, zero));
                     let squared = gradient.multiply_add(gradient, zero).multiply_add(rest2, zero);
                     *square = square.multiply_add(beta2, squared);

@@ -5,6 +5,7 @@ use crate::error::{EngineError, Result};
 use crate::optimizer::{NoisyMean, OptimizerState};
 use crate::records::Records;
 use crate::sample::PooledSampler;
+use crate::schedule::LearningRates;
 use bastionai_privacy::noise::NoiseStream;
 use bastionai_wire::trainer::{Job, LossRelease};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -40,6 +41,7 @@ pub struct Training {
 /// # Errors
 /// [`EngineError::Job`] names the number.
 pub fn check_job(job: &Job) -> Result<()> {
+    LearningRates::new(job.schedule, job.steps)?;
     let refuse = |text: &str| Err(EngineError::Job(text.into()));
     let positive = |value: f64| value > 0.0 && value.is_finite();
     if job.steps == 0 || job.datasets.is_empty() {
@@ -80,7 +82,8 @@ impl Training {
         tch::manual_seed(i64::from_le_bytes(
             seed[..8].try_into().expect("a key has 32 bytes"),
         ));
-        let optimizer = OptimizerState::new(job.optimizer, &engine.trainable())?;
+        let rates = LearningRates::new(job.schedule, job.steps)?;
+        let optimizer = OptimizerState::new(job.optimizer, rates, &engine.trainable())?;
         let mean = NoisyMean {
             standard_deviation: job.noise_multiplier * engine.l2_sensitivity() / engine.grid().width(),
             scale: engine.grid().width() / job.expected_batch_size,

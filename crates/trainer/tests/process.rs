@@ -4,11 +4,11 @@
 mod support;
 
 use bastionai_graph::dtype::DType;
-use bastionai_wire::Optimizer;
 use bastionai_wire::trainer::{
     Control, DatasetShape, Job, LossRelease, Report, TRAINER_ENVIRONMENT, TRAINER_PROTOCOL_VERSION,
     read_frame, read_message, write_frame, write_message,
 };
+use bastionai_wire::{Optimizer, Schedule};
 use std::io::{BufReader, Read};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -114,6 +114,7 @@ fn job(model: &Model) -> Job {
             weight_decay: 0.0,
             nesterov: false,
         },
+        schedule: Schedule::default(),
         threads: 2,
     }
 }

@@ -1,5 +1,5 @@
 //! Messages only, no logic: [`v1`] is the gRPC contract between clients and server, generated from
-//! `proto/`; [`trainer`] is what server and trainer say to each other over pipes; [`optimizer`] is in both.
+//! `proto/`; [`trainer`] is what server and trainer say to each other over pipes; [`optimizer`] and [`schedule`] are in both.
 #![forbid(unsafe_code)]
 
 /// The gRPC contract `bastionai.v1`; `proto/bastionai/v1/bastionai.proto` documents every field.
@@ -9,9 +9,11 @@ pub mod v1 {
 }
 
 pub mod optimizer;
+pub mod schedule;
 pub mod trainer;
 
 pub use optimizer::Optimizer;
+pub use schedule::{Decay, Schedule, Warmup};
 
 /// Share of the privacy that the released loss takes when a scientist names none: a twentieth widens the
 /// gradient's noise by 2.6 %, and gives the mean loss of a batch of 100 a noise of 0.045 σ of its clip.

@@ -35,6 +35,19 @@ pub enum Optimizer {
         /// Decoupled weight decay.
         weight_decay: f64,
     },
+    /// `torch.optim.Adam`, without amsgrad.
+    Adam {
+        /// Learning rate.
+        lr: f64,
+        /// First-moment decay.
+        beta1: f64,
+        /// Second-moment decay.
+        beta2: f64,
+        /// Denominator offset.
+        eps: f64,
+        /// L2 penalty: enters the moments.
+        weight_decay: f64,
+    },
 }
 
 impl Optimizer {
@@ -50,7 +63,7 @@ impl Optimizer {
 
 /// A message that names no optimizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("optimizer is missing: set sgd or adamw")]
+#[error("optimizer is missing: set sgd, adam or adamw")]
 pub struct NoOptimizer;
 
 impl From<Optimizer> for v1::Optimizer {
@@ -76,6 +89,19 @@ impl From<Optimizer> for v1::Optimizer {
                 eps,
                 weight_decay,
             } => v1::optimizer::Kind::Adamw(v1::AdamW {
+                lr,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            }),
+            Optimizer::Adam {
+                lr,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            } => v1::optimizer::Kind::Adam(v1::Adam {
                 lr,
                 beta1,
                 beta2,
@@ -119,6 +145,19 @@ impl TryFrom<v1::Optimizer> for Optimizer {
                 eps,
                 weight_decay,
             },
+            v1::optimizer::Kind::Adam(v1::Adam {
+                lr,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            }) => Self::Adam {
+                lr,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            },
         })
     }
 }
@@ -143,7 +182,14 @@ mod tests {
             eps: 0.4,
             weight_decay: 0.5,
         };
-        for optimizer in [sgd, adamw] {
+        let adam = Optimizer::Adam {
+            lr: 0.1,
+            beta1: 0.2,
+            beta2: 0.3,
+            eps: 0.4,
+            weight_decay: 0.5,
+        };
+        for optimizer in [sgd, adamw, adam] {
             assert_eq!(Optimizer::try_from(v1::Optimizer::from(optimizer)), Ok(optimizer));
         }
         assert_eq!(

@@ -16,6 +16,7 @@
 //! not part of it: each start of a trainer draws its own (rule D1).
 
 use crate::optimizer::Optimizer;
+use crate::schedule::Schedule;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 
@@ -60,6 +61,8 @@ pub struct Job {
     pub loss: Option<LossRelease>,
     /// Optimizer.
     pub optimizer: Optimizer,
+    /// Factor of its learning rate at each step.
+    pub schedule: Schedule,
     /// Threads for libtorch and for the noise.
     pub threads: u32,
 }

@@ -1,13 +1,13 @@
 //! `bastionai run start|watch|list|cancel|fetch`.
 
-use crate::arguments::{OptimizerArgument, RunStartArguments, RunVerb};
+use crate::arguments::{OptimizerArgument, RunStartArguments, RunVerb, ScheduleArgument};
 use crate::connect::{connect, dataset_named};
 use crate::output;
 use anyhow::{Context, bail};
 use bastionai_client::blocking::{Client, Watched};
 use bastionai_client::{
-    DEFAULT_LOSS_SHARE, FetchedRun, LossRelease, Optimizer, Privacy, Quote, Run, RunId, RunSpec, RunState,
-    Transfer,
+    DEFAULT_LOSS_SHARE, Decay, FetchedRun, LossRelease, Optimizer, Privacy, Quote, Run, RunId, RunSpec,
+    RunState, Schedule, Transfer, Warmup,
 };
 use bastionai_graph::dtype::DType;
 use safetensors::tensor::{Dtype, TensorView};
@@ -113,6 +113,13 @@ fn spec(
             eps: 1e-8,
             weight_decay: arguments.weight_decay,
         },
+        OptimizerArgument::Adam => Optimizer::Adam {
+            lr: arguments.lr,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: arguments.weight_decay,
+        },
     };
     Ok(RunSpec {
         model_id,
@@ -130,7 +137,24 @@ fn spec(
             share: DEFAULT_LOSS_SHARE,
         }),
         optimizer,
+        schedule: schedule(arguments)?,
     })
+}
+
+fn schedule(arguments: &RunStartArguments) -> anyhow::Result<Schedule> {
+    let final_ratio = arguments.final_ratio.unwrap_or(0.0);
+    let decay = match arguments.schedule {
+        ScheduleArgument::Constant if arguments.final_ratio.is_some() => {
+            bail!("a constant schedule has no --final-ratio: choose --schedule linear or cosine")
+        }
+        ScheduleArgument::Constant => Decay::Constant,
+        ScheduleArgument::Linear => Decay::Linear { final_ratio },
+        ScheduleArgument::Cosine => Decay::Cosine { final_ratio },
+    };
+    let warmup = arguments
+        .warmup_ratio
+        .map_or(Warmup::Steps(arguments.warmup_steps), Warmup::Ratio);
+    Ok(Schedule { decay, warmup })
 }
 
 /// Released progress, one line a message (`--json`: one JSON value a line), until the run ends.

@@ -1,6 +1,6 @@
 //! Runs, prices and specifications to and from the wire. No decisions.
 
-use super::{Charge, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunSpec, RunState};
+use super::{Charge, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunSpec, RunState, Schedule};
 use crate::convert::{all, amount, dataset_id, digest, principal, required, run_id};
 use crate::datasets::parse_budget;
 use crate::errors::ClientError;
@@ -24,6 +24,7 @@ pub(super) fn spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
         max_loss: spec.loss_release.map_or(0.0, |release| release.max_loss),
         loss_share: spec.loss_release.map_or(0.0, |release| release.share),
         optimizer: Some(spec.optimizer.into()),
+        schedule: Some(spec.schedule.into()),
     }
 }
 
@@ -35,6 +36,8 @@ fn parse_spec(call: &'static str, wire: v1::RunSpec) -> Result<RunSpec, ClientEr
     let optimizer = required(call, "the spec's optimizer", wire.optimizer)?;
     let optimizer =
         Optimizer::try_from(optimizer).map_err(|error| ClientError::protocol(call, error.to_string()))?;
+    let schedule = wire.schedule.map_or(Ok(Schedule::default()), Schedule::try_from);
+    let schedule = schedule.map_err(|error| ClientError::protocol(call, error.to_string()))?;
     Ok(RunSpec {
         model_id: digest(call, "model_id", &wire.model_id)?,
         dataset_ids: all(call, &wire.dataset_ids, |call, id| dataset_id(call, id))?,
@@ -51,6 +54,7 @@ fn parse_spec(call: &'static str, wire: v1::RunSpec) -> Result<RunSpec, ClientEr
             share: wire.loss_share,
         }),
         optimizer,
+        schedule,
     })
 }
 
@@ -126,6 +130,7 @@ mod tests {
     use super::*;
     use bastionai_ledger::id::DatasetId;
     use bastionai_ledger::id::Digest32;
+    use bastionai_wire::{Decay, Warmup};
 
     fn spec() -> RunSpec {
         RunSpec {
@@ -150,6 +155,7 @@ mod tests {
                 weight_decay: 0.1,
                 nesterov: true,
             },
+            schedule: Schedule::default(),
         }
     }
 
@@ -165,6 +171,10 @@ mod tests {
                 beta2: 0.999,
                 eps: 1e-8,
                 weight_decay: 0.01,
+            },
+            schedule: Schedule {
+                decay: Decay::Cosine { final_ratio: 0.1 },
+                warmup: Warmup::Ratio(0.05),
             },
             ..spec()
         };

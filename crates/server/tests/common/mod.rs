@@ -5,7 +5,7 @@ pub mod process;
 pub mod raw;
 
 use bastionai_client::datasets::{DatasetKind, MayTrain, NewDataset, Policy};
-use bastionai_client::runs::{LossRelease, Optimizer, Privacy, RunSpec, RunState};
+use bastionai_client::runs::{LossRelease, Optimizer, Privacy, RunSpec, RunState, Schedule};
 use bastionai_client::session::AppraisedPeer;
 use bastionai_client::{
     Amount, AppraisalPolicy, ClientError, ConnectOptions, DataContract, DatasetId, Digest32, HeadMemory,
@@ -212,6 +212,7 @@ pub fn spec(model: Digest32, datasets: &[DatasetId], epsilon: f64, steps: u64) -
             weight_decay: 0.0,
             nesterov: false,
         },
+        schedule: Schedule::default(),
     }
 }
 

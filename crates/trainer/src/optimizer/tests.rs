@@ -1,6 +1,7 @@
 //! Against torch.optim's own numbers (tests/data/generate_optimizers.py), and that the noise is there.
 
 use super::*;
+use bastionai_wire::Schedule;
 use serde_json::Value;
 use tch::Device;
 
@@ -30,7 +31,14 @@ fn optimizer(case: &Value) -> Optimizer {
             weight_decay: number("weight_decay"),
             nesterov: case["numbers"]["nesterov"].as_bool().unwrap(),
         },
-        _ => Optimizer::AdamW {
+        "AdamW" => Optimizer::AdamW {
+            lr: number("lr"),
+            beta1: number("beta1"),
+            beta2: number("beta2"),
+            eps: number("eps"),
+            weight_decay: number("weight_decay"),
+        },
+        _ => Optimizer::Adam {
             lr: number("lr"),
             beta1: number("beta1"),
             beta2: number("beta2"),
@@ -48,7 +56,10 @@ fn worst_difference(case: &Value, goldens: &Value, kind: Kind) -> f64 {
         "float32"
     };
     let mut weight = Tensor::from_slice(&floats(&goldens["start"])).to_kind(kind);
-    let mut state = OptimizerState::new(optimizer(case), &[&weight]).unwrap();
+    let steps = case[name].as_array().unwrap().len() as u64;
+    let schedule = serde_json::from_value(case["schedule"].clone()).unwrap();
+    let rates = LearningRates::new(schedule, steps).unwrap();
+    let mut state = OptimizerState::new(optimizer(case), rates, &[&weight]).unwrap();
     let mean = NoisyMean {
         standard_deviation: NO_NOISE,
         scale: goldens["scale"].as_f64().unwrap(),
@@ -77,7 +88,7 @@ fn worst_difference(case: &Value, goldens: &Value, kind: Kind) -> f64 {
 fn updates_equal_torch_optim_to_rounding() {
     let goldens = goldens();
     for (name, case) in goldens["cases"].as_object().unwrap() {
-        // AdamW divides by 1 − β2^t, about 1e-3 at first: 1e-16 becomes 1e-13.
+        // Adam divides by 1 − β2^t, about 1e-3 at first: 1e-16 becomes 1e-13.
         for (kind, tolerance) in [(Kind::Double, 1e-12), (Kind::Float, 1e-6)] {
             let worst = worst_difference(case, &goldens, kind);
             assert!(worst < tolerance, "{name} in {kind:?}: {worst:e}");
@@ -95,6 +106,10 @@ fn sgd(lr: f64) -> Optimizer {
     }
 }
 
+fn constant() -> LearningRates {
+    LearningRates::new(Schedule::default(), 1).unwrap()
+}
+
 /// Weights after one step of learning rate 1 from zero: minus the noisy mean.
 fn one_noisy_step(
     size: i64,
@@ -105,7 +120,7 @@ fn one_noisy_step(
     threads: usize,
 ) -> Vec<f64> {
     let mut weight = Tensor::zeros([size], (Kind::Double, Device::Cpu));
-    let mut state = OptimizerState::new(sgd(1.0), &[&weight]).unwrap();
+    let mut state = OptimizerState::new(sgd(1.0), constant(), &[&weight]).unwrap();
     let mut sums = vec![vec![sum; size as usize]];
     let mean = NoisyMean {
         standard_deviation,
@@ -156,7 +171,7 @@ fn parameters_get_noise_of_their_own() {
     let mut weights: Vec<Tensor> = (0..2)
         .map(|_| Tensor::zeros([50_000], (Kind::Float, Device::Cpu)))
         .collect();
-    let mut state = OptimizerState::new(sgd(1.0), &weights.iter().collect::<Vec<_>>()).unwrap();
+    let mut state = OptimizerState::new(sgd(1.0), constant(), &weights.iter().collect::<Vec<_>>()).unwrap();
     let mut sums = vec![vec![0; 50_000]; 2];
     let mean = NoisyMean {
         standard_deviation: 1e6,
@@ -187,9 +202,16 @@ fn hyper_parameters_torch_refuses_are_refused() {
         eps: 1e-8,
         weight_decay: 0.0,
     };
-    for wrong in [sgd(-1.0), sgd(f64::NAN), nesterov, beta] {
+    let eps = Optimizer::Adam {
+        lr: 0.1,
+        beta1: 0.9,
+        beta2: 0.9,
+        eps: -1.0,
+        weight_decay: 0.0,
+    };
+    for wrong in [sgd(-1.0), sgd(f64::NAN), nesterov, beta, eps] {
         assert!(matches!(
-            OptimizerState::new(wrong, &[&weight]),
+            OptimizerState::new(wrong, constant(), &[&weight]),
             Err(EngineError::Job(_))
         ));
     }

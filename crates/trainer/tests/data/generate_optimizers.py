@@ -4,6 +4,7 @@ Run with the pinned torch: .venv/bin/python crates/trainer/tests/data/generate_o
 """
 
 import json
+import math
 import pathlib
 
 import torch
@@ -68,7 +69,70 @@ CASES = {
         "AdamW",
         {"lr": 0.02, "beta1": 0.7, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.5},
     ),
+    "adam": (
+        "Adam",
+        {"lr": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
+    ),
+    "adam_penalty": (
+        "Adam",
+        {"lr": 0.02, "beta1": 0.7, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.5},
+    ),
 }
+CONSTANT = {"decay": "constant", "warmup": {"steps": 0}}
+#: Cases run under another schedule than the constant one.
+SCHEDULED = {
+    "sgd_momentum": {"decay": {"linear": {"final_ratio": 0.25}}, "warmup": {"steps": 2}},
+    "adamw_decay": {"decay": {"cosine": {"final_ratio": 0.0}}, "warmup": {"steps": 2}},
+    "adam_penalty": {"decay": {"linear": {"final_ratio": 0.0}}, "warmup": {"ratio": 0.3}},
+}
+
+
+def factor(schedule: dict, steps: int):
+    """The lambdas of transformers' optimization.py, for torch.optim.lr_scheduler.LambdaLR.
+
+    get_constant_schedule_with_warmup, get_linear_schedule_with_warmup, get_cosine_schedule_with_warmup
+    (num_cycles = 0.5), and get_cosine_with_min_lr_schedule_with_warmup for the final ratio.
+    """
+    warmup = schedule["warmup"]
+    warmup_steps = warmup["steps"] if "steps" in warmup else math.ceil(steps * warmup["ratio"])
+    decay = schedule["decay"]
+    name, options = (decay, {}) if isinstance(decay, str) else next(iter(decay.items()))
+    final_ratio = options.get("final_ratio", 0.0)
+
+    def at(current_step: int) -> float:
+        if current_step < warmup_steps:
+            return float(current_step) / float(max(1, warmup_steps))
+        if name == "constant":
+            return 1.0
+        if name == "linear":
+            plain = max(0.0, float(steps - current_step) / float(max(1, steps - warmup_steps)))
+        else:
+            progress = float(current_step - warmup_steps) / float(max(1, steps - warmup_steps))
+            plain = max(0.0, 0.5 * (1.0 + math.cos(math.pi * 0.5 * 2.0 * progress)))
+        return plain * (1.0 - final_ratio) + final_ratio
+
+    return at
+
+
+def factors(schedule: dict, steps: int) -> list:
+    """The learning rates that an optimizer of rate 1 has at its steps."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(schedule, steps))
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def schedules() -> list:
+    decays = ["constant"] + [
+        {name: {"final_ratio": final_ratio}} for name in ("linear", "cosine") for final_ratio in (0.0, 0.1)
+    ]
+    warmups = [{"steps": 0}, {"steps": 7}, {"ratio": 0.06}, {"steps": 23}]
+    cases = [{"decay": decay, "warmup": warmup} for decay in decays for warmup in warmups]
+    return [{"schedule": case, "factors": factors(case, 23)} for case in cases]
 
 
 def run(
@@ -77,6 +141,7 @@ def run(
     dtype: torch.dtype,
     units: torch.Tensor,
     start: torch.Tensor,
+    schedule: dict,
 ) -> list:
     weight = torch.nn.Parameter(start.to(dtype, copy=True))
     if kind == "Sgd":
@@ -84,11 +149,13 @@ def run(
     else:
         options = dict(numbers)
         betas = (options.pop("beta1"), options.pop("beta2"))
-        optimizer = torch.optim.AdamW([weight], betas=betas, **options, foreach=False)
+        optimizer = getattr(torch.optim, kind)([weight], betas=betas, **options, foreach=False)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(schedule, STEPS))
     trajectory = []
     for step in range(STEPS):
         weight.grad = (units[step].double() * SCALE).to(dtype)
         optimizer.step()
+        scheduler.step()
         trajectory.append(weight.detach().double().tolist())
     return trajectory
 
@@ -103,13 +170,15 @@ def main() -> None:
         "units": units.tolist(),
         "start": start.tolist(),
         "cases": {},
+        "schedules": schedules(),
     }
     for name, (kind, numbers) in CASES.items():
         out["cases"][name] = {
             "kind": kind,
             "numbers": numbers,
-            "float32": run(kind, numbers, torch.float32, units, start),
-            "float64": run(kind, numbers, torch.float64, units, start),
+            "schedule": SCHEDULED.get(name, CONSTANT),
+            "float32": run(kind, numbers, torch.float32, units, start, SCHEDULED.get(name, CONSTANT)),
+            "float64": run(kind, numbers, torch.float64, units, start, SCHEDULED.get(name, CONSTANT)),
         }
     pathlib.Path(__file__).with_name("optimizers.json").write_text(json.dumps(out, indent=1) + "\n")
 
