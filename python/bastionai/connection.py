@@ -23,7 +23,7 @@ from bastionai.losses import LossLike
 from bastionai.policy import policy_document
 from bastionai.quote import Quote
 from bastionai.records import record_batches
-from bastionai.runs import Run
+from bastionai.runs import Run, RunWeights
 
 #: Where ``bastionai serve`` listens by default.
 DEFAULT_PORT = 7443
@@ -76,7 +76,6 @@ class Connection:
         memory = heads or os.environ.get("BASTIONAI_HEADS") or path.with_name("heads.json")
         terms = None if allow_simulated else (policy or AppraisalPolicy()).to_json()
         self._session = _internal.Session.connect(self.address, str(path), str(memory), terms)
-        self._models: dict[bytes, str] = {}
 
     def __enter__(self) -> Connection:
         return self
@@ -209,6 +208,7 @@ class Connection:
         loss: LossLike | None,
         optimizer: object,
         schedule: schedules.Schedule | None = None,
+        initial_weights: Run | RunWeights | str | None = None,
         model_name: str = "model",
         batch_size: int | None = None,
         max_batch_size: int | None = None,
@@ -229,6 +229,10 @@ class Connection:
             optimizer: ``bastionai.SGD``, ``Adam`` or ``AdamW``, or those of ``torch.optim``.
             schedule: How the learning rate moves, e.g. ``bastionai.schedules.Cosine(warmup_ratio=0.1)``; by
                 default it stays.
+            initial_weights: Weights on the server to start from instead of the module's: an earlier run whose
+                weights you may receive (``run``, or ``run.at(step=…, ema=…)``), or the digest of a model archive
+                that you uploaded. Matched by name, shape and dtype; what they do not name starts as in the module.
+                They are paid for already.
             model_name: Shown in lists.
             batch_size: Expected number of records per step over all datasets; planned when absent.
             max_batch_size: Physical cap, for memory; it changes neither result nor privacy.
@@ -251,6 +255,7 @@ class Connection:
             loss=loss,
             optimizer=optimizer,
             schedule=schedule,
+            initial_weights=initial_weights,
             model_name=model_name,
             batch_size=batch_size,
             max_batch_size=max_batch_size,
@@ -291,9 +296,8 @@ class Connection:
         return entries
 
     def _upload_model(self, name: str, archive: bytes) -> str:
-        if archive not in self._models:
-            self._models[archive] = self._session.upload_model(name, archive)
-        return self._models[archive]
+        """The archive's digest. Sent only if the server does not have it."""
+        return self._session.upload_model(name, archive)
 
     def _start(self, quote: Quote) -> Run:
         return Run(self._session, json.loads(self._session.start_run(quote.run_digest)))

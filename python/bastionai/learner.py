@@ -6,7 +6,8 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -20,7 +21,7 @@ from bastionai.planning import plan_batch_size, plan_steps
 from bastionai.quote import Quote
 from bastionai.receipt import Receipt
 from bastionai.remote import RemoteDataset
-from bastionai.runs import Run
+from bastionai.runs import Run, RunWeights
 from bastionai.synthetic import SyntheticDataset
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class RemoteLearner:
         loss: LossLike | None,
         optimizer: object,
         schedule: schedules.Schedule | None = None,
+        initial_weights: Run | RunWeights | str | None = None,
         model_name: str = "model",
         batch_size: int | None = None,
         max_batch_size: int | None = None,
@@ -62,6 +64,7 @@ class RemoteLearner:
         self._loss = loss
         self._optimizer = optimizers.as_optimizer(optimizer)
         self._schedule = schedules.as_schedule(schedule)
+        self._initial_weights = _source(initial_weights)
         self._batch_size = batch_size
         self._max_batch_size = max_batch_size
         self._max_grad_norm = _positive("max_grad_norm", max_grad_norm)
@@ -230,6 +233,7 @@ class RemoteLearner:
             "loss_release": self._loss_release,
             "optimizer": optimizers.document(self._optimizer),
             "schedule": schedules.document(self._schedule),
+            "initial_weights": self._initial_weights,
         }
         return Quote.parse(json.loads(self._client._session.price(json.dumps(spec))))
 
@@ -280,6 +284,22 @@ def _check_same_columns(contract: DataContract, dataset: RemoteDataset) -> None:
             f"{dataset.name!r} has another contract than the first dataset; a run needs equal columns, dtypes, "
             f"shapes and public domains:\n{contract!r}\n{dataset.contract!r}"
         )
+
+
+def _source(initial_weights: Run | RunWeights | str | None) -> dict[str, Any] | None:
+    """What the server's specification says of a source of weights."""
+    if initial_weights is None:
+        return None
+    if isinstance(initial_weights, str):
+        return {"model": initial_weights}
+    if isinstance(initial_weights, Run):
+        initial_weights = initial_weights.at()
+    if isinstance(initial_weights, RunWeights):
+        return {"run": asdict(initial_weights)}
+    raise InvalidRequest(
+        f"initial_weights={initial_weights!r} is not known; give a run, run.at(step=…), or the digest of an "
+        "uploaded model archive. Weights that are here belong into the module itself"
+    )
 
 
 def _refuse_unaffordable(quote: Quote) -> None:

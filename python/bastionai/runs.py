@@ -44,6 +44,21 @@ class Progress:
     noisy_loss: float | None
 
 
+@dataclass(frozen=True)
+class RunWeights:
+    """One set of a run's weights, where they are: to start another run from. Made by :meth:`Run.at`.
+
+    Attributes:
+        run: The run's id.
+        step: A kept step; None for the last.
+        ema: The average of the iterates up to that step instead of the iterate.
+    """
+
+    run: str
+    step: int | None = None
+    ema: bool = False
+
+
 class Run:
     """A training run at the server. It needs no client to go on.
 
@@ -140,6 +155,15 @@ class Run:
         """Stops the run. What was started stays charged; its weights are destroyed."""
         self._read(json.loads(self._session.cancel_run(self.id)))
         return self
+
+    def at(self, step: int | None = None, ema: bool = False) -> RunWeights:
+        """Names a set of this run's weights without fetching them, e.g. as ``initial_weights=`` of another run.
+
+        Args:
+            step: A kept step; None for the last.
+            ema: The average of the iterates up to that step instead of the iterate.
+        """
+        return RunWeights(self.id, step, ema)
 
     def _fetch(self) -> _internal.FetchedRun:
         if self._fetched is None:

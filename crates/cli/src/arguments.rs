@@ -315,6 +315,10 @@ pub(crate) struct RunStartArguments {
     /// Share of the learning rate that a linear or cosine schedule falls to; by default 0.
     #[arg(long)]
     pub(crate) final_ratio: Option<f64>,
+    /// Weights to start from instead of the archive's: a run whose weights you may receive (RUN, or with @STEP for a
+    /// kept step and @ema for the average), or another `.pt2` archive. Matched by name, shape and dtype.
+    #[arg(long)]
+    pub(crate) initial_weights: Option<String>,
     /// Show the price and stop.
     #[arg(long)]
     pub(crate) price_only: bool,

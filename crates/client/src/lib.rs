@@ -63,6 +63,6 @@ pub use receipts::{AuditedReceipt, audit_receipt};
 pub use rows::{CheckedRecords, RecordBatch, Transfer};
 pub use runs::{
     Charge, Decay, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunSpec, RunState, RunWatch,
-    Schedule, Warmup,
+    RunWeights, Schedule, Warmup, WeightsSource,
 };
 pub use session::{AppraisedPeer, ConnectOptions, ServerInfo, UnappraisedSession, connect};

@@ -8,11 +8,13 @@ use crate::rows::Transfer;
 use crate::session::AppraisedPeer;
 use bastionai_ledger::id::Digest32;
 use bastionai_wire::v1::bastion_client::BastionClient;
-use bastionai_wire::v1::{UploadModelHeader, UploadModelRequest, upload_model_request::Part};
+use bastionai_wire::v1::{
+    FindModelRequest, UploadModelHeader, UploadModelRequest, upload_model_request::Part,
+};
 
 impl AppraisedPeer {
-    /// Sends the archive and returns the model's id, the SHA-256 of its bytes. Sending the same bytes
-    /// again is harmless.
+    /// Sends the archive, unless the server has it from this client already, and returns the model's id, the
+    /// SHA-256 of its bytes. `on_progress` hears nothing when nothing is sent.
     ///
     /// # Errors
     /// [`ClientError::LimitExceeded`] if it is too large, [`ClientError::GraphRefused`] or
@@ -31,6 +33,9 @@ impl AppraisedPeer {
             )));
         }
         let archive_digest = Digest32::of(archive);
+        if self.has_model(archive_digest).await? {
+            return Ok(archive_digest);
+        }
         let header = UploadModelHeader {
             name: name.to_owned(),
             size_bytes,
@@ -57,6 +62,20 @@ impl AppraisedPeer {
             ));
         }
         Ok(model_id)
+    }
+
+    /// Whether the server holds an archive that this client sent before.
+    ///
+    /// # Errors
+    /// [`ClientError::SessionEnded`] and the server's refusals.
+    pub async fn has_model(&self, model: Digest32) -> Result<bool, ClientError> {
+        let request = FindModelRequest {
+            model_id: model.as_bytes().to_vec(),
+        };
+        let reply = self
+            .answer("FindModel", self.client().find_model(request))
+            .await?;
+        Ok(reply.held)
     }
 }
 

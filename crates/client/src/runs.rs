@@ -44,6 +44,9 @@ pub struct RunSpec {
     /// How its learning rate moves; a quote names the warm-up in steps.
     #[serde(default)]
     pub schedule: Schedule,
+    /// Weights on the server that the run begins with; absent: the archive's own.
+    #[serde(default)]
+    pub initial_weights: Option<WeightsSource>,
 }
 
 /// How the noise is chosen.
@@ -54,6 +57,30 @@ pub enum Privacy {
     TargetEpsilon(f64),
     /// Noise multiplier of the gradient release.
     NoiseMultiplier(f64),
+}
+
+/// Weights that are on the server already. Tensors are matched by name, shape and dtype; parameters that the source
+/// does not name keep the archive's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightsSource {
+    /// Those of an archive that this client uploaded.
+    Model(Digest32),
+    /// Those of an earlier run that this client may receive.
+    Run(RunWeights),
+}
+
+/// One set of a run's weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunWeights {
+    /// The run.
+    pub run: RunId,
+    /// A kept step; absent: the last.
+    #[serde(default)]
+    pub step: Option<u64>,
+    /// The average of the iterates up to that step instead of the iterate.
+    #[serde(default)]
+    pub ema: bool,
 }
 
 /// Release of the noisy training loss.

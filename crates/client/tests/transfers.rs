@@ -90,6 +90,27 @@ async fn one_bad_row_keeps_every_row_at_home() {
 }
 
 #[tokio::test]
+async fn a_model_that_the_server_has_is_not_sent_again() {
+    let server = TestServer::start(Behaviour::honest()).await;
+    let peer = open(&server.address).await.unwrap();
+    let archive = vec![7; 100_000];
+    let mut sent = Vec::new();
+    let first = peer
+        .upload_model("mlp", &archive, &mut |t| sent.push(t))
+        .await
+        .unwrap();
+    assert_eq!(sent.last().unwrap().done_bytes, 100_000);
+    sent.clear();
+    let second = peer
+        .upload_model("mlp", &archive, &mut |t| sent.push(t))
+        .await
+        .unwrap();
+    assert_eq!((first, &sent), (second, &vec![]));
+    let calls = ["Attest", "Hello", "FindModel", "UploadModel", "FindModel"];
+    assert_eq!(server.calls(), calls, "no upload was even begun");
+}
+
+#[tokio::test]
 async fn rows_checked_against_another_contract_are_not_sent() {
     let server = TestServer::start(Behaviour::honest()).await;
     let peer = open(&server.address).await.unwrap();

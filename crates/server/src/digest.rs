@@ -242,6 +242,7 @@ mod tests {
                     nesterov: false,
                 },
                 schedule: Schedule::default(),
+                initial_weights: None,
             },
             plan: Plan {
                 noise_multiplier: 1.0,

@@ -42,6 +42,7 @@ mod spec;
 mod state;
 mod storage;
 mod tls;
+mod warm_start;
 
 pub use boot::BootError;
 pub use config::{Config, ConfigError};

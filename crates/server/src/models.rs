@@ -49,6 +49,18 @@ impl Models {
         held.models.push_back((owner, Arc::new(model)));
     }
 
+    /// Whether this principal's model is held; if so it counts as just uploaded, for it is about to be used.
+    pub(crate) fn renew(&self, owner: Principal, digest: &[u8]) -> bool {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(place) = held.position(owner, digest) else {
+            return false;
+        };
+        if let Some(model) = held.models.remove(place) {
+            held.models.push_back(model);
+        }
+        true
+    }
+
     /// The model this principal uploaded under this digest.
     pub(crate) fn find(&self, owner: Principal, digest: &[u8]) -> Option<Arc<Model>> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -91,6 +103,19 @@ mod tests {
         models.insert(ALICE, model(1, 10));
         assert!(models.find(ALICE, &[1; 32]).is_some());
         assert!(models.find(BOB, &[1; 32]).is_none());
+    }
+
+    #[test]
+    fn a_model_asked_for_is_the_last_to_make_room_and_only_its_owner_hears_of_it() {
+        let models = Models::new(100);
+        models.insert(ALICE, model(1, 40));
+        models.insert(ALICE, model(2, 40));
+        assert!(
+            models.renew(ALICE, &[1; 32]) && !models.renew(BOB, &[1; 32]) && !models.renew(ALICE, &[3; 32])
+        );
+        models.insert(ALICE, model(3, 40));
+        assert!(models.find(ALICE, &[1; 32]).is_some());
+        assert!(models.find(ALICE, &[2; 32]).is_none());
     }
 
     #[test]

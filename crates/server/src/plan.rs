@@ -266,6 +266,7 @@ mod tests {
                 nesterov: false,
             },
             schedule: Schedule::default(),
+            initial_weights: None,
         }
     }
 

@@ -7,6 +7,7 @@ use crate::errors::{Failure, Reason};
 use crate::models::Model;
 use crate::plan::{self, Plan, RELATION};
 use crate::spec::{Privacy, RunRequest};
+use crate::warm_start::{self, WeightsSource};
 use bastionai_graph::archive::{Archive, Limits};
 use bastionai_graph::contract::{DataContract, InputColumn};
 use bastionai_graph::typed::TypedGraph;
@@ -15,6 +16,7 @@ use bastionai_ledger::{
     RunId, RunReserved,
 };
 use bastionai_privacy::event::DpEvent;
+use bastionai_vault::Weights;
 use bastionai_wire::trainer::{DatasetShape, Job, LossRelease, TRAINER_PROTOCOL_VERSION};
 use bastionai_wire::v1;
 use std::sync::Arc;
@@ -134,10 +136,12 @@ impl Terms {
     }
 }
 
-/// Prices a run. CPU-bound: reads the archive, proves the graph, calibrates the noise.
+/// Prices a run. CPU-bound: reads the archive, proves the graph, calibrates the noise. `initial` are the weights that
+/// the request names, if it names any.
 pub(crate) fn price(
     request: RunRequest,
     model: &Model,
+    initial: Option<&Weights>,
     terms: &Terms,
     boot: Boot,
     limits: PriceLimits,
@@ -176,7 +180,7 @@ pub(crate) fn price(
         plan: &plan,
         scientist: terms.scientist,
         graph: Digest32::from_bytes(graph.digest()),
-        initial_weights: tensors_digest(&tensors(&archive, &graph)?),
+        initial_weights: tensors_digest(&warm_start::initial_tensors(&archive, &graph, initial)?),
         datasets: &datasets,
         claims: boot.claims,
         boot: boot.id,
@@ -319,6 +323,7 @@ impl PricedRun {
             loss_share: request.loss.map_or(0.0, |loss| loss.share),
             optimizer: Some(request.optimizer.into()),
             schedule: Some(request.schedule.into()),
+            initial_weights: request.initial_weights.map(WeightsSource::to_wire),
         }
     }
 }

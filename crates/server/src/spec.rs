@@ -2,6 +2,7 @@
 //! is filled in. Concerns the scientist's own words only; datasets and the model come later.
 
 use crate::errors::{Failure, Reason};
+use crate::warm_start::WeightsSource;
 use bastionai_ledger::{DatasetId, Delta, Digest32};
 use bastionai_wire::{DEFAULT_LOSS_SHARE, Decay, Optimizer, Schedule, Warmup, v1};
 use std::collections::BTreeSet;
@@ -26,6 +27,8 @@ pub(crate) struct RunRequest {
     pub(crate) optimizer: Optimizer,
     /// Its warm-up in steps.
     pub(crate) schedule: Schedule,
+    /// `None`: the archive's own weights.
+    pub(crate) initial_weights: Option<WeightsSource>,
 }
 
 /// How noise is chosen.
@@ -64,6 +67,11 @@ impl RunRequest {
             loss: loss(spec.max_loss, spec.loss_share)?,
             optimizer: optimizer(spec.optimizer.as_ref())?,
             schedule: schedule(spec.schedule, spec.steps)?,
+            initial_weights: spec
+                .initial_weights
+                .as_ref()
+                .map(WeightsSource::parse)
+                .transpose()?,
         })
     }
 }
@@ -309,6 +317,7 @@ mod tests {
                 })),
             }),
             schedule: None,
+            initial_weights: None,
         }
     }
 
@@ -415,6 +424,17 @@ mod tests {
             ("max_loss < 0", |s| s.max_loss = -1.0),
             ("loss_share = 1", |s| s.loss_share = 1.0),
             ("no optimizer", |s| s.optimizer = None),
+            ("initial weights of nothing", |s| {
+                s.initial_weights = Some(v1::WeightsSource { source: None })
+            }),
+            ("short run id", |s| {
+                let run = v1::RunWeights {
+                    run_id: vec![1; 15],
+                    ..Default::default()
+                };
+                let source = Some(v1::weights_source::Source::Run(run));
+                s.initial_weights = Some(v1::WeightsSource { source })
+            }),
         ];
         for (what, edit) in edits {
             let mut spec = spec();

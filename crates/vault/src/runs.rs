@@ -174,14 +174,7 @@ impl Vault {
         now_unix_ms: u64,
     ) -> Result<Weights, ReleaseError> {
         let run = receipt.run();
-        if !self.read(|ledger| ledger.may_receive(&run, &recipient)) {
-            return Err(Refusal::MayNotReceive {
-                run,
-                principal: recipient,
-            }
-            .into());
-        }
-        let weights = self.read_weights(&run)?;
+        let weights = self.entitled_weights(&receipt, recipient)?;
         let repeated = self.read(|ledger| {
             ledger
                 .run(&run)
@@ -191,6 +184,27 @@ impl Vault {
             self.transact(|ledger| ledger.propose_release(receipt, recipient, now_unix_ms))?;
         }
         Ok(weights)
+    }
+
+    /// The weights of a committed run for use in the server by one who may receive them (a warm start). They do not
+    /// leave, so that no release is entered; what leaves later is another run's.
+    ///
+    /// # Errors
+    /// As [`Vault::release_weights`].
+    pub fn entitled_weights(
+        &self,
+        receipt: &BudgetReceipt,
+        recipient: Principal,
+    ) -> Result<Weights, ReleaseError> {
+        let run = receipt.run();
+        if !self.read(|ledger| ledger.may_receive(&run, &recipient)) {
+            return Err(Refusal::MayNotReceive {
+                run,
+                principal: recipient,
+            }
+            .into());
+        }
+        Ok(self.read_weights(&run)?)
     }
 
     /// Values released so far, from a step on, for watchers that join late: they are stored, never recomputed.

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use bastionai_client::blocking::{Client, Watched};
 use bastionai_client::{
     DEFAULT_LOSS_SHARE, Decay, FetchedRun, LossRelease, Optimizer, Privacy, Quote, Run, RunId, RunSpec,
-    RunState, Schedule, Transfer, Warmup,
+    RunState, RunWeights, Schedule, Transfer, Warmup, WeightsSource,
 };
 use bastionai_graph::dtype::DType;
 use safetensors::tensor::{Dtype, TensorView};
@@ -138,7 +138,43 @@ fn spec(
         }),
         optimizer,
         schedule: schedule(arguments)?,
+        initial_weights: initial_weights(arguments, client)?,
     })
+}
+
+/// `RUN`, `RUN@STEP`, `RUN@ema`, `RUN@STEP@ema`, or a file: another archive, uploaded unless the server has it.
+fn initial_weights(arguments: &RunStartArguments, client: &Client) -> anyhow::Result<Option<WeightsSource>> {
+    let Some(text) = &arguments.initial_weights else {
+        return Ok(None);
+    };
+    let path = Path::new(text);
+    if path.is_file() {
+        let archive = std::fs::read(path).with_context(|| format!("cannot read {text}"))?;
+        let model = client.upload_model("initial weights", &archive, &mut |_| {})?;
+        return Ok(Some(WeightsSource::Model(model)));
+    }
+    run_weights(text).map(|weights| Some(WeightsSource::Run(weights)))
+}
+
+fn run_weights(text: &str) -> anyhow::Result<RunWeights> {
+    let mut parts = text.split('@');
+    let run = run_id(parts.next().unwrap_or_default())
+        .with_context(|| format!("--initial-weights {text}: neither a file nor RUN[@STEP][@ema]"))?;
+    let mut weights = RunWeights {
+        run,
+        step: None,
+        ema: false,
+    };
+    for part in parts {
+        match part.parse() {
+            Ok(step) if step > 0 && weights.step.is_none() && !weights.ema => weights.step = Some(step),
+            _ if part == "ema" && !weights.ema => weights.ema = true,
+            _ => bail!(
+                "--initial-weights {text}: after a run come @STEP (from 1), @ema, or both in this order"
+            ),
+        }
+    }
+    Ok(weights)
 }
 
 fn schedule(arguments: &RunStartArguments) -> anyhow::Result<Schedule> {

@@ -1,6 +1,9 @@
 //! Runs, prices and specifications to and from the wire. No decisions.
 
-use super::{Charge, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunSpec, RunState, Schedule};
+use super::{
+    Charge, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunSpec, RunState, RunWeights, Schedule,
+    WeightsSource,
+};
 use crate::convert::{all, amount, dataset_id, digest, principal, required, run_id};
 use crate::datasets::parse_budget;
 use crate::errors::ClientError;
@@ -25,6 +28,38 @@ pub(super) fn spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
         loss_share: spec.loss_release.map_or(0.0, |release| release.share),
         optimizer: Some(spec.optimizer.into()),
         schedule: Some(spec.schedule.into()),
+        initial_weights: spec.initial_weights.map(source_to_wire),
+    }
+}
+
+fn source_to_wire(source: WeightsSource) -> v1::WeightsSource {
+    let source = match source {
+        WeightsSource::Model(model) => v1::weights_source::Source::ModelId(model.as_bytes().to_vec()),
+        WeightsSource::Run(RunWeights { run, step, ema }) => {
+            v1::weights_source::Source::Run(v1::RunWeights {
+                run_id: run.as_bytes().to_vec(),
+                step: step.unwrap_or(0),
+                ema,
+            })
+        }
+    };
+    v1::WeightsSource { source: Some(source) }
+}
+
+fn parse_source(call: &'static str, wire: v1::WeightsSource) -> Result<WeightsSource, ClientError> {
+    match required(call, "the source of the initial weights", wire.source)? {
+        v1::weights_source::Source::ModelId(model) => {
+            digest(call, "model_id", &model).map(WeightsSource::Model)
+        }
+        v1::weights_source::Source::Run(v1::RunWeights {
+            run_id: run,
+            step,
+            ema,
+        }) => Ok(WeightsSource::Run(RunWeights {
+            run: run_id(call, &run)?,
+            step: (step != 0).then_some(step),
+            ema,
+        })),
     }
 }
 
@@ -55,6 +90,10 @@ fn parse_spec(call: &'static str, wire: v1::RunSpec) -> Result<RunSpec, ClientEr
         }),
         optimizer,
         schedule,
+        initial_weights: wire
+            .initial_weights
+            .map(|source| parse_source(call, source))
+            .transpose()?,
     })
 }
 
@@ -129,7 +168,7 @@ pub(super) fn parse_progress(call: &'static str, wire: v1::RunProgress) -> Resul
 mod tests {
     use super::*;
     use bastionai_ledger::id::DatasetId;
-    use bastionai_ledger::id::Digest32;
+    use bastionai_ledger::id::{Digest32, RunId};
     use bastionai_wire::{Decay, Warmup};
 
     fn spec() -> RunSpec {
@@ -156,6 +195,7 @@ mod tests {
                 nesterov: true,
             },
             schedule: Schedule::default(),
+            initial_weights: None,
         }
     }
 
@@ -176,9 +216,18 @@ mod tests {
                 decay: Decay::Cosine { final_ratio: 0.1 },
                 warmup: Warmup::Ratio(0.05),
             },
+            initial_weights: Some(WeightsSource::Model(Digest32::from_bytes([7; 32]))),
             ..spec()
         };
-        for spec in [spec(), other] {
+        let from_run = RunSpec {
+            initial_weights: Some(WeightsSource::Run(RunWeights {
+                run: RunId::from_bytes([8; 16]),
+                step: Some(3),
+                ema: true,
+            })),
+            ..spec()
+        };
+        for spec in [spec(), other, from_run] {
             assert_eq!(parse_spec("PriceRun", spec_to_wire(&spec)).unwrap(), spec);
         }
     }

@@ -52,6 +52,7 @@ impl TestServer {
             behaviour: behaviour.clone(),
             calls: calls.clone(),
             rows_received: rows_received.clone(),
+            models: Arc::default(),
             asked: asked.clone(),
         };
         let (sender, receiver) = tokio::sync::mpsc::channel(8);

@@ -78,6 +78,7 @@ pub struct TestService {
     pub behaviour: Behaviour,
     pub calls: Arc<Mutex<Vec<&'static str>>>,
     pub rows_received: Arc<Mutex<u64>>,
+    pub models: Arc<Mutex<Vec<Vec<u8>>>>,
     pub asked: Arc<Mutex<Vec<ShowLedgerRequest>>>,
 }
 
@@ -221,6 +222,16 @@ impl Bastion for TestService {
         Ok(Response::new(ListDatasetsReply { datasets: vec![] }))
     }
 
+    async fn find_model(&self, request: Request<FindModelRequest>) -> Reply<FindModelReply> {
+        self.called("FindModel");
+        let held = self
+            .models
+            .lock()
+            .unwrap()
+            .contains(&request.into_inner().model_id);
+        Ok(Response::new(FindModelReply { held }))
+    }
+
     async fn upload_model(&self, request: Request<Streaming<UploadModelRequest>>) -> Reply<UploadModelReply> {
         self.called("UploadModel");
         let mut stream = request.into_inner();
@@ -230,9 +241,9 @@ impl Bastion for TestService {
                 archive.extend(chunk);
             }
         }
-        Ok(Response::new(UploadModelReply {
-            model_id: Digest32::of(&archive).as_bytes().to_vec(),
-        }))
+        let model_id = Digest32::of(&archive).as_bytes().to_vec();
+        self.models.lock().unwrap().push(model_id.clone());
+        Ok(Response::new(UploadModelReply { model_id }))
     }
 
     async fn price_run(&self, _: Request<PriceRunRequest>) -> Reply<Quote> {

@@ -10,6 +10,8 @@ mod price;
 mod release;
 mod runs;
 
+pub(crate) use price::unknown_model;
+
 use crate::acceptor::Peer;
 use crate::errors::{Failure, Panicked, Reason};
 use crate::log::Event;
@@ -132,6 +134,15 @@ impl Bastion for Service {
             "list_datasets",
             peer.principal,
             datasets::list(server, &peer).await,
+        )
+    }
+
+    async fn find_model(&self, request: Request<v1::FindModelRequest>) -> Answer<v1::FindModelReply> {
+        let (server, peer) = self.enter(&request)?;
+        answer(
+            "find_model",
+            peer.principal,
+            models::find(&server, &peer, &request.into_inner()),
         )
     }
 

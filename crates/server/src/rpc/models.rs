@@ -1,4 +1,4 @@
-//! UploadModel: a `.pt2` archive, as data. It is read here once so that a pickle or a damaged file is refused
+//! FindModel, UploadModel: a `.pt2` archive, as data. It is read here once so that a pickle or a damaged file is refused
 //! before anything is priced; its graph is proven when its inputs are known, at PriceRun.
 
 use super::blocking;
@@ -14,6 +14,21 @@ use bastionai_wire::v1::upload_model_request::Part;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use tonic::Streaming;
+
+/// Whether the caller sent this archive before. Others' archives are as if they were not there.
+pub(crate) fn find(
+    server: &Server,
+    peer: &Peer,
+    request: &v1::FindModelRequest,
+) -> Result<v1::FindModelReply, Failure> {
+    if request.model_id.len() != 32 {
+        return Err(Failure::malformed(
+            "model_id must be the 32 bytes of the archive's SHA-256",
+        ));
+    }
+    let held = server.models.renew(peer.principal, &request.model_id);
+    Ok(v1::FindModelReply { held })
+}
 
 pub(crate) async fn upload(
     server: Arc<Server>,

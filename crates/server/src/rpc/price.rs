@@ -8,6 +8,7 @@ use crate::log::{Event, Hex};
 use crate::price::{self, PriceLimits, Terms};
 use crate::spec::RunRequest;
 use crate::state::Server;
+use crate::warm_start;
 use bastionai_wire::v1;
 use std::sync::Arc;
 
@@ -32,12 +33,20 @@ pub(crate) async fn price(
             let datasets = governance::trainable(ledger, &request.datasets, &scientist, now_unix_ms)?;
             Ok::<_, Failure>(Terms::of(ledger, &datasets, scientist))
         })?;
+        let initial = warm_start::load(&server, &request, scientist)?;
         let limits = PriceLimits {
             model_bytes: server.config.limits.model_bytes,
             memory_bytes: server.config.trainer.memory_bytes,
             expires_unix_ms: now_unix_ms + server.config.limits.quote_lifetime_ms,
         };
-        let priced = price::price(request, &model, &terms, server.boot.as_priced(), limits)?;
+        let priced = price::price(
+            request,
+            &model,
+            initial.as_ref(),
+            &terms,
+            server.boot.as_priced(),
+            limits,
+        )?;
         let quote = server.vault.read(|ledger| priced.to_wire(ledger));
         Event::Quoted {
             digest: Hex(priced.run_digest.as_bytes()),

@@ -10,6 +10,7 @@ use crate::log::{Event, Hex};
 use crate::quotes::QuoteGone;
 use crate::runs::StopWhy;
 use crate::state::Server;
+use crate::warm_start::WeightsSource;
 use bastionai_ledger::RunId;
 use bastionai_wire::v1;
 use std::sync::Arc;
@@ -46,6 +47,12 @@ pub(crate) async fn start(
             .models
             .find(scientist, priced.request.model.as_bytes())
             .ok_or_else(unknown_model)?;
+        if let Some(WeightsSource::Model(source)) = priced.request.initial_weights {
+            server
+                .models
+                .find(scientist, source.as_bytes())
+                .ok_or_else(unknown_model)?;
+        }
         let place = server.runs.place(scientist)?;
         let run = server.vault.new_run_id()?;
         let _reservation = server

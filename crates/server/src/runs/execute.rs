@@ -7,6 +7,7 @@ use crate::log::{Event, Hex};
 use crate::models::Model;
 use crate::price::{self, PricedRun};
 use crate::state::Server;
+use crate::warm_start;
 use bastionai_graph::contract::DataContract;
 use bastionai_graph::typed::{Parameter, TypedGraph};
 use bastionai_ledger::{Outcome, RefundReason, RunStatus, WeightTensor};
@@ -71,7 +72,9 @@ fn prepare<'a>(
         .map_err(|error| Why::Prepare(Box::new(error)))?;
     let archive =
         price::read_archive(&model.archive, server.config.limits.model_bytes).map_err(prepare_failed)?;
-    let tensors = price::tensors(&archive, &priced.graph).map_err(prepare_failed)?;
+    let initial = warm_start::load(server, &priced.request, priced.scientist).map_err(prepare_failed)?;
+    let tensors = warm_start::initial_tensors(&archive, &priced.graph, initial.as_ref());
+    let tensors = tensors.map_err(prepare_failed)?;
     let (rows, frames) = open_records(server, priced)?;
     let limits = &server.config.limits;
     let trainer = &server.config.trainer;

@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 
 pub const MLP: &[u8] = include_bytes!("../fixtures/mlp.pt2");
 pub const LEAKY: &[u8] = include_bytes!("../fixtures/leaky.pt2");
+pub const WIDE: &[u8] = include_bytes!("../fixtures/wide.pt2");
 
 /// A server in this process. Dropping it drains and stops it.
 pub struct TestServer {
@@ -213,6 +214,7 @@ pub fn spec(model: Digest32, datasets: &[DatasetId], epsilon: f64, steps: u64) -
             nesterov: false,
         },
         schedule: Schedule::default(),
+        initial_weights: None,
     }
 }
 
