@@ -56,7 +56,7 @@ impl Optimizer {
     pub fn moments(&self) -> usize {
         match *self {
             Self::Sgd { momentum, .. } => usize::from(momentum != 0.0),
-            Self::AdamW { .. } => 2,
+            Self::AdamW { .. } | Self::Adam { .. } => 2,
         }
     }
 }
