@@ -117,6 +117,7 @@ impl<'p> Checker<'p> {
             requires_grad,
             view,
             bounds,
+            iota,
         } = output;
         self.values.push(Value {
             name: name.to_owned(),
@@ -131,6 +132,7 @@ impl<'p> Checker<'p> {
             facts: Facts {
                 view,
                 bounds,
+                iota,
                 hint_trusted,
             },
         });
@@ -406,7 +408,12 @@ pub(crate) fn tapped_parameters(tap: &Tap) -> Vec<&TappedParameter> {
         Tap::Linear { weight, bias, .. }
         | Tap::MatMul { weight, bias, .. }
         | Tap::LayerNorm { weight, bias, .. } => weight.iter().chain(bias).collect(),
-        Tap::BroadcastAdd { parameter, .. } | Tap::BroadcastMul { parameter, .. } => vec![parameter],
+        Tap::BroadcastAdd { parameter, .. }
+        | Tap::BroadcastMul { parameter, .. }
+        | Tap::Expand { parameter } => {
+            vec![parameter]
+        }
+        Tap::Embedding { weight, .. } => vec![weight],
     }
 }
 

@@ -155,6 +155,8 @@ impl TypedGraph {
             Tap::LayerNorm { .. } => "layer_norm",
             Tap::BroadcastAdd { .. } => "add",
             Tap::BroadcastMul { .. } => "mul",
+            Tap::Embedding { .. } => "embedding",
+            Tap::Expand { .. } => "expand",
         };
         let mut text = format!("{kind}(");
         for (index, tapped) in crate::check::tapped_parameters(tap).into_iter().enumerate() {

@@ -243,8 +243,7 @@ pub struct TypedNode {
 /// A place where trainable parameters meet per-sample data (rules G1, G2). The node's first output is
 /// tapped: its output gradient, with the saved inputs, gives per-sample norms and clipped sums.
 ///
-/// A parameter reaches a tap only through isometric injective views (transpose, view, slice of a whole
-/// parameter): `view` says which; any other function of a trainable parameter is refused (G2).
+/// A parameter reaches a tap only through isometric injective views (transpose, view, slice): `views` says which; any other function of a trainable parameter is refused (G2).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tap {
@@ -296,9 +295,24 @@ pub enum Tap {
         /// The other, `PerSample` operand.
         other: ValueId,
     },
+    /// `aten::embedding` of a trainable table: each token's output gradient is the gradient of the row its id names.
+    Embedding {
+        /// `PerSample` integer ids.
+        indices: ValueId,
+        /// The table `[rows, width]`.
+        weight: TappedParameter,
+        /// The row that gets no gradient, if any.
+        padding_idx: Option<u64>,
+    },
+    /// A parameter repeated for every sample (`cls.expand(B, -1, -1)`): its per-sample gradient is the output gradient
+    /// summed over the repeated axes.
+    Expand {
+        /// The parameter.
+        parameter: TappedParameter,
+    },
 }
 
-/// A trainable parameter as it enters a tap: the parameter itself, or an isometric view of all of it.
+/// A trainable parameter as it enters a tap: the parameter itself, or an isometric view of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TappedParameter {
     /// Which parameter.
@@ -309,7 +323,8 @@ pub struct TappedParameter {
     pub views: Vec<ParameterView>,
 }
 
-/// An isometric, bijective view of a whole parameter.
+/// An isometric, injective view of a parameter: every element of the result is one element of the parameter, and no
+/// element appears twice. So the gradient of the parameter has the norm of the gradient of the view.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ParameterView {
@@ -317,6 +332,15 @@ pub enum ParameterView {
     Permute(Vec<u8>),
     /// Row-major reshape to this shape.
     Reshape(Vec<u64>),
+    /// Elements `start..start + length` of an axis; the others get no gradient here.
+    Narrow {
+        /// The axis.
+        axis: u8,
+        /// First element kept.
+        start: u64,
+        /// How many are kept.
+        length: u64,
+    },
 }
 
 /// A proven tensor program: inputs and parameters to one loss per sample.

@@ -14,10 +14,12 @@ pub(crate) struct Typed {
 /// Facts beside the type.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
-    /// A parameter, or an isometric view of a whole one (rule G2).
+    /// A parameter, or an isometric view of one (rule G2).
     pub(crate) view: Option<(ParameterId, Vec<ParameterView>)>,
     /// Least and greatest value of an integer tensor, when the contract or the operator says so (rule G4).
     pub(crate) bounds: Option<(i64, i64)>,
+    /// The first of consecutive integers: element `k`, counted row-major, is `iota + k`. So no two are equal.
+    pub(crate) iota: Option<i64>,
     /// Whether the recorded type is to be compared (see `hints`).
     pub(crate) hint_trusted: bool,
 }
@@ -27,6 +29,7 @@ impl Default for Facts {
         Self {
             view: None,
             bounds: None,
+            iota: None,
             hint_trusted: true,
         }
     }
@@ -39,6 +42,7 @@ pub(crate) struct Output {
     pub(crate) requires_grad: bool,
     pub(crate) view: Option<(ParameterId, Vec<ParameterView>)>,
     pub(crate) bounds: Option<(i64, i64)>,
+    pub(crate) iota: Option<i64>,
 }
 
 impl Output {
@@ -50,6 +54,7 @@ impl Output {
             requires_grad,
             view: None,
             bounds: None,
+            iota: None,
         }
     }
 
@@ -60,11 +65,13 @@ impl Output {
             requires_grad: false,
             view: None,
             bounds: None,
+            iota: None,
         }
     }
 
-    /// The same values in another arrangement: bounds stay, a view of a whole parameter grows by `step`.
+    /// The same values in another arrangement: bounds stay, a view of a parameter grows by `step`.
     pub(crate) fn rearranged(source: &Typed, value_type: ValueType, step: Option<ParameterView>) -> Self {
+        let row_major = !matches!(step, Some(ParameterView::Permute(_)));
         let view = source.facts.view.clone().map(|(parameter, mut views)| {
             views.extend(step);
             (parameter, views)
@@ -74,6 +81,22 @@ impl Output {
             requires_grad: source.requires_grad,
             view,
             bounds: source.facts.bounds,
+            iota: source.facts.iota.filter(|_| row_major),
+        }
+    }
+
+    /// A part of the source: bounds stay, a view of a parameter grows by `steps`, where the part is one.
+    pub(crate) fn part(source: &Typed, value_type: ValueType, steps: Vec<ParameterView>) -> Self {
+        let view = source.facts.view.clone().map(|(parameter, mut views)| {
+            views.extend(steps);
+            (parameter, views)
+        });
+        Self {
+            value_type,
+            requires_grad: source.requires_grad,
+            view,
+            bounds: source.facts.bounds,
+            iota: None,
         }
     }
 

@@ -64,6 +64,7 @@ impl Checker<'_> {
                 requires_grad,
                 view,
                 bounds: None,
+                iota: None,
             },
         )
     }

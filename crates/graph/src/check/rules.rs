@@ -2,10 +2,12 @@
 
 mod contraction;
 mod elementwise;
+mod embedding;
 mod factory;
 mod index;
 mod join;
 mod loss;
+mod mask;
 mod normalise;
 mod random;
 mod reduce;
@@ -58,7 +60,9 @@ pub(super) fn find(name: &str, overload: &str) -> Option<Rule> {
         ("eq" | "ne" | "lt" | "le" | "gt" | "ge", "Tensor" | "Scalar") => elementwise::comparison,
         ("logical_and" | "logical_or" | "logical_xor", "default") => elementwise::logical,
         ("logical_not" | "bitwise_not", "default") => elementwise::logical_not,
-        ("__and__" | "__or__" | "bitwise_and" | "bitwise_or", "Tensor") => elementwise::bitwise,
+        ("__and__" | "__or__" | "__xor__" | "bitwise_and" | "bitwise_or" | "bitwise_xor", "Tensor") => {
+            elementwise::bitwise
+        }
         ("where", "self" | "ScalarSelf" | "ScalarOther") => elementwise::choose,
         ("masked_fill", "Scalar") => elementwise::masked_fill,
         ("alias" | "clone" | "contiguous" | "detach", "default") => elementwise::copy,
@@ -105,12 +109,13 @@ pub(super) fn find(name: &str, overload: &str) -> Option<Rule> {
         ("gather", "default") => index::gather,
         ("index", "Tensor") => index::index,
         ("one_hot", "default") => index::one_hot,
-        ("embedding", "default") => index::embedding,
+        ("embedding", "default") => embedding::embedding,
 
         ("zeros" | "ones" | "full", "default") => factory::filled,
         ("new_zeros" | "new_ones" | "new_full", "default") => factory::new_filled,
-        ("arange", "default") => factory::arange,
+        ("arange", "default" | "start") => factory::arange,
         ("scalar_tensor", "default") => factory::scalar,
+        ("tril" | "triu", "default") => mask::triangle,
 
         ("dropout", "default") => random::dropout,
         ("native_dropout", "default") => random::native_dropout,

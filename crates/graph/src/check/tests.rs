@@ -1,6 +1,7 @@
 //! Leaky and sound programs, the second oracle, random programs and rule mutants, without torch.
 
 mod build;
+mod embedding;
 mod leaky;
 mod mutants;
 mod oracle;

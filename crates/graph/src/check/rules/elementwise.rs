@@ -92,10 +92,38 @@ pub(in super::super) fn arithmetic(call: &mut Call<'_>) -> Result<Outcome, Objec
     let tap = right.tensor().map_or(Ok(None), |right| {
         arithmetic_tap(call, left, right, alpha, &value_type)
     })?;
+    let mut output = Output::new(value_type, call.any_requires_grad());
+    (output.iota, output.bounds) = shifted(call, left, right, alpha);
     Ok(Outcome {
-        outputs: vec![Output::new(value_type, call.any_requires_grad())],
+        outputs: vec![output],
         tap,
     })
+}
+
+/// `positions + constant`: consecutive integers stay consecutive, bounds move along (BART's positions start at 2).
+fn shifted(
+    call: &Call<'_>,
+    left: &Typed,
+    right: Operand<'_>,
+    alpha: Option<Number>,
+) -> (Option<i64>, Option<(i64, i64)>) {
+    let (Operand::Number(Number::Int(by)), Some(Number::Int(1))) = (right, alpha) else {
+        return (None, None);
+    };
+    let by = match call.schema.name.as_str() {
+        "add" => Some(by),
+        "sub" => by.checked_neg(),
+        _ => None,
+    };
+    let Some(by) = by.filter(|_| left.value_type.dtype == DType::I64) else {
+        return (None, None);
+    };
+    let moved = |value: i64| value.checked_add(by);
+    let bounds = left
+        .facts
+        .bounds
+        .and_then(|(least, greatest)| moved(least).zip(moved(greatest)));
+    (left.facts.iota.and_then(moved), bounds)
 }
 
 fn required_number(call: &Call<'_>, name: &str) -> Result<Number, Objection> {
@@ -190,7 +218,7 @@ pub(in super::super) fn logical_not(call: &mut Call<'_>) -> Result<Outcome, Obje
     bools(&[value])
 }
 
-/// `&` and `|` on bools.
+/// `&`, `|` and `^` on bools.
 pub(in super::super) fn bitwise(call: &mut Call<'_>) -> Result<Outcome, Objection> {
     let (left, right) = (call.tensor("self")?, call.tensor("other")?);
     require_bool("self", left)?;

@@ -81,19 +81,21 @@ fn fill_value(call: &Call<'_>) -> Result<Number, Objection> {
         .ok_or_else(|| Objection::plain("no fill value", "give a number"))
 }
 
-/// arange(end): of a constant Shared; of B the `BatchIota` that only indexes.
+/// arange(end), arange(start, end): of constants Shared; arange(B) is the `BatchIota` that only indexes.
 pub(in super::super) fn arange(call: &mut Call<'_>) -> Result<Outcome, Objection> {
     let dtype = call.dtype("dtype")?;
     call.placement();
+    let from_start = call.schema.overload == "start";
+    let start = if from_start { call.int("start")? } else { 0 };
     let (dependence, extent, default) = match call.read("end") {
-        Given::BatchSize(1) => (Dependence::BatchIota, Extent::Batch(1), DType::I64),
-        Given::Number(Number::Int(end)) if *end > 0 => {
-            (Dependence::Shared, Extent::Fixed(end.unsigned_abs()), DType::I64)
+        Given::BatchSize(1) if !from_start => (Dependence::BatchIota, Extent::Batch(1), DType::I64),
+        Given::Number(Number::Int(end)) if *end > start => {
+            (Dependence::Shared, Extent::Fixed(end.abs_diff(start)), DType::I64)
         }
         _ => {
             return Err(Objection::denied(
-                "the end is not a positive integer or the batch size",
-                "use arange(n) or arange(B)",
+                "the end is not an integer above the start, or the batch size",
+                "use arange(n), arange(start, end) or arange(B)",
             ));
         }
     };
@@ -104,12 +106,19 @@ pub(in super::super) fn arange(call: &mut Call<'_>) -> Result<Outcome, Objection
             "leave out its dtype",
         ));
     }
-    Ok(Output::constant(ValueType {
+    let mut output = Output::constant(ValueType {
         dependence,
         shape: vec![extent],
         dtype,
-    })
-    .into())
+    });
+    if let (Dependence::Shared, Extent::Fixed(count), DType::I64) = (dependence, extent, dtype) {
+        output.iota = Some(start);
+        output.bounds = i64::try_from(count - 1)
+            .ok()
+            .and_then(|last| start.checked_add(last))
+            .map(|last| (start, last));
+    }
+    Ok(output.into())
 }
 
 /// scalar_tensor(s).

@@ -1,4 +1,4 @@
-//! gather, index, one_hot, embedding: a sample reads its own block or a Shared table (rule T7).
+//! gather, index, one_hot: a sample reads its own block or a Shared table (rule T7).
 //! What can be out of range is either excluded by the contract or guarded by the trainer (rule G4).
 
 use super::super::broadcast::{normalise_dim, per_sample};
@@ -171,37 +171,7 @@ pub(in super::super) fn one_hot(call: &mut Call<'_>) -> Result<Outcome, Objectio
     Ok(Output::constant(value_type).bounded(Some((0, 1))).into())
 }
 
-/// embedding(weight, indices) of a frozen table.
-pub(in super::super) fn embedding(call: &mut Call<'_>) -> Result<Outcome, Objection> {
-    let (weight, indices) = (call.tensor("weight")?, call.tensor("indices")?);
-    call.int("padding_idx")?;
-    require(
-        Premise::WeightIsShared,
-        weight.value_type.dependence == Dependence::Shared,
-        || {
-            (
-                "the table depends on the samples".into(),
-                "use a constant table".into(),
-            )
-        },
-    )?;
-    let [rows, width] = *weight.value_type.shape.as_slice() else {
-        return Err(Objection::plain(
-            "the table is not a matrix",
-            "give a table of shape [rows, width]",
-        ));
-    };
-    require_index(indices)?;
-    require_range(indices, rows, "row")?;
-    let mut value_type = ValueType {
-        dtype: weight.value_type.dtype,
-        ..indices.value_type.clone()
-    };
-    value_type.shape.push(width);
-    Ok(Output::new(value_type, call.any_requires_grad()).into())
-}
-
-fn require_index(index: &Typed) -> Result<(), Objection> {
+pub(super) fn require_index(index: &Typed) -> Result<(), Objection> {
     require_dtype(index, &[DType::I64, DType::I32])
 }
 

@@ -5,9 +5,9 @@ use super::super::call::{Call, Item, batch_axis};
 use super::super::facts::{Output, Typed};
 use super::super::premise::{Premise, is_dropped, require};
 use super::super::refusal::Objection;
-use super::Outcome;
+use super::{Outcome, tap};
 use crate::display;
-use crate::typed::{Argument, Dependence, Extent, ParameterView, ValueType};
+use crate::typed::{Argument, Dependence, Extent, ParameterView, Tap, ValueType};
 
 /// view, reshape, _unsafe_view.
 pub(in super::super) fn view(call: &mut Call<'_>) -> Result<Outcome, Objection> {
@@ -92,7 +92,8 @@ pub(in super::super) fn squeeze(call: &mut Call<'_>) -> Result<Outcome, Objectio
     Ok(rearranged(value, kept, batch).into())
 }
 
-/// expand(size): a Shared value may be repeated along the batch; per-sample data only along other axes.
+/// expand(size): a Shared value may be repeated along the batch; per-sample data only along other axes. A trainable
+/// parameter repeated for every sample is tapped.
 pub(in super::super) fn expand(call: &mut Call<'_>) -> Result<Outcome, Objection> {
     let value = call.tensor("self")?;
     let items = call.items("size")?;
@@ -131,9 +132,19 @@ pub(in super::super) fn expand(call: &mut Call<'_>) -> Result<Outcome, Objection
     if value_type == value.value_type {
         return Ok(Output::rearranged(value, value_type, None).into());
     }
-    Ok(Output::new(value_type, call.any_requires_grad())
-        .bounded(value.facts.bounds)
-        .into())
+    let tap = own
+        .is_none()
+        .then(|| tap::parameter(Some(value)))
+        .flatten()
+        .filter(|_| dependence != Dependence::Shared)
+        .map(|parameter| Tap::Expand { parameter });
+    if tap.is_some() {
+        tap::require_batch_first(&value_type)?;
+    }
+    Ok(Outcome {
+        outputs: vec![Output::new(value_type, call.any_requires_grad()).bounded(value.facts.bounds)],
+        tap,
+    })
 }
 
 fn expanded(old: Option<Extent>, item: Item) -> Result<Extent, Objection> {
@@ -232,7 +243,7 @@ fn rearranged(value: &Typed, shape: Vec<Extent>, batch: Option<usize>) -> Output
     )
 }
 
-fn fixed_sizes(shape: &[Extent]) -> Option<Vec<u64>> {
+pub(super) fn fixed_sizes(shape: &[Extent]) -> Option<Vec<u64>> {
     let fixed = |extent: &Extent| match extent {
         Extent::Fixed(size) => Some(*size),
         Extent::Batch(_) => None,

@@ -5,8 +5,8 @@ use super::super::call::{Call, batch_axis};
 use super::super::facts::{Output, Typed};
 use super::super::refusal::Objection;
 use super::Outcome;
-use super::reshape::require_untouched;
-use crate::typed::{Dependence, Extent, ValueType};
+use super::reshape::{fixed_sizes, require_untouched};
+use crate::typed::{Dependence, Extent, ParameterView, ValueType};
 
 const WHY: &str = "which sample is where depends on the draw";
 const MAX_PARTS: u64 = 4096;
@@ -42,7 +42,18 @@ pub(in super::super) fn slice(call: &mut Call<'_>) -> Result<Outcome, Objection>
     let taken = (end - start).max(0).unsigned_abs().div_ceil(step.unsigned_abs());
     let mut shape = value.value_type.shape.clone();
     shape[axis] = Extent::Fixed(taken);
-    Ok(part(call, value, shape, Some(axis)))
+    let view = (step == 1).then(|| narrow(axis, start.unsigned_abs(), taken));
+    let mut output = typed_part(call, value, shape, axis, view);
+    let consecutive = value.value_type.shape[..axis]
+        .iter()
+        .all(|extent| *extent == Extent::Fixed(1))
+        && axis + 1 == value.value_type.shape.len();
+    output.iota = value
+        .facts
+        .iota
+        .filter(|_| step == 1 && consecutive)
+        .map(|first| first + start);
+    Ok(output.into())
 }
 
 /// select(dim, index).
@@ -58,7 +69,8 @@ pub(in super::super) fn select(call: &mut Call<'_>) -> Result<Outcome, Objection
             "use an existing index",
         ));
     }
-    Ok(without_axis(call, value, axis))
+    let position = if index < 0 { index + size } else { index };
+    Ok(without_axis(call, value, axis, position.unsigned_abs()).into())
 }
 
 /// split into equal parts, or into parts of given sizes.
@@ -72,10 +84,13 @@ pub(in super::super) fn split(call: &mut Call<'_>) -> Result<Outcome, Objection>
     } else {
         given_parts(call, size)?
     };
+    let mut start = 0;
     let outputs = sizes.into_iter().map(|taken| {
         let mut shape = value.value_type.shape.clone();
         shape[axis] = Extent::Fixed(taken);
-        typed_part(call, value, shape, Some(axis))
+        let view = narrow(axis, start, taken);
+        start += taken;
+        typed_part(call, value, shape, axis, Some(view))
     });
     Ok(Outcome {
         outputs: outputs.collect(),
@@ -124,7 +139,7 @@ pub(in super::super) fn unbind(call: &mut Call<'_>) -> Result<Outcome, Objection
             "reduce the axis instead",
         ));
     }
-    let outputs = (0..size).flat_map(|_| without_axis(call, value, axis).outputs);
+    let outputs = (0..size).map(|position| without_axis(call, value, axis, position));
     Ok(Outcome {
         outputs: outputs.collect(),
         tap: None,
@@ -139,34 +154,53 @@ fn mutant_size(value: &Typed, axis: usize) -> i64 {
     }
 }
 
-fn without_axis(call: &Call<'_>, value: &Typed, axis: usize) -> Outcome {
+fn without_axis(call: &Call<'_>, value: &Typed, axis: usize, position: u64) -> Output {
     let mut shape = value.value_type.shape.clone();
     shape.remove(axis);
     let batch = batch_axis(&value.value_type).filter(|(batch, _)| *batch != axis);
     let dependence = batch.map_or(Dependence::Shared, |(batch, _)| {
         per_sample(if axis < batch { batch - 1 } else { batch })
     });
-    let value_type = ValueType {
-        dependence,
-        shape,
-        dtype: value.value_type.dtype,
-    };
-    Output::new(value_type, call.any_requires_grad())
-        .bounded(value.facts.bounds)
-        .into()
+    let steps =
+        fixed_sizes(&shape).map(|sizes| vec![narrow(axis, position, 1), ParameterView::Reshape(sizes)]);
+    of_part(call, value, dependence, shape, steps)
 }
 
-fn part(call: &Call<'_>, value: &Typed, shape: Vec<Extent>, axis: Option<usize>) -> Outcome {
-    typed_part(call, value, shape, axis).into()
-}
-
-fn typed_part(call: &Call<'_>, value: &Typed, shape: Vec<Extent>, axis: Option<usize>) -> Output {
-    let batch = batch_axis(&value.value_type).filter(|(batch, _)| Some(*batch) != axis);
+fn typed_part(
+    call: &Call<'_>,
+    value: &Typed,
+    shape: Vec<Extent>,
+    axis: usize,
+    view: Option<ParameterView>,
+) -> Output {
+    let batch = batch_axis(&value.value_type).filter(|(batch, _)| *batch != axis);
     let dependence = batch.map_or(Dependence::Shared, |(batch, _)| per_sample(batch));
+    of_part(call, value, dependence, shape, view.map(|view| vec![view]))
+}
+
+/// A part is a view of a parameter where `steps` say which (rule G2: a slice is isometric and injective).
+fn of_part(
+    call: &Call<'_>,
+    value: &Typed,
+    dependence: Dependence,
+    shape: Vec<Extent>,
+    steps: Option<Vec<ParameterView>>,
+) -> Output {
     let value_type = ValueType {
         dependence,
         shape,
         dtype: value.value_type.dtype,
     };
-    Output::new(value_type, call.any_requires_grad()).bounded(value.facts.bounds)
+    match steps {
+        Some(steps) => Output::part(value, value_type, steps),
+        None => Output::new(value_type, call.any_requires_grad()).bounded(value.facts.bounds),
+    }
+}
+
+fn narrow(axis: usize, start: u64, length: u64) -> ParameterView {
+    ParameterView::Narrow {
+        axis: u8::try_from(axis).unwrap_or(u8::MAX),
+        start,
+        length,
+    }
 }

@@ -21,17 +21,7 @@ pub(super) fn require_tappable(
     if parameters.iter().all(|parameter| parameter.is_none()) {
         return Ok(());
     }
-    require(
-        Premise::TapsAreBatchFirst,
-        batch_axis(data).is_some_and(|(axis, _)| axis == 0),
-        || {
-            let reason = "a trainable parameter meets data whose batch axis is not the first";
-            (
-                reason.into(),
-                "move the batch to axis 0 (transpose or permute) before using the parameter".into(),
-            )
-        },
-    )?;
+    require_batch_first(data)?;
     if operands
         .iter()
         .all(|operand| operand.value_type.dtype == data.dtype)
@@ -42,6 +32,21 @@ pub(super) fn require_tappable(
         "a trainable parameter meets data of another dtype",
         "convert the data with .to(dtype) first",
     ))
+}
+
+/// Taps see the batch on axis 0.
+pub(super) fn require_batch_first(data: &ValueType) -> Result<(), Objection> {
+    require(
+        Premise::TapsAreBatchFirst,
+        batch_axis(data).is_some_and(|(axis, _)| axis == 0),
+        || {
+            let reason = "a trainable parameter meets data whose batch axis is not the first";
+            (
+                reason.into(),
+                "move the batch to axis 0 (transpose or permute) before using the parameter".into(),
+            )
+        },
+    )
 }
 
 /// `data ± alpha·parameter`.

@@ -33,7 +33,7 @@ const fn case(name: &'static str, rule: &'static str, build: fn(&mut Build)) -> 
     }
 }
 
-const fn mutant(
+pub(super) const fn mutant(
     name: &'static str,
     rule: &'static str,
     premise: Premise,
@@ -85,6 +85,7 @@ pub(super) fn cases() -> Vec<Case> {
         operators(),
         state(),
         parameters(),
+        super::embedding::cases(),
     ]
     .into_iter()
     .flatten()
@@ -1228,15 +1229,6 @@ fn parameters() -> Vec<Case> {
                 b.returns_loss_plus(&rows);
             },
         ),
-        mutant("a slice of a weight", "G2", P::ParametersAreTapped, No, |b| {
-            let part = b.bad(
-                "slice.Tensor",
-                &[("self", t("w")), ("dim", i(0)), ("start", i(0)), ("end", i(2))],
-            );
-            let hidden = b.call("linear.default", &[("input", t("x")), ("weight", t(&part))]);
-            let rows = b.call("sum.dim_IntList", &[("self", t(&hidden)), ("dim", ints(&[1]))]);
-            b.returns_loss_plus(&rows);
-        }),
         mutant(
             "a parameter where nothing taps it",
             "G2",
@@ -1256,20 +1248,6 @@ fn parameters() -> Vec<Case> {
             No,
             |b| {
                 bad_plus(b, "matmul.default", &[("self", t("x")), ("other", t("w6"))]);
-            },
-        ),
-        mutant(
-            "a parameter expanded along the batch",
-            "G2",
-            P::ParametersAreTapped,
-            No,
-            |b| {
-                let size = b.size("x", 0);
-                bad_rows(
-                    b,
-                    "expand.default",
-                    &[("self", t("w6")), ("size", sizes(&[size, k(6)]))],
-                );
             },
         ),
         mutant(

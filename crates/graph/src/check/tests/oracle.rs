@@ -324,6 +324,7 @@ impl Step<'_> {
                 })))
             }
             "arange" => one(self.arange()),
+            "tril" | "triu" => one(self.triangle()),
             "scalar_tensor" => one(Ok(Tensor {
                 shape: Vec::new(),
                 cells: vec![constant(self.how())],
@@ -759,9 +760,28 @@ impl Step<'_> {
             Argument::Int(end) => *end as usize,
             other => return Err(format!("arange of {other:?}")),
         };
-        Ok(Tensor::from_fn(vec![end], |at| Cell {
-            index: Some(at[0]),
-            ..constant(("arange", at[0]))
+        let start = match self.node.overload.as_str() {
+            "start" => usize::try_from(self.int("start")?).map_err(|_| "a negative start")?,
+            _ => 0,
+        };
+        Ok(Tensor::from_fn(vec![end - start], |at| Cell {
+            index: Some(start + at[0]),
+            ..constant(("arange", start + at[0]))
+        }))
+    }
+
+    /// Zero on one side of a diagonal of the last two axes.
+    fn triangle(&self) -> Run<Tensor> {
+        let (value, diagonal) = (self.tensor("self")?, self.int("diagonal")?);
+        let rank = value.shape.len();
+        let lower = self.node.operator == "tril";
+        Ok(Tensor::from_fn(value.shape.clone(), |at| {
+            let above = at[rank - 1] as i64 - at[rank - 2] as i64 - diagonal;
+            if (lower && above <= 0) || (!lower && above >= 0) {
+                value.at(at)
+            } else {
+                constant("zero")
+            }
         }))
     }
 

@@ -82,6 +82,7 @@ fn ground() -> (Build, Vec<RawSize>) {
     build.constant("cb", DType::Bool, &[3]);
     build.parameter("w", &[3, 6], true);
     build.parameter("b", &[3], true);
+    build.parameter("emb", &[2, 3], true);
     build.call_as(
         "logits",
         "linear.default",
@@ -171,9 +172,11 @@ impl Draw<'_> {
         let shared = |value_type: &ValueType| value_type.dependence == Dependence::Shared;
         let name = match (schema.name.as_str(), argument.name.as_str()) {
             (_, "condition" | "mask")
-            | ("__and__" | "__or__" | "bitwise_and" | "bitwise_or" | "bitwise_not", _) => {
-                self.like_first(|value_type| value_type.dtype == DType::Bool)
-            }
+            | (
+                "__and__" | "__or__" | "__xor__" | "bitwise_and" | "bitwise_or" | "bitwise_xor"
+                | "bitwise_not",
+                _,
+            ) => self.like_first(|value_type| value_type.dtype == DType::Bool),
             (_, "weight" | "mat2") | ("matmul", "other") => self.like_first(|value_type| {
                 shared(value_type) && value_type.dtype.is_float() && value_type.shape.len() == 2
             }),
