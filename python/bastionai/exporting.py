@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from bastionai.bags import BagsWithinSample
 from bastionai.contract import DataContract
 from bastionai.exceptions import BastionError, ExportError, LossError
 from bastionai.fixing import unfixed
 from bastionai.functionalise import functionalise
-from bastionai.losses import CrossEntropy, LossLike, PerSampleLoss, per_sample_loss
+from bastionai.losses import CausalLanguageModel, CrossEntropy, LossLike, PerSampleLoss, per_sample_loss
 from bastionai.synthetic import synthetic_columns
 
 #: Batch size of example inputs: above 1, which PyTorch would take for a constant, and otherwise
@@ -109,7 +110,7 @@ def _trace(module: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, Tensor])
         args, kwargs = tuple(tensor.cpu() for tensor in inputs), {}
     shapes = _dynamic_shapes(module, args, kwargs, batch)
     try:
-        with _quiet():
+        with _quiet(), BagsWithinSample():
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     except BastionError:
         raise
@@ -207,10 +208,14 @@ class ModelWithLoss(nn.Module):
         self.label = label
         self.by_name = by_name
 
+    @property
+    def columns(self) -> list[str]:
+        """Columns of ``forward``, in order; a label that is an input too (a language model's tokens) comes once."""
+        return self.inputs if self.label is None or self.label in self.inputs else [*self.inputs, self.label]
+
     def forward(self, *columns: Tensor) -> Tensor:
         """One loss per sample."""
-        names = [*self.inputs, self.label] if self.label is not None else self.inputs
-        record = dict(zip(names, columns, strict=True))
+        record = dict(zip(self.columns, columns, strict=True))
         inputs = {name: record[name] for name in self.inputs}
         output = _tensor(self.model(**inputs) if self.by_name else self.model(*inputs.values()))
         if self.loss is None:
@@ -255,10 +260,9 @@ def prepare(
         LossError: If the loss has no per-sample form.
     """
     joined = _join(model, loss, contract, inputs, label)
-    columns = [*joined.inputs, joined.label] if joined.label is not None else joined.inputs
     synthetic = synthetic_columns(contract, EXAMPLE_BATCH_SIZE)
-    archive = export_bytes(joined, [synthetic[name] for name in columns])
-    return PreparedModel(archive, columns)
+    archive = export_bytes(joined, [synthetic[name] for name in joined.columns])
+    return PreparedModel(archive, list(joined.columns))
 
 
 def _join(
@@ -270,12 +274,14 @@ def _join(
 ) -> ModelWithLoss:
     label = None if loss is None and label is None else label_column(contract, label)
     chosen = [contract.column(name).name for name in inputs] if inputs is not None else None
+    per_sample = None if loss is None else per_sample_loss(loss)
     names = chosen or [column.name for column in contract.columns if column.name != label]
+    if not names and isinstance(per_sample, CausalLanguageModel) and label is not None:
+        names = [label]  # the tokens are input and target
     if not names:
         raise ExportError(f"the contract has only the label column {label!r}: the model would have no input")
     if loss is None and label is not None:
         names, label = [*names, label], None
-    per_sample = None if loss is None else per_sample_loss(loss)
     if isinstance(per_sample, CrossEntropy) and label is not None:
         per_sample = _fit_labels(per_sample, contract, label)
     return ModelWithLoss(model, per_sample, names, label, inputs is None and _takes(model, names))

@@ -10,6 +10,7 @@ What changes against PyTorch's ``reduction="mean"``:
 * Class weights: sample i counts ``weight[target_i]`` times. PyTorch also divides by the sum of the
   weights *in the batch*, a number that depends on the other samples; here there is no such division,
   so scale the weights around 1 to keep the size of the gradients.
+* ``causal_lm``: the shift to the next token, and the mean over tokens, are within each sample.
 * Targets with several positions per sample (token labels): positions are averaged *within* a sample,
   by weight, and ``ignore_index`` positions do not count. A sample with no counted position has loss 0.
 * Other outputs of several dimensions (``[batch, ...]``) are averaged within a sample.
@@ -136,6 +137,32 @@ class CrossEntropy(PerSampleLoss):
         return _within(counts, total=True).clamp(min=torch.finfo(counts.dtype).tiny)
 
 
+class CausalLanguageModel(CrossEntropy):
+    """Cross-entropy of each next token: logits ``[batch, tokens, vocabulary]``, targets the tokens themselves.
+
+    The shift by one is within each sample: the logits at position t are compared with token t + 1. A
+    sample's loss is the mean over its own counted tokens, whatever the other samples' lengths are
+    (HuggingFace's loss divides by the tokens of the whole batch). A sample with none has loss 0.
+
+    Args:
+        ignore_index: Target token that counts nothing: -100, or the id of the padding token.
+        label_smoothing: As in ``nn.CrossEntropyLoss``.
+        total: Sum over a sample's tokens instead of averaging.
+    """
+
+    def __init__(self, ignore_index: int = -100, label_smoothing: float = 0.0, total: bool = False) -> None:
+        super().__init__(ignore_index=ignore_index, label_smoothing=label_smoothing, total=total)
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """One loss per sample."""
+        if output.dim() != 3 or target.dim() != 2 or output.shape[1] != target.shape[1] or output.shape[1] < 2:
+            raise LossError(
+                "causal_lm needs logits [batch, tokens, vocabulary] and at least two target tokens [batch, tokens]; "
+                f"the model gives {_shape(output)}, the targets are {_shape(target)}"
+            )
+        return self._hard(torch.log_softmax(output[:, :-1], dim=-1), target[:, 1:])
+
+
 class BinaryCrossEntropy(PerSampleLoss):
     """Binary cross-entropy of logits or probabilities, averaged within a sample.
 
@@ -244,7 +271,7 @@ def per_sample_loss(loss: LossLike) -> PerSampleLoss:
     """Rewrites a loss so that it gives one number per sample.
 
     Args:
-        loss: A name (``cross_entropy``, ``nll``, ``bce_with_logits``, ``bce`` on probabilities,
+        loss: A name (``cross_entropy``, ``nll``, ``causal_lm``, ``bce_with_logits``, ``bce`` on probabilities,
             ``mse``, ``l1``, ``huber``, ``smooth_l1``), a loss module or class of ``torch.nn``, a
             function of ``torch.nn.functional``, or your own callable ``(output, target)`` that
             returns ``[batch]`` or ``[batch, ...]``.
@@ -269,6 +296,7 @@ _NAMED: dict[str, Callable[[], PerSampleLoss]] = {
     "cross_entropy": CrossEntropy,
     "nll": lambda: CrossEntropy(log_probabilities=True),
     "nll_loss": lambda: CrossEntropy(log_probabilities=True),
+    "causal_lm": CausalLanguageModel,
     "bce_with_logits": lambda: BinaryCrossEntropy(logits=True),
     "binary_cross_entropy_with_logits": lambda: BinaryCrossEntropy(logits=True),
     "bce": lambda: BinaryCrossEntropy(logits=False),

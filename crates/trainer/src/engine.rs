@@ -11,7 +11,8 @@ use crate::kernels::Product;
 use crate::precision::{Precision, precision};
 use crate::program::{Program, kind};
 use crate::state::{State, elements};
-use crate::taps::{Method, ParameterPlan, Plan, Role, TapKind, TapPlan};
+use crate::table;
+use crate::taps::{Method, ParameterPlan, Plan, Role, TapKind, TapPlan, Use};
 use bastionai_graph::typed::{TypedGraph, ValueId};
 use bastionai_privacy::sensitivity::{ClipRule, charged_sensitivity};
 use tch::{Kind, Tensor};
@@ -400,10 +401,24 @@ impl Engine {
         sums: &mut [i64],
     ) -> Result<()> {
         let _no_graph = tch::no_grad_guard();
-        match parameter.method {
-            Method::Instantiate => self.add_instantiated(parameter, gradients, factors, usable, sums),
-            _ => self.add_contraction(parameter, gradients, factors, usable, sums),
+        if parameter.method == Method::Instantiate {
+            return self.add_instantiated(parameter, gradients, factors, usable, sums);
         }
+        for each in &parameter.uses {
+            match each.role {
+                Role::Table => self.add_table(each, gradients, factors, sums)?,
+                _ => self.add_contraction(each, parameter.method, gradients, factors, usable, sums)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// `Σ_i c_i Σ_t g_t` into the rows that the tokens name.
+    fn add_table(&self, each: &Use, gradients: &Gradients, factors: &Tensor, sums: &mut [i64]) -> Result<()> {
+        let tap = &gradients.taps[each.tap];
+        let ids = tap.input.as_ref().ok_or(EngineError::SumOutOfBound)?;
+        let threads = self.settings.threads as usize;
+        table::add_clipped(ids, &tap.gradient, factors, &self.grid, sums, threads)
     }
 
     /// `Σ_i c_i G_i` from instantiated gradients, in f64, block by block.
@@ -430,16 +445,16 @@ impl Engine {
     /// never multiplied by zero (rule G3).
     fn add_contraction(
         &self,
-        parameter: &ParameterPlan,
+        only: &Use,
+        method: Method,
         gradients: &Gradients,
         factors: &Tensor,
         usable: &Tensor,
         sums: &mut [i64],
     ) -> Result<()> {
-        let only = &parameter.uses[0];
         let tap = &gradients.taps[only.tap];
         let input = tap.input.as_ref().ok_or(EngineError::SumOutOfBound)?;
-        let chosen = self.precision.contraction(parameter.method);
+        let chosen = self.precision.contraction(method);
         let row_factors = factors.f_reshape([-1, 1, 1])?.f_to_kind(chosen.kind)?;
         let keep = usable.f_reshape([-1, 1, 1])?;
         let inputs = flat(&input.f_to_kind(chosen.kind)?.f_where_scalarother(&keep, 0.0)?)?;

@@ -5,7 +5,7 @@ use crate::error::{EngineError, Result};
 use crate::ffi::{self, CallArgument, Edge};
 use crate::guards::{self, Counted, Replacement};
 use crate::operators::Guard;
-use crate::program::{Call, Expected, Program, saved_value};
+use crate::program::{Call, Expected, Prepared, Program, saved_value};
 use bastionai_graph::typed::{Origin, TypedGraph};
 use tch::{Device, Tensor};
 
@@ -59,11 +59,9 @@ pub(crate) fn forward(
         let outputs = run(call, &values, &replaced, randomness)?;
         check_outputs(call, &outputs, &program.expected)?;
         if let (Some(_), Some(tap)) = (call.tap, &node.tap) {
-            taps.push(tapped(
-                call,
-                &outputs[0],
-                saved_value(tap).and_then(|value| values[value].as_ref()),
-            )?);
+            let saved =
+                saved_value(tap).and_then(|value| as_run(call, value, &replaced).or(values[value].as_ref()));
+            taps.push(tapped(call, &outputs[0], saved)?);
         }
         for (slot, output) in call.outputs.iter().zip(outputs) {
             values[*slot] = Some(output);
@@ -169,6 +167,18 @@ fn check_outputs(call: &Call, outputs: &[Tensor], expected: &[Expected]) -> Resu
 
 fn matches(tensor: &Tensor, expected: &Expected) -> bool {
     !tensor.is_sparse() && tensor.kind() == expected.kind && tensor.size() == expected.shape
+}
+
+/// What stood in for a value in this call: ids of an embedding, brought into range (rule G4).
+fn as_run<'r>(call: &Call, value: usize, replaced: &'r [Replacement]) -> Option<&'r Tensor> {
+    let stands_in = |replacement: &&Replacement| {
+        replacement.element.is_none()
+            && matches!(call.arguments[replacement.argument], Prepared::Value(argument) if argument == value)
+    };
+    replaced
+        .iter()
+        .find(stands_in)
+        .map(|replacement| &replacement.tensor)
 }
 
 fn tapped(call: &Call, output: &Tensor, saved: Option<&Tensor>) -> Result<Tapped> {

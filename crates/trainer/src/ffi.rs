@@ -300,6 +300,9 @@ impl Element for f32 {
 impl Element for f64 {
     const KIND: Kind = Kind::Double;
 }
+impl Element for i64 {
+    const KIND: Kind = Kind::Int64;
+}
 
 /// Runs `body` on the memory of a contiguous CPU tensor; `None` when it is not one, or of another type.
 pub(crate) fn read<T: Element, R>(tensor: &Tensor, body: impl FnOnce(&[T]) -> R) -> Option<R> {

@@ -1,8 +1,11 @@
 //! Per-sample gradients from taps: rows brought into batch order, norms, and the gradient of each record where
 //! it is instantiated. Norms and instantiated gradients are f64, so that γ is about 1e-13 (rule G1).
 
+mod factored;
+
 use crate::error::{EngineError, Result};
 use crate::program::BatchAxis;
+use crate::table;
 use crate::taps::{Method, ParameterPlan, Plan, Role, TapKind, TapPlan, Use, ViewBack};
 use bastionai_privacy::sensitivity::MAGNITUDE_LIMIT;
 use tch::{Kind, Tensor};
@@ -14,9 +17,10 @@ const BLOCK_ELEMENTS: i64 = 1 << 23;
 pub(crate) struct TapValues {
     /// `[B, T, width]` output gradients of row taps; the raw output gradient of a broadcast.
     pub(crate) gradient: Tensor,
-    /// `[B, T, width]` inputs (normalised ones for `layer_norm`); the other operand of a broadcast multiplication.
+    /// `[B, T, width]` inputs (normalised ones for `layer_norm`); the other operand of a broadcast multiplication;
+    /// `[B, T]` i64 ids of an embedding, −1 where there is no gradient.
     pub(crate) input: Option<Tensor>,
-    /// `[B, T]`, f64: norms of input rows and gradient rows, of taps with a weight.
+    /// `[B, T]`, f64: norms of input rows and gradient rows, of taps with a weight or table.
     pub(crate) row_norms: Option<(Tensor, Tensor)>,
 }
 
@@ -69,6 +73,18 @@ pub(crate) fn tap_values(
                 row_norms: None,
             }
         }
+        TapKind::Embedding { width, padding, .. } => {
+            let gradient = rows(&gradient, plan.batch, batch_size, *width)?.f_contiguous()?;
+            let ids = rows(saved()?, plan.batch, batch_size, 1)?
+                .f_squeeze_dim(2)?
+                .f_to_kind(Kind::Int64)?;
+            let (ids, norms) = without_padding(&ids, row_norms(&gradient)?, *padding)?;
+            TapValues {
+                row_norms: Some((norms.f_ones_like()?, norms)),
+                gradient,
+                input: Some(ids),
+            }
+        }
         TapKind::Broadcast => TapValues {
             gradient,
             input: saved().ok().map(Tensor::shallow_clone),
@@ -82,6 +98,18 @@ fn rows(tensor: &Tensor, batch: BatchAxis, batch_size: i64, width: i64) -> Resul
     Ok(tensor
         .f_movedim_int(batch.axis, 0)?
         .f_reshape([batch_size, -1, width])?)
+}
+
+/// Ids with −1 for tokens without a gradient, and the norms of what is left.
+fn without_padding(ids: &Tensor, norms: Tensor, padding: Option<i64>) -> Result<(Tensor, Tensor)> {
+    let Some(padding) = padding else {
+        return Ok((ids.f_contiguous()?, norms));
+    };
+    let kept = ids.f_ne(padding)?;
+    Ok((
+        ids.f_where_scalarother(&kept, -1)?.f_contiguous()?,
+        norms.f_where_scalarother(&kept, 0.0)?,
+    ))
 }
 
 fn row_norms(rows: &Tensor) -> Result<Tensor> {
@@ -130,6 +158,9 @@ fn parameter_norms(
         let magnitude = squared.shallow_clone();
         return Ok((squared, magnitude));
     }
+    if parameter.method == Method::Factored {
+        return factored::norms(parameter, taps, batch_size);
+    }
     let only = &parameter.uses[0];
     let tap = &taps[only.tap];
     let (inputs, gradients) = tap.row_norms.as_ref().ok_or(EngineError::SumOutOfBound)?;
@@ -139,7 +170,10 @@ fn parameter_norms(
         .f_square()?;
     let squared = match parameter.method {
         Method::Rows => magnitude_squared.shallow_clone(),
-        Method::Ghost => ghost_norms_squared(tap, &plan.taps[only.tap], batch_size)?,
+        Method::Ghost => {
+            let input = tap.input.as_ref().ok_or(EngineError::SumOutOfBound)?;
+            ghost_norms_squared(input, &tap.gradient, batch_size)?
+        }
         _ => per_block(parameter, batch_size, |first, count| {
             let gradient = use_gradient(only, &plan.taps[only.tap], tap, first, count)?.f_flatten(1, -1)?;
             Ok(gradient.f_square()?.f_sum_dim_intlist(1, false, Kind::Double)?)
@@ -148,21 +182,24 @@ fn parameter_norms(
     Ok((squared, magnitude_squared))
 }
 
-/// `Σ_st ⟨x_s, x_t⟩⟨g_s, g_t⟩` in f64.
-fn ghost_norms_squared(tap: &TapValues, plan: &TapPlan, batch_size: i64) -> Result<Tensor> {
-    let input = tap.input.as_ref().ok_or(EngineError::SumOutOfBound)?;
+/// `Σ_st ⟨x_s, x_t⟩⟨g_s, g_t⟩` of rows `[B, T, ·]`, in f64.
+fn ghost_norms_squared(input: &Tensor, gradient: &Tensor, batch_size: i64) -> Result<Tensor> {
     let gram = |rows: Tensor| -> Result<Tensor> {
         let rows = rows.f_to_kind(Kind::Double)?;
         Ok(rows.f_bmm(&rows.f_transpose(1, 2)?)?)
     };
-    let per_record = plan.rows_per_record * plan.rows_per_record;
-    blocks(batch_size, per_record, |first, count| {
-        let inputs = gram(input.f_narrow(0, first, count)?)?;
-        let gradients = gram(tap.gradient.f_narrow(0, first, count)?)?;
-        Ok(inputs
-            .f_mul(&gradients)?
-            .f_sum_dim_intlist(&[1i64, 2][..], false, Kind::Double)?)
-    })
+    let (rows, widths) = (input.size()[1], input.size()[2] + gradient.size()[2]);
+    blocks(
+        batch_size,
+        rows.saturating_mul(rows.max(widths)),
+        |first, count| {
+            let inputs = gram(input.f_narrow(0, first, count)?)?;
+            let gradients = gram(gradient.f_narrow(0, first, count)?)?;
+            Ok(inputs
+                .f_mul(&gradients)?
+                .f_sum_dim_intlist(&[1i64, 2][..], false, Kind::Double)?)
+        },
+    )
 }
 
 fn per_block(
@@ -235,6 +272,12 @@ pub(crate) fn undo_views(gradient: &Tensor, back: &[ViewBack]) -> Result<Tensor>
                 let shape: Vec<i64> = std::iter::once(records).chain(shape.iter().copied()).collect();
                 out.f_reshape(&shape[..])?
             }
+            ViewBack::Widen { axis, before, after } => {
+                // Counted from the last axis: none of the later ones grows.
+                let mut padding = vec![0; 2 * (out.size().len() - 2 - *axis as usize)];
+                padding.extend([*before, *after]);
+                out.f_constant_pad_nd(&padding[..])?
+            }
         };
     }
     Ok(out)
@@ -262,6 +305,10 @@ fn use_gradient(each: &Use, plan: &TapPlan, tap: &TapValues, first: i64, count: 
         Role::Scale => narrow(&tap.gradient)?
             .f_mul(&narrow(input()?)?)?
             .f_sum_dim_intlist(1, false, Kind::Double)?,
+        Role::Table => {
+            let ids = input()?.f_narrow(0, first, count)?;
+            table::dense(&ids, &narrow(&tap.gradient)?, each.value_shape[0])?
+        }
         Role::BroadcastAdd { scale } => {
             let gradient = narrow(&broadcast_rows(&tap.gradient, plan)?)?;
             sum_broadcast(&gradient, plan, &each.value_shape)?.f_mul_scalar(*scale)?

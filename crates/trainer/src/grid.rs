@@ -67,6 +67,18 @@ impl Grid {
         }
     }
 
+    /// Adds one row of partial sums; false when an element is not finite or too large.
+    pub(crate) fn add_row(&self, values: &[f64], sums: &mut [i64]) -> bool {
+        let (scale, limit) = (1.0 / self.width, self.limit);
+        let mut fine = values.len() == sums.len();
+        for (sum, &value) in sums.iter_mut().zip(values) {
+            let units = value * scale;
+            fine &= units.abs() <= limit;
+            *sum = sum.wrapping_add(round_to_integer(units));
+        }
+        fine
+    }
+
     fn add_values<T: Copy + Into<f64> + Sync>(&self, values: &[T], sums: &mut [i64], threads: usize) -> bool {
         let (scale, limit) = (1.0 / self.width, self.limit);
         let work = sums.chunks_mut(CHUNK).zip(values.chunks(CHUNK)).collect();

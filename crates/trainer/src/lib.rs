@@ -31,6 +31,7 @@ pub mod sandbox;
 pub mod schedule;
 pub mod selftest;
 mod state;
+mod table;
 mod taps;
 pub mod training;
 

@@ -94,11 +94,32 @@ fn norm_length(plan: &Plan) -> u64 {
     };
     let of_parameter = |parameter: &ParameterPlan| match parameter.method {
         Method::Direct | Method::Instantiate => parameter.shape.iter().product::<i64>(),
+        Method::Factored => of_factors(parameter, &plan.taps),
         _ => 0,
     };
     let taps = plan.taps.iter().map(of_tap).max().unwrap_or(0);
     let parameters = plan.parameters.iter().map(of_parameter).max().unwrap_or(0);
     2 * (taps.saturating_add(parameters) as u64 + plan.parameters.len() as u64) + 64
+}
+
+/// Of a tie, over all uses' rows `n`: Gram matrices of `rows` and `width` terms and their `n²` products, or sums over
+/// `n` tokens and squares of `n·width` elements.
+fn of_factors(parameter: &ParameterPlan, taps: &[crate::taps::TapPlan]) -> i64 {
+    let rows = rows(parameter, taps);
+    let widths = parameter
+        .shape
+        .iter()
+        .fold(0i64, |sum, extent| sum.saturating_add(*extent));
+    let width = parameter.shape.last().copied().unwrap_or(1);
+    rows.saturating_mul(rows.saturating_add(width))
+        .saturating_add(widths)
+        .saturating_add(rows)
+}
+
+/// Rows of a record over all uses.
+fn rows(parameter: &ParameterPlan, taps: &[crate::taps::TapPlan]) -> i64 {
+    let uses = parameter.uses.iter().map(|each| taps[each.tap].rows_per_record);
+    uses.fold(0, i64::saturating_add)
 }
 
 fn records(settings: &Settings) -> u64 {
@@ -132,13 +153,8 @@ impl Precision {
     /// Everything that [`bastionai_privacy::sensitivity::charged_sensitivity`] charges for.
     pub(crate) fn sum_error(&self, plan: &Plan, settings: &Settings, grid: f64) -> SumError {
         let records = records(settings);
-        let longest = plan
-            .taps
-            .iter()
-            .map(|tap| tap.rows_per_record)
-            .max()
-            .unwrap_or(1)
-            .max(1) as u64;
+        let of_parameters = plan.parameters.iter().map(|each| rows(each, &plan.taps));
+        let longest = of_parameters.max().unwrap_or(1).max(1) as u64;
         SumError {
             max_grad_norm: settings.max_grad_norm,
             records,
@@ -165,7 +181,7 @@ impl Precision {
                 } else {
                     self.sequence.rows
                 };
-                (rows as u64).div_ceil(chosen.rows as u64)
+                (rows as u64).div_ceil(chosen.rows as u64) * parameter.uses.len() as u64
             }
         };
         plan.parameters.iter().map(of).max().unwrap_or(1).max(1)
@@ -186,7 +202,7 @@ impl Precision {
         if used(&|method| method == Method::Rows) {
             out.push(of(self.single, 1.0));
         }
-        if used(&|method| matches!(method, Method::Ghost | Method::Direct)) {
+        if used(&|method| matches!(method, Method::Ghost | Method::Direct | Method::Factored)) {
             out.push(of(self.sequence, CANCELLATION));
         }
         if used(&|method| method == Method::Instantiate) {

@@ -156,7 +156,8 @@ pub(crate) fn saved_value(tap: &Tap) -> Option<usize> {
             Some(index(*input))
         }
         Tap::BroadcastMul { other, .. } => Some(index(*other)),
-        Tap::BroadcastAdd { .. } => None,
+        Tap::Embedding { indices, .. } => Some(index(*indices)),
+        Tap::BroadcastAdd { .. } | Tap::Expand { .. } => None,
     }
 }
 

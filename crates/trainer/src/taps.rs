@@ -21,6 +21,12 @@ pub(crate) enum TapKind {
     },
     /// Addition or multiplication by broadcasting.
     Broadcast,
+    /// `embedding`: `rows` of `width`; a token with the padding id has no gradient.
+    Embedding {
+        rows: i64,
+        width: i64,
+        padding: Option<i64>,
+    },
 }
 
 /// One tapped node.
@@ -48,6 +54,8 @@ pub(crate) enum Role {
     BroadcastAdd { scale: f64 },
     /// Output gradient times the other operand, summed over broadcast axes.
     BroadcastMul,
+    /// `Σ_t g_t` into the row that the token's id names.
+    Table,
 }
 
 /// One use of a parameter.
@@ -66,6 +74,12 @@ pub(crate) struct Use {
 pub(crate) enum ViewBack {
     Permute(Vec<i64>),
     Reshape(Vec<i64>),
+    /// Zeros before and after along an axis.
+    Widen {
+        axis: i64,
+        before: i64,
+        after: i64,
+    },
 }
 
 /// How norms and sums are computed.
@@ -77,8 +91,11 @@ pub(crate) enum Method {
     Ghost,
     /// One weight use, several rows per record: the gradient of each record, for its norm only.
     Direct,
-    /// The gradient of each record, for norm and sum: small parameters, and tied ones, whose uses add up.
+    /// The gradient of each record, for norm and sum: small parameters, and tied ones where that is cheaper.
     Instantiate,
+    /// A table, or a tie of tables and weights: norms from the factors of each use and their cross terms, never a
+    /// gradient of the whole parameter for a record.
+    Factored,
 }
 
 /// One trainable parameter.
@@ -120,6 +137,7 @@ impl Plan {
         }
         for parameter in &mut plan.parameters {
             parameter.method = method(parameter, &plan.taps);
+            check_instantiable(graph, parameter)?;
         }
         Ok(plan)
     }
@@ -204,6 +222,9 @@ fn roles(tap: &Tap) -> Vec<(&TappedParameter, Role)> {
             out.push((parameter, Role::BroadcastAdd { scale: scale.get() }))
         }
         Tap::BroadcastMul { parameter, .. } => out.push((parameter, Role::BroadcastMul)),
+        Tap::Embedding { weight, .. } => out.push((weight, Role::Table)),
+        // Repeating is adding to zeros.
+        Tap::Expand { parameter } => out.push((parameter, Role::BroadcastAdd { scale: 1.0 })),
     }
     out
 }
@@ -249,11 +270,20 @@ fn tap_plan(node: &TypedNode, tap: &Tap, program: &Program) -> Result<TapPlan> {
                 width,
             }
         }
-        Tap::BroadcastAdd { .. } | Tap::BroadcastMul { .. } => TapKind::Broadcast,
+        Tap::BroadcastAdd { .. } | Tap::BroadcastMul { .. } | Tap::Expand { .. } => TapKind::Broadcast,
+        Tap::Embedding {
+            indices,
+            weight,
+            padding_idx,
+        } => {
+            let table = &program.expected[index(weight.value)].shape;
+            table_kind(table, &program.expected[index(*indices)], output, *padding_idx)
+                .ok_or_else(|| refuse("the ids and the table do not give the output's shape"))?
+        }
     };
     let width = match &kind {
         TapKind::Rows { output_width, .. } => *output_width,
-        TapKind::LayerNorm { width, .. } => *width,
+        TapKind::LayerNorm { width, .. } | TapKind::Embedding { width, .. } => *width,
         TapKind::Broadcast => 1,
     };
     let elements: i64 = output.shape.iter().product();
@@ -285,6 +315,21 @@ fn rows_kind(node: &TypedNode, input: &Expected, output: &Expected) -> Option<Ta
     })
 }
 
+/// One row of the table for each id.
+fn table_kind(table: &[i64], ids: &Expected, output: &Expected, padding: Option<u64>) -> Option<TapKind> {
+    let &[rows, width] = table else { return None };
+    let (last, leading) = output.shape.split_last()?;
+    let fits = *last == width && leading == ids.shape && ids.batch.is_some() && ids.batch == output.batch;
+    fits.then_some(TapKind::Embedding {
+        rows,
+        width,
+        // A padding id beyond the table pads nothing.
+        padding: padding
+            .and_then(|row| i64::try_from(row).ok())
+            .filter(|row| *row < rows),
+    })
+}
+
 fn check_scales(node: &TypedNode, tap: &Tap) -> Option<()> {
     if !matches!(tap, Tap::MatMul { .. }) {
         return Some(());
@@ -303,26 +348,163 @@ fn check_scales(node: &TypedNode, tap: &Tap) -> Option<()> {
 
 /// Norms by Gram matrices cost `T²(in+out)` multiplications a record, by instantiation `T·in·out`.
 fn method(parameter: &ParameterPlan, taps: &[TapPlan]) -> Method {
-    let [only] = &parameter.uses[..] else {
-        return Method::Instantiate;
-    };
-    let tap = &taps[only.tap];
-    match (&only.role, &tap.kind) {
-        (Role::Weight { .. }, TapKind::Rows { .. }) if tap.rows_per_record == 1 => Method::Rows,
-        (
+    if let [only] = &parameter.uses[..] {
+        let tap = &taps[only.tap];
+        if let (
             Role::Weight { .. },
             TapKind::Rows {
                 input_width,
                 output_width,
             },
-        ) => {
+        ) = (&only.role, &tap.kind)
+        {
             let ghost = tap.rows_per_record.saturating_mul(input_width + output_width);
-            if ghost < input_width.saturating_mul(*output_width) {
+            return if tap.rows_per_record == 1 {
+                Method::Rows
+            } else if ghost < input_width.saturating_mul(*output_width) {
                 Method::Ghost
             } else {
                 Method::Direct
-            }
+            };
+        }
+    }
+    let factors: Option<Vec<Factor>> = parameter.uses.iter().map(Use::factor).collect();
+    match factors {
+        Some(factors) if !factors.is_empty() && is_cheaper_factored(parameter, &factors, taps) => {
+            Method::Factored
         }
         _ => Method::Instantiate,
+    }
+}
+
+/// Tables alone are always cheaper by their factors: no gradient has more rows than tokens. Ties with weights cost
+/// `T²(rows + width)` for the weights and `T_weights·T_tables·width` for the cross terms, against `T·rows·width`.
+fn is_cheaper_factored(parameter: &ParameterPlan, factors: &[Factor], taps: &[TapPlan]) -> bool {
+    let rows_of = |wanted: fn(&Factor) -> bool| -> i64 {
+        let uses = parameter.uses.iter().zip(factors);
+        uses.filter(|(_, factor)| wanted(factor))
+            .map(|(each, _)| taps[each.tap].rows_per_record)
+            .sum()
+    };
+    let tokens = rows_of(|factor| *factor == Factor::Table);
+    let dense = rows_of(|factor| *factor != Factor::Table);
+    let &[rows, width] = &parameter.shape[..] else {
+        return false;
+    };
+    let ghost = dense
+        .saturating_mul(dense)
+        .saturating_mul(rows + width)
+        .saturating_add(dense.saturating_mul(tokens).saturating_mul(width));
+    let instantiated = dense.saturating_add(1).saturating_mul(rows).saturating_mul(width);
+    dense == 0 || ghost <= instantiated || rows.saturating_mul(width) > MOST_INSTANTIATED
+}
+
+/// Elements of a parameter whose gradient is still instantiated for each record: 128 MiB in f64.
+const MOST_INSTANTIATED: i64 = 1 << 24;
+
+/// A table in a form that only instantiation could serve must be small.
+fn check_instantiable(graph: &TypedGraph, parameter: &ParameterPlan) -> Result<()> {
+    let has_table = parameter.uses.iter().any(|each| each.role == Role::Table);
+    let elements: i64 = parameter.shape.iter().product();
+    if !has_table || parameter.method != Method::Instantiate || elements <= MOST_INSTANTIATED {
+        return Ok(());
+    }
+    Err(EngineError::Unsupported {
+        node: graph.parameters()[parameter.parameter].names.join(" = "),
+        reason: format!(
+            "a table of {elements} elements is also used in a way that needs its whole gradient for each record; use it \
+             as an embedding and in linear or matmul only"
+        ),
+    })
+}
+
+/// How one use's gradient factors into rows: `Σ_t l_t r_tᵀ` in the parameter's own shape `[rows, width]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Factor {
+    /// `l` is one-hot in the token's id, `r` the output gradient.
+    Table,
+    /// `l` is the output gradient and `r` the input.
+    GradientInput,
+    /// `l` is the input and `r` the output gradient.
+    InputGradient,
+}
+
+impl Use {
+    /// `None` where the parameter enters through more than transposes.
+    pub(crate) fn factor(&self) -> Option<Factor> {
+        let mut turned = false;
+        for step in &self.back {
+            match step {
+                ViewBack::Permute(axes) if axes[..] == [1, 0] => turned = !turned,
+                ViewBack::Permute(axes) if axes[..] == [0, 1] => {}
+                _ => return None,
+            }
+        }
+        match &self.role {
+            Role::Table if !turned => Some(Factor::Table),
+            Role::Weight { transposed } if self.value_shape.len() == 2 => Some(if *transposed == turned {
+                Factor::GradientInput
+            } else {
+                Factor::InputGradient
+            }),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weight(transposed: bool, back: Vec<ViewBack>) -> Use {
+        Use {
+            tap: 0,
+            role: Role::Weight { transposed },
+            value_shape: vec![2, 3],
+            back,
+        }
+    }
+
+    #[test]
+    fn two_transposes_cancel_and_one_swaps_the_factors() {
+        let turn = || ViewBack::Permute(vec![1, 0]);
+        assert_eq!(weight(false, vec![]).factor(), Some(Factor::GradientInput));
+        assert_eq!(weight(true, vec![]).factor(), Some(Factor::InputGradient));
+        assert_eq!(weight(true, vec![turn()]).factor(), Some(Factor::GradientInput));
+        assert_eq!(
+            weight(false, vec![turn(), turn()]).factor(),
+            Some(Factor::GradientInput)
+        );
+        assert_eq!(weight(false, vec![ViewBack::Reshape(vec![6])]).factor(), None);
+    }
+
+    #[test]
+    fn a_large_tie_is_factored_and_a_small_one_over_many_rows_instantiated() {
+        let tap = |rows_per_record| TapPlan {
+            kind: TapKind::Rows {
+                input_width: 64,
+                output_width: 1000,
+            },
+            batch: BatchAxis { axis: 0, inner: 1 },
+            output_shape: vec![],
+            rows_per_record,
+        };
+        let table = Use {
+            role: Role::Table,
+            ..weight(false, vec![])
+        };
+        let tied = |rows: i64, width: i64| ParameterPlan {
+            parameter: 0,
+            shape: vec![rows, width],
+            uses: vec![table.clone(), weight(false, vec![])],
+            method: Method::Instantiate,
+        };
+        assert_eq!(method(&tied(1000, 64), &[tap(8)]), Method::Factored);
+        assert_eq!(method(&tied(10, 4), &[tap(512)]), Method::Instantiate);
+        let only = ParameterPlan {
+            uses: vec![table.clone(), table.clone()],
+            ..tied(10, 4)
+        };
+        assert_eq!(method(&only, &[tap(512)]), Method::Factored);
     }
 }

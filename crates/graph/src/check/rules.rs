@@ -168,6 +168,11 @@ pub(super) fn no_rule(target: &str) -> Objection {
             "an assertion on values or on the batch size tells about the data",
             "remove the assertion",
         ),
+        "embedding_bag" | "_embedding_bag" => (
+            "T7",
+            "it cuts bags out of one list of ids for the whole batch, by offsets: whose id is whose depends on the batch",
+            "give ids of shape [batch, tokens] and export with bastionai.export, or use an embedding and a sum over tokens",
+        ),
         "empty" | "empty_like" | "new_empty" | "empty_strided" => {
             ("T7", "it returns uninitialised memory", "use zeros")
         }

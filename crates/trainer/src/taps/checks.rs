@@ -30,6 +30,7 @@ pub(super) fn check_value_shape(tap: &TapPlan, role: &Role, value_shape: &[i64])
             value_shape == &normalized_shape[..]
         }
         (TapKind::Broadcast, Role::BroadcastAdd { .. } | Role::BroadcastMul) => broadcasts(value_shape, tap),
+        (TapKind::Embedding { rows, width, .. }, Role::Table) => value_shape == [*rows, *width],
         _ => false,
     };
     fits.then_some(())
@@ -46,20 +47,44 @@ fn broadcasts(value_shape: &[i64], tap: &TapPlan) -> bool {
     })
 }
 
-/// Views that keep every element exactly once: the only way from a parameter to a tap (G2).
+/// Views that keep elements at most once: the only way from a parameter to a tap (G2). `embedding` is one where the
+/// checker knows its ids to be consecutive constants.
 const ISOMETRIC_VIEWS: &[&str] = &[
     "alias",
     "clone",
     "contiguous",
+    "embedding",
     "flatten",
     "permute",
     "reshape",
+    "select",
+    "slice",
+    "split",
+    "split_with_sizes",
     "squeeze",
     "t",
     "transpose",
+    "unbind",
     "unsqueeze",
     "view",
 ];
+
+/// A slice skips nothing, and an embedding on the way reads a slice: by constant ids, which the views name.
+fn keeps_elements_once(graph: &TypedGraph, node: &TypedNode, tapped: &TappedParameter) -> bool {
+    let argument = |name: &str| node.arguments.iter().find(|named| named.name == name);
+    match node.operator.as_str() {
+        "slice" => argument("step").is_some_and(|step| step.value == Argument::Int(1)),
+        "embedding" => {
+            let constant = argument("indices").is_some_and(|named| match named.value {
+                Argument::Value(id) => graph.values()[index(id)].value_type.dependence == Dependence::Shared,
+                _ => false,
+            });
+            let narrow = |view: &ParameterView| matches!(view, ParameterView::Narrow { axis: 0, .. });
+            constant && tapped.views.iter().any(narrow)
+        }
+        _ => true,
+    }
+}
 
 /// The tapped value must come from its parameter, directly or through isometric views.
 pub(super) fn check_origin(graph: &TypedGraph, tapped: &TappedParameter) -> Option<()> {
@@ -69,7 +94,9 @@ pub(super) fn check_origin(graph: &TypedGraph, tapped: &TappedParameter) -> Opti
             Origin::Parameter(id) => return (id == tapped.parameter).then_some(()),
             Origin::Node { node, .. } => {
                 let node = graph.nodes().get(node as usize)?;
-                if !ISOMETRIC_VIEWS.contains(&node.operator.as_str()) {
+                if !ISOMETRIC_VIEWS.contains(&node.operator.as_str())
+                    || !keeps_elements_once(graph, node, tapped)
+                {
                     return None;
                 }
                 let source = node.arguments.iter().find_map(|named| match named.value {
@@ -166,6 +193,19 @@ pub(super) fn views_back(parameter: &[i64], views: &[ParameterView], value: &[i6
                 back.push(ViewBack::Reshape(shape));
                 shape = to;
             }
+            ParameterView::Narrow { axis, start, length } => {
+                let extent = shape.get_mut(usize::from(*axis))?;
+                let (start, length) = (i64::try_from(*start).ok()?, i64::try_from(*length).ok()?);
+                let after = extent
+                    .checked_sub(start.checked_add(length)?)
+                    .filter(|after| *after >= 0)?;
+                back.push(ViewBack::Widen {
+                    axis: i64::from(*axis),
+                    before: start,
+                    after,
+                });
+                *extent = length;
+            }
         }
     }
     back.reverse();
@@ -187,6 +227,31 @@ mod tests {
             back,
             [ViewBack::Reshape(vec![3, 2]), ViewBack::Permute(vec![1, 0])]
         );
+    }
+
+    #[test]
+    fn a_slice_is_undone_by_zeros_around_it() {
+        let narrow = |start, length| {
+            vec![ParameterView::Narrow {
+                axis: 0,
+                start,
+                length,
+            }]
+        };
+        let back = views_back(&[7, 3], &narrow(2, 4), &[4, 3]).unwrap();
+        assert_eq!(
+            back,
+            [ViewBack::Widen {
+                axis: 0,
+                before: 2,
+                after: 1
+            }]
+        );
+        assert!(
+            views_back(&[7, 3], &narrow(4, 4), &[4, 3]).is_none(),
+            "beyond the end"
+        );
+        assert!(views_back(&[7, 3], &narrow(u64::MAX, 4), &[4, 3]).is_none());
     }
 
     #[test]

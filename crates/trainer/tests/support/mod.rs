@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 pub mod models;
+pub mod text;
 
 use bastionai_graph::dtype::DType;
 use bastionai_graph::schema::{self, DefaultValue};
@@ -132,10 +133,10 @@ impl Builder {
                 }
             })
             .collect::<Vec<_>>();
-        let requires_grad = arguments.iter().any(|argument| match &argument.value {
-            Argument::Value(value) => self.values[value.0 as usize].requires_grad,
-            _ => false,
-        });
+        let requires_grad = arguments
+            .iter()
+            .flat_map(|argument| argument.value.value_ids())
+            .any(|value| self.values[value.0 as usize].requires_grad);
         let name = format!("{operator}_{}", self.nodes.len());
         let origin = Origin::Node {
             node: self.nodes.len() as u32,
@@ -154,6 +155,11 @@ impl Builder {
             source: None,
         });
         output
+    }
+
+    /// Element type of a value.
+    pub fn dtype(&self, value: ValueId) -> DType {
+        self.values[value.0 as usize].value_type.dtype
     }
 
     /// Makes the last node a tap.

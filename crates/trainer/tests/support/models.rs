@@ -44,7 +44,7 @@ impl Model {
     }
 }
 
-fn kind(dtype: DType) -> Kind {
+pub(super) fn kind(dtype: DType) -> Kind {
     if dtype == DType::F64 {
         Kind::Double
     } else {
@@ -52,7 +52,7 @@ fn kind(dtype: DType) -> Kind {
     }
 }
 
-fn v(value: ValueId) -> Argument {
+pub(super) fn v(value: ValueId) -> Argument {
     Argument::Value(value)
 }
 
@@ -314,14 +314,16 @@ pub fn flattened(dtype: DType, batch: i64) -> Model {
 
 /// Every model, at one batch size.
 pub fn all(dtype: DType, batch: i64) -> Vec<Model> {
-    vec![
+    let mut all = vec![
         classifier(dtype, batch),
         sequence(dtype, batch, 3, 2),
         sequence(dtype, batch, 2, 40),
         normalised(dtype, batch),
         tied(dtype, batch),
         flattened(dtype, batch),
-    ]
+    ];
+    all.extend(text::all(dtype, batch));
+    all
 }
 
 /// T2's attack: the same product by two kernels, their rounding difference blown up. The loss is nothing but rounding,
