@@ -2,7 +2,7 @@
 """Exports the small models of crates/graph/tests/fixtures with the pinned torch.
 
 Each module maps its inputs (batch axis 0, dynamic) to one loss per sample, as `bastionai.export` sends it.
-Run with the project's .venv; the archives are committed.
+Run with the project's .venv; the archives are committed. Names as arguments write only those.
 """
 
 import io
@@ -218,7 +218,28 @@ class Zoo(nn.Module):
         return self.losses(h, y, t, flag) + self.reductions(h) + self.shapes(x, y) + self.out(x).squeeze(1).detach()
 
 
+class Encoder(nn.Module):
+    """PyTorch's encoder layer with padded keys, and attention whose weights are asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=True), 2, enable_nested_tensor=False
+        )
+        self.attention = nn.MultiheadAttention(8, 2, dropout=0.1, batch_first=True)
+
+    def forward(self, x):
+        h = self.body(x, src_key_padding_mask=x[:, :, 0] < -0.9)
+        return self.attention(h, h, h)[0].square().mean((1, 2))
+
+
+#: Exported as the client does it (`bastionai.export`), where that is not plain torch.export.
+BY_CLIENT = {
+    "encoder": (Encoder, (torch.randn(4, 5, 8),)),
+}
+
 MODELS = {
+    **BY_CLIENT,
     "classifier": (Classifier, (torch.randn(4, 8), torch.randint(0, 3, (4,)))),
     "cross_entropy": (CrossEntropy, (torch.randn(4, 8), torch.randint(0, 3, (4,)))),
     "regressor": (Regressor, (torch.randn(4, 6), torch.randn(4, 2))),
@@ -254,6 +275,13 @@ def main() -> int:
     FOLDER.mkdir(parents=True, exist_ok=True)
     batch = torch.export.Dim("batch")
     for name, (module, inputs) in MODELS.items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
+        if name in BY_CLIENT:
+            from bastionai.exporting import export_bytes
+
+            (FOLDER / f"{name}.pt2").write_bytes(without_samples(export_bytes(module(), inputs)))
+            continue
         shapes = tuple({0: batch} for _ in inputs)
         program = torch.export.export(module().train(), inputs, dynamic_shapes=shapes).run_decompositions({})
         buffer = io.BytesIO()

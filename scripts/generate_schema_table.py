@@ -15,7 +15,7 @@ TABLE = pathlib.Path(__file__).resolve().parent.parent / "crates/graph/src/schem
 PINNED = "2.11.0"
 
 OPERATORS = """
-linear addmm mm matmul
+linear addmm mm matmul bmm baddbmm scaled_dot_product_attention
 relu gelu tanh sigmoid silu elu leaky_relu softplus hardtanh hardswish hardsigmoid selu celu mish relu6 log_sigmoid
 exp expm1 log log1p sqrt rsqrt abs neg square reciprocal sin cos sign erf
 clamp clamp_min clamp_max pow.Tensor_Scalar pow.Scalar rsub.Scalar

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from bastionai.attention import exportable_attention
 from bastionai.bags import BagsWithinSample
 from bastionai.contract import DataContract
 from bastionai.exceptions import BastionError, ExportError, LossError
@@ -110,7 +111,7 @@ def _trace(module: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, Tensor])
         args, kwargs = tuple(tensor.cpu() for tensor in inputs), {}
     shapes = _dynamic_shapes(module, args, kwargs, batch)
     try:
-        with _quiet(), BagsWithinSample():
+        with _quiet(), BagsWithinSample(), exportable_attention():
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     except BastionError:
         raise

@@ -35,6 +35,7 @@ fn exported_models_are_accepted_and_encode_canonically() {
         "binary",
         "broadcast",
         "zoo",
+        "encoder",
     ] {
         let graph = accepted(name);
         assert_eq!(

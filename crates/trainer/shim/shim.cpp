@@ -212,6 +212,13 @@ int32_t bastion_prefer_fast_f32(int32_t fast) {
   });
 }
 
+int32_t bastion_use_flash_attention(int32_t use_it) {
+  return guarded([&] {
+    at::globalContext().setSDPUseFlash(use_it != 0);
+    return kOk;
+  });
+}
+
 int32_t bastion_find(const char* name, const char* overload, void** operator_handle) {
   return guarded([&] {
     auto found = c10::Dispatcher::singleton().findSchema({name, overload});

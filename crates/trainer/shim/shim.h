@@ -27,6 +27,7 @@ struct BastionArgument {
 int32_t bastion_setup(int32_t threads);
 int32_t bastion_denormals_flushed(int32_t* flushed);
 int32_t bastion_prefer_fast_f32(int32_t fast);
+int32_t bastion_use_flash_attention(int32_t use_it);
 int32_t bastion_find(const char* name, const char* overload, void** operator_handle);
 void bastion_release(void* operator_handle);
 int32_t bastion_schema(const void* operator_handle, char* text, size_t capacity);

@@ -1,6 +1,7 @@
 //! The forward phase: every node through the dispatcher, its outputs checked against the typed graph (T4),
 //! and the place of each tap in the autograd graph kept.
 
+use crate::attention;
 use crate::error::{EngineError, Result};
 use crate::ffi::{self, CallArgument, Edge};
 use crate::guards::{self, Counted, Replacement};
@@ -139,11 +140,21 @@ fn run(
             (slot, _) => *slot = CallArgument::Tensor(&replacement.tensor),
         }
     }
-    if call.guard == Guard::Random && randomness == Randomness::Frozen {
-        let train = call
-            .position("train")
-            .ok_or_else(|| failed("no argument 'train'".into()))?;
-        arguments[train] = CallArgument::Bool(false);
+    if call.guard == Guard::Attention {
+        attention::choose_kernel(call)?;
+    }
+    if randomness == Randomness::Frozen {
+        let undrawn = match call.guard {
+            Guard::Random => Some(("train", CallArgument::Bool(false))),
+            Guard::Attention => Some(("dropout_p", CallArgument::Float(0.0))),
+            _ => None,
+        };
+        if let Some((name, value)) = undrawn {
+            let position = call
+                .position(name)
+                .ok_or_else(|| failed(format!("no argument '{name}'")))?;
+            arguments[position] = value;
+        }
     }
     call.operator
         .call(&arguments, call.outputs.len())

@@ -21,6 +21,7 @@ unsafe extern "C" {
     fn bastion_setup(threads: i32) -> i32;
     fn bastion_denormals_flushed(flushed: *mut i32) -> i32;
     fn bastion_prefer_fast_f32(fast: i32) -> i32;
+    fn bastion_use_flash_attention(use_it: i32) -> i32;
     fn bastion_find(name: *const c_char, overload: *const c_char, operator: *mut *mut c_void) -> i32;
     fn bastion_release(operator: *mut c_void);
     fn bastion_schema(operator: *const c_void, text: *mut c_char, capacity: usize) -> i32;
@@ -86,6 +87,12 @@ pub(crate) fn denormals_flushed() -> Result<bool, Failed> {
 pub(crate) fn prefer_fast_f32(fast: bool) -> Result<(), Failed> {
     // SAFETY: takes a plain integer and catches every exception.
     succeed(unsafe { bastion_prefer_fast_f32(i32::from(fast)) })
+}
+
+/// Whether `scaled_dot_product_attention` may take its flash kernel; otherwise it is composed of products.
+pub(crate) fn use_flash_attention(use_it: bool) -> Result<(), Failed> {
+    // SAFETY: takes a plain integer and catches every exception.
+    succeed(unsafe { bastion_use_flash_attention(i32::from(use_it)) })
 }
 
 /// An ATen operator, found by name and overload.

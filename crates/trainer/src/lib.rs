@@ -5,11 +5,12 @@
 //! [`selftest`] (what is proven before a record arrives, on the [`kernels`] it chose) →
 //! [`confinement`] (no files, network or processes from here on) → [`training`] (steps) → [`sample`] and [`records`]
 //! (micro-batches) → [`engine`] (clipped sums) → [`optimizer`] (noise and update, at the rate of [`schedule`]). Inside the engine: `program`
-//! (the graph laid out) → `executor` and `guards` (forward) → `taps` and `gradients` (per-sample norms) →
+//! (the graph laid out) → `executor`, `attention` and `guards` (forward) → `taps` and `gradients` (per-sample norms) →
 //! `precision` and [`grid`] (the sum). All unsafe code is in `ffi` and `sandbox`.
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod attention;
 pub mod confinement;
 pub mod engine;
 pub mod error;

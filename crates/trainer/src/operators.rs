@@ -21,6 +21,9 @@ pub(crate) enum Guard {
     OneHot,
     /// It draws random numbers unless `train` is false.
     Random,
+    /// `scaled_dot_product_attention`: it draws random numbers unless `dropout_p` is zero, and its shapes are
+    /// checked before it runs (see [`crate::attention`]).
+    Attention,
 }
 
 /// The guard of an allowed operator; `None` when it is not allowed.
@@ -62,11 +65,13 @@ const OPERATORS: &[(&str, &str, Guard)] = &[
     ("arange", "start", Guard::Never),
     ("argmax", "default", Guard::Never),
     ("argmin", "default", Guard::Never),
+    ("baddbmm", "default", Guard::Never),
     ("binary_cross_entropy_with_logits", "default", Guard::Never),
     ("bitwise_and", "Tensor", Guard::Never),
     ("bitwise_not", "default", Guard::Never),
     ("bitwise_or", "Tensor", Guard::Never),
     ("bitwise_xor", "Tensor", Guard::Never),
+    ("bmm", "default", Guard::Never),
     ("broadcast_tensors", "default", Guard::Never),
     ("cat", "default", Guard::Never),
     ("celu", "default", Guard::Never),
@@ -160,6 +165,7 @@ const OPERATORS: &[(&str, &str, Guard)] = &[
     ("rsqrt", "default", Guard::Never),
     ("rsub", "Scalar", Guard::Never),
     ("scalar_tensor", "default", Guard::Never),
+    ("scaled_dot_product_attention", "default", Guard::Attention),
     ("select", "int", Guard::Never),
     ("selu", "default", Guard::Never),
     ("sigmoid", "default", Guard::Never),

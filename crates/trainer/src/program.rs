@@ -1,5 +1,6 @@
 //! A typed graph made ready to run at one batch size: operators found, sizes resolved, every argument laid out.
 
+use crate::attention;
 use crate::error::{EngineError, Result};
 use crate::ffi::{self, CallArgument, Operator};
 use crate::operators::{self, Guard};
@@ -75,7 +76,7 @@ impl Program {
             .values()
             .iter()
             .map(|value| expected(&value.value_type, batch_size))
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<_>>>()?;
         let mut taps = 0;
         let mut calls = Vec::with_capacity(graph.nodes().len());
         for node in graph.nodes() {
@@ -83,7 +84,9 @@ impl Program {
                 taps += 1;
                 taps - 1
             });
-            calls.push(call(node, tap, batch_size)?);
+            let call = call(node, tap, batch_size)?;
+            attention::check(&call, &expected)?;
+            calls.push(call);
         }
         let mut program = Self {
             batch_size,

@@ -1,5 +1,6 @@
 //! One rule per allowed operator and overload. No rule: refused.
 
+mod attention;
 mod contraction;
 mod elementwise;
 mod embedding;
@@ -44,6 +45,9 @@ pub(super) fn find(name: &str, overload: &str) -> Option<Rule> {
         ("linear", "default") => contraction::linear,
         ("addmm", "default") => contraction::addmm,
         ("mm" | "matmul", "default") => contraction::matmul,
+        ("bmm", "default") => contraction::bmm,
+        ("baddbmm", "default") => contraction::baddbmm,
+        ("scaled_dot_product_attention", "default") => attention::scaled_dot_product,
 
         (
             "relu" | "gelu" | "tanh" | "sigmoid" | "silu" | "elu" | "leaky_relu" | "softplus" | "hardtanh"
@@ -176,10 +180,10 @@ pub(super) fn no_rule(target: &str) -> Objection {
         "empty" | "empty_like" | "new_empty" | "empty_strided" => {
             ("T7", "it returns uninitialised memory", "use zeros")
         }
-        "einsum" | "bmm" | "baddbmm" => (
+        "einsum" => (
             "T7",
-            "this contraction has no rule yet",
-            "use linear, or matmul with the parameter on the right",
+            "its equation has no rule",
+            "export with bastionai.export, which writes it as permute, reshape and bmm; or use matmul",
         ),
         "prelu" | "_prelu_kernel" => (
             "T7",

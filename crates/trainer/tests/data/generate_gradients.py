@@ -14,7 +14,7 @@ import torch
 
 HERE = pathlib.Path(__file__).resolve().parent
 FIXTURES = HERE.parents[2] / "graph/tests/fixtures"
-ACCEPTED = ["classifier", "cross_entropy", "regressor", "binary", "broadcast", "zoo"]
+ACCEPTED = ["classifier", "cross_entropy", "regressor", "binary", "broadcast", "zoo", "encoder"]
 BATCH, HEAD = 16, 5
 
 sys.path.insert(0, str(HERE.parents[3] / "scripts"))
@@ -50,6 +50,8 @@ def without_dropout(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     for node in module.graph.nodes:
         if "dropout" in str(node.target):
             node.args = (node.args[0], 0.0, *node.args[2:])
+        elif "scaled_dot_product" in str(node.target) and len(node.args) > 4:
+            node.args = (*node.args[:4], 0.0, *node.args[5:])
     module.recompile()
     return module
 

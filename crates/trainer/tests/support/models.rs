@@ -1,5 +1,7 @@
 //! Models of every kind of tap, as typed graph and as plain autograd.
 
+pub mod attention;
+
 use super::*;
 
 /// The model again, in plain autograd.
@@ -323,6 +325,8 @@ pub fn all(dtype: DType, batch: i64) -> Vec<Model> {
         flattened(dtype, batch),
     ];
     all.extend(text::all(dtype, batch));
+    all.push(attention::self_attention(dtype, batch));
+    all.push(attention::products(dtype, batch));
     all
 }
 

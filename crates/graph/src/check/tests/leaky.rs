@@ -2,6 +2,8 @@
 //! can see: the trainer's oracles have its attack, at the one physical batch size of a run. Each is refused at the very node that leaks,
 //! under its rule; most name the premise whose absence alone would let them through (see `mutants`).
 
+mod attention;
+
 use super::build::{Build, f, flag, i, ints, k, sizes, t};
 use crate::check::premise::Premise;
 use crate::dtype::DType;
@@ -86,6 +88,7 @@ pub(super) fn cases() -> Vec<Case> {
         state(),
         parameters(),
         super::embedding::cases(),
+        attention::cases(),
     ]
     .into_iter()
     .flatten()
@@ -844,18 +847,6 @@ fn operators() -> Vec<Case> {
         case("linear with per-sample weights", "T7", |b| {
             bad_rows(b, "linear.default", &[("input", t("x")), ("weight", t("x"))])
         }),
-        case("matmul of a sample's data with all others'", "T7", |b| {
-            let transposed = b.call("t.default", &[("self", t("x"))]);
-            bad_rows(b, "mm.default", &[("self", t("x")), ("mat2", t(&transposed))]);
-        }),
-        case("matmul with the parameter on the left", "T7", |b| {
-            let transposed = b.call("t.default", &[("self", t("x"))]);
-            bad_then_mean(
-                b,
-                "matmul.default",
-                &[("self", t("frozen")), ("other", t(&transposed))],
-            );
-        }),
         mutant(
             "class weights from the data",
             "T7",
@@ -1145,7 +1136,6 @@ fn operators() -> Vec<Case> {
         "index_put.default",
         "masked_scatter.default",
         "take.default",
-        "scaled_dot_product_attention.default",
         "lstm.input",
         "embedding_bag.default",
         "ctc_loss.IntList",
@@ -1241,15 +1231,6 @@ fn parameters() -> Vec<Case> {
         mutant("data over a parameter", "G2", P::ParametersAreTapped, No, |b| {
             bad_rows(b, "div.Tensor", &[("self", t("x")), ("other", t("w6"))]);
         }),
-        mutant(
-            "a trainable vector on the right of matmul",
-            "G2",
-            P::ParametersAreTapped,
-            No,
-            |b| {
-                bad_plus(b, "matmul.default", &[("self", t("x")), ("other", t("w6"))]);
-            },
-        ),
         mutant(
             "a trainable rms_norm scale",
             "G2",

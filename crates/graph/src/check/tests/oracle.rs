@@ -5,6 +5,8 @@
 //! alone, and with one more; the loss of a sample must depend on that sample only, and its trace must be the
 //! same in all runs: so neither its place in the batch nor the batch size may matter.
 
+mod products;
+
 use crate::typed::{Argument, Extent, Origin, TypedGraph, TypedNode, ValueId};
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
@@ -284,8 +286,10 @@ impl Step<'_> {
         match self.node.operator.as_str() {
             "linear" => one(self.contract("input", "weight", true, self.optional("bias"))),
             "addmm" => one(self.contract("mat1", "mat2", false, self.optional("self"))),
-            "mm" => one(self.contract("self", "mat2", false, None)),
-            "matmul" => one(self.contract("self", "other", false, None)),
+            "mm" | "bmm" => one(self.matmul("self", "mat2")),
+            "matmul" => one(self.matmul("self", "other")),
+            "baddbmm" => one(self.baddbmm()),
+            "scaled_dot_product_attention" => one(self.attention()),
             "sum" | "mean" | "amax" | "amin" | "logsumexp" | "var" | "std" | "linalg_vector_norm" | "any"
             | "all" | "argmax" | "argmin" => one(self.reduce()),
             "max" | "min" => self.reduce().map(|values| vec![values.clone(), values]),

@@ -58,6 +58,7 @@ fn ground() -> (Build, Vec<RawSize>) {
     for (name, dtype, shape, classes) in [
         ("x", DType::F32, &[6][..], None),
         ("m", DType::F32, &[2, 3], None),
+        ("n", DType::F32, &[3, 2], None),
         ("q", DType::F32, &[3], None),
         ("t", DType::F32, &[], None),
         ("u", DType::F32, &[1], None),
@@ -154,6 +155,7 @@ impl Draw<'_> {
                     "sparse",
                     "sparse_grad",
                     "scale_grad_by_freq",
+                    "enable_gqa",
                     "non_blocking",
                 ];
                 let rarely = unusual.contains(&argument.name.as_str());
@@ -177,6 +179,21 @@ impl Draw<'_> {
                 | "bitwise_not",
                 _,
             ) => self.like_first(|value_type| value_type.dtype == DType::Bool),
+            ("bmm" | "baddbmm" | "scaled_dot_product_attention", _) if argument.name != "attn_mask" => {
+                let same = self
+                    .first
+                    .clone()
+                    .filter(|_| schema.name == "scaled_dot_product_attention");
+                let same = same.filter(|_| !self.random.one_in(4));
+                self.like_first(|value_type| {
+                    let per_sample = !shared(value_type) && value_type.dtype.is_float();
+                    let like = same.as_ref().is_none_or(|first| first == value_type);
+                    per_sample && value_type.shape.len() == 3 && like
+                })
+            }
+            ("matmul", "other") if self.random.one_in(2) => {
+                self.like_first(|value_type| value_type.dtype.is_float() && value_type.shape.len() >= 2)
+            }
             (_, "weight" | "mat2") | ("matmul", "other") => self.like_first(|value_type| {
                 shared(value_type) && value_type.dtype.is_float() && value_type.shape.len() == 2
             }),

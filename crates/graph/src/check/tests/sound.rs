@@ -1,5 +1,7 @@
 //! Sound programs are accepted, typed as expected, and pass the second oracle.
 
+mod attention;
+
 use super::build::{Build, f, flag, i, ints, k, sizes, t};
 use super::oracle::judge;
 use crate::dtype::DType;
