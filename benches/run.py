@@ -15,8 +15,10 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import mlp_step
+import server
 
 RESULTS = Path(".bench/mlp_step.json")
+SERVER_RESULTS = Path(".bench/server.json")
 
 
 def main() -> int:
@@ -34,7 +36,10 @@ def main() -> int:
         print(mlp_step.table(results[-1]), end="\n\n")
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"written to {RESULTS}")
+    served = server.measure(max(3, rounds // 6))
+    print(server.table(served), end="\n\n")
+    SERVER_RESULTS.write_text(json.dumps(served, indent=1) + "\n")
+    print(f"written to {RESULTS} and {SERVER_RESULTS}")
     return 0
 
 

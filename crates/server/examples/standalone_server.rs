@@ -7,11 +7,11 @@ use std::path::Path;
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    log::init(log::Format::Json);
     let path = std::env::args()
         .nth(1)
         .ok_or("usage: standalone_server CONFIG.toml")?;
     let config = Config::load(Path::new(&path))?;
+    log::init(log::Format::Json, config.log.level);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;

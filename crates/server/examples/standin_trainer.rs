@@ -8,13 +8,19 @@
 //! - `hang-N`, `die-N`: after N steps it sleeps for ever, or exits; `die-0` dies as it gets the records;
 //! - `deaf-MS`: like `normal-MS`, but never stops when it is asked to;
 //! - `greedy-MIB`: asks for so much memory once it has the records, and dies if it gets none;
-//! - `refuse`, `unready`, `garbage`: refuses the job, dies before it is ready, or answers nonsense;
+//! - `segv-N`, `abort-N`, `kill-N`, `exit-N`: after N steps it dies of that signal, as libtorch would crash, throw or
+//!   be killed when memory runs out, or exits with status 3; with `early` before the mode, before it is ready; with
+//!   `late`, in the middle of a checkpoint;
+//! - `nolandlock`: like `normal-0`, on a kernel without Landlock;
+//! - `refuse`, `unready`, `mute`, `garbage`: refuses the job, dies before it is ready, never is, or answers nonsense;
 //! - `nan`, `short`, `skip`: a state that is not finite, too short, or steps out of order;
+//! - `record`: like `normal-0`, and writes every byte it was sent to `record.bin` beside the link, for benches;
 //! - `echo`: like `normal-0`, and writes the records it got to `echo.bin` beside the link;
 //! - `trace-MS`: like `normal-MS`, and writes the sizes of all frames it got to `trace.txt` beside the link.
 
 use bastionai_graph::typed::TypedGraph;
 use bastionai_wire::trainer::{Control, Job, Report, read_frame, read_message, write_frame, write_message};
+use rustix::process::Signal;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,16 +30,29 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 fn main() -> io::Result<()> {
     let mut arguments = std::env::args();
     let called = PathBuf::from(arguments.next().unwrap_or_default());
-    if arguments.any(|argument| argument == "--libraries") {
-        return Ok(());
-    }
+    let question = arguments.next();
     let name = called
         .file_name()
         .map(|name| name.to_string_lossy().into_owned())
         .unwrap_or_default();
     let (mode, number) = name.split_once('-').unwrap_or((&name, "0"));
+    match question.as_deref() {
+        Some("--libraries") => return Ok(()),
+        Some("--sandbox") => {
+            println!("seccomp");
+            if mode != "nolandlock" {
+                println!("landlock 7");
+            }
+            return Ok(());
+        }
+        _ => {}
+    }
     let number: u64 = number.parse().map_err(io::Error::other)?;
-    let mut input = Counted(BufReader::new(io::stdin()), Vec::new());
+    let mut input = Counted {
+        input: BufReader::new(io::stdin()),
+        sizes: Vec::new(),
+        heard: (mode == "record").then(Vec::new),
+    };
     let mut output = BufWriter::new(io::stdout());
     let job: Job = postcard(&input.frame()?)?;
     let graph = TypedGraph::from_bytes(&job.graph).map_err(io::Error::other)?;
@@ -48,6 +67,10 @@ fn main() -> io::Result<()> {
             );
         }
         "unready" => return Ok(()),
+        "mute" => loop {
+            std::thread::sleep(Duration::from_secs(3600));
+        },
+        _ if mode.starts_with("early") => die_of(&mode[5..]),
         "garbage" => {
             output.write_all(&[0xff; 64])?;
             return output.flush();
@@ -57,13 +80,17 @@ fn main() -> io::Result<()> {
     let records = input.frames(job.datasets.len() * graph.inputs().len())?;
     match mode {
         "echo" => std::fs::write(called.with_file_name("echo.bin"), records.concat())?,
+        "record" => std::fs::write(
+            called.with_file_name("record.bin"),
+            input.heard.take().unwrap_or_default(),
+        )?,
         "trace" => std::fs::write(called.with_file_name("trace.txt"), input.sizes())?,
         "greedy" => Vec::<u8>::new()
             .try_reserve_exact((number << 20) as usize)
             .map_err(io::Error::other)?,
         _ => {}
     }
-    let stop = listen(input.0);
+    let stop = listen(input.input);
     let mut losses = Vec::new();
     let mut since = Instant::now();
     for step in job.start_step + 1..=job.steps {
@@ -72,6 +99,7 @@ fn main() -> io::Result<()> {
                 std::thread::sleep(Duration::from_secs(3600));
             },
             "die" if step > number => return Ok(()),
+            "segv" | "abort" | "kill" | "exit" if step > number => die_of(mode),
             "normal" | "deaf" | "trace" if number > 0 => std::thread::sleep(Duration::from_millis(number)),
             _ => {}
         }
@@ -88,6 +116,12 @@ fn main() -> io::Result<()> {
             for tensor in &state {
                 match mode {
                     "nan" => write_frame(&mut output, &vec![0xff; tensor.len()])?,
+                    _ if mode.starts_with("late") => {
+                        output.write_all(&(tensor.len() as u32).to_le_bytes())?;
+                        output.write_all(&tensor[..tensor.len() / 2])?;
+                        output.flush()?;
+                        die_of(&mode[4..]);
+                    }
                     "short" => write_frame(&mut output, &tensor[..tensor.len() - 4])?,
                     _ => write_frame(&mut output, tensor)?,
                 }
@@ -120,13 +154,38 @@ fn initial_state(input: &mut Counted, job: &Job, graph: &TypedGraph) -> io::Resu
     Ok(state)
 }
 
-/// Frames, and the sizes of those read so far.
-struct Counted(BufReader<io::Stdin>, Vec<usize>);
+/// Ends this process by the signal that such an end brings.
+fn die_of(what: &str) -> ! {
+    let signal = match what {
+        "segv" => Some(Signal::SEGV),
+        "kill" => Some(Signal::KILL),
+        _ => None,
+    };
+    // Twice: Rust's own handler of SIGSEGV takes the first one that is no stack overflow, and steps aside.
+    for signal in signal.into_iter().chain(signal) {
+        let sent = rustix::process::kill_process(rustix::process::getpid(), signal);
+        sent.expect("a process may signal itself");
+    }
+    if what == "abort" {
+        std::process::abort();
+    }
+    std::process::exit(3)
+}
+
+/// Frames, the sizes of those read so far, and, if somebody wants them, their bytes.
+struct Counted {
+    input: BufReader<io::Stdin>,
+    sizes: Vec<usize>,
+    heard: Option<Vec<u8>>,
+}
 
 impl Counted {
     fn frame(&mut self) -> io::Result<Vec<u8>> {
-        let frame = read_frame(&mut self.0, MAX)?;
-        self.1.push(frame.len());
+        let frame = read_frame(&mut self.input, MAX)?;
+        self.sizes.push(frame.len());
+        if let Some(heard) = &mut self.heard {
+            write_frame(heard, &frame)?;
+        }
         Ok(frame)
     }
 
@@ -135,7 +194,7 @@ impl Counted {
     }
 
     fn sizes(&self) -> String {
-        self.1.iter().map(|size| format!("{size}\n")).collect()
+        self.sizes.iter().map(|size| format!("{size}\n")).collect()
     }
 }
 

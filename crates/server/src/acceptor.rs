@@ -4,6 +4,7 @@
 //! each connection carries its [`Peer`], made once after the handshake, into every request's extensions.
 
 use crate::log::Event;
+use crate::operations::OpenSession;
 use crate::tls;
 use bastionai_ledger::Principal;
 use rustls::ServerConfig;
@@ -53,6 +54,7 @@ pub(crate) struct Connection {
     /// Ends the connection; `None` once evidence was asked for.
     attest_by: Option<Pin<Box<Sleep>>>,
     _place: OwnedSemaphorePermit,
+    _open: OpenSession,
 }
 
 /// Bounds of the accept loop.
@@ -142,6 +144,7 @@ async fn handshake(
                     peer,
                     attest_by: Some(Box::pin(tokio::time::sleep(attest_timeout))),
                     _place: place,
+                    _open: OpenSession::new(),
                 }))
                 .await;
         }

@@ -57,6 +57,13 @@ impl Boot {
         let id = vault.new_boot_id()?;
         let program = config.trainer.program().map_err(BootError::TrainerPath)?;
         let trainer = TrainerProgram::measure(program)?;
+        if config.trainer.require_landlock && trainer.sandbox.landlock_abi.is_none() {
+            return Err(TrainerError::NoLandlock.into());
+        }
+        Event::Sandbox {
+            landlock_abi: trainer.sandbox.landlock_abi.unwrap_or_default(),
+        }
+        .emit();
         let attester = attester(config.attester);
         let runtime_claims = runtime_claims(config, vault, &trainer, id, &key);
         let claims_digest = Digest32::from_bytes(runtime_claims.digest());
@@ -124,14 +131,17 @@ fn runtime_claims(
     let head = vault.head();
     let AttesterKind::InsecureSimulated = config.attester;
     let RootKeyKind::InsecureFile = config.root_key;
+    let mut insecure_flags = vec![
+        claims::INSECURE_SIMULATED_EVIDENCE.to_owned(),
+        claims::INSECURE_FILE_ROOT_KEY.to_owned(),
+    ];
+    if trainer.sandbox.landlock_abi.is_none() {
+        insecure_flags.push(claims::INSECURE_TRAINER_SANDBOX.to_owned());
+    }
     RuntimeClaims {
         server_version: env!("CARGO_PKG_VERSION").to_owned(),
         root_key_provider: INSECURE_FILE_ROOT_KEY.to_owned(),
-        insecure_flags: vec![
-            claims::INSECURE_SIMULATED_EVIDENCE.to_owned(),
-            claims::INSECURE_FILE_ROOT_KEY.to_owned(),
-            claims::INSECURE_TRAINER_SANDBOX.to_owned(),
-        ],
+        insecure_flags,
         configuration_digest: config.digest(),
         trainer_digest: trainer.digest,
         libtorch_digest: trainer.libraries_digest,

@@ -3,6 +3,9 @@
 //! Nothing here can make a release less private than its price (rule D2): limits and paths only. What
 //! weakens confidentiality carries `insecure` in its name and has no default, so somebody wrote it down.
 
+pub mod explain;
+
+use crate::log::Level;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -23,12 +26,37 @@ pub struct Config {
     pub attester: AttesterKind,
     /// Where the vault's root key comes from. No default, for the same reason.
     pub root_key: RootKeyKind,
+    /// The root key's file, read and never made; absent: one in the data directory, made when there is no vault yet.
+    #[serde(default)]
+    pub root_key_file: Option<PathBuf>,
     /// Bounds on what peers can use.
     #[serde(default)]
     pub limits: Limits,
     /// How runs are executed.
     #[serde(default)]
     pub trainer: TrainerConfig,
+    /// Probes and metrics.
+    #[serde(default)]
+    pub operations: OperationsConfig,
+    /// The log.
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+/// Probes and metrics for the operator, in plain HTTP.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OperationsConfig {
+    /// A loopback address for `/livez`, `/readyz` and `/metrics`; absent: none.
+    pub listen: Option<SocketAddr>,
+}
+
+/// The log on standard error.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// The least severe events that are written.
+    pub level: Level,
 }
 
 /// Kinds of attesters.
@@ -123,6 +151,8 @@ pub struct TrainerConfig {
     pub memory_bytes: u64,
     /// Progress is made durable and released this often, and after the last step.
     pub commit_ms: u64,
+    /// Refuse to start on a kernel without Landlock, rather than say `insecure-trainer-sandbox` in the claims.
+    pub require_landlock: bool,
     /// At shutdown, running trainers get this long before they are cancelled.
     pub drain_timeout_ms: u64,
 }
@@ -173,8 +203,11 @@ impl Config {
             data_dir: data_dir.into(),
             attester: AttesterKind::InsecureSimulated,
             root_key: RootKeyKind::InsecureFile,
+            root_key_file: None,
             limits: Limits::default(),
             trainer: TrainerConfig::default(),
+            operations: OperationsConfig::default(),
+            log: LogConfig::default(),
         }
     }
 
@@ -220,6 +253,16 @@ impl Config {
             let path = self.data_dir.display();
             problems.push(format!(
                 "data_dir = {path} is not a directory: name one (it is created when absent)"
+            ));
+        }
+        if let Some(address) = self
+            .operations
+            .listen
+            .filter(|address| !address.ip().is_loopback())
+        {
+            problems.push(format!(
+                "operations.listen = {address} is not a loopback address: it answers anyone, in clear; use 127.0.0.1 and \
+                 let a local agent carry the metrics on"
             ));
         }
         match self.trainer.program() {
@@ -393,6 +436,7 @@ impl Default for TrainerConfig {
             run_timeout_ms: 24 * 3_600_000,
             memory_bytes: 16 << 30,
             commit_ms: 500,
+            require_landlock: false,
             drain_timeout_ms: 20_000,
         }
     }
@@ -448,6 +492,24 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} missing in: {text}");
         }
+    }
+
+    #[test]
+    fn probes_and_metrics_stay_on_the_machine() {
+        let mut config = Config::insecure_development("/tmp/x");
+        config.operations.listen = Some("0.0.0.0:9443".parse().unwrap());
+        let text = config.check().unwrap_err().to_string();
+        assert!(
+            text.contains("operations.listen = 0.0.0.0:9443 is not a loopback address"),
+            "{text}"
+        );
+        config.operations.listen = Some("[::1]:9443".parse().unwrap());
+        let text = config
+            .check()
+            .err()
+            .map(|error| error.to_string())
+            .unwrap_or_default();
+        assert!(!text.contains("operations.listen"), "{text}");
     }
 
     #[test]

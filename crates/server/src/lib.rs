@@ -3,15 +3,16 @@
 //!
 //! In call order: [`config`] → `boot` (keys, claims, evidence) with `root_key` and `program` → `tls`,
 //! `acceptor` (sessions) → `rpc` (one file per flow) over `state` → `governance` (who may), `spec`, `plan`,
-//! `price`, `digest` (what a run is and costs), `quotes`, `models` → `runs` (queue, trainers, watchers).
-//! `convert` speaks the wire's language, `errors` maps every failure to a status, `log` is all that is logged.
+//! `memory`, `price`, `digest` (what a run is and costs), `quotes`, `models` → `runs` (queue, trainers, watchers).
+//! `convert` speaks the wire's language, `errors` maps every failure to a status, `log` is all that is logged,
+//! `operations` what the operator's probes and metrics see.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! use bastionai_server::{Config, log, serve};
 //!
-//! log::init(log::Format::Text);
 //! let config = Config::load("server.toml".as_ref())?;
+//! log::init(log::Format::Text, config.log.level);
 //! config.check()?;
 //! serve(config, async { std::future::pending().await }).await?;
 //! # Ok(()) }
@@ -27,7 +28,9 @@ mod digest;
 mod errors;
 mod governance;
 pub mod log;
+mod memory;
 mod models;
+mod operations;
 mod places;
 mod plan;
 mod price;

@@ -2,7 +2,9 @@
 //! a record, a gradient, a key or a model's tensor into one (rules G4, G5, D7). Only this module's target is
 //! ever written, so a dependency cannot log what passes through it.
 
+use crate::operations::Metrics;
 use bastionai_ledger::Principal;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::SocketAddr;
 use tracing::{error, info, warn};
@@ -19,9 +21,27 @@ pub enum Format {
     Json,
 }
 
+/// How severe an event must be to be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// Everything.
+    #[default]
+    Info,
+    /// Connections refused, protections missing, and errors.
+    Warn,
+    /// Faults of the server.
+    Error,
+}
+
 /// Writes the server's events to stderr; does nothing when the program already has a subscriber.
-pub fn init(format: Format) {
-    let only_ours = Targets::new().with_target(TARGET, LevelFilter::INFO);
+pub fn init(format: Format, level: Level) {
+    let level = match level {
+        Level::Info => LevelFilter::INFO,
+        Level::Warn => LevelFilter::WARN,
+        Level::Error => LevelFilter::ERROR,
+    };
+    let only_ours = Targets::new().with_target(TARGET, level);
     let registry = tracing_subscriber::registry().with(only_ours);
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
@@ -54,9 +74,17 @@ pub(crate) enum Event<'a> {
         ledger: Hex<'a>,
         entries: u64,
     },
+    /// Where probes and metrics are served.
+    OperationsListening {
+        address: SocketAddr,
+    },
     Orphans {
         refunded: u64,
         failed: u64,
+    },
+    /// What confines trainers beside seccomp; ABI 0: this kernel has no Landlock.
+    Sandbox {
+        landlock_abi: u32,
     },
     AcceptFailed,
     ConnectionRefused {
@@ -109,6 +137,14 @@ pub(crate) enum Event<'a> {
         run: Hex<'a>,
         step: u64,
     },
+    TrainerStarted {
+        run: Hex<'a>,
+    },
+    /// A trainer that ended before its time: died, hung, overtime, against the protocol.
+    TrainerLost {
+        run: Hex<'a>,
+        why: &'static str,
+    },
     RunEnded {
         run: Hex<'a>,
         outcome: &'static str,
@@ -136,8 +172,9 @@ pub(crate) enum Event<'a> {
 }
 
 impl Event<'_> {
-    /// Writes the event.
+    /// Counts the event and writes it.
     pub(crate) fn emit(self) {
+        Metrics::of_process().note(&self);
         match self {
             Self::Listening {
                 address,
@@ -147,7 +184,11 @@ impl Event<'_> {
             } => {
                 info!(target: TARGET, event = "listening", %address, %boot, %ledger, entries);
             }
+            Self::OperationsListening { address } => {
+                info!(target: TARGET, event = "operations_listening", %address)
+            }
             Self::Orphans { refunded, failed } => info!(target: TARGET, event = "orphans", refunded, failed),
+            Self::Sandbox { landlock_abi } => info!(target: TARGET, event = "sandbox", landlock_abi),
             Self::AcceptFailed => warn!(target: TARGET, event = "accept_failed"),
             Self::ConnectionRefused { address, why } => {
                 warn!(target: TARGET, event = "connection_refused", %address, why)
@@ -169,6 +210,7 @@ impl Event<'_> {
                 reason,
                 chain,
             } => {
+                let chain = tidy(chain);
                 error!(target: TARGET, event = "call_failed", flow, %principal, reason, chain);
             }
             Self::DatasetCreated { dataset, owner } => {
@@ -199,7 +241,12 @@ impl Event<'_> {
             Self::RunEnded { run, outcome, why } => {
                 info!(target: TARGET, event = "run_ended", %run, outcome, why)
             }
-            Self::RunFault { run, chain } => error!(target: TARGET, event = "run_fault", %run, chain),
+            Self::TrainerStarted { run } => info!(target: TARGET, event = "trainer_started", %run),
+            Self::TrainerLost { run, why } => warn!(target: TARGET, event = "trainer_lost", %run, why),
+            Self::RunFault { run, chain } => {
+                let chain = tidy(chain);
+                error!(target: TARGET, event = "run_fault", %run, chain)
+            }
             Self::Released { run, recipient } => {
                 info!(target: TARGET, event = "released", %run, %recipient);
             }
@@ -208,5 +255,83 @@ impl Event<'_> {
             Self::Draining => info!(target: TARGET, event = "draining"),
             _ => info!(target: TARGET, event = "stopped"),
         }
+    }
+}
+
+/// A chain of causes for one line. It is made of our own error types, which may name a node or a column, and those
+/// names are a peer's: printable, and only so long.
+fn tidy(chain: &str) -> String {
+    let printable = |letter: char| letter == ' ' || letter.is_ascii_graphic();
+    let cut = chain.chars().take(MAX_CHAIN_CHARACTERS);
+    cut.map(|letter| if printable(letter) { letter } else { '?' })
+        .collect()
+}
+
+const MAX_CHAIN_CHARACTERS: usize = 600;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    const SOURCE: &str = include_str!("log.rs");
+
+    fn vocabulary() -> &'static str {
+        let start = SOURCE.find("pub(crate) enum Event<'a> {").unwrap();
+        &SOURCE[start..start + SOURCE[start..].find("\n}\n").unwrap()]
+    }
+
+    /// A peer's words have no field to be in: ids, addresses, numbers and our own constants only. The two texts are
+    /// the place of a panic and a chain of our own errors, which is tidied.
+    #[test]
+    fn no_event_has_a_field_for_free_text() {
+        let allowed = ["SocketAddr", "Hex<'a>", "Principal", "u64", "u32", "&'static str"];
+        let mut fields = 0;
+        for line in vocabulary()
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.starts_with("///"))
+        {
+            let Some((name, kind)) = line.trim_end_matches(',').split_once(": ") else {
+                continue;
+            };
+            fields += 1;
+            let text = kind == "&'a str" && ["chain", "file"].contains(&name);
+            assert!(text || allowed.contains(&kind), "{line}");
+        }
+        assert!(fields > 30, "{fields} fields were found");
+    }
+
+    #[test]
+    fn a_chain_is_one_printable_line_of_bounded_length() {
+        assert_eq!(
+            tidy("node a\nb\u{1b}[2J\u{202e}: failed"),
+            "node a?b?[2J?: failed"
+        );
+        assert_eq!(tidy(&"x".repeat(10_000)).len(), MAX_CHAIN_CHARACTERS);
+    }
+
+    /// docs/operation.md has a table of all events, by the names that are written.
+    #[test]
+    fn the_documented_list_of_events_is_complete() {
+        let body = SOURCE.split("#[cfg(test)]").next().unwrap();
+        let written: BTreeSet<&str> = body
+            .split("event = \"")
+            .skip(1)
+            .filter_map(|rest| rest.split('"').next())
+            .collect();
+        let manual = include_str!("../../../docs/operation.md");
+        let section = manual
+            .split("## The log")
+            .nth(1)
+            .unwrap()
+            .split("\n## ")
+            .next()
+            .unwrap();
+        let documented: BTreeSet<&str> = section
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+            .collect();
+        assert_eq!(written, documented);
     }
 }

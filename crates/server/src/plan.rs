@@ -2,7 +2,7 @@
 
 use crate::errors::{Failure, Reason};
 use crate::spec::{LossRequest, MAX_NOISE, Privacy, RunRequest};
-use bastionai_graph::typed::{Extent, TypedGraph};
+use bastionai_graph::typed::TypedGraph;
 use bastionai_ledger::{Amount, Delta, Epsilon};
 use bastionai_privacy::event::{DpEvent, NeighboringRelation};
 use bastionai_privacy::{accountant, calibrate, joint, sampling, truncation};
@@ -151,37 +151,6 @@ impl Plan {
     }
 }
 
-/// Bytes a trainer is expected to need: the runtime, the model four times over (values, clipped sums in f64,
-/// optimizer state), activations with their gradients of one physical batch, and the records.
-pub(crate) fn memory_bytes(graph: &TypedGraph, plan: &Plan) -> u64 {
-    let batch = u64::from(plan.physical_batch_size);
-    let parameters = graph
-        .parameters()
-        .iter()
-        .map(|parameter| elements(&parameter.shape));
-    let parameter_bytes: u64 =
-        parameters.fold(0, |sum, count| sum.saturating_add(count.saturating_mul(8 * 4)));
-    let activations = graph.values().iter().map(|value| {
-        let count = value.value_type.shape.iter().fold(1u64, |product, extent| {
-            product.saturating_mul(match *extent {
-                Extent::Fixed(count) => count,
-                Extent::Batch(inner) => inner.saturating_mul(batch),
-            })
-        });
-        count.saturating_mul(value.value_type.dtype.size_bytes() as u64)
-    });
-    let activation_bytes = activations.fold(0u64, u64::saturating_add).saturating_mul(3);
-    let record_bytes = graph
-        .inputs()
-        .iter()
-        .map(|input| elements(&input.shape).saturating_mul(input.dtype.size_bytes() as u64))
-        .fold(0u64, u64::saturating_add)
-        .saturating_mul(plan.declared_size);
-    [RUNTIME_BYTES, parameter_bytes, activation_bytes, record_bytes]
-        .into_iter()
-        .fold(0, u64::saturating_add)
-}
-
 /// Elements of all trainable parameters.
 pub(crate) fn trainable_parameters(graph: &TypedGraph) -> u64 {
     let trainable = graph.parameters().iter().filter(|parameter| parameter.trainable);
@@ -236,8 +205,6 @@ const DEFAULT_PHYSICAL_BATCH: u32 = 256;
 /// Noise norm over the largest norm of a step's mean gradient, beyond which a warning is due.
 const DROWNED: f64 = 10.0;
 const WEAK_EPSILON: f64 = 10.0;
-/// libtorch, its threads' stacks and allocator slack.
-const RUNTIME_BYTES: u64 = 512 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -4,6 +4,7 @@
 use crate::convert;
 use crate::digest::{Agreement, DatasetVersion, tensors_digest};
 use crate::errors::{Failure, Reason};
+use crate::memory::{self, Memory};
 use crate::models::Model;
 use crate::plan::{self, Plan, RELATION};
 use crate::spec::{Privacy, RunRequest};
@@ -161,15 +162,8 @@ pub(crate) fn price(
         .map(|dataset| dataset.declared_size)
         .collect();
     check_frames(&inputs, &declared_sizes)?;
-    let plan = Plan::new(&request, declared_sizes.iter().sum(), terms.delta(request.delta))?;
-    let memory_bytes = plan::memory_bytes(&graph, &plan);
-    if memory_bytes > limits.memory_bytes {
-        let message = format!(
-            "the run needs about {memory_bytes} bytes of memory, the server allows {}: lower max_batch_size or train a smaller model",
-            limits.memory_bytes
-        );
-        return Err(Failure::new(Reason::RunSpecInvalid, message));
-    }
+    let delta = terms.delta(request.delta);
+    let (plan, memory_bytes) = fitting_plan(&request, &graph, &declared_sizes, delta, limits.memory_bytes)?;
     let datasets: Vec<DatasetVersion> = terms
         .datasets
         .iter()
@@ -199,6 +193,59 @@ pub(crate) fn price(
         memory_bytes,
         expires_unix_ms: limits.expires_unix_ms,
     })
+}
+
+/// The plan whose trainer fits into memory, with its estimate: in smaller physical batches where the scientist
+/// named none.
+fn fitting_plan(
+    request: &RunRequest,
+    graph: &TypedGraph,
+    declared_sizes: &[u64],
+    delta: Delta,
+    allowed: u64,
+) -> Result<(Plan, u64), Failure> {
+    let records = declared_sizes.iter().copied().fold(0, u64::saturating_add);
+    let bytes_of = |plan: &Plan| Memory::of(graph, declared_sizes, plan.physical_batch_size).total();
+    let plan = Plan::new(request, records, delta)?;
+    let wanted = bytes_of(&plan);
+    if wanted <= allowed {
+        return Ok((plan, wanted));
+    }
+    let Some(largest) = memory::largest_batch(graph, declared_sizes, allowed, plan.physical_batch_size)
+    else {
+        return Err(too_large(Memory::of(graph, declared_sizes, 1), allowed));
+    };
+    if let Some(asked) = request.max_batch_size {
+        let message = format!(
+            "with max_batch_size {asked} the run needs about {} of memory, the server allows {}: choose max_batch_size \
+             {largest} or less, or leave it out (it changes speed, not the result's privacy)",
+            memory::in_words(wanted),
+            memory::in_words(allowed)
+        );
+        return Err(Failure::new(Reason::RunSpecInvalid, message));
+    }
+    let smaller = RunRequest {
+        max_batch_size: Some(largest),
+        ..request.clone()
+    };
+    let plan = Plan::new(&smaller, records, delta)?;
+    let bytes = bytes_of(&plan);
+    Ok((plan, bytes))
+}
+
+fn too_large(needs: Memory, allowed: u64) -> Failure {
+    let message = format!(
+        "even one record at a time needs about {} of memory (the records of all datasets {}, the parameters {}, one \
+         record's activations and gradients {}, libtorch {}), the server allows {}: train a smaller model, on shorter \
+         inputs, or on fewer records",
+        memory::in_words(needs.total()),
+        memory::in_words(needs.records),
+        memory::in_words(needs.parameters),
+        memory::in_words(needs.batch),
+        memory::in_words(needs.runtime),
+        memory::in_words(allowed)
+    );
+    Failure::new(Reason::RunSpecInvalid, message)
 }
 
 /// Reads an archive within the server's limits; refuses pickles, other schemas, anything malformed.

@@ -43,6 +43,15 @@ pub enum RootKeyError {
     Generate(#[from] bastionai_vault::StorageError),
 }
 
+/// Reads the key that somebody else keeps, such as a systemd credential.
+pub(crate) fn load(path: &Path) -> Result<RootKey, RootKeyError> {
+    let file = File::open(path).map_err(|source| RootKeyError::File {
+        path: path.to_owned(),
+        source,
+    })?;
+    read(file, path)
+}
+
 /// Reads the key, or makes one for a data directory that has no vault yet.
 pub(crate) fn load_or_create(data_dir: &Path) -> Result<RootKey, RootKeyError> {
     let path = data_dir.join(FILE_NAME);
@@ -94,6 +103,19 @@ fn write(data_dir: &Path, path: &Path, key: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_named_key_file_is_read_and_never_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("credential");
+        let error = load(&path).err().unwrap();
+        assert!(error.to_string().contains("credential"), "{error}");
+        assert!(!path.exists());
+        std::fs::write(&path, [7; 31]).unwrap();
+        assert!(matches!(load(&path), Err(RootKeyError::Length { .. })));
+        std::fs::write(&path, [7; 32]).unwrap();
+        assert_eq!(load(&path).unwrap().as_bytes(), &[7; 32]);
+    }
 
     #[test]
     fn a_key_is_made_once_and_read_back_with_private_permissions() {

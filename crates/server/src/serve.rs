@@ -4,6 +4,7 @@ use crate::acceptor::{AcceptLimits, accept};
 use crate::boot::{Boot, BootError};
 use crate::config::{Config, ConfigError, RootKeyKind};
 use crate::log::{Event, Hex};
+use crate::operations::{CountCalls, Operations};
 use crate::root_key::{self, RootKeyError};
 use crate::rpc::Service;
 use crate::runs::is_queued;
@@ -30,6 +31,16 @@ pub enum ServeError {
     /// The address.
     #[error("cannot listen on {address}: {source}; stop what listens there or choose another `listen`")]
     Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The address of probes and metrics.
+    #[error(
+        "cannot listen on operations.listen = {address}: {source}; stop what listens there or choose another"
+    )]
+    Operations {
         /// The address.
         address: SocketAddr,
         /// Why.
@@ -83,6 +94,7 @@ pub struct Server {
     shared: Arc<state::Server>,
     listener: TcpListener,
     address: SocketAddr,
+    _operations: Option<Operations>,
 }
 
 impl Server {
@@ -96,7 +108,11 @@ impl Server {
         let listen_error = |source| ServeError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
-        let shared = tokio::task::spawn_blocking(move || boot(config)).await??;
+        let operations = listen_for_operations(config.operations.listen).await?;
+        let shared = Arc::new(tokio::task::spawn_blocking(move || boot(config)).await??);
+        if let Some(operations) = &operations {
+            operations.serve(&shared);
+        }
         let head = shared.vault.head();
         Event::Listening {
             address,
@@ -106,9 +122,10 @@ impl Server {
         }
         .emit();
         Ok(Self {
-            shared: Arc::new(shared),
+            shared,
             listener,
             address,
+            _operations: operations,
         })
     }
 
@@ -147,10 +164,24 @@ impl Server {
     }
 }
 
+async fn listen_for_operations(address: Option<SocketAddr>) -> Result<Option<Operations>, ServeError> {
+    let Some(address) = address else { return Ok(None) };
+    let listening = Operations::listen(address).await;
+    let operations = listening.map_err(|source| ServeError::Operations { address, source })?;
+    Event::OperationsListening {
+        address: operations.address,
+    }
+    .emit();
+    Ok(Some(operations))
+}
+
 fn boot(config: Config) -> Result<state::Server, ServeError> {
     create_data_dir(&config)?;
     let root = match config.root_key {
-        RootKeyKind::InsecureFile => root_key::load_or_create(&config.data_dir)?,
+        RootKeyKind::InsecureFile => match &config.root_key_file {
+            Some(path) => root_key::load(path)?,
+            None => root_key::load_or_create(&config.data_dir)?,
+        },
     };
     let now_unix_ms = now_unix_ms();
     let vault = Vault::open(&config.data_dir, &root, VaultConfig::default(), now_unix_ms)?;
@@ -185,6 +216,7 @@ async fn transport(
     let service = BastionServer::new(Service::new(server))
         .max_decoding_message_size(usize::try_from(limits.message_bytes).unwrap_or(usize::MAX));
     tonic::transport::Server::builder()
+        .layer(CountCalls)
         .max_concurrent_streams(limits.calls_per_connection)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))

@@ -50,6 +50,11 @@ impl Storage {
         }
     }
 
+    /// Bytes taken, padded, uploads in progress included.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        lock(&self.used).total
+    }
+
     /// Room for `bytes` of this owner's, on a disk with `free_bytes` left.
     pub(crate) fn claim(&self, owner: Principal, bytes: u64, free_bytes: u64) -> Result<Claim, Failure> {
         let mut used = lock(&self.used);

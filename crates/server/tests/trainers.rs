@@ -71,6 +71,65 @@ async fn a_trainer_that_never_got_a_record_costs_nothing() {
 }
 
 #[tokio::test]
+async fn a_crash_at_any_phase_ends_in_failed_with_the_right_charge_and_the_log_names_it() {
+    let cases = [
+        (
+            "earlysegv-0",
+            false,
+            "was ended by SIGSEGV (a crash in libtorch, or a stack that ran over) while starting",
+        ),
+        ("earlyexit-0", false, "exited with status 3 while starting"),
+        ("segv-0", true, "was ended by SIGSEGV"),
+        ("abort-3", true, "was ended by SIGABRT"),
+        (
+            "kill-7",
+            true,
+            "was ended by SIGKILL (by the system when memory ran out, or by hand) while training",
+        ),
+        ("exit-2", true, "exited with status 3 while training"),
+        ("lateabort-0", true, "was ended by SIGABRT"),
+    ];
+    for (mode, charged, words) in cases {
+        let directory = tempfile::tempdir().unwrap();
+        let server = ServerProcess::start(directory.path(), mode, |_| {});
+        let peer = common::peer(&server.address, &identity()).await;
+        let id = upload(&peer, "north", "6.0").await;
+        let run = start(&peer, &[id], 1.0, 20).await;
+        assert_eq!(watch(&peer, run).await.1, RunState::Failed, "{mode}");
+        let (committed, reserved, _) = epsilon_of(&peer, "north").await;
+        assert_eq!(
+            (committed > 900_000_000, reserved),
+            (charged, 0),
+            "{mode}: charged {committed}"
+        );
+        // The server is up and the trainer's place is free: another run gets as far.
+        let again = start(&peer, &[id], 1.0, 21).await;
+        assert_eq!(watch(&peer, again).await.1, RunState::Failed, "{mode}");
+        server.kill();
+        let log = std::fs::read_to_string(directory.path().join("server.log")).unwrap();
+        assert!(log.contains(words), "{mode}: {log}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_kernel_lacks_is_in_the_claims_or_refuses_the_start() {
+    for (mode, flagged) in [("normal-0", false), ("nolandlock-0", true)] {
+        let directory = tempfile::tempdir().unwrap();
+        let server = TestServer::start(directory.path(), mode).await;
+        let peer = server.peer(&identity()).await;
+        let flags = &peer.attestation().runtime_claims().insecure_flags;
+        let found = flags.iter().any(|flag| flag == "insecure-trainer-sandbox");
+        assert_eq!(found, flagged, "{mode}: {flags:?}");
+        server.stop().await;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = common::config(directory.path(), "nolandlock-0");
+    config.trainer.require_landlock = true;
+    let error = bastionai_server::Server::start(config).await.err().unwrap();
+    assert!(error.to_string().contains("trainer.require_landlock"), "{error}");
+}
+
+#[tokio::test]
 async fn a_trainer_replaced_after_boot_is_not_run() {
     let directory = tempfile::tempdir().unwrap();
     let copy = directory.path().join("normal");

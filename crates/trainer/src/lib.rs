@@ -1,12 +1,12 @@
 //! The DP training engine over libtorch. Here: everything from a typed graph to trained weights. Not here: keys of
 //! datasets, files, the network, budgets; those are the server's.
 //!
-//! In call order: [`sandbox`] (what the process gives up) → [`process`] (the conversation with the server) →
+//! In call order: [`sandbox`] (what the process gives up, `landlock` among it) → [`process`] (the conversation with the server) →
 //! [`selftest`] (what is proven before a record arrives, on the [`kernels`] it chose) →
 //! [`confinement`] (no files, network or processes from here on) → [`training`] (steps) → [`sample`] and [`records`]
 //! (micro-batches) → [`engine`] (clipped sums) → [`optimizer`] (noise and update, at the rate of [`schedule`]). Inside the engine: `program`
 //! (the graph laid out) → `executor`, `attention` and `guards` (forward) → `taps` and `gradients` (per-sample norms) →
-//! `precision` and [`grid`] (the sum). All unsafe code is in `ffi` and `sandbox`.
+//! `precision` and [`grid`] (the sum). All unsafe code is in `ffi`, `sandbox` and `landlock`.
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -20,6 +20,7 @@ mod gradients;
 pub mod grid;
 mod guards;
 pub mod kernels;
+mod landlock;
 pub mod libraries;
 mod operators;
 pub mod optimizer;

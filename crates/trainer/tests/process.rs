@@ -546,6 +546,7 @@ fn the_process_can_neither_dump_core_nor_gain_privileges_nor_keep_inherited_file
         .args(["-c", &format!("exec 7</dev/null; exec {binary}")])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .stderr(Stdio::null()) // a file could not grow: the limit on file sizes is 0
         .spawn()
         .unwrap();
     let of = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", child.id())).unwrap_or_default();
@@ -562,6 +563,70 @@ fn the_process_can_neither_dump_core_nor_gain_privileges_nor_keep_inherited_file
         .unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
     assert!(!std::path::Path::new(&format!("/proc/{}/fd/7", child.id())).exists());
+    drop(child.stdin.take());
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn the_trainer_proves_its_sandbox_on_this_kernel_and_names_what_is_in_force() {
+    let output = Command::new(env!("CARGO_BIN_EXE_bastionai-trainer"))
+        .arg("--sandbox")
+        .env_clear()
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let protections = String::from_utf8(output.stdout).unwrap();
+    let mut lines = protections.lines();
+    assert_eq!(lines.next(), Some("seccomp"), "{protections}");
+    let landlock = lines.next().and_then(|line| line.strip_prefix("landlock "));
+    // SAFETY: with this flag the kernel only returns a number.
+    #[allow(unsafe_code)]
+    let abi = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0usize,
+            1u32,
+        )
+    };
+    let expected = u32::try_from(abi).ok().map(|abi| abi.to_string());
+    assert_eq!(landlock.map(str::to_owned), expected, "{protections}");
+}
+
+#[test]
+fn limits_on_files_and_processes_hold_from_the_start() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_bastionai-trainer"))
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null()) // a file could not grow: the limit on file sizes is 0
+        .spawn()
+        .unwrap();
+    let of = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", child.id())).unwrap_or_default();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !of("status").contains("Seccomp:\t2") {
+        assert!(Instant::now() < deadline, "{}", of("status"));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let limits = of("limits");
+    for (name, most) in [
+        ("Max core file size", "0"),
+        ("Max file size", "0"),
+        ("Max open files", "256"),
+        ("Max processes", "8192"),
+    ] {
+        let line = limits
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap_or_default();
+        let mut words = line.split_whitespace();
+        assert_eq!(
+            (words.next(), words.next()),
+            (Some(most), Some(most)),
+            "{name}: {limits}"
+        );
+    }
     drop(child.stdin.take());
     assert_eq!(child.wait().unwrap().code(), Some(1));
 }

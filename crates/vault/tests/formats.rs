@@ -3,9 +3,11 @@
 mod common;
 
 use bastionai_ledger::*;
+use bastionai_vault::error::FORMAT_VERSION;
 use bastionai_vault::*;
 use common::*;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
@@ -35,8 +37,8 @@ fn write_vault(path: &Path) -> Vault {
     vault
 }
 
-fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vault-v1")
+fn fixture(version: u32) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/vault-v{version}"))
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -52,17 +54,33 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// `BASTIONAI_WRITE_FIXTURES=1` writes a new one; do that only beside a bump of the format version.
+/// With `BASTIONAI_WRITE_FIXTURES=1` (scripts/make_vault_fixture.sh) it is written, if it is not there.
 #[test]
-fn a_vault_of_version_1_opens_with_all_it_holds() {
+fn the_current_format_has_a_fixture() {
+    let fixture = fixture(FORMAT_VERSION);
     if std::env::var_os("BASTIONAI_WRITE_FIXTURES").is_some() {
-        let head = write_vault(&fixture()).head();
-        std::fs::write(fixture().join("head.txt"), head.entry_hash.to_string()).unwrap();
+        std::fs::create_dir(&fixture).expect("a released fixture is never overwritten");
+        let head = write_vault(&fixture).head();
+        std::fs::write(fixture.join("head.txt"), head.entry_hash.to_string()).unwrap();
     }
-    let directory = tempfile::tempdir().unwrap();
-    copy(&fixture(), directory.path());
-    let expected = std::fs::read_to_string(fixture().join("head.txt")).unwrap();
-    let vault = Vault::open(directory.path(), &root(), VaultConfig::default(), T0).unwrap();
+    assert!(
+        fixture.join("vault.redb").is_file(),
+        "run scripts/make_vault_fixture.sh"
+    );
+}
+
+#[test]
+fn a_vault_of_every_format_ever_released_opens_with_all_it_holds() {
+    for version in 1..=FORMAT_VERSION {
+        let directory = tempfile::tempdir().unwrap();
+        copy(&fixture(version), directory.path());
+        let expected = std::fs::read_to_string(fixture(version).join("head.txt")).unwrap();
+        opens_with_all_it_holds(directory.path(), &expected);
+    }
+}
+
+fn opens_with_all_it_holds(path: &Path, expected: &str) {
+    let vault = Vault::open(path, &root(), VaultConfig::default(), T0).unwrap();
     assert_eq!(vault.head().entry_hash.to_string(), expected);
     let settled = vault.start_boot(boot(2), T0).unwrap();
     assert_eq!(settled.len(), 1);
@@ -84,6 +102,67 @@ fn a_vault_of_version_1_opens_with_all_it_holds() {
         vault.boot_evidence(&boot(1).evidence.boot).unwrap(),
         boot(1).evidence
     );
+    // What was opened can be gone on with, and opens again.
+    upload(&vault, "later", 4, 6).unwrap();
+    let head = vault.head();
+    drop(vault);
+    let again = Vault::open(path, &root(), VaultConfig::default(), T0).unwrap();
+    assert_eq!(again.head(), head);
+}
+
+/// Everything below a directory, by path.
+fn contents(path: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    for entry in std::fs::read_dir(path).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            contents(&entry.path(), found);
+        } else {
+            found.insert(entry.path(), std::fs::read(entry.path()).unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_vault_of_a_newer_format_is_refused_by_number_and_keeps_everything() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(write_vault(directory.path()));
+    set_format(directory.path(), FORMAT_VERSION + 1);
+    let entries = |path: &Path| {
+        let database = Database::open(path.join("vault.redb")).unwrap();
+        let write = database.begin_write().unwrap();
+        let rows = ledger_rows(&write);
+        write.abort().unwrap();
+        rows
+    };
+    let ledger = entries(directory.path());
+    let mut blocks = BTreeMap::new();
+    contents(&directory.path().join("blocks"), &mut blocks);
+    let error = Vault::open(directory.path(), &root(), config(), T0).unwrap_err();
+    let text = error.to_string();
+    let (found, known) = (FORMAT_VERSION + 1, FORMAT_VERSION);
+    assert!(
+        text.contains(&format!("format version {found}"))
+            && text.contains(&format!("up to {known}"))
+            && text.contains("update"),
+        "{text}"
+    );
+    let mut after = BTreeMap::new();
+    contents(&directory.path().join("blocks"), &mut after);
+    assert_eq!(blocks, after, "no block is swept away");
+    assert_eq!(entries(directory.path()), ledger);
+    // The program that wrote it still opens it.
+    set_format(directory.path(), FORMAT_VERSION);
+    assert!(Vault::open(directory.path(), &root(), config(), T0).is_ok());
+}
+
+fn set_format(path: &Path, version: u32) {
+    let database = Database::open(path.join("vault.redb")).unwrap();
+    let write = database.begin_write().unwrap();
+    write
+        .open_table(META)
+        .unwrap()
+        .insert("format", &version.to_le_bytes()[..])
+        .unwrap();
+    write.commit().unwrap();
 }
 
 /// Writes a vault, lets `tamper` loose on its database, opens it.

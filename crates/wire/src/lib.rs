@@ -10,6 +10,21 @@ pub mod v1 {
 
 pub mod optimizer;
 pub mod schedule;
+
+/// One call of the contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// Its HTTP/2 path, e.g. `/bastionai.v1.Bastion/PriceRun`.
+    pub path: &'static str,
+    /// Its name in logs and metrics, e.g. `price_run`.
+    pub name: &'static str,
+    /// Whether either side streams.
+    pub streams: bool,
+}
+
+/// Every call of the contract, generated from `proto/`.
+pub const CALLS: &[Call] = include!(concat!(env!("OUT_DIR"), "/calls.rs"));
+
 pub mod trainer;
 
 pub use optimizer::Optimizer;

@@ -2,9 +2,9 @@
 
 use crate::arguments::ConfigVerb;
 use crate::output;
-use bastionai_server::config::Config;
+use bastionai_server::config::{Config, explain};
 
-/// Says everything that is wrong with a file, or prints it with every default filled in.
+/// Says everything that is wrong with a file, or prints it with every default filled in and every limit explained.
 pub(crate) fn run(verb: &ConfigVerb, json: bool) -> anyhow::Result<()> {
     let ConfigVerb::Check { file } = verb;
     let config = Config::load(file)?;
@@ -13,6 +13,6 @@ pub(crate) fn run(verb: &ConfigVerb, json: bool) -> anyhow::Result<()> {
         return output::json(&config);
     }
     eprintln!("{} is fine; with every default filled in:", file.display());
-    print!("{}", config.to_toml());
+    print!("{}", explain::annotated(&config));
     Ok(())
 }

@@ -10,10 +10,11 @@ pub(crate) fn run(arguments: &ServeArguments, json: bool) -> anyhow::Result<()> 
     let config = configuration(arguments)?;
     config.check()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    log::init(match arguments.log_format {
+    let format = match arguments.log_format {
         LogFormat::Text => log::Format::Text,
         LogFormat::Json => log::Format::Json,
-    });
+    };
+    log::init(format, config.log.level);
     runtime.block_on(async {
         bastionai_server::harden_process();
         let server = bastionai_server::Server::start(config).await?;

@@ -20,7 +20,13 @@ use zeroize::Zeroizing;
 /// Executes a reserved run to its last ledger entry. Whatever happens, nobody hears more than `failed` (G4).
 pub(crate) fn execute(server: &Server, live: &LiveRun, priced: &PricedRun, model: &Model) {
     let outcome = match prepare(server, live, priced, model) {
-        Ok((order, mut record)) => supervise(&order, &mut record, &live.stop),
+        Ok((order, mut record)) => {
+            Event::TrainerStarted {
+                run: Hex(live.id.as_bytes()),
+            }
+            .emit();
+            supervise(&order, &mut record, &live.stop)
+        }
         Err(why) => Err(why),
     };
     let ended = match outcome {
@@ -190,6 +196,13 @@ fn fail(server: &Server, live: &LiveRun, why: &Why) -> Result<(), Failure> {
         Some(_) => RefundReason::ServerStopped,
         None => RefundReason::NotStartable,
     };
+    if why.is_loss() {
+        Event::TrainerLost {
+            run: Hex(live.id.as_bytes()),
+            why: why.name(),
+        }
+        .emit();
+    }
     if !cancelled {
         Event::RunFault {
             run: Hex(live.id.as_bytes()),

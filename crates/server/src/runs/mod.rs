@@ -3,6 +3,7 @@
 //! [`Runs::launch`] → (queue) → [`execute`](mod@execute) → [`supervise`] (one trainer) with [`record`] (its
 //! durable side). What a run is and costs is in the ledger; this module only holds what is alive.
 
+mod death;
 mod execute;
 mod record;
 mod stop;

@@ -4,11 +4,13 @@
 //!
 //! Blocking, on a thread of its own: it waits on a process, not on a peer.
 
+use super::death::{Death, Phase};
 use super::stop::{Stop, StopWhy};
 use bastionai_wire::trainer::{
     Control, Job, Report, TRAINER_ENVIRONMENT, read_frame, read_message, write_frame, write_message,
 };
 use rustix::process::{Pid, Resource, Rlimit};
+use std::cell::Cell;
 use std::error::Error;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::process::CommandExt;
@@ -99,8 +101,12 @@ pub(crate) enum Why {
     Hung,
     #[error("the run took too long (trainer.run_timeout_ms)")]
     Overtime,
-    #[error("the trainer died")]
-    Died(#[source] io::Error),
+    #[error("the trainer {how} while {phase}")]
+    Died {
+        how: Death,
+        phase: Phase,
+        source: io::Error,
+    },
     #[error("the trainer broke the protocol: {0}")]
     Protocol(&'static str),
     #[error("the run's progress could not be made durable")]
@@ -108,6 +114,14 @@ pub(crate) enum Why {
 }
 
 impl Why {
+    /// Whether a trainer was lost: it ran, and ended otherwise than by refusing or being stopped.
+    pub(crate) const fn is_loss(&self) -> bool {
+        matches!(
+            self,
+            Self::StartTimeout | Self::Hung | Self::Overtime | Self::Died { .. } | Self::Protocol(_)
+        )
+    }
+
     /// Word for the log.
     pub(crate) const fn name(&self) -> &'static str {
         match self {
@@ -118,7 +132,7 @@ impl Why {
             Self::StartTimeout => "start-timeout",
             Self::Hung => "hung",
             Self::Overtime => "overtime",
-            Self::Died(_) => "died",
+            Self::Died { .. } => "died",
             Self::Protocol(_) => "protocol",
             Self::NotDurable(_) => "not-durable",
         }
@@ -135,11 +149,21 @@ pub(crate) enum Ended {
 
 /// Runs a trainer to its end.
 pub(crate) fn supervise(order: &Order, recorder: &mut impl Recorder, stop: &Stop) -> Result<Ended, Why> {
-    let trainer = Trainer::spawn(order)?;
+    let mut trainer = Trainer::spawn(order)?;
+    converse(&trainer, order, recorder, stop).map_err(|why| trainer.explain(why))
+}
+
+fn converse(
+    trainer: &Trainer,
+    order: &Order,
+    recorder: &mut impl Recorder,
+    stop: &Stop,
+) -> Result<Ended, Why> {
     if !trainer.wait_until_ready(order.timing.start_timeout, stop)? {
         return Ok(Ended::Paused);
     }
     let records = recorder.start().map_err(Why::NotDurable)?;
+    trainer.phase.set(Phase::Training);
     // A closed channel means a dead writer; the reader reports that in its own words.
     let _ = trainer.input.send(Input::Records(records));
     trainer.follow(order, recorder, stop)
@@ -166,6 +190,7 @@ struct Trainer {
     child: Child,
     signals: Receiver<Signal>,
     input: Sender<Input>,
+    phase: Cell<Phase>,
 }
 
 impl Drop for Trainer {
@@ -212,6 +237,7 @@ impl Trainer {
             child,
             signals,
             input: to_writer,
+            phase: Cell::new(Phase::Starting),
         };
         let (job, tensors) = (order.job.clone(), Arc::clone(&order.tensors));
         let broken = to_supervisor.clone();
@@ -233,14 +259,34 @@ impl Trainer {
                 return Ok(None);
             }
             match self.signals.recv_timeout(left.min(STOP_POLL)) {
-                Ok(Signal::Gone(error)) => return Err(Why::Died(error)),
+                Ok(Signal::Gone(error)) => return Err(self.died(error)),
                 Ok(signal) => return Ok(Some(signal)),
                 Err(RecvTimeoutError::Timeout) if left.is_zero() => return Ok(None),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Why::Died(io::ErrorKind::BrokenPipe.into()));
+                    return Err(self.died(io::ErrorKind::BrokenPipe.into()));
                 }
             }
+        }
+    }
+
+    fn died(&self, source: io::Error) -> Why {
+        Why::Died {
+            how: Death::Unknown,
+            phase: self.phase.get(),
+            source,
+        }
+    }
+
+    /// Adds how the process ended to why the conversation did.
+    fn explain(&mut self, why: Why) -> Why {
+        match why {
+            Why::Died { phase, source, .. } => Why::Died {
+                how: Death::of(&mut self.child),
+                phase,
+                source,
+            },
+            other => other,
         }
     }
 

@@ -1,0 +1,111 @@
+"""What the server costs: uploads against bare TLS and bare AES-256-GCM, a fixed run against the bare trainer.
+
+Every round takes each measurement once, in an order that rotates; what counts is the median over rounds of the ratio of
+two measurements *of the same round*.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+EXAMPLE = Path("target/release/examples/bench_server")
+TRAINER = Path("target/release/bastionai-trainer")
+STANDIN = Path("target/release/examples/standin_trainer")
+MODEL = Path("crates/server/tests/fixtures/mlp.pt2")
+MEASUREMENTS = ["upload", "tls", "gcm", "run", "bare"]
+WARM_UP_ROUNDS = 1
+
+
+class Bench:
+    """The example's process: one word in, its numbers out."""
+
+    def __init__(self) -> None:
+        """Starts it and reads what it measures."""
+        command = [str(EXAMPLE), str(TRAINER.resolve()), str(STANDIN), str(MODEL)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.setting = self._read()
+
+    def _read(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"bench_server ended with status {self.process.wait()}; its error is above")
+        return line.strip()
+
+    def __call__(self, what: str) -> list[float]:
+        """Seconds of one measurement."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(what + "\n")
+        return [float(number) for number in self._read().split()]
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """All rounds; medians of seconds and of paired ratios."""
+    bench = Bench()
+    seconds: dict[str, list[list[float]]] = {name: [] for name in MEASUREMENTS}
+    for turn in range(WARM_UP_ROUNDS + rounds):
+        start = turn % len(MEASUREMENTS)
+        for name in MEASUREMENTS[start:] + MEASUREMENTS[:start]:
+            taken = bench(name)
+            if turn >= WARM_UP_ROUNDS:
+                seconds[name].append(taken)
+    bench.close()
+
+    def median(name: str, column: int = 0) -> float:
+        return statistics.median(row[column] for row in seconds[name])
+
+    def ratio(name: str, base: str, column: int = 0) -> float:
+        pairs = zip(seconds[name], seconds[base], strict=True)
+        return statistics.median(own[column] / other[column] for own, other in pairs)
+
+    megabytes = float(bench.setting.split()[0]) / 1e6
+    return {
+        "setting": bench.setting,
+        "rounds": rounds,
+        "upload_megabytes_a_second": megabytes / median("upload"),
+        "tls_megabytes_a_second": megabytes / median("tls"),
+        "gcm_megabytes_a_second": megabytes / median("gcm"),
+        "upload_over_tls": ratio("upload", "tls"),
+        "upload_over_gcm": ratio("upload", "gcm"),
+        "run_seconds": median("run", 1),
+        "bare_seconds": median("bare", 1),
+        "run_over_bare": ratio("run", "bare", 1),
+        "run_start_seconds": median("run", 0),
+        "bare_start_seconds": median("bare", 0),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for people."""
+    rows = [
+        ("upload through the server", f"{result['upload_megabytes_a_second']:.0f} MB/s", ""),
+        (
+            "bare TLS 1.3, loopback",
+            f"{result['tls_megabytes_a_second']:.0f} MB/s",
+            f"upload takes {result['upload_over_tls']:.1f}×",
+        ),
+        (
+            "bare AES-256-GCM, memory",
+            f"{result['gcm_megabytes_a_second']:.0f} MB/s",
+            f"upload takes {result['upload_over_gcm']:.1f}×",
+        ),
+        (
+            "run through the server",
+            f"{result['run_seconds']:.2f} s",
+            f"{result['run_over_bare']:.3f}× the bare trainer",
+        ),
+        ("bare trainer", f"{result['bare_seconds']:.2f} s", ""),
+        ("start through the server", f"{result['run_start_seconds']:.2f} s", "measures the trainer again first"),
+        ("start of the bare trainer", f"{result['bare_start_seconds']:.2f} s", ""),
+    ]
+    head = f"server: {result['setting']}, {result['rounds']} rounds"
+    return "\n".join([head, *(f"{name:28}{value:>12}   {note}" for name, value, note in rows)])

@@ -1,0 +1,284 @@
+//! How much memory a run's trainer will need, before anything is reserved, and the largest physical batch that fits.
+//!
+//! Pure arithmetic on the typed graph and public sizes, saturating: a shape too large to address is too large to fit.
+//! The estimate follows what the engine holds at the worst moment of a step or of its self-test. It shall be no less
+//! than what is measured and at most about three times it; python/tests/test_memory.py compares the two. What it
+//! misses ends a run before it starts: the trainer's self-test runs the very batch under the very limit.
+
+use crate::plan::elements;
+use bastionai_graph::typed::{Argument, Dependence, Extent, TypedGraph, TypedNode, Value, ValueId};
+
+/// Bytes, by what takes them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Memory {
+    /// libtorch, its threads' stacks, allocator slack.
+    pub(crate) runtime: u64,
+    /// Values, integer sums, optimizer state and the weights on their way out.
+    pub(crate) parameters: u64,
+    /// What a physical batch takes: values of the forward phase, gradients at the taps, copies in f64.
+    pub(crate) batch: u64,
+    /// All datasets' records at their declared sizes, and one dataset's column on its way in.
+    pub(crate) records: u64,
+}
+
+impl Memory {
+    /// Of a run over `declared_sizes` at this physical batch size.
+    pub(crate) fn of(graph: &TypedGraph, declared_sizes: &[u64], physical_batch_size: u32) -> Self {
+        Self {
+            runtime: RUNTIME_BYTES,
+            parameters: parameter_bytes(graph),
+            batch: batch_bytes(graph, u64::from(physical_batch_size)),
+            records: record_bytes(graph, declared_sizes),
+        }
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        sum([self.runtime, self.parameters, self.batch, self.records])
+    }
+}
+
+/// The largest physical batch, up to `most`, whose run fits into `limit_bytes`; `None` if not even one record does.
+pub(crate) fn largest_batch(
+    graph: &TypedGraph,
+    declared_sizes: &[u64],
+    limit_bytes: u64,
+    most: u32,
+) -> Option<u32> {
+    let fits = |size: u32| Memory::of(graph, declared_sizes, size).total() <= limit_bytes;
+    if !fits(1) {
+        return None;
+    }
+    let (mut fitting, mut above) = (1, most.saturating_add(1));
+    while fitting + 1 < above {
+        let middle = fitting + (above - fitting) / 2;
+        if fits(middle) {
+            fitting = middle;
+        } else {
+            above = middle;
+        }
+    }
+    Some(fitting)
+}
+
+/// Values (once as received, once as a tensor), constants alike; for what is trained an i64 sum, two moments, the
+/// bytes sent back, and two f64 copies of the largest while its sum is contracted.
+fn parameter_bytes(graph: &TypedGraph) -> u64 {
+    let held = |shape: &[u64], size: usize| elements(shape).saturating_mul(2 * size as u64);
+    let values = graph
+        .parameters()
+        .iter()
+        .map(|each| held(&each.shape, each.dtype.size_bytes()));
+    let constants = graph
+        .constants()
+        .iter()
+        .map(|each| held(&each.shape, each.dtype.size_bytes()));
+    let trained = || graph.parameters().iter().filter(|each| each.trainable);
+    let state = trained().map(|each| {
+        let float_bytes = each.dtype.size_bytes() as u64;
+        elements(&each.shape).saturating_mul(8 + 3 * float_bytes)
+    });
+    let contracted = largest_trained(graph).saturating_mul(2 * 8);
+    sum(values.chain(constants).chain(state).chain([contracted]))
+}
+
+fn largest_trained(graph: &TypedGraph) -> u64 {
+    let trained = graph.parameters().iter().filter(|each| each.trainable);
+    trained.map(|each| elements(&each.shape)).max().unwrap_or(0)
+}
+
+fn batch_bytes(graph: &TypedGraph, batch: u64) -> u64 {
+    let size = |id: ValueId| value_bytes(&graph.values()[id.0 as usize], batch);
+    let (mut forward, mut taps, mut widest) = (0u64, 0u64, 0u64);
+    for node in graph.nodes() {
+        let outputs = sum(node.outputs.iter().map(|&id| size(id)));
+        if !is_view(node) {
+            forward = forward.saturating_add(outputs);
+        }
+        let operands = sum(operands(node).map(size));
+        // Backward: the gradients of operands and outputs of one node; some kernels copy what is expanded.
+        widest = widest.max(operands.saturating_add(outputs).saturating_mul(2));
+        if node.tap.is_some() {
+            // The output's gradient is kept to the step's end, beside two earlier ones in the self-test.
+            taps = taps.saturating_add(outputs.saturating_mul(3));
+            // Norms and contractions: operands and gradients in f64, once as they are and once selected.
+            widest = widest.max(
+                operands
+                    .saturating_mul(4)
+                    .saturating_add(outputs.saturating_mul(6)),
+            );
+        }
+    }
+    let inputs = graph.inputs().iter().map(|input| {
+        let record = elements(&input.shape).saturating_mul(input.dtype.size_bytes() as u64);
+        // As gathered, as replaced in the self-test, and its reference.
+        record.saturating_mul(batch).saturating_mul(3)
+    });
+    let one_gradient = largest_trained(graph).saturating_mul(8);
+    let block = one_gradient
+        .saturating_mul(batch)
+        .min(BLOCK_BYTES)
+        .max(one_gradient);
+    sum(inputs.chain([forward, taps, widest, block.saturating_mul(2)]))
+}
+
+/// Every input's rows at their declared number, and one dataset's largest column as the frame it came in, with the
+/// room a growing buffer takes and its copy.
+fn record_bytes(graph: &TypedGraph, declared_sizes: &[u64]) -> u64 {
+    let row = |input: &bastionai_graph::typed::Input| {
+        elements(&input.shape).saturating_mul(input.dtype.size_bytes() as u64)
+    };
+    let all = declared_sizes.iter().copied().fold(1u64, u64::saturating_add);
+    let held = sum(graph.inputs().iter().map(|input| row(input).saturating_mul(all)));
+    let widest = graph.inputs().iter().map(row).max().unwrap_or(0);
+    let longest = declared_sizes.iter().copied().max().unwrap_or(0);
+    held.saturating_add(widest.saturating_mul(longest).saturating_mul(3))
+}
+
+/// For people: `1.5 GiB`.
+pub(crate) fn in_words(bytes: u64) -> String {
+    let units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let unit = (bytes.max(1).ilog2() / 10) as usize;
+    if unit == 0 {
+        return format!("{bytes} bytes");
+    }
+    format!(
+        "{:.1} {}",
+        bytes as f64 / (1u64 << (10 * unit)) as f64,
+        units[unit]
+    )
+}
+
+fn value_bytes(value: &Value, batch: u64) -> u64 {
+    let extent = |extent: &Extent| match *extent {
+        Extent::Fixed(count) => count,
+        Extent::Batch(inner) => inner.saturating_mul(batch),
+    };
+    if value.value_type.dependence == Dependence::Shared && !value.requires_grad {
+        // Constants and frozen parameters are counted as such; functions of them are small beside a batch.
+        return match value.origin {
+            bastionai_graph::typed::Origin::Node { .. } => shape_bytes(value, extent),
+            _ => 0,
+        };
+    }
+    shape_bytes(value, extent)
+}
+
+fn shape_bytes(value: &Value, extent: impl Fn(&Extent) -> u64) -> u64 {
+    let shape = value.value_type.shape.iter().map(extent);
+    let count = shape.fold(1u64, u64::saturating_mul);
+    count.saturating_mul(value.value_type.dtype.size_bytes() as u64)
+}
+
+fn operands(node: &TypedNode) -> impl Iterator<Item = ValueId> {
+    node.arguments.iter().flat_map(|named| match &named.value {
+        Argument::Value(id) => vec![*id],
+        Argument::Values(ids) => ids.clone(),
+        Argument::OptionalValues(ids) => ids.iter().flatten().copied().collect(),
+        _ => Vec::new(),
+    })
+}
+
+/// Operators whose output shares its operand's memory. `reshape` may copy, so it counts.
+fn is_view(node: &TypedNode) -> bool {
+    VIEWS.contains(&&node.operator[..])
+}
+
+const VIEWS: &[&str] = &[
+    "alias",
+    "detach",
+    "diagonal",
+    "expand",
+    "movedim",
+    "narrow",
+    "permute",
+    "select",
+    "slice",
+    "split",
+    "split_with_sizes",
+    "squeeze",
+    "t",
+    "transpose",
+    "unbind",
+    "unflatten",
+    "unfold",
+    "unsqueeze",
+    "view",
+    "view_as",
+    "_unsafe_view",
+];
+
+fn sum(parts: impl IntoIterator<Item = u64>) -> u64 {
+    parts.into_iter().fold(0, u64::saturating_add)
+}
+
+/// Measured on libtorch 2.11 for x86-64: 190 to 260 MiB resident before a job, stacks and allocator slack on top.
+const RUNTIME_BYTES: u64 = 320 << 20;
+/// One block of instantiated gradients or Gram matrices (trainer's gradients.rs).
+const BLOCK_BYTES: u64 = 64 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bastionai_graph::archive::{Archive, Limits};
+    use bastionai_graph::contract::DataContract;
+
+    const MLP: &[u8] = include_bytes!("../tests/fixtures/mlp.pt2");
+    const CONTRACT: &[u8] = br#"{"version":1,"columns":[
+      {"name":"x","dtype":"f32","shape":[4],"domain":{"range":{"minimum":[-10.0],"maximum":[10.0]}}},
+      {"name":"y","dtype":"i64","shape":[],"domain":{"classes":{"names":["benign","malignant"]}}}],
+      "privacy_unit":"record","declared_size":64}"#;
+
+    fn mlp() -> TypedGraph {
+        let inputs = DataContract::parse_json(CONTRACT)
+            .unwrap()
+            .inputs(&["x".into(), "y".into()])
+            .unwrap();
+        bastionai_graph::check(&Archive::read(MLP, &Limits::default()).unwrap(), &inputs).unwrap()
+    }
+
+    #[test]
+    fn memory_grows_with_the_batch_and_with_the_datasets_and_never_overflows() {
+        let graph = mlp();
+        let mut last = 0;
+        for batch in [1, 2, 64, 4096, u32::MAX] {
+            let total = Memory::of(&graph, &[64], batch).total();
+            assert!(total > last, "{batch}");
+            last = total;
+        }
+        let small = Memory::of(&graph, &[64], 16);
+        let large = Memory::of(&graph, &[64, 1 << 40], 16);
+        assert!(large.records > small.records && large.batch == small.batch);
+        assert_eq!(
+            Memory::of(&graph, &[u64::MAX, u64::MAX], u32::MAX).total(),
+            u64::MAX
+        );
+    }
+
+    #[test]
+    fn sizes_are_told_in_the_unit_they_fit() {
+        for (bytes, words) in [
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1536, "1.5 KiB"),
+            (16 << 30, "16.0 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(in_words(bytes), words);
+        }
+    }
+
+    #[test]
+    fn the_largest_batch_is_the_last_that_fits() {
+        let graph = mlp();
+        let of = |size| Memory::of(&graph, &[64], size).total();
+        for limit in [of(1), of(2), of(100) - 1, of(100), of(100_000) + 7] {
+            let found = largest_batch(&graph, &[64], limit, 1 << 20).unwrap();
+            assert!(
+                of(found) <= limit && (of(found + 1) > limit || found == 1 << 20),
+                "{limit}: {found}"
+            );
+        }
+        assert_eq!(largest_batch(&graph, &[64], of(1) - 1, 1 << 20), None);
+        assert_eq!(largest_batch(&graph, &[64], u64::MAX, 256), Some(256));
+    }
+}
