@@ -11,7 +11,7 @@
 //! Usage: `bench_server TRAINER STANDIN MODEL.pt2`. The stand-in records the job that `bare` replays.
 
 use bastionai_client::datasets::{DatasetKind, MayTrain, NewDataset, Policy};
-use bastionai_client::runs::{LossRelease, Optimizer, Privacy, RunSpec, RunState};
+use bastionai_client::runs::{LossRelease, Optimizer, Privacy, RunSpec, RunState, Schedule};
 use bastionai_client::session::AppraisedPeer;
 use bastionai_client::{
     AppraisalPolicy, ConnectOptions, DataContract, HeadMemory, Identity, RecordBatch, connect,
@@ -207,6 +207,7 @@ impl Bench {
         let model = self.peer.upload_model("mlp", &self.model, &mut |_| {}).await?;
         let spec = RunSpec {
             model_id: model,
+            initial_weights: None,
             dataset_ids: vec![dataset.id],
             input_columns: vec!["x".into(), "y".into()],
             model_name: "mlp".into(),
@@ -216,6 +217,7 @@ impl Bench {
             max_grad_norm: 1.0,
             privacy: Privacy::NoiseMultiplier(1.0),
             target_delta: None,
+            schedule: Schedule::default(),
             loss_release: Some(LossRelease {
                 max_loss: 4.0,
                 share: 0.05,
