@@ -122,14 +122,15 @@ async fn sixty_four_sessions_leave_exact_budgets_and_a_server_of_bounded_size() 
     server.kill();
 }
 
-/// Tries again while all places are taken, as the server says to.
-async fn patiently<T>(call: impl AsyncFn() -> Result<T, ClientError>) -> T {
-    loop {
-        match call().await {
-            Ok(done) => return done,
-            Err(ClientError::LimitExceeded(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
-            Err(error) => panic!("{error}"),
+/// `None` when all places are taken: try again, as the server says to, after a moment.
+async fn unless_full<T>(outcome: Result<T, ClientError>) -> Option<T> {
+    match outcome {
+        Ok(done) => Some(done),
+        Err(ClientError::LimitExceeded(_)) => {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            None
         }
+        Err(error) => panic!("{error}"),
     }
 }
 
@@ -139,11 +140,11 @@ async fn uploader(peer: AppraisedPeer, index: usize) -> Done {
     for count in 0..3 {
         let name = format!("own-{index}-{count}");
         let new = dataset(&name, open_policy("6.0", "1e-5"));
-        patiently(async || {
-            peer.upload_dataset(&new, vec![rows(20, 1.0), rows(20, 2.0)], &mut |_| {})
-                .await
-        })
-        .await;
+        let batches = || vec![rows(20, 1.0), rows(20, 2.0)];
+        while unless_full(peer.upload_dataset(&new, batches(), &mut |_| {}).await)
+            .await
+            .is_none()
+        {}
         names.push(name);
     }
     Done::Uploaded(names)
@@ -151,7 +152,11 @@ async fn uploader(peer: AppraisedPeer, index: usize) -> Done {
 
 /// Two scientists in a group want the same share of one dataset; each watches its run to the end.
 async fn scientist(peer: AppraisedPeer, which: usize, dataset: DatasetId, index: usize) -> Done {
-    let model = patiently(async || peer.upload_model("mlp", common::MLP, &mut |_| {}).await).await;
+    let model = loop {
+        if let Some(model) = unless_full(peer.upload_model("mlp", common::MLP, &mut |_| {}).await).await {
+            break model;
+        }
+    };
     let (mut charged, mut refused) = (0, 0);
     for round in 0..2 {
         let steps = 5 + (2 * index + round) as u64;
