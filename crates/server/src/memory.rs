@@ -231,7 +231,7 @@ mod tests {
     fn mlp() -> TypedGraph {
         let inputs = DataContract::parse_json(CONTRACT)
             .unwrap()
-            .inputs(&["x".into(), "y".into()])
+            .inputs(&["x", "y"])
             .unwrap();
         bastionai_graph::check(&Archive::read(MLP, &Limits::default()).unwrap(), &inputs).unwrap()
     }
