@@ -2,7 +2,8 @@
 //!
 //! In call order: [`event`] (what a mechanism is) → [`joint`] and [`truncation`] (what the trainer's
 //! mechanism adds to the textbook one) → [`accountant`] (what it costs) → [`calibrate`] (how much noise
-//! a price needs) → [`sampling`] and [`noise`] (what the trainer draws).
+//! a price needs) → [`planner`] (which batch size and steps) →
+//! [`sampling`] and [`noise`] (what the trainer draws).
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -11,6 +12,7 @@ pub mod calibrate;
 pub mod event;
 pub mod joint;
 pub mod noise;
+pub mod planner;
 pub mod sampling;
 pub mod sensitivity;
 mod stream;
