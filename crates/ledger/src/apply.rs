@@ -116,6 +116,7 @@ impl Ledger {
                     policy_digest,
                     created_unix_ms: time_unix_ms,
                     withdrawn: false,
+                    removed: false,
                     committed: Amount::ZERO,
                     reserved: Amount::ZERO,
                     failed_runs: 0,
@@ -124,6 +125,10 @@ impl Ledger {
                 self.datasets.insert(created.dataset, dataset);
             }
             Body::DatasetWithdrawn(withdrawn) => self.dataset_mut(withdrawn.dataset).withdrawn = true,
+            Body::DatasetRemoved(removed) => {
+                let dataset = self.dataset_mut(removed.dataset);
+                (dataset.withdrawn, dataset.removed) = (true, true);
+            }
             Body::RunReserved(reserved) => self.reserve(reserved, time_unix_ms),
             Body::RunStarted(started) => self.run_mut(started.run).status = RunStatus::Started,
             Body::RunAdvanced(advanced) => self.run_mut(advanced.run).released_step = advanced.released_step,

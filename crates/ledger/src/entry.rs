@@ -43,6 +43,8 @@ pub enum Body {
     RunRefunded(RunRefunded),
     /// Weights were handed to a principal.
     Released(Released),
+    /// Its owner had a dataset erased: withdrawn, and its key destroyed (rule A8).
+    DatasetRemoved(DatasetRemoved),
 }
 
 /// See [`Body::Genesis`].
@@ -98,6 +100,16 @@ pub struct DatasetWithdrawn {
     /// The dataset.
     pub dataset: DatasetId,
     /// Who withdrew it: its owner.
+    pub by: Principal,
+}
+
+/// See [`Body::DatasetRemoved`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetRemoved {
+    /// The dataset. Its account stays, and so does its name.
+    pub dataset: DatasetId,
+    /// Who removed it: its owner.
     pub by: Principal,
 }
 
@@ -230,6 +242,7 @@ impl Body {
             Self::RunCommitted(_) => "run_committed",
             Self::RunRefunded(_) => "run_refunded",
             Self::Released(_) => "released",
+            Self::DatasetRemoved(_) => "dataset_removed",
         }
     }
 
@@ -242,9 +255,11 @@ impl Body {
             | Self::RunCommitted(RunCommitted { run, .. })
             | Self::RunRefunded(RunRefunded { run, .. })
             | Self::Released(Released { run, .. }) => Some(*run),
-            Self::Genesis(_) | Self::BootStarted(_) | Self::DatasetCreated(_) | Self::DatasetWithdrawn(_) => {
-                None
-            }
+            Self::Genesis(_)
+            | Self::BootStarted(_)
+            | Self::DatasetCreated(_)
+            | Self::DatasetWithdrawn(_)
+            | Self::DatasetRemoved(_) => None,
         }
     }
 
@@ -252,7 +267,8 @@ impl Body {
     pub fn dataset(&self) -> Option<DatasetId> {
         match self {
             Self::DatasetCreated(DatasetCreated { dataset, .. })
-            | Self::DatasetWithdrawn(DatasetWithdrawn { dataset, .. }) => Some(*dataset),
+            | Self::DatasetWithdrawn(DatasetWithdrawn { dataset, .. })
+            | Self::DatasetRemoved(DatasetRemoved { dataset, .. }) => Some(*dataset),
             _ => None,
         }
     }

@@ -57,8 +57,8 @@ pub use apply::ChainError;
 pub use budget::{BudgetReceipt, BudgetReservation, StartedRun};
 pub use chain::{ExtensionError, Head, Link, genesis_digest, verify_extension};
 pub use entry::{
-    Body, BootStarted, Charge, DatasetCreated, DatasetWithdrawn, Entry, EntryError, Genesis, Outcome,
-    RefundReason, Released, RunAdvanced, RunCommitted, RunRefunded, RunReserved, RunStarted,
+    Body, BootStarted, Charge, DatasetCreated, DatasetRemoved, DatasetWithdrawn, Entry, EntryError, Genesis,
+    Outcome, RefundReason, Released, RunAdvanced, RunCommitted, RunRefunded, RunReserved, RunStarted,
 };
 pub use id::{BootId, DatasetId, Digest32, EntryHash, IdError, LedgerId, LedgerPublicKey, Principal, RunId};
 pub use key::{LedgerKey, SignatureError, SignedHead};

@@ -3,8 +3,8 @@
 
 use crate::budget::{BudgetReceipt, BudgetReservation, StartedRun};
 use crate::entry::{
-    Body, BootStarted, DatasetCreated, DatasetWithdrawn, Entry, Outcome, RefundReason, Released, RunAdvanced,
-    RunCommitted, RunRefunded, RunReserved, RunStarted,
+    Body, BootStarted, DatasetCreated, DatasetRemoved, DatasetWithdrawn, Entry, Outcome, RefundReason,
+    Released, RunAdvanced, RunCommitted, RunRefunded, RunReserved, RunStarted,
 };
 use crate::id::{DatasetId, Digest32, Principal};
 use crate::rules::Refusal;
@@ -95,6 +95,21 @@ impl Ledger {
             Body::DatasetWithdrawn(DatasetWithdrawn { dataset, by }),
             now_unix_ms,
         )
+    }
+
+    /// A removal by the owner: a withdrawal, if there was none, and the end of the dataset's records. Its
+    /// account stays.
+    ///
+    /// # Errors
+    /// [`Refusal::NotOwner`], [`Refusal::NoDataset`], [`Refusal::Removed`]; [`Refusal::InUse`] while a run that
+    /// is not over uses it, for that run has a right to its records (rule D7).
+    pub fn propose_removal(
+        &self,
+        dataset: DatasetId,
+        by: Principal,
+        now_unix_ms: u64,
+    ) -> Result<Proposal, Refusal> {
+        self.propose(Body::DatasetRemoved(DatasetRemoved { dataset, by }), now_unix_ms)
     }
 
     /// Reserves the full cost of a run on all its datasets, or on none.

@@ -2,8 +2,8 @@
 
 use crate::amount::Amount;
 use crate::entry::{
-    Body, BootStarted, Charge, DatasetCreated, DatasetWithdrawn, Outcome, Released, RunAdvanced,
-    RunCommitted, RunRefunded, RunReserved, RunStarted,
+    Body, BootStarted, Charge, DatasetCreated, DatasetRemoved, DatasetWithdrawn, Outcome, Released,
+    RunAdvanced, RunCommitted, RunRefunded, RunReserved, RunStarted,
 };
 use crate::event::{self, EventError};
 use crate::id::{DatasetId, Digest32, Principal, RunId};
@@ -56,6 +56,23 @@ pub enum Refusal {
     Withdrawn {
         /// The dataset.
         name: String,
+    },
+    /// The owner had the dataset erased.
+    #[error("`{name}` was removed by its owner")]
+    Removed {
+        /// The dataset.
+        name: String,
+    },
+    /// A run that is not over needs the dataset's records.
+    #[error(
+        "run {run} still uses `{name}`: withdraw the dataset so that no other run starts, and remove it when this \
+         run is over, or cancel the run first"
+    )]
+    InUse {
+        /// The dataset.
+        name: String,
+        /// The oldest such run.
+        run: RunId,
     },
     /// The policy has expired.
     #[error("the policy of `{name}` has expired")]
@@ -201,6 +218,7 @@ impl Ledger {
             Body::BootStarted(boot) => self.check_boot(boot),
             Body::DatasetCreated(created) => self.check_created(created),
             Body::DatasetWithdrawn(withdrawn) => self.check_withdrawn(withdrawn),
+            Body::DatasetRemoved(removed) => self.check_removed(removed),
             Body::RunReserved(reserved) => self.check_reserved(reserved, time_unix_ms),
             Body::RunStarted(started) => self.check_started(started, time_unix_ms),
             Body::RunAdvanced(advanced) => self.check_advanced(advanced),
@@ -257,6 +275,21 @@ impl Ledger {
             Err(Refusal::Withdrawn { name })
         } else {
             Ok(())
+        }
+    }
+
+    fn check_removed(&self, removed: &DatasetRemoved) -> Result<(), Refusal> {
+        let dataset = self.existing_dataset(removed.dataset)?;
+        let name = dataset.name().to_owned();
+        if dataset.owner() != removed.by {
+            return Err(Refusal::NotOwner { name });
+        }
+        if dataset.removed {
+            return Err(Refusal::Removed { name });
+        }
+        match self.open_run_on(&removed.dataset) {
+            Some(run) => Err(Refusal::InUse { name, run: run.id() }),
+            None => Ok(()),
         }
     }
 

@@ -27,6 +27,7 @@ pub struct Dataset {
     pub(crate) policy_digest: Digest32,
     pub(crate) created_unix_ms: u64,
     pub(crate) withdrawn: bool,
+    pub(crate) removed: bool,
     pub(crate) committed: Amount,
     pub(crate) reserved: Amount,
     pub(crate) failed_runs: u32,
@@ -157,6 +158,13 @@ impl Ledger {
         self.run_order.iter().filter_map(|id| self.runs.get(id))
     }
 
+    /// The oldest run that is not over and uses this dataset.
+    pub fn open_run_on(&self, dataset: &DatasetId) -> Option<&Run> {
+        self.runs()
+            .filter(|run| run.is_open())
+            .find(|run| run.charges().iter().any(|charge| charge.dataset == *dataset))
+    }
+
     /// Whether every owner's policy lets `principal` have the weights of this run.
     pub fn may_receive(&self, run: &RunId, principal: &Principal) -> bool {
         let Some(run) = self.runs.get(run) else {
@@ -248,9 +256,13 @@ impl Dataset {
     pub fn created_unix_ms(&self) -> u64 {
         self.created_unix_ms
     }
-    /// Whether its owner withdrew it.
+    /// Whether its owner withdrew it: no run starts on it any more.
     pub fn is_withdrawn(&self) -> bool {
         self.withdrawn
+    }
+    /// Whether its owner had it erased; it is withdrawn then, too.
+    pub fn is_removed(&self) -> bool {
+        self.removed
     }
 
     /// The account; `None` for public and synthetic datasets.

@@ -326,6 +326,51 @@ fn withdrawal_is_the_owners_and_holds_for_every_later_run() {
 }
 
 #[test]
+fn removal_is_the_owners_waits_for_open_runs_and_leaves_the_account() {
+    let mut ledger = two_datasets();
+    let reservation = reserve(&mut ledger, run(1, 1, vec![charge(1, amount("1", "1e-6"))]), T0).unwrap();
+    let remove = |ledger: &Ledger, by: u8| ledger.propose_removal(dataset_id(1), principal(by), T0);
+    assert!(matches!(remove(&ledger, 2), Err(Refusal::NotOwner { .. })));
+    assert_eq!(
+        remove(&ledger, 1).unwrap_err(),
+        Refusal::InUse {
+            name: ledger.dataset(&dataset_id(1)).unwrap().name().to_owned(),
+            run: run_id(1)
+        }
+    );
+    let proposal = ledger.propose_refund(&reservation, RefundReason::Cancelled, T0);
+    take(&mut ledger, proposal);
+    let _ = reserve(&mut ledger, run(2, 1, vec![charge(1, amount("1", "1e-6"))]), T0).unwrap();
+    let _ = start(&mut ledger, 2);
+    assert!(matches!(remove(&ledger, 1), Err(Refusal::InUse { .. })));
+    let _ = commit(&mut ledger, 2, Outcome::Failed);
+    let proposal = remove(&ledger, 1);
+    take(&mut ledger, proposal);
+    let removed = ledger.dataset(&dataset_id(1)).unwrap();
+    assert!(removed.is_withdrawn() && removed.is_removed());
+    assert_eq!(
+        budget(&ledger, 1).committed.epsilon,
+        amount("1", "1e-6").epsilon,
+        "what was spent stays spent"
+    );
+    assert!(matches!(remove(&ledger, 1), Err(Refusal::Removed { .. })));
+    let next = reserve(&mut ledger, run(3, 1, vec![charge(1, amount("1", "1e-6"))]), T0).unwrap_err();
+    assert!(matches!(next, Refusal::Withdrawn { .. }));
+}
+
+#[test]
+fn a_removal_has_the_bytes_that_version_1_gives_it() {
+    let body = Body::DatasetRemoved(DatasetRemoved {
+        dataset: dataset_id(1),
+        by: principal(2),
+    });
+    assert_eq!(
+        hex::encode(body.to_bytes()),
+        format!("0a{}{}", "01".repeat(16), "02".repeat(32))
+    );
+}
+
+#[test]
 fn a_queued_run_does_not_start_on_a_dataset_that_is_no_longer_offered_and_is_refunded() {
     let mut expiring = policy(amount("6", "1e-5"));
     expiring.expires_unix_ms = Some(T0 + 100);

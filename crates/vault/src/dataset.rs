@@ -1,4 +1,4 @@
-//! Stored datasets: their sealed records, reading them back whole, withdrawing them.
+//! Stored datasets: their sealed records, reading them back whole, withdrawing and erasing them.
 
 use crate::block::{BlockHeader, BlockPlace, Layout};
 use crate::blocks::ObjectId;
@@ -44,8 +44,10 @@ pub(crate) struct VersionRoot(Sha256);
 impl Vault {
     /// Reads a whole dataset, always every block in order: the access pattern says nothing (rule D8).
     ///
+    /// A withdrawn dataset still opens, for the runs that started before (rule D7).
+    ///
     /// # Errors
-    /// [`ReadError`]: unknown, withdrawn, or stored bytes that do not open.
+    /// [`ReadError`]: unknown, removed, or stored bytes that do not open.
     pub fn read_dataset(&self, dataset: &DatasetId) -> Result<DatasetRows, ReadError> {
         let known = self.read(|ledger| {
             ledger.dataset(dataset).map(|found| {
@@ -54,13 +56,14 @@ impl Vault {
                     found.root(),
                     found.blocks(),
                     found.is_withdrawn(),
+                    found.is_removed(),
                 )
             })
         });
-        let (policy_digest, root, blocks, withdrawn) =
+        let (policy_digest, root, blocks, withdrawn, removed) =
             known.ok_or(ReadError::NoDataset { dataset: *dataset })?;
-        if withdrawn {
-            return Err(ReadError::Withdrawn { dataset: *dataset });
+        if removed || (withdrawn && self.was_erased_at_withdrawal(dataset)?) {
+            return Err(ReadError::Removed { dataset: *dataset });
         }
         let record = self.dataset_record(dataset, &policy_digest)?;
         if record.layout.blocks() != blocks {
@@ -69,12 +72,28 @@ impl Vault {
         Ok(self.read_blocks(dataset, policy_digest, &record, root)?)
     }
 
-    /// Withdraws a dataset: no run starts on it any more, and its key is destroyed with the ledger entry; then
-    /// its blocks are deleted. Erasure is best effort at freshness level `none` (rule A8).
+    /// Withdraws a dataset: no run starts on it any more. Runs that have started go on with its records, which
+    /// stay (rule D7).
     ///
     /// # Errors
-    /// [`TransactError`]. Blocks that could not be deleted are swept at the next open.
+    /// [`TransactError`].
     pub fn withdraw_dataset(
+        &self,
+        dataset: &DatasetId,
+        by: Principal,
+        now_unix_ms: u64,
+    ) -> Result<(), TransactError> {
+        self.transact(|ledger| ledger.propose_withdrawal(*dataset, by, now_unix_ms))
+            .map(drop)
+    }
+
+    /// Erases a dataset: its key is destroyed with the ledger entry, then its blocks are deleted. Erasure is best
+    /// effort at freshness level `none` (rule A8).
+    ///
+    /// # Errors
+    /// [`TransactError`], also while a run that is not over uses it. Blocks that could not be deleted are swept at
+    /// the next open.
+    pub fn remove_dataset(
         &self,
         dataset: &DatasetId,
         by: Principal,
@@ -83,17 +102,22 @@ impl Vault {
         let policy_digest = self.read(|ledger| ledger.dataset(dataset).map(|found| found.policy_digest()));
         let record = policy_digest.and_then(|digest| self.dataset_record(dataset, &digest).ok());
         self.transact_with(
-            |ledger| ledger.propose_withdrawal(*dataset, by, now_unix_ms),
+            |ledger| ledger.propose_removal(*dataset, by, now_unix_ms),
             |write, _| {
                 remove(write, KEYS, dataset.as_bytes())?;
                 remove(write, DATASETS, dataset.as_bytes())
             },
         )?;
         if let Some(record) = record {
-            // The withdrawal is durable; ciphertext without a key is only litter, swept at the next open.
+            // The removal is durable; ciphertext without a key is only litter, swept at the next open.
             drop(self.inner.blocks.delete(ObjectId(record.object)));
         }
         Ok(())
+    }
+
+    /// Version 0.1.0 destroyed a dataset's key when it was withdrawn, and had no other removal.
+    fn was_erased_at_withdrawal(&self, dataset: &DatasetId) -> Result<bool, StorageError> {
+        Ok(self.inner.store.get(KEYS, dataset.as_bytes())?.is_none())
     }
 
     pub(crate) fn dataset_record(
@@ -168,17 +192,17 @@ impl Vault {
     /// Objects named by durable transactions.
     pub(crate) fn dataset_objects(&self) -> Result<Vec<ObjectId>, StorageError> {
         let datasets = self.read(|ledger| {
-            let live = ledger.datasets().filter(|dataset| !dataset.is_withdrawn());
-            live.map(|dataset| (dataset.id(), dataset.policy_digest()))
+            let live = ledger.datasets().filter(|dataset| !dataset.is_removed());
+            live.map(|dataset| (dataset.id(), dataset.policy_digest(), dataset.is_withdrawn()))
                 .collect::<Vec<_>>()
         });
-        datasets
-            .iter()
-            .map(|(id, policy)| {
-                self.dataset_record(id, policy)
-                    .map(|record| ObjectId(record.object))
-            })
-            .collect()
+        let mut objects = Vec::new();
+        for (id, policy, withdrawn) in &datasets {
+            if !(*withdrawn && self.was_erased_at_withdrawal(id)?) {
+                objects.push(ObjectId(self.dataset_record(id, policy)?.object));
+            }
+        }
+        Ok(objects)
     }
 }
 

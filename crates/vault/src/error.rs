@@ -174,9 +174,9 @@ pub enum ReadError {
         /// The id.
         dataset: DatasetId,
     },
-    /// Its keys were destroyed when its owner withdrew it.
-    #[error("dataset {dataset} was withdrawn: its keys are destroyed")]
-    Withdrawn {
+    /// Its keys were destroyed when its owner removed it.
+    #[error("dataset {dataset} was removed by its owner: its keys are destroyed")]
+    Removed {
         /// The id.
         dataset: DatasetId,
     },

@@ -21,8 +21,8 @@ struct Oracle {
     asked: BTreeMap<String, (u64, u64)>,
     /// Uploads that were broken off on purpose.
     abandoned: BTreeSet<String>,
-    withdrawn: BTreeSet<DatasetId>,
-    withdrawals_asked: BTreeSet<DatasetId>,
+    removed: BTreeSet<DatasetId>,
+    removals_asked: BTreeSet<DatasetId>,
     runs: BTreeMap<RunId, RunTold>,
     boots: u8,
     uploads: u64,
@@ -75,12 +75,10 @@ impl Oracle {
         upload.push(count, &rows(count, 1)).map_err(failed)
     }
 
-    fn withdraw(&mut self, vault: &Vault, dataset: DatasetId) -> Told {
-        self.withdrawals_asked.insert(dataset);
-        vault
-            .withdraw_dataset(&dataset, principal(1), T0)
-            .map_err(failed)?;
-        self.withdrawn.insert(dataset);
+    fn remove(&mut self, vault: &Vault, dataset: DatasetId) -> Told {
+        self.removals_asked.insert(dataset);
+        vault.remove_dataset(&dataset, principal(1), T0).map_err(failed)?;
+        self.removed.insert(dataset);
         Ok(())
     }
 
@@ -196,7 +194,7 @@ impl Oracle {
         let found: BTreeMap<DatasetId, (String, bool)> = vault.read(|ledger| {
             ledger
                 .datasets()
-                .map(|dataset| (dataset.id(), (dataset.name().to_owned(), dataset.is_withdrawn())))
+                .map(|dataset| (dataset.id(), (dataset.name().to_owned(), dataset.is_removed())))
                 .collect()
         });
         for acknowledged in self.datasets.keys() {
@@ -205,11 +203,11 @@ impl Oracle {
                 "an acknowledged dataset is lost"
             );
         }
-        for (id, (name, withdrawn)) in &found {
+        for (id, (name, removed)) in &found {
             assert!(!self.abandoned.contains(name), "an abandoned upload is visible");
-            assert!(*withdrawn || !self.withdrawn.contains(id), "a withdrawal is lost");
-            assert!(!*withdrawn || self.withdrawals_asked.contains(id));
-            if *withdrawn {
+            assert!(*removed || !self.removed.contains(id), "a removal is lost");
+            assert!(!*removed || self.removals_asked.contains(id));
+            if *removed {
                 continue;
             }
             let (count, seed) = self.asked[name];
@@ -228,10 +226,7 @@ impl Oracle {
     /// The block store holds the objects of live datasets and results, and nothing else.
     fn check_objects(&self, disk: &Disk, vault: &Vault) {
         let named = vault.read(|ledger| {
-            let live = ledger
-                .datasets()
-                .filter(|dataset| !dataset.is_withdrawn())
-                .count();
+            let live = ledger.datasets().filter(|dataset| !dataset.is_removed()).count();
             live + ledger.runs().filter(|run| run.weights_digest().is_some()).count()
         });
         assert_eq!(
@@ -379,7 +374,7 @@ fn script(disk: &Disk, oracle: &mut Oracle, carry_on: bool) {
     steps.push(Box::new(reserve_on_first));
     steps.push(Box::new(|oracle, vault| {
         let last = oracle.datasets.keys().next_back().copied();
-        last.map_or(Ok(()), |dataset| oracle.withdraw(vault, dataset))
+        last.map_or(Ok(()), |dataset| oracle.remove(vault, dataset))
     }));
     for step in &mut steps {
         let told = step(oracle, &vault);
@@ -401,7 +396,7 @@ fn reserve_on_first(oracle: &mut Oracle, vault: &Vault) -> Told {
     let first = oracle
         .datasets
         .keys()
-        .find(|id| !oracle.withdrawals_asked.contains(id))
+        .find(|id| !oracle.removals_asked.contains(id))
         .copied();
     first.map_or(Ok(()), |dataset| {
         oracle.reserve(vault, &[dataset], amount("0.5", "1e-7")).map(drop)
@@ -433,7 +428,7 @@ fn operations_of_the_script() -> u64 {
     let (disk, mut oracle) = (Disk::formatted(), Oracle::default());
     script(&disk, &mut oracle, false);
     assert_eq!(
-        (oracle.datasets.len(), oracle.runs.len(), oracle.withdrawn.len()),
+        (oracle.datasets.len(), oracle.runs.len(), oracle.removed.len()),
         (2, 4, 1),
         "without a fault all of it works"
     );
@@ -462,7 +457,7 @@ fn an_error_at_every_write_and_sync_is_told_and_leaves_nothing_half_done() {
         let (disk, mut oracle) = (Disk::formatted(), Oracle::default());
         disk.plan(Some(Fault::Error { at }));
         script(&disk, &mut oracle, true);
-        told += u64::from(oracle.datasets.len() < 2 || oracle.runs.len() < 4 || oracle.withdrawn.is_empty());
+        told += u64::from(oracle.datasets.len() < 2 || oracle.runs.len() < 4 || oracle.removed.is_empty());
         disk.kill_process();
         reopen_and_check(&disk, &mut oracle);
     }
@@ -511,7 +506,7 @@ fn random_step(oracle: &mut Oracle, vault: &Vault, random: &mut Random) -> Told 
     let datasets: Vec<DatasetId> = oracle
         .datasets
         .keys()
-        .filter(|id| !oracle.withdrawals_asked.contains(id))
+        .filter(|id| !oracle.removals_asked.contains(id))
         .copied()
         .collect();
     let runs: Vec<RunId> =
@@ -525,7 +520,7 @@ fn random_step(oracle: &mut Oracle, vault: &Vault, random: &mut Random) -> Told 
         (0, _) => oracle.upload(vault, random.below(33)),
         (1, _) => oracle.abandon(vault, random.below(33)),
         (2, _) if datasets.len() > 3 => {
-            oracle.withdraw(vault, datasets[random.below(datasets.len() as u64) as usize])
+            oracle.remove(vault, datasets[random.below(datasets.len() as u64) as usize])
         }
         (2 | 3, _) if !datasets.is_empty() => {
             let count = 1 + random.below(datasets.len() as u64) as usize;

@@ -350,7 +350,7 @@ fn changed_result_blocks_are_refused() {
 }
 
 #[test]
-fn withdrawal_destroys_key_and_blocks() {
+fn a_withdrawn_dataset_keeps_its_records_for_the_runs_that_started_and_a_removed_one_has_none() {
     let disk = Disk::default();
     let vault = disk.boot(1);
     let dataset = upload(&vault, "a", 3, 7).unwrap();
@@ -359,13 +359,38 @@ fn withdrawal_destroys_key_and_blocks() {
         vault.withdraw_dataset(&dataset, principal(9), T0).is_err(),
         "only the owner"
     );
-    assert_eq!(vault.read_dataset(&dataset).unwrap().rows, 3);
+    let reservation = vault
+        .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), T0)
+        .unwrap();
+    let started = vault.start_run(reservation, T0).unwrap();
     vault.withdraw_dataset(&dataset, principal(1), T0).unwrap();
+    drop(vault);
+    let vault = disk.open().unwrap();
+    assert_eq!(
+        vault.read_dataset(&dataset).unwrap().rows,
+        3,
+        "a run that started may go on, and an open vault sweeps nothing of it"
+    );
+    assert!(
+        vault.remove_dataset(&dataset, principal(1), T0).is_err(),
+        "a run still uses it"
+    );
+    let _receipt = vault.commit_run(started, RunEnd::Failed, T0).unwrap();
+    assert!(
+        vault.remove_dataset(&dataset, principal(9), T0).is_err(),
+        "only the owner"
+    );
+    vault.remove_dataset(&dataset, principal(1), T0).unwrap();
+    assert_eq!(
+        budget(&vault, &dataset).committed,
+        amount("1", "1e-6"),
+        "the account stays"
+    );
     assert!(disk.objects().is_empty());
     disk.set_blocks(blocks);
     assert!(matches!(
         vault.read_dataset(&dataset),
-        Err(ReadError::Withdrawn { .. })
+        Err(ReadError::Removed { .. })
     ));
     drop(vault);
     disk.boot(2);
