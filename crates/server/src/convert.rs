@@ -94,6 +94,15 @@ pub(crate) fn dataset(dataset: &Dataset, caller: &Principal, now_unix_ms: u64) -
         budget: dataset.budget().map(budget),
         created_unix_ms: dataset.created_unix_ms(),
         trainable_by_caller: dataset.is_trainable_by(caller, now_unix_ms),
+        state: dataset_state(dataset).into(),
+    }
+}
+
+fn dataset_state(dataset: &Dataset) -> v1::DatasetState {
+    match (dataset.is_withdrawn(), dataset.is_removed()) {
+        (_, true) => v1::DatasetState::Removed,
+        (true, false) => v1::DatasetState::Withdrawn,
+        (false, false) => v1::DatasetState::Offered,
     }
 }
 

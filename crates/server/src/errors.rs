@@ -44,6 +44,7 @@ pub(crate) enum Reason {
     QueueFull,
     TooManyStarts,
     TooManyFailures,
+    DatasetInUse,
     NotPermitted,
     PolicyExpired,
     UnknownDataset,
@@ -87,6 +88,7 @@ impl Reason {
             Self::QueueFull => ("queue-full", Code::ResourceExhausted),
             Self::TooManyStarts => ("too-many-starts", Code::ResourceExhausted),
             Self::TooManyFailures => ("too-many-failures", Code::FailedPrecondition),
+            Self::DatasetInUse => ("dataset-in-use", Code::FailedPrecondition),
             Self::NotPermitted => ("not-permitted", Code::PermissionDenied),
             Self::PolicyExpired => ("policy-expired", Code::PermissionDenied),
             Self::UnknownDataset => ("unknown-dataset", Code::NotFound),
@@ -243,8 +245,10 @@ impl From<Refusal> for Failure {
             Refusal::NoRun { .. } => Reason::UnknownRun,
             Refusal::NotOwner { .. }
             | Refusal::Withdrawn { .. }
+            | Refusal::Removed { .. }
             | Refusal::MayNotTrain { .. }
             | Refusal::MayNotReceive { .. } => Reason::NotPermitted,
+            Refusal::InUse { .. } => Reason::DatasetInUse,
             Refusal::Expired { .. } => Reason::PolicyExpired,
             Refusal::TooManyStarts { .. } => Reason::TooManyStarts,
             Refusal::TooManyFailures { .. } => Reason::TooManyFailures,

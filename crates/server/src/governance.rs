@@ -49,6 +49,20 @@ fn trainable_dataset<'a>(
     Ok(dataset)
 }
 
+/// A dataset of this principal's own. One that is somebody else's and one that does not exist are refused alike.
+pub(crate) fn owned_dataset<'a>(
+    ledger: &'a Ledger,
+    id: &[u8],
+    owner: &Principal,
+) -> Result<&'a Dataset, Failure> {
+    let id = DatasetId::try_from(id).map_err(|_| Failure::malformed("a dataset id has 16 bytes"))?;
+    let own = ledger.dataset(&id).filter(|dataset| dataset.owner() == *owner);
+    own.ok_or_else(|| {
+        let message = "you have lent no such dataset; list datasets to see yours";
+        Failure::new(Reason::UnknownDataset, message)
+    })
+}
+
 /// A run this principal may know about: its scientist, the owners of its datasets, its recipients. To anyone
 /// else there is no such run.
 pub(crate) fn visible_run<'a>(ledger: &'a Ledger, id: &[u8], caller: &Principal) -> Result<&'a Run, Failure> {
@@ -92,6 +106,19 @@ pub(crate) fn may_fetch(ledger: &Ledger, run: &Run, caller: &Principal) -> Resul
             "was cancelled or never started: it has no weights"
         }
         RunStatus::Committed(Outcome::Failed) => "failed: it has no weights",
+    };
+    Err(Failure::new(
+        Reason::NotReleasable,
+        format!("run {} {state}", run.id()),
+    ))
+}
+
+/// Whether the run was charged, so that there is something to state.
+pub(crate) fn has_receipt(run: &Run) -> Result<(), Failure> {
+    let state = match run.status() {
+        RunStatus::Committed(_) => return Ok(()),
+        RunStatus::Refunded(_) => "never started and cost nothing: there is nothing to state",
+        RunStatus::Reserved | RunStatus::Started => "is not over; its receipt is made when it is",
     };
     Err(Failure::new(
         Reason::NotReleasable,

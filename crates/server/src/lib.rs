@@ -44,6 +44,7 @@ mod serve;
 mod spec;
 mod state;
 mod storage;
+mod throughput;
 mod tls;
 mod warm_start;
 

@@ -114,6 +114,14 @@ pub(crate) enum Event<'a> {
         dataset: Hex<'a>,
         owner: Principal,
     },
+    DatasetWithdrawn {
+        dataset: Hex<'a>,
+        owner: Principal,
+    },
+    DatasetRemoved {
+        dataset: Hex<'a>,
+        owner: Principal,
+    },
     UploadDropped {
         owner: Principal,
     },
@@ -215,6 +223,12 @@ impl Event<'_> {
             }
             Self::DatasetCreated { dataset, owner } => {
                 info!(target: TARGET, event = "dataset_created", %dataset, %owner);
+            }
+            Self::DatasetWithdrawn { dataset, owner } => {
+                info!(target: TARGET, event = "dataset_withdrawn", %dataset, %owner);
+            }
+            Self::DatasetRemoved { dataset, owner } => {
+                info!(target: TARGET, event = "dataset_removed", %dataset, %owner);
             }
             Self::UploadDropped { owner } => info!(target: TARGET, event = "upload_dropped", %owner),
             Self::ModelHeld {

@@ -5,7 +5,7 @@ use crate::spec::{LossRequest, MAX_NOISE, Privacy, RunRequest};
 use bastionai_graph::typed::TypedGraph;
 use bastionai_ledger::{Amount, Delta, Epsilon};
 use bastionai_privacy::event::{DpEvent, NeighboringRelation};
-use bastionai_privacy::{accountant, calibrate, joint, sampling, truncation};
+use bastionai_privacy::{accountant, calibrate, joint, planner, sampling, truncation};
 
 /// The relation every price is for.
 pub(crate) const RELATION: NeighboringRelation = NeighboringRelation::AddOrRemoveOne;
@@ -124,14 +124,16 @@ impl Plan {
     /// What a scientist should know before paying, with the numbers.
     pub(crate) fn warnings(&self, request: &RunRequest, trainable_parameters: u64) -> Vec<String> {
         let mut warnings = Vec::new();
-        let (batch, steps) = (request.batch_size as f64, request.steps as f64);
-        let noise_to_signal = self.noise_multiplier * (trainable_parameters as f64).sqrt() / batch;
+        let steps = request.steps as f64;
+        let noise_to_signal =
+            planner::noise_to_signal(self.noise_multiplier, trainable_parameters, request.batch_size);
         if noise_to_signal > DROWNED {
             warnings.push(format!(
-                "noise drowns the signal: noise_multiplier {:.3} x sqrt({trainable_parameters} trainable parameters) / \
-                 batch_size {} = {noise_to_signal:.1} times the largest possible mean gradient of a step; train fewer \
-                 parameters, or take a larger batch_size (noise falls as 1/batch_size, the price rises more slowly)",
-                self.noise_multiplier, request.batch_size
+                "noise drowns the signal: the noise of a step's averaged gradient is {noise_to_signal:.1} times its \
+                 clipped norm (noise_multiplier {:.3} x sqrt({trainable_parameters} trainable parameters) / batch_size {}); {}",
+                self.noise_multiplier,
+                request.batch_size,
+                self.what_would_help(request, trainable_parameters),
             ));
         }
         let passes = steps * self.sample_rate;
@@ -148,6 +150,39 @@ impl Plan {
             ));
         }
         warnings
+    }
+}
+
+impl Plan {
+    /// The larger batch that would do, at the same price and number of steps, with what it would bring.
+    fn what_would_help(&self, request: &RunRequest, trainable_parameters: u64) -> String {
+        let plan = planner::Chosen {
+            batch_size: request.batch_size,
+            steps: request.steps,
+        };
+        let (epsilon, delta) = (self.amount.epsilon.to_f64(), self.amount.delta.to_f64());
+        let larger = planner::batch_that_helps(
+            self.declared_size,
+            epsilon,
+            delta,
+            plan,
+            trainable_parameters,
+            DROWNED,
+        );
+        // What a released loss takes of the privacy, the gradient pays in noise.
+        let split = self.noise_multiplier / self.joint_noise_multiplier;
+        match larger {
+            Ok(Some((batch, ratio))) if ratio * split < DROWNED => format!(
+                "batch_size {batch} would make it {:.1} times at the same price",
+                ratio * split
+            ),
+            Ok(Some((batch, ratio))) => format!(
+                "even batch_size {batch} would leave {:.1} times: train fewer parameters, or on more records",
+                ratio * split
+            ),
+            // An unpriceable alternative is no advice.
+            Ok(None) | Err(_) => "train fewer parameters, or on more records".to_owned(),
+        }
     }
 }
 
@@ -330,6 +365,31 @@ mod tests {
         };
         assert!(cost(50, 2.0) <= cost(50, 1.0));
         assert!(cost(25, 1.0) <= cost(50, 1.0));
+    }
+
+    #[test]
+    fn a_choice_that_drowns_the_signal_is_told_with_numbers_and_a_batch_that_would_not() {
+        let drowned = request(16, 200, Privacy::TargetEpsilon(2.0), LOSS);
+        let plan = Plan::new(&drowned, 6144, delta()).unwrap();
+        let warning = plan.warnings(&drowned, 400_000).remove(0);
+        let before = plan.noise_multiplier * 400_000f64.sqrt() / 16.0;
+        assert!(warning.contains(&format!("{before:.1} times")), "{warning}");
+        let words: Vec<&str> = warning.split_whitespace().collect();
+        let suggested = words.iter().position(|word| *word == "would").unwrap();
+        let batch: u64 = words[suggested - 1].parse().unwrap();
+        let promised: f64 = words[suggested + 3].parse().unwrap();
+        let larger = request(batch, 200, Privacy::TargetEpsilon(2.0), LOSS);
+        let plan = Plan::new(&larger, 6144, delta()).unwrap();
+        let found = plan.noise_multiplier * 400_000f64.sqrt() / batch as f64;
+        assert!((found / promised - 1.0).abs() < 0.05, "{warning}: {found}");
+        let fine = request(batch, 200, Privacy::TargetEpsilon(2.0), LOSS);
+        assert!(
+            plan.warnings(&fine, 400_000)
+                .iter()
+                .all(|other| !other.contains("drowns"))
+        );
+        let hopeless = plan.warnings(&larger, 10_000_000_000).remove(0);
+        assert!(hopeless.contains("fewer parameters"), "{hopeless}");
     }
 
     #[test]

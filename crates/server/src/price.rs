@@ -8,6 +8,7 @@ use crate::memory::{self, Memory};
 use crate::models::Model;
 use crate::plan::{self, Plan, RELATION};
 use crate::spec::{Privacy, RunRequest};
+use crate::throughput::Throughput;
 use crate::warm_start::{self, WeightsSource};
 use bastionai_graph::archive::{Archive, Limits};
 use bastionai_graph::contract::{DataContract, InputColumn};
@@ -276,7 +277,7 @@ pub(crate) fn tensors(archive: &Archive, graph: &TypedGraph) -> Result<Vec<Vec<u
 
 impl PricedRun {
     /// The quote as the scientist sees it.
-    pub(crate) fn to_wire(&self, ledger: &Ledger) -> v1::Quote {
+    pub(crate) fn to_wire(&self, ledger: &Ledger, machine: Option<Throughput>) -> v1::Quote {
         let trainable_parameters = plan::trainable_parameters(&self.graph);
         v1::Quote {
             run_digest: self.run_digest.as_bytes().to_vec(),
@@ -299,6 +300,9 @@ impl PricedRun {
             expires_unix_ms: self.expires_unix_ms,
             graph_digest: self.graph.digest().to_vec(),
             warnings: self.plan.warnings(&self.request, trainable_parameters),
+            expected_seconds: machine.map_or(0.0, |machine| {
+                machine.expected_seconds(&self.graph, &self.plan, self.request.steps)
+            }),
         }
     }
 

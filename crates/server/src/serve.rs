@@ -140,6 +140,9 @@ impl Server {
     /// # Errors
     /// [`ServeError::Transport`].
     pub async fn run_until(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
+        let measured = Arc::clone(&self.shared);
+        // A thread of its own: a server that stops at once does not wait for it.
+        std::thread::spawn(move || measured.measure_throughput());
         let (close, closed) = oneshot::channel::<()>();
         let mut transport = tokio::spawn(transport(Arc::clone(&self.shared), self.listener, closed));
         tokio::select! {

@@ -8,9 +8,11 @@ use crate::places::{NoPlace, Place, Places};
 use crate::quotes::Quotes;
 use crate::runs::Runs;
 use crate::storage::Storage;
+use crate::throughput::Throughput;
 use crate::tls::ServerIdentity;
 use bastionai_ledger::{Principal, SignedHead};
 use bastionai_vault::Vault;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
@@ -26,6 +28,7 @@ pub(crate) struct Server {
     pub(crate) quotes: Quotes,
     pub(crate) runs: Runs,
     pub(crate) storage: Storage,
+    throughput: OnceLock<Throughput>,
     uploads: Places,
     prices: Places,
     draining: AtomicBool,
@@ -39,6 +42,7 @@ impl Server {
             quotes: Quotes::new(limits.quotes, limits.quotes_per_principal),
             runs: Runs::new(limits),
             storage: vault.read(|ledger| Storage::new(limits, ledger)),
+            throughput: OnceLock::new(),
             uploads: Places::new(limits.concurrent_uploads, limits.uploads_per_principal),
             prices: Places::new(limits.concurrent_prices, limits.prices_per_principal),
             draining: AtomicBool::new(false),
@@ -57,6 +61,23 @@ impl Server {
     /// The chain's end, signed by this boot's key.
     pub(crate) fn signed_head(&self) -> SignedHead {
         self.boot.key.sign_head(self.vault.read(|ledger| ledger.head()))
+    }
+
+    /// How fast this machine is; `None` until it was measured, or if it could not be.
+    pub(crate) fn throughput(&self) -> Option<Throughput> {
+        self.throughput.get().copied()
+    }
+
+    /// Measures once a boot, while nothing else runs yet.
+    pub(crate) fn measure_throughput(&self) {
+        let threads = self
+            .config
+            .trainer
+            .threads_for(self.config.limits.concurrent_runs);
+        if let Some(found) = Throughput::measure(&self.boot.trainer.program, threads) {
+            // Only one call is made; a second would find the same.
+            let _ = self.throughput.set(found);
+        }
     }
 
     /// Refuses new uploads and runs while the server drains.

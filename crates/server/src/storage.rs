@@ -39,7 +39,7 @@ impl Storage {
     /// Counts the datasets that the ledger holds.
     pub(crate) fn new(limits: &Limits, ledger: &Ledger) -> Self {
         let mut used = Used::default();
-        for dataset in ledger.datasets().filter(|dataset| !dataset.is_withdrawn()) {
+        for dataset in ledger.datasets().filter(|dataset| !dataset.is_removed()) {
             used.add(dataset.owner(), stored_bytes_of(dataset));
         }
         Self {
@@ -93,6 +93,13 @@ impl Storage {
     }
 }
 
+impl Storage {
+    /// A dataset was removed: its owner has that room again.
+    pub(crate) fn freed(&self, dataset: &Dataset) {
+        lock(&self.used).subtract(dataset.owner(), stored_bytes_of(dataset));
+    }
+}
+
 impl Claim {
     /// The dataset is in the ledger: its room stays taken.
     pub(crate) fn entered(mut self) {
@@ -105,12 +112,8 @@ impl Drop for Claim {
         let mut used = lock(&self.used);
         used.pending -= self.bytes;
         if !self.entered {
-            used.total -= self.bytes;
-            if let Some(own) = used.by_owner.get_mut(&self.owner) {
-                *own -= self.bytes;
-            }
+            used.subtract(self.owner, self.bytes);
         }
-        used.by_owner.retain(|_, own| *own > 0);
     }
 }
 
@@ -119,6 +122,14 @@ impl Used {
         let own = self.by_owner.entry(owner).or_default();
         *own = own.saturating_add(bytes);
         self.total = self.total.saturating_add(bytes);
+    }
+
+    fn subtract(&mut self, owner: Principal, bytes: u64) {
+        self.total = self.total.saturating_sub(bytes);
+        if let Some(own) = self.by_owner.get_mut(&owner) {
+            *own = own.saturating_sub(bytes);
+        }
+        self.by_owner.retain(|_, own| *own > 0);
     }
 }
 

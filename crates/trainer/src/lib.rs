@@ -6,7 +6,8 @@
 //! [`confinement`] (no files, network or processes from here on) → [`training`] (steps) → [`sample`] and [`records`]
 //! (micro-batches) → [`engine`] (clipped sums) → [`optimizer`] (noise and update, at the rate of [`schedule`]). Inside the engine: `program`
 //! (the graph laid out) → `executor`, `attention` and `guards` (forward) → `taps` and `gradients` (per-sample norms) →
-//! `precision` and [`grid`] (the sum). All unsafe code is in `ffi`, `sandbox` and `landlock`.
+//! `precision` and [`grid`] (the sum). [`probe`] stands apart: how fast the machine is.
+//! All unsafe code is in `ffi`, `sandbox` and `landlock`.
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -25,6 +26,7 @@ pub mod libraries;
 mod operators;
 pub mod optimizer;
 mod precision;
+pub mod probe;
 pub mod process;
 mod program;
 pub mod records;

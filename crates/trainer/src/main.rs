@@ -2,6 +2,7 @@
 //! output, logs a fixed vocabulary on standard error.
 
 use bastionai_trainer::libraries;
+use bastionai_trainer::probe::Throughput;
 use bastionai_trainer::process::{self, ProcessError};
 use bastionai_trainer::sandbox;
 use std::process::ExitCode;
@@ -25,6 +26,9 @@ fn main() -> ExitCode {
         Some("--libraries") => return list_libraries(),
         Some("--sandbox") => return prove_sandbox(),
         _ => {}
+    }
+    if let (Some("--probe"), Some(threads)) = (std::env::args().nth(1).as_deref(), std::env::args().nth(2)) {
+        return probe(&threads);
     }
     let output = match sandbox::harden().and_then(|_| Ok(sandbox::take_standard_output()?)) {
         Ok(output) => output,
@@ -58,6 +62,21 @@ fn prove_sandbox() -> ExitCode {
         }
         Err(error) => {
             eprintln!("trainer: {error}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// `bastionai-trainer --probe THREADS`: how fast this machine is, for the server's estimates.
+fn probe(threads: &str) -> ExitCode {
+    let measured = threads.parse().map_err(|_| "threads: a number is due".to_owned());
+    match measured.and_then(|threads| Throughput::measure(threads).map_err(|error| error.to_string())) {
+        Ok(throughput) => {
+            print!("{}", throughput.lines());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("trainer: cannot measure this machine: {error}");
             ExitCode::from(FAILED)
         }
     }

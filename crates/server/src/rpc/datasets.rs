@@ -41,13 +41,16 @@ pub(crate) async fn upload(
     outcome
 }
 
-/// Datasets are public by what they declare: everyone attested sees names, contracts, terms and budgets.
+/// Datasets are public by what they declare: everyone attested sees names, contracts, terms and budgets of what
+/// is offered. What was withdrawn is its owner's to see alone: the account goes on.
 pub(crate) async fn list(server: Arc<Server>, peer: &Peer) -> Result<v1::ListDatasetsReply, Failure> {
     let caller = peer.principal;
     blocking(move || {
         let now_unix_ms = server.now_unix_ms();
         let mut datasets: Vec<_> = server.vault.read(|ledger| {
-            let shown = ledger.datasets().filter(|dataset| !dataset.is_withdrawn());
+            let shown = ledger
+                .datasets()
+                .filter(|dataset| !dataset.is_withdrawn() || dataset.owner() == caller);
             shown
                 .map(|dataset| convert::dataset(dataset, &caller, now_unix_ms))
                 .collect()

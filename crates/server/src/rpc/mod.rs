@@ -9,6 +9,7 @@ mod models;
 mod price;
 mod release;
 mod runs;
+mod withdrawal;
 
 pub(crate) use price::unknown_model;
 
@@ -146,6 +147,24 @@ impl Bastion for Service {
         )
     }
 
+    async fn withdraw_dataset(&self, request: Request<v1::WithdrawDatasetRequest>) -> Answer<v1::Dataset> {
+        let (server, peer) = self.enter(&request)?;
+        answer(
+            "withdraw_dataset",
+            peer.principal,
+            withdrawal::withdraw(server, &peer, request.into_inner()).await,
+        )
+    }
+
+    async fn remove_dataset(&self, request: Request<v1::RemoveDatasetRequest>) -> Answer<v1::Dataset> {
+        let (server, peer) = self.enter(&request)?;
+        answer(
+            "remove_dataset",
+            peer.principal,
+            withdrawal::remove(server, &peer, request.into_inner()).await,
+        )
+    }
+
     async fn upload_model(
         &self,
         request: Request<Streaming<v1::UploadModelRequest>>,
@@ -209,6 +228,18 @@ impl Bastion for Service {
             "fetch_run",
             peer.principal,
             release::fetch(server, &peer, request.into_inner()).await,
+        )
+    }
+
+    async fn fetch_receipt(
+        &self,
+        request: Request<v1::FetchReceiptRequest>,
+    ) -> Answer<v1::FetchReceiptReply> {
+        let (server, peer) = self.enter(&request)?;
+        answer(
+            "fetch_receipt",
+            peer.principal,
+            release::receipt(server, &peer, request.into_inner()).await,
         )
     }
 

@@ -47,7 +47,9 @@ pub(crate) async fn price(
             server.boot.as_priced(),
             limits,
         )?;
-        let quote = server.vault.read(|ledger| priced.to_wire(ledger));
+        let quote = server
+            .vault
+            .read(|ledger| priced.to_wire(ledger, server.throughput()));
         Event::Quoted {
             digest: Hex(priced.run_digest.as_bytes()),
             principal: scientist,

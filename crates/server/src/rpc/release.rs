@@ -1,5 +1,5 @@
 //! FetchRun: the receipt, then the weights, for those every owner allows. The `Released` entry is durable
-//! before the first byte leaves.
+//! before the first byte leaves. FetchReceipt: the receipt alone, for everyone whom the run concerns.
 
 use super::{Replies, blocking};
 use crate::acceptor::Peer;
@@ -25,6 +25,26 @@ pub(crate) async fn fetch(
         weights,
         sent: 0,
     }))
+}
+
+/// The signed statement about a run that was charged, however it ended. It holds nothing that its scientist and
+/// owners could not read in the ledger: no entry is due.
+pub(crate) async fn receipt(
+    server: Arc<Server>,
+    peer: &Peer,
+    request: v1::FetchReceiptRequest,
+) -> Result<v1::FetchReceiptReply, Failure> {
+    let caller = peer.principal;
+    blocking(move || {
+        let (run, runner) = server.vault.read(|ledger| {
+            let run = governance::visible_run(ledger, &request.run_id, &caller)?;
+            governance::has_receipt(run)?;
+            Ok::<_, Failure>((run.id(), run.reservation().boot))
+        })?;
+        let receipt_dsse_json = sign_receipt(&server, run, runner, server.now_unix_ms())?;
+        Ok(v1::FetchReceiptReply { receipt_dsse_json })
+    })
+    .await
 }
 
 fn release(
