@@ -6,7 +6,7 @@
 
 use crate::datasets::{self, Dataset, NewDataset};
 use crate::errors::ClientError;
-use crate::fetch::FetchedRun;
+use crate::fetch::{FetchedReceipt, FetchedRun};
 use crate::heads::HeadMemory;
 use crate::identity::Identity;
 use crate::ledger::LedgerView;
@@ -14,7 +14,7 @@ use crate::rows::{CheckedRecords, RecordBatch, Transfer};
 use crate::runs::{self, Progress, Quote, Run, RunSpec};
 use crate::session::{AppraisedPeer, ConnectOptions, ServerInfo};
 use bastionai_attestation::{AppraisalPolicy, AttestationResult};
-use bastionai_ledger::id::{Digest32, Principal, RunId};
+use bastionai_ledger::id::{DatasetId, Digest32, Principal, RunId};
 use serde::Serialize;
 use std::fmt;
 use std::future::Future;
@@ -174,6 +174,22 @@ impl Client {
         self.driver.wait(self.peer.list_datasets())
     }
 
+    /// See [`AppraisedPeer::withdraw_dataset`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn withdraw_dataset(&self, dataset: DatasetId) -> Result<Dataset, ClientError> {
+        self.driver.wait(self.peer.withdraw_dataset(dataset))
+    }
+
+    /// See [`AppraisedPeer::remove_dataset`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn remove_dataset(&self, dataset: DatasetId) -> Result<Dataset, ClientError> {
+        self.driver.wait(self.peer.remove_dataset(dataset))
+    }
+
     /// See [`AppraisedPeer::upload_model`].
     ///
     /// # Errors
@@ -243,6 +259,14 @@ impl Client {
         on_progress: &mut (dyn FnMut(Transfer) + Send),
     ) -> Result<FetchedRun, ClientError> {
         self.driver.wait(self.peer.fetch_run(run, expected, on_progress))
+    }
+
+    /// See [`AppraisedPeer::fetch_receipt`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn fetch_receipt(&self, run: RunId, expected: Option<&Run>) -> Result<FetchedReceipt, ClientError> {
+        self.driver.wait(self.peer.fetch_receipt(run, expected))
     }
 
     /// See [`AppraisedPeer::show_ledger`].

@@ -25,6 +25,18 @@ pub enum DatasetKind {
     Synthetic,
 }
 
+/// Whether a dataset is still lent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DatasetState {
+    /// Runs may start on it.
+    Offered,
+    /// No run starts any more; its records stay for runs that had started.
+    Withdrawn,
+    /// Its records are erased.
+    Removed,
+}
+
 /// Principals that may train.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -82,8 +94,10 @@ pub struct Dataset {
     pub budget: Option<Budget>,
     /// Server's clock.
     pub created_unix_ms: u64,
-    /// Whether the policy lets this client train on it.
+    /// Whether this client may train on it now.
     pub trainable_by_caller: bool,
+    /// Offered, withdrawn or removed.
+    pub state: DatasetState,
 }
 
 /// A dataset's budget, exact.
@@ -273,6 +287,7 @@ pub(crate) fn parse_dataset(call: &'static str, wire: v1::Dataset) -> Result<Dat
     let contract = DataContract::parse_json(&wire.contract_json)
         .map_err(|error| ClientError::protocol(call, format!("contract of {:?}: {error}", wire.name)))?;
     Ok(Dataset {
+        state: parse_state(call, wire.state())?,
         id: dataset_id(call, &wire.id)?,
         kind: kind_from_wire(call, wire.kind())?,
         owner: principal(call, &wire.owner)?,
@@ -355,6 +370,15 @@ fn kind_from_wire(call: &'static str, kind: v1::DatasetKind) -> Result<DatasetKi
         v1::DatasetKind::Public => Ok(DatasetKind::Public),
         v1::DatasetKind::Synthetic => Ok(DatasetKind::Synthetic),
         v1::DatasetKind::Unspecified => Err(ClientError::protocol(call, "a dataset of unknown kind")),
+    }
+}
+
+fn parse_state(call: &'static str, state: v1::DatasetState) -> Result<DatasetState, ClientError> {
+    match state {
+        v1::DatasetState::Offered => Ok(DatasetState::Offered),
+        v1::DatasetState::Withdrawn => Ok(DatasetState::Withdrawn),
+        v1::DatasetState::Removed => Ok(DatasetState::Removed),
+        v1::DatasetState::Unspecified => Err(ClientError::protocol(call, "a dataset in an unknown state")),
     }
 }
 

@@ -25,6 +25,15 @@ pub struct FetchedRun {
     pub weights: Vec<WeightTensor>,
 }
 
+/// What is proven about a finished run.
+#[derive(Clone, Debug)]
+pub struct FetchedReceipt {
+    /// The signed statement, read from `receipt_dsse_json` after its signature was checked.
+    pub receipt: Receipt,
+    /// The DSSE envelope as it came: what an auditor checks offline.
+    pub receipt_dsse_json: Vec<u8>,
+}
+
 /// A trained tensor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WeightTensor {
@@ -64,14 +73,9 @@ impl AppraisedPeer {
             Some(Part::Header(header)) => header,
             _ => return Err(ClientError::protocol(CALL, "the header is missing")),
         };
-        let receipt = check_receipt(run, expected, &header.receipt_dsse_json, &self.ledger_key())?;
-        // What is kept must convince an auditor later, who has nothing but this file and a policy.
-        let now_unix_ms = self.attestation().verified_unix_ms();
-        let (envelope, policy) = (header.receipt_dsse_json.clone(), self.policy().clone());
-        // Prices are recomputed: seconds of arithmetic, which would keep the session from being driven.
-        tokio::task::spawn_blocking(move || audit_receipt(&envelope, &policy, now_unix_ms))
-            .await
-            .map_err(|error| ClientError::Setup(format!("the receipt's check broke off: {error}")))??;
+        let receipt = self
+            .check_receipt(run, expected, &header.receipt_dsse_json)
+            .await?;
         let total = total_bytes(&header.tensors)?;
         let data = self.receive(&mut stream, total, on_progress).await?;
         let weights = check_weights(&receipt, header.tensors, &data)?;
@@ -80,6 +84,51 @@ impl AppraisedPeer {
             receipt_dsse_json: header.receipt_dsse_json,
             weights,
         })
+    }
+
+    /// Fetches the receipt of a run that was charged, however it ended and whoever has its weights: for its
+    /// scientist, the owners of its datasets, and its recipients.
+    ///
+    /// # Guarantee
+    /// That of [`AppraisedPeer::fetch_run`], the weights aside.
+    /// # Errors
+    /// [`ClientError::NotFound`] if there is no such run or it does not concern this client; a refusal with reason
+    /// `not-releasable` if it is not over or was never charged; [`ClientError::ReceiptRefused`].
+    pub async fn fetch_receipt(
+        &self,
+        run: RunId,
+        expected: Option<&Run>,
+    ) -> Result<FetchedReceipt, ClientError> {
+        let request = v1::FetchReceiptRequest {
+            run_id: run.as_bytes().to_vec(),
+        };
+        let reply = self
+            .answer("FetchReceipt", self.client().fetch_receipt(request))
+            .await?;
+        let receipt_dsse_json = reply.receipt_dsse_json;
+        let receipt = self.check_receipt(run, expected, &receipt_dsse_json).await?;
+        Ok(FetchedReceipt {
+            receipt,
+            receipt_dsse_json,
+        })
+    }
+
+    /// Checks a receipt against this session, and as an auditor will.
+    async fn check_receipt(
+        &self,
+        run: RunId,
+        expected: Option<&Run>,
+        envelope: &[u8],
+    ) -> Result<Receipt, ClientError> {
+        let receipt = check_receipt(run, expected, envelope, &self.ledger_key())?;
+        // What is kept must convince an auditor later, who has nothing but this file and a policy.
+        let now_unix_ms = self.attestation().verified_unix_ms();
+        let (envelope, policy) = (envelope.to_vec(), self.policy().clone());
+        // Prices are recomputed: seconds of arithmetic, which would keep the session from being driven.
+        tokio::task::spawn_blocking(move || audit_receipt(&envelope, &policy, now_unix_ms))
+            .await
+            .map_err(|error| ClientError::Setup(format!("the receipt's check broke off: {error}")))??;
+        Ok(receipt)
     }
 
     async fn receive(

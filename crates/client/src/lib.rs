@@ -4,7 +4,7 @@
 //! In call order:
 //! [`identity`] (who I am) → [`connect`] → [`UnappraisedSession`] (TLS, nothing sent) →
 //! [`UnappraisedSession::appraise`] with an [`AppraisalPolicy`] and a [`HeadMemory`] → [`AppraisedPeer`],
-//! which has one method per verb: [`datasets`], [`models`], [`runs`], [`fetch`], [`ledger`].
+//! which has one method per verb: [`datasets`], [`withdrawal`], [`models`], [`runs`], [`fetch`], [`ledger`].
 //! [`blocking`] is the same without async; [`synth`] draws rows from a contract for rehearsals.
 //!
 //! # Guarantee
@@ -40,11 +40,14 @@ pub mod heads;
 pub mod identity;
 pub mod ledger;
 pub mod models;
+pub mod planning;
 pub mod receipts;
 pub mod rows;
 pub mod runs;
 pub mod session;
 pub mod synth;
+pub mod terms;
+pub mod withdrawal;
 
 pub use bastionai_attestation::{
     AppraisalPolicy, AttestationResult, Freshness, ReferenceValues, RuntimeClaims,
@@ -53,9 +56,9 @@ pub use bastionai_graph::contract::DataContract;
 pub use bastionai_ledger::amount::{Amount, Delta, Epsilon};
 pub use bastionai_ledger::id::{DatasetId, Digest32, LedgerId, Principal, RunId};
 pub use bastionai_wire::DEFAULT_LOSS_SHARE;
-pub use datasets::{Budget, Dataset, DatasetKind, DatasetUpload, MayTrain, NewDataset, Policy};
+pub use datasets::{Budget, Dataset, DatasetKind, DatasetState, DatasetUpload, MayTrain, NewDataset, Policy};
 pub use errors::ClientError;
-pub use fetch::{FetchedRun, WeightTensor};
+pub use fetch::{FetchedReceipt, FetchedRun, WeightTensor};
 pub use heads::HeadMemory;
 pub use identity::Identity;
 pub use ledger::{LedgerEntry, LedgerView};
@@ -66,3 +69,4 @@ pub use runs::{
     RunWeights, Schedule, Warmup, WeightsSource,
 };
 pub use session::{AppraisedPeer, ConnectOptions, ServerInfo, UnappraisedSession, connect};
+pub use terms::AppraisalTerms;

@@ -125,6 +125,8 @@ pub struct Quote {
     pub expires_unix_ms: u64,
     /// SHA-256 of the canonical typed graph.
     pub graph_digest: Digest32,
+    /// Of a run that has its slot for itself, by the server's estimate; absent if it could not measure its machine.
+    pub expected_seconds: Option<f64>,
     /// What the scientist should reconsider.
     pub warnings: Vec<String>,
 }

@@ -114,6 +114,7 @@ pub(super) fn parse_quote(call: &'static str, wire: v1::Quote) -> Result<Quote, 
         charges: all(call, wire.charges, parse_charge)?,
         expires_unix_ms: wire.expires_unix_ms,
         graph_digest: digest(call, "graph_digest", &wire.graph_digest)?,
+        expected_seconds: (wire.expected_seconds > 0.0).then_some(wire.expected_seconds),
         warnings: wire.warnings,
     })
 }

@@ -128,6 +128,7 @@ impl TestService {
             budget: None,
             created_unix_ms: 1,
             trainable_by_caller: true,
+            state: DatasetState::Offered.into(),
         })
     }
 }
@@ -292,6 +293,27 @@ impl Bastion for TestService {
         Ok(Response::new(Box::pin(
             tokio_stream::iter(self.behaviour.fetch.clone()).map(Ok),
         )))
+    }
+
+    async fn withdraw_dataset(&self, _: Request<WithdrawDatasetRequest>) -> Reply<Dataset> {
+        self.called("WithdrawDataset");
+        Err(refusal(Code::NotFound, "unknown-dataset"))
+    }
+
+    async fn remove_dataset(&self, _: Request<RemoveDatasetRequest>) -> Reply<Dataset> {
+        self.called("RemoveDataset");
+        Err(refusal(Code::FailedPrecondition, "dataset-in-use"))
+    }
+
+    async fn fetch_receipt(&self, _: Request<FetchReceiptRequest>) -> Reply<FetchReceiptReply> {
+        self.called("FetchReceipt");
+        let header = self.behaviour.fetch.iter().find_map(|reply| match &reply.part {
+            Some(fetch_run_reply::Part::Header(header)) => Some(header.receipt_dsse_json.clone()),
+            _ => None,
+        });
+        Ok(Response::new(FetchReceiptReply {
+            receipt_dsse_json: header.unwrap_or_default(),
+        }))
     }
 
     async fn show_ledger(&self, request: Request<ShowLedgerRequest>) -> Reply<ShowLedgerReply> {
