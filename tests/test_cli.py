@@ -232,3 +232,91 @@ def test_serve_without_an_attester_says_that_it_must_be_named(tmp_path: Path) ->
     refused = bastionai_command("serve", "--data-dir", tmp_path / "vault", code=1)
     assert "insecure-simulated" in refused.stderr
     assert not (tmp_path / "vault").exists()
+
+
+def test_a_live_server_is_appraised_with_its_claims_and_a_verdict(server: Any, tmp_path: Path) -> None:
+    heads = ["--heads", tmp_path / "heads.json"]
+    refused = bastionai_command("appraise", server.address, *heads, code=2)
+    assert "trainer" in refused.stdout
+    assert "reference value" in refused.stdout
+    document = json.loads(bastionai_command("appraise", server.address, *heads, "--json", code=2).stdout)
+    assert document["accepted"] is False
+    assert {"simulated", "measurement", "trainer"} <= {refusal["rule"] for refusal in document["refusals"]}
+    accepted = bastionai_command("appraise", server.address, *heads, "--allow-simulated")
+    assert "SIMULATED" in accepted.stdout
+    assert "for the first time" in accepted.stdout
+    again = bastionai_command("appraise", server.address, *heads, "--allow-simulated", "--json")
+    document = json.loads(again.stdout)
+    assert document["accepted"] is True
+    assert document["server"]["first_contact"] is False
+    claims = document["attestation"]["runtime_claims"]
+    pinned = ["--trainer-digest", claims["trainer_digest"], "--minimum-freshness", "none"]
+    found = json.loads(bastionai_command("appraise", server.address, *heads, *pinned, "--json", code=2).stdout)
+    rules = {refusal["rule"] for refusal in found["refusals"]}
+    assert "trainer" not in rules
+    assert "libtorch" in rules
+    policy = tmp_path / "policy.json"
+    policy.write_text(bastionai.AppraisalPolicy(trainer_digests="any", ledger_id="00" * 16).to_json())
+    found = json.loads(
+        bastionai_command("appraise", server.address, *heads, "--policy", policy, "--json", code=2).stdout
+    )
+    rules = {refusal["rule"] for refusal in found["refusals"]}
+    assert "trainer" not in rules
+    assert "ledger" in rules
+    policy.write_text('{"trainer_digest": []}')
+    assert "trainer_digest" in bastionai_command("appraise", server.address, "--policy", policy, code=1).stderr
+    bastionai_command("appraise", server.address, "--policy", policy, "--allow-simulated", code=2)
+    assert "cannot reach" in bastionai_command("appraise", "127.0.0.1:1", *heads, code=1).stderr
+
+
+def test_rows_are_checked_without_a_server(files: Path) -> None:
+    check = ["dataset", "check", files / "rows.csv", "--contract", files / "contract.json"]
+    assert "80 rows keep the contract" in bastionai_command(*check).stdout
+    assert json.loads(bastionai_command(*check, "--json").stdout)["rows"] == 80
+    write_rows(files / "rows.csv", [[0.0, 0.0, 0.0]] * 97, ["no"] * 97)
+    assert "declare 128" in bastionai_command(*check, code=1).stderr
+    write_rows(files / "rows.csv", [[0.0, 0.0, 0.0], [0.0, 7.25, 0.0]], ["no", "yes"])
+    refused = bastionai_command(*check, "--json", code=1)
+    assert "row 1" in json.loads(refused.stdout)["error"]
+    assert json.loads(refused.stdout)["kind"] == "row-refused"
+    assert "7.25" not in refused.stderr
+
+
+def test_an_owner_withdraws_removes_and_keeps_receipts(person: Callable[[str], Person], files: Path) -> None:
+    owner, scientist = person("lender"), person("borrower")
+    put(owner, files, "lent", "--epsilon", "3.0", "--may-train", "anyone")
+    start = ["run", "start", files / "mlp.pt2", "--dataset", "lent", "--epsilon", "1", "--batch-size", "16"]
+    run = scientist.asks(*start, "--max-batch-size", "16", "--steps", "5", "--lr", "0.1")["id"]
+    scientist.does("run", "watch", run)
+    assert "do not all allow you" in owner.does("run", "fetch", run, "--out", files / "none", code=1).stderr
+    owner.does("receipt", "fetch", run, "--out", files / "receipt.json")
+    audited = bastionai_command("receipt", "check", files / "receipt.json", "--allow-simulated", "--json")
+    assert json.loads(audited.stdout)["receipt"]["run"]["id"] == run
+    assert "exists already" in owner.does("receipt", "fetch", run, "--out", files / "receipt.json", code=1).stderr
+    assert owner.asks("run", "show", run)["charges"][0]["dataset_name"] == "lent"
+    assert "does not concern you" in person("passer-by").does("run", "show", run, code=1).stderr
+
+    foreign = scientist.does("dataset", "withdraw", "lent", "--json", code=1)
+    assert json.loads(foreign.stdout)["kind"] == "not-found"
+    assert owner.asks("dataset", "withdraw", "lent")["state"] == "withdrawn"
+    assert "lent" not in [dataset["name"] for dataset in scientist.asks("dataset", "list")]
+    assert "--yes" in owner.does("dataset", "rm", "lent", code=1).stderr
+    assert owner.asks("dataset", "rm", "lent", "--yes")["state"] == "removed"
+    kinds = [entry["kind"] for entry in owner.asks("ledger", "show", "--dataset", "lent")["entries"]]
+    assert kinds[-2:] == ["dataset_withdrawn", "dataset_removed"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completions_name_every_verb(shell: str) -> None:
+    script = bastionai_command("completions", shell).stdout
+    for verb in ("appraise", "dataset", "withdraw", "receipt", "completions"):
+        assert verb in script
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_every_verb_has_a_manual_page(tmp_path: Path) -> None:
+    pages = json.loads(bastionai_command("man", tmp_path / "man", "--json").stdout)["pages"]
+    assert {"bastionai.1", "bastionai-appraise.1", "bastionai-dataset-rm.1", "bastionai-run-start.1"} <= set(pages)
+    for page in pages:
+        assert (tmp_path / "man" / page).read_text().startswith((".ie", ".TH"))

@@ -1,5 +1,6 @@
 //! What the command line accepts: one struct per verb, nothing decided here.
 
+use crate::appraisal::AppraisalArguments;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -23,13 +24,15 @@ pub(crate) enum Verb {
     /// Configuration of the server.
     #[command(subcommand)]
     Config(ConfigVerb),
+    /// Ask a live server for evidence and judge it under your terms: exit 0 accepted, 2 refused.
+    Appraise(AppraiseArguments),
     /// Prove that each sample's loss in an exported model depends on that sample alone, or say why not.
     Check(CheckArguments),
     /// The ε of DP-SGD: a tight upper bound by privacy loss distributions.
     Epsilon(EpsilonArguments),
     /// The noise multiplier that meets a target (ε, δ); never overshoots.
     Calibrate(CalibrateArguments),
-    /// Upload and list datasets.
+    /// Check, upload, list, withdraw and remove datasets.
     #[command(subcommand)]
     Dataset(DatasetVerb),
     /// Start, watch, list and fetch training runs.
@@ -41,6 +44,58 @@ pub(crate) enum Verb {
     /// Receipts, checked offline by anyone.
     #[command(subcommand)]
     Receipt(ReceiptVerb),
+    /// Print a shell's completion script, e.g. `source <(bastionai completions bash)`.
+    Completions(CompletionsArguments),
+    /// Write manual pages, one a verb, into a folder.
+    Man(ManArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArguments {
+    /// The shell.
+    #[arg(value_enum)]
+    pub(crate) shell: ShellArgument,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ShellArgument {
+    /// GNU bash.
+    Bash,
+    /// Z shell.
+    Zsh,
+    /// fish.
+    Fish,
+}
+
+impl From<ShellArgument> for clap_complete::Shell {
+    fn from(shell: ShellArgument) -> Self {
+        match shell {
+            ShellArgument::Bash => Self::Bash,
+            ShellArgument::Zsh => Self::Zsh,
+            ShellArgument::Fish => Self::Fish,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArguments {
+    /// The folder; made if it is missing.
+    pub(crate) folder: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AppraiseArguments {
+    /// Host and port of the server.
+    #[arg(env = "BASTIONAI_HOST", default_value = "127.0.0.1:7443")]
+    pub(crate) host: String,
+    /// Your identity; by default a key made for this one session: looking needs no name.
+    #[arg(long, env = "BASTIONAI_IDENTITY")]
+    pub(crate) identity: Option<PathBuf>,
+    /// Remembers the highest ledger head seen of each server, to detect rollback.
+    #[arg(long, env = "BASTIONAI_HEADS")]
+    pub(crate) heads: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) appraisal: AppraisalArguments,
 }
 
 #[derive(Debug, Args)]
@@ -158,12 +213,11 @@ pub(crate) struct ConnectionArguments {
     /// Your identity, from `bastionai keygen`.
     #[arg(long, env = "BASTIONAI_IDENTITY", default_value = "identity.pem")]
     pub(crate) identity: PathBuf,
-    /// Accept evidence of the development attester, which proves nothing.
-    #[arg(long)]
-    pub(crate) allow_simulated: bool,
     /// Remembers the highest ledger head seen of each server, to detect rollback.
     #[arg(long, env = "BASTIONAI_HEADS")]
     pub(crate) heads: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) appraisal: AppraisalArguments,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -180,6 +234,14 @@ pub(crate) enum KindArgument {
 pub(crate) enum DatasetVerb {
     /// Check a CSV file against a data contract, row by row, and upload it sealed.
     Put(DatasetPutArguments),
+    /// Check a CSV file against a data contract, row by row, on this machine alone.
+    Check {
+        /// CSV with a header; a column of the contract is `name`, or `name_0 … name_{n-1}` for n elements.
+        file: PathBuf,
+        /// The data contract, JSON.
+        #[arg(long)]
+        contract: PathBuf,
+    },
     /// All datasets: contract, budget left, never a row.
     List {
         #[command(flatten)]
@@ -191,6 +253,24 @@ pub(crate) enum DatasetVerb {
         connection: ConnectionArguments,
         /// Its name.
         name: String,
+    },
+    /// Lend no more: no run starts on the dataset from now on. A run that has started goes on (cancel it to stop it).
+    Withdraw {
+        #[command(flatten)]
+        connection: ConnectionArguments,
+        /// Its name.
+        name: String,
+    },
+    /// Withdraw a dataset and erase its records (best effort below freshness `unlock`); its account stays. Refused
+    /// while a run uses it.
+    Rm {
+        #[command(flatten)]
+        connection: ConnectionArguments,
+        /// Its name.
+        name: String,
+        /// Yes, erase: it cannot be undone.
+        #[arg(long)]
+        yes: bool,
     },
 }
 
@@ -239,6 +319,13 @@ pub(crate) enum RunVerb {
         #[command(flatten)]
         connection: ConnectionArguments,
     },
+    /// One run: state, charges, digests.
+    Show {
+        #[command(flatten)]
+        connection: ConnectionArguments,
+        /// Run id, hex.
+        run: String,
+    },
     /// Cancel a run: what was started stays charged, its weights are destroyed.
     Cancel {
         #[command(flatten)]
@@ -276,15 +363,18 @@ pub(crate) struct RunStartArguments {
     /// Target δ; by default a tenth of the smallest lifetime δ.
     #[arg(long)]
     pub(crate) delta: Option<f64>,
-    /// Expected logical batch size over all datasets.
+    /// Expected logical batch size over all datasets; planned when absent.
     #[arg(long)]
-    pub(crate) batch_size: u64,
+    pub(crate) batch_size: Option<u64>,
     /// Physical batch size.
     #[arg(long, default_value_t = 64)]
     pub(crate) max_batch_size: u32,
-    /// Steps.
+    /// Steps; from --epochs, or planned, when absent.
     #[arg(long)]
-    pub(crate) steps: u64,
+    pub(crate) steps: Option<u64>,
+    /// Expected uses of each declared record, instead of --steps.
+    #[arg(long, conflicts_with = "steps")]
+    pub(crate) epochs: Option<f64>,
     /// Clipping norm of a per-sample gradient.
     #[arg(long, default_value_t = 1.0)]
     pub(crate) max_grad_norm: f64,
@@ -362,8 +452,17 @@ pub(crate) enum ReceiptVerb {
     Check {
         /// `receipt.dsse.json`, as `bastionai run fetch` writes it.
         file: PathBuf,
-        /// Accept evidence of the development attester, which proves nothing.
-        #[arg(long)]
-        allow_simulated: bool,
+        #[command(flatten)]
+        appraisal: AppraisalArguments,
+    },
+    /// Fetch the receipt of a run that was charged: for its scientist, and for owners who receive no weights.
+    Fetch {
+        #[command(flatten)]
+        connection: ConnectionArguments,
+        /// Run id, hex.
+        run: String,
+        /// Where to write it; an existing file is never overwritten.
+        #[arg(long, short, default_value = "receipt.dsse.json")]
+        out: PathBuf,
     },
 }

@@ -3,7 +3,7 @@
 use crate::arguments::ConnectionArguments;
 use anyhow::Context;
 use bastionai_client::blocking::{Client, Settings};
-use bastionai_client::{AppraisalPolicy, ConnectOptions, Dataset, HeadMemory, Identity};
+use bastionai_client::{ConnectOptions, Dataset, HeadMemory, Identity};
 use std::path::PathBuf;
 
 /// Connects, verifies and appraises.
@@ -11,21 +11,12 @@ pub(crate) fn connect(arguments: &ConnectionArguments) -> anyhow::Result<Client>
     let identity = Identity::load(&arguments.identity)
         .context("no usable identity; make one with `bastionai keygen` and name it with --identity")?;
     let settings = Settings {
-        policy: appraisal_policy(arguments.allow_simulated),
-        heads: HeadMemory::open(arguments.heads.clone().unwrap_or_else(default_heads)),
+        policy: arguments.appraisal.policy()?,
+        heads: HeadMemory::open(heads(arguments.heads.as_ref())),
         options: ConnectOptions::default(),
         interrupt: None,
     };
     Ok(Client::connect(&arguments.host, &identity, &settings)?)
-}
-
-/// What the server must prove; says on stderr when that is nothing.
-pub(crate) fn appraisal_policy(allow_simulated: bool) -> AppraisalPolicy {
-    if !allow_simulated {
-        return AppraisalPolicy::default();
-    }
-    eprintln!("warning: --allow-simulated: the server's evidence is simulated and proves nothing");
-    AppraisalPolicy::insecure_development()
 }
 
 /// The dataset of this name.
@@ -43,6 +34,11 @@ pub(crate) fn dataset_named(client: &Client, name: &str) -> anyhow::Result<Datas
             };
             format!("there is no dataset `{name}`; known: {known}")
         })
+}
+
+/// Where ledger heads are remembered: as named, or under `$XDG_STATE_HOME`.
+pub(crate) fn heads(named: Option<&PathBuf>) -> PathBuf {
+    named.cloned().unwrap_or_else(default_heads)
 }
 
 fn default_heads() -> PathBuf {

@@ -1,9 +1,10 @@
 //! The `bastionai` command. Data goes to stdout, words for people to stderr.
 //!
 //! Here: arguments in, exit code out. [`verb`] has one file per verb; [`connect`] is how all of them reach
-//! a server. Exit codes: 0 done, 1 an error (told on stderr, with `--json` also as `{"error": …}` on stdout), 2 refused (`check`) or wrong usage.
+//! a server. Exit codes: 0 done, 1 an error (told on stderr, with `--json` also as `{"error": …}` on stdout), 2 refused (`check`, `appraise`) or wrong usage.
 #![forbid(unsafe_code)]
 
+mod appraisal;
 mod arguments;
 mod connect;
 mod output;
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
         Err(error) => {
             let message = in_words(&error);
             if arguments.json {
-                println!("{}", serde_json::json!({ "error": message }));
+                println!("{}", as_json(&error, &message));
             }
             eprintln!("bastionai: {message}");
             ExitCode::FAILURE
@@ -34,6 +35,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let json = arguments.json;
     match &arguments.verb {
         Verb::Check(check) => return verb::check::run(check, json),
+        Verb::Appraise(appraise) => return verb::appraise::run(appraise, json),
         Verb::Keygen(keygen) => verb::keygen::run(keygen, json)?,
         Verb::Serve(serve) => verb::serve::run(serve, json)?,
         Verb::Config(config) => verb::config::run(config, json)?,
@@ -43,8 +45,22 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Verb::Run(run) => verb::run::run(run, json)?,
         Verb::Ledger(ledger) => verb::ledger::run(ledger, json)?,
         Verb::Receipt(receipt) => verb::receipt::run(receipt, json)?,
+        Verb::Completions(completions) => verb::pages::completions(completions)?,
+        Verb::Man(man) => verb::pages::man(man, json)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// An error for machines: its words, and what kind it is where the client says so.
+fn as_json(error: &anyhow::Error, message: &str) -> serde_json::Value {
+    let of_client = error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<bastionai_client::ClientError>());
+    serde_json::json!({
+        "error": message,
+        "kind": of_client.map(bastionai_client::ClientError::kind),
+        "reason": of_client.and_then(bastionai_client::ClientError::server_reason),
+    })
 }
 
 /// The chain of causes in one line, without those that their effect has already told.

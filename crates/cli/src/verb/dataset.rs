@@ -1,19 +1,21 @@
-//! `bastionai dataset put|list|show`.
+//! `bastionai dataset check|put|list|show|withdraw|rm`.
 
-use crate::arguments::{DatasetPutArguments, DatasetVerb, KindArgument};
+use crate::arguments::{ConnectionArguments, DatasetPutArguments, DatasetVerb, KindArgument};
 use crate::connect::{connect, dataset_named};
 use crate::{output, rows};
 use anyhow::{Context, bail};
 use bastionai_client::{
-    Amount, CheckedRecords, DataContract, Dataset, DatasetKind, MayTrain, NewDataset, Policy, Principal,
-    Transfer,
+    Amount, CheckedRecords, DataContract, Dataset, DatasetKind, DatasetState, MayTrain, NewDataset, Policy,
+    Principal, RecordBatch, Transfer,
 };
+use std::path::Path;
 use std::str::FromStr;
 
 /// Dispatches the sub-verb.
 pub(crate) fn run(verb: &DatasetVerb, json: bool) -> anyhow::Result<()> {
     match verb {
         DatasetVerb::Put(arguments) => put(arguments, json),
+        DatasetVerb::Check { file, contract } => check(file, contract, json),
         DatasetVerb::List { connection } => {
             let datasets = connect(connection)?.list_datasets()?;
             output::either(json, &datasets, || print_table(&datasets))
@@ -22,7 +24,71 @@ pub(crate) fn run(verb: &DatasetVerb, json: bool) -> anyhow::Result<()> {
             let dataset = dataset_named(&connect(connection)?, name)?;
             output::either(json, &dataset, || print_one(&dataset))
         }
+        DatasetVerb::Withdraw { connection, name } => {
+            let client = connect(connection)?;
+            let withdrawn = client.withdraw_dataset(dataset_named(&client, name)?.id)?;
+            eprintln!("withdrawn: no run starts on `{name}` any more; a run that had started goes on");
+            output::either(json, &withdrawn, || print_one(&withdrawn))
+        }
+        DatasetVerb::Rm {
+            connection,
+            name,
+            yes,
+        } => remove(connection, name, *yes, json),
     }
+}
+
+fn remove(connection: &ConnectionArguments, name: &str, yes: bool, json: bool) -> anyhow::Result<()> {
+    if !yes {
+        bail!(
+            "`{name}` would be erased for good; say --yes, or `bastionai dataset withdraw` to stop new runs alone"
+        );
+    }
+    let client = connect(connection)?;
+    let removed = client.remove_dataset(dataset_named(&client, name)?.id)?;
+    eprintln!(
+        "removed: the records of `{name}` are erased (best effort: docs/limitations.md); its account stays"
+    );
+    output::either(json, &removed, || print_one(&removed))
+}
+
+/// What `put` checks before it connects, and nothing more.
+fn check(file: &Path, contract: &Path, json: bool) -> anyhow::Result<()> {
+    let contract = read_contract(contract)?;
+    let batches = rows::read_csv(file, &contract)?;
+    let rows = check_rows(file, &contract, batches)?.rows();
+    let found = serde_json::json!({ "rows": rows, "declared_size": contract.declared_size, "columns": contract.columns.len() });
+    output::either(json, &found, || {
+        println!(
+            "{rows} rows keep the contract; {} are declared",
+            contract.declared_size
+        );
+    })
+}
+
+/// Every row against the contract, and their number against the declared size.
+fn check_rows(
+    file: &Path,
+    contract: &DataContract,
+    batches: Vec<RecordBatch>,
+) -> anyhow::Result<CheckedRecords> {
+    let records = CheckedRecords::check(contract, batches).with_context(|| file.display().to_string())?;
+    let rows = records.rows();
+    if rows == 0 {
+        bail!("{} has no rows: a dataset has at least one", file.display());
+    }
+    if rows > contract.declared_size {
+        let larger = bastionai_graph::contract::declared_size_for(rows);
+        bail!(
+            "{}: more rows than the declared size {}{}",
+            file.display(),
+            contract.declared_size,
+            larger.map_or(String::new(), |size| format!(
+                "; declare {size}, which will be public"
+            )),
+        );
+    }
+    Ok(records)
 }
 
 /// Everything is checked locally, row by row, before a connection is made.
@@ -30,8 +96,7 @@ fn put(arguments: &DatasetPutArguments, json: bool) -> anyhow::Result<()> {
     let contract = read_contract(&arguments.contract)?;
     let policy = policy(arguments)?;
     let batches = rows::read_csv(&arguments.file, &contract)?;
-    let records =
-        CheckedRecords::check(&contract, batches).with_context(|| arguments.file.display().to_string())?;
+    let records = check_rows(&arguments.file, &contract, batches)?;
     let rows = records.rows();
     let dataset = NewDataset {
         name: arguments.name.clone(),
@@ -109,15 +174,32 @@ fn print_table(datasets: &[Dataset]) {
                 format!("{:?}", dataset.kind).to_lowercase(),
                 dataset.contract.declared_size.to_string(),
                 remaining,
+                state_name(dataset.state).to_owned(),
                 if dataset.trainable_by_caller { "yes" } else { "no" }.to_owned(),
                 dataset.id.to_string(),
             ]
         })
         .collect();
     output::table(
-        &["name", "kind", "declared size", "ε left", "may I train", "id"],
+        &[
+            "name",
+            "kind",
+            "declared size",
+            "ε left",
+            "state",
+            "may I train",
+            "id",
+        ],
         &rows,
     );
+}
+
+fn state_name(state: DatasetState) -> &'static str {
+    match state {
+        DatasetState::Offered => "offered",
+        DatasetState::Withdrawn => "withdrawn",
+        DatasetState::Removed => "removed",
+    }
 }
 
 fn print_one(dataset: &Dataset) {

@@ -1,10 +1,12 @@
 //! One file per verb; each takes its arguments and says what it prints.
 
+pub(crate) mod appraise;
 pub(crate) mod check;
 pub(crate) mod config;
 pub(crate) mod dataset;
 pub(crate) mod keygen;
 pub(crate) mod ledger;
+pub(crate) mod pages;
 pub(crate) mod privacy;
 pub(crate) mod receipt;
 pub(crate) mod run;

@@ -1,20 +1,44 @@
-//! `bastionai receipt check FILE`: what an auditor does, offline.
+//! `bastionai receipt check FILE`: what an auditor does, offline. `bastionai receipt fetch RUN`: where they get it.
 
+use crate::appraisal::AppraisalArguments;
 use crate::arguments::ReceiptVerb;
-use crate::connect::appraisal_policy;
+use crate::connect::connect;
 use crate::output;
-use anyhow::Context;
-use bastionai_client::blocking::now_unix_ms;
+use crate::verb::run::run_id;
+use anyhow::{Context, bail};
+use bastionai_client::blocking::{Client, now_unix_ms};
 use bastionai_client::{AuditedReceipt, audit_receipt};
+use std::path::Path;
+
+/// Dispatches the sub-verb.
+pub(crate) fn run(verb: &ReceiptVerb, json: bool) -> anyhow::Result<()> {
+    match verb {
+        ReceiptVerb::Check { file, appraisal } => check(file, appraisal, json),
+        ReceiptVerb::Fetch { connection, run, out } => fetch(&connect(connection)?, run, out, json),
+    }
+}
+
+/// A checked receipt in a file of its own, for an auditor.
+fn fetch(client: &Client, run: &str, out: &Path, json: bool) -> anyhow::Result<()> {
+    let run = run_id(run)?;
+    if out.exists() {
+        bail!("{} exists already: name a new file with --out", out.display());
+    }
+    let expected = client.list_runs()?.into_iter().find(|known| known.id == run);
+    let fetched = client.fetch_receipt(run, expected.as_ref())?;
+    std::fs::write(out, &fetched.receipt_dsse_json)
+        .with_context(|| format!("cannot write {}", out.display()))?;
+    eprintln!("receipt checked; wrote {}", out.display());
+    if json {
+        return output::json(&fetched.receipt);
+    }
+    Ok(())
+}
 
 /// Verifies signature and evidence, appraises the server, and recomputes every price from its mechanism.
-pub(crate) fn run(verb: &ReceiptVerb, json: bool) -> anyhow::Result<()> {
-    let ReceiptVerb::Check {
-        file,
-        allow_simulated,
-    } = verb;
+fn check(file: &Path, appraisal: &AppraisalArguments, json: bool) -> anyhow::Result<()> {
     let envelope = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let audited = audit_receipt(&envelope, &appraisal_policy(*allow_simulated), now_unix_ms()?)?;
+    let audited = audit_receipt(&envelope, &appraisal.policy()?, now_unix_ms()?)?;
     if json {
         return output::json(&audited);
     }

@@ -1,13 +1,14 @@
-//! `bastionai run start|watch|list|cancel|fetch`.
+//! `bastionai run start|watch|list|show|cancel|fetch`.
 
 use crate::arguments::{OptimizerArgument, RunStartArguments, RunVerb, ScheduleArgument};
 use crate::connect::{connect, dataset_named};
 use crate::output;
 use anyhow::{Context, bail};
 use bastionai_client::blocking::{Client, Watched};
+use bastionai_client::planning::{Fixed, plan};
 use bastionai_client::{
-    DEFAULT_LOSS_SHARE, Decay, FetchedRun, LossRelease, Optimizer, Privacy, Quote, Run, RunId, RunSpec,
-    RunState, RunWeights, Schedule, Transfer, Warmup, WeightsSource,
+    Budget, Charge, DEFAULT_LOSS_SHARE, Decay, FetchedRun, LossRelease, Optimizer, Privacy, Quote, Run,
+    RunId, RunSpec, RunState, RunWeights, Schedule, Transfer, Warmup, WeightsSource,
 };
 use bastionai_graph::dtype::DType;
 use safetensors::tensor::{Dtype, TensorView};
@@ -24,6 +25,10 @@ pub(crate) fn run(verb: &RunVerb, json: bool) -> anyhow::Result<()> {
             let runs = connect(connection)?.list_runs()?;
             output::either(json, &runs, || print_runs(&runs))
         }
+        RunVerb::Show { connection, run } => {
+            let run = run_named(&connect(connection)?, run)?;
+            output::either(json, &run, || print_one(&run))
+        }
         RunVerb::Cancel { connection, run } => {
             let run = connect(connection)?.cancel_run(run_id(run)?)?;
             output::either(json, &run, || print_runs(std::slice::from_ref(&run)))
@@ -32,7 +37,16 @@ pub(crate) fn run(verb: &RunVerb, json: bool) -> anyhow::Result<()> {
     }
 }
 
-fn run_id(text: &str) -> anyhow::Result<RunId> {
+/// A run of the list that this client may see.
+fn run_named(client: &Client, text: &str) -> anyhow::Result<Run> {
+    let id = run_id(text)?;
+    let found = client.list_runs()?.into_iter().find(|run| run.id == id);
+    found.with_context(|| {
+        format!("there is no run {id}, or it does not concern you: `bastionai run list` shows those that do")
+    })
+}
+
+pub(crate) fn run_id(text: &str) -> anyhow::Result<RunId> {
     RunId::from_str(text)
         .with_context(|| format!("`{text}` is no run id: 32 hex digits, as `bastionai run list` prints"))
 }
@@ -121,16 +135,24 @@ fn spec(
             weight_decay: arguments.weight_decay,
         },
     };
+    let privacy = Privacy::TargetEpsilon(arguments.epsilon);
+    let fixed = Fixed {
+        target_delta: arguments.delta,
+        batch_size: arguments.batch_size,
+        steps: arguments.steps,
+        epochs: arguments.epochs,
+    };
+    let planned = plan(&datasets, privacy, &fixed)?;
     Ok(RunSpec {
         model_id,
         dataset_ids: datasets.iter().map(|dataset| dataset.id).collect(),
         input_columns,
         model_name,
-        batch_size: arguments.batch_size,
+        batch_size: planned.batch_size,
         max_batch_size: arguments.max_batch_size,
-        steps: arguments.steps,
+        steps: planned.steps,
         max_grad_norm: arguments.max_grad_norm,
-        privacy: Privacy::TargetEpsilon(arguments.epsilon),
+        privacy,
         target_delta: arguments.delta,
         loss_release: (arguments.max_loss > 0.0).then_some(LossRelease {
             max_loss: arguments.max_loss,
@@ -277,38 +299,58 @@ fn dtype(dtype: DType) -> Dtype {
 }
 
 fn print_quote(quote: &Quote) {
-    eprintln!(
-        "σ {:.4} (gradient), sample rate {:.5}, {} steps, expected batch {}, cap {}, {} trainable parameters, about {} MiB",
-        quote.noise_multiplier,
-        quote.sample_rate,
-        quote.spec.steps,
-        quote.spec.batch_size,
-        quote.truncated_batch_size,
-        quote.trainable_parameters,
-        quote.memory_bytes >> 20,
-    );
+    let fact = |key: &str, value: String| vec![key.to_owned(), value];
+    let facts = [
+        fact("steps", quote.spec.steps.to_string()),
+        fact(
+            "expected batch",
+            format!("{} (cap {})", quote.spec.batch_size, quote.truncated_batch_size),
+        ),
+        fact("sample rate q", format!("{:.5}", quote.sample_rate)),
+        fact("noise multiplier σ", format!("{:.4}", quote.noise_multiplier)),
+        fact("trainable parameters", quote.trainable_parameters.to_string()),
+        fact("memory", format!("about {} MiB", quote.memory_bytes >> 20)),
+        fact("expected time", expected_time(quote.expected_seconds)),
+    ];
+    output::table(&["price", ""], &facts);
+    println!();
     let rows: Vec<Vec<String>> = quote
         .charges
         .iter()
         .map(|charge| {
-            let left = charge
-                .budget_before
-                .map_or("no budget needed".to_owned(), |budget| {
-                    budget.remaining.epsilon.to_string()
-                });
-            let verdict = if charge.affordable { "yes" } else { "no" };
+            let (before, after) = match charge.budget_before {
+                None => ("no budget needed".to_owned(), "".to_owned()),
+                Some(budget) => (budget.remaining.epsilon.to_string(), left_after(charge, &budget)),
+            };
             vec![
                 charge.dataset_name.clone(),
                 charge.cost.epsilon.to_string(),
                 charge.cost.delta.to_string(),
-                left,
-                verdict.to_owned(),
+                before,
+                after,
             ]
         })
         .collect();
-    output::table(&["dataset", "ε", "δ", "ε left before", "affordable"], &rows);
+    output::table(&["dataset", "ε", "δ", "ε left before", "ε left after"], &rows);
     for warning in &quote.warnings {
         eprintln!("warning: {warning}");
+    }
+}
+
+fn left_after(charge: &Charge, before: &Budget) -> String {
+    let left = before.remaining.checked_sub(charge.cost);
+    match left.filter(|_| charge.affordable) {
+        Some(left) => left.epsilon.to_string(),
+        None => "does not suffice".to_owned(),
+    }
+}
+
+/// In words: an estimate deserves no decimals.
+fn expected_time(seconds: Option<f64>) -> String {
+    match seconds {
+        None => "not known: the server could not measure its machine".to_owned(),
+        Some(seconds) if seconds < 90.0 => format!("about {seconds:.0} s, once it has its slot"),
+        Some(seconds) => format!("about {:.0} min, once it has its slot", seconds / 60.0),
     }
 }
 
@@ -330,6 +372,29 @@ fn print_runs(runs: &[Run]) {
         &["run", "state", "model", "step", "datasets", "created (UTC)"],
         &rows,
     );
+}
+
+fn print_one(run: &Run) {
+    print_runs(std::slice::from_ref(run));
+    println!();
+    let fact = |key: &str, value: String| vec![key.to_owned(), value];
+    let ended = run.ended_unix_ms.map_or("not yet".to_owned(), output::time);
+    let facts = [
+        fact("scientist", run.scientist.to_string()),
+        fact("run digest", run.run_digest.to_string()),
+        fact("ended (UTC)", ended),
+    ];
+    output::table(&["what", "value"], &facts);
+    println!();
+    let charge = |charge: &Charge| {
+        vec![
+            charge.dataset_name.clone(),
+            charge.cost.epsilon.to_string(),
+            charge.cost.delta.to_string(),
+        ]
+    };
+    let charges: Vec<Vec<String>> = run.charges.iter().map(charge).collect();
+    output::table(&["dataset", "ε charged", "δ charged"], &charges);
 }
 
 fn state_name(state: RunState) -> &'static str {
