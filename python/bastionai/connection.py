@@ -23,6 +23,7 @@ from bastionai.losses import LossLike
 from bastionai.policy import policy_document
 from bastionai.quote import Quote
 from bastionai.records import record_batches
+from bastionai.run_list import RunList
 from bastionai.runs import Run, RunWeights
 
 #: Where ``bastionai serve`` listens by default.
@@ -195,10 +196,36 @@ class Connection:
         return contract.with_declared_size(size)
 
     def list_remote_datasets(self) -> list[remote.RemoteDataset]:
-        """The datasets you may see: contract, terms, budget left. Rehearsal data comes last."""
+        """The datasets you may see: contract, terms, budget left.
+
+        First those that are offered; then, of your own, rehearsal data and what you withdrew.
+        """
         documents = json.loads(self._session.list_datasets())
         datasets = [remote.RemoteDataset.parse(document) for document in documents]
-        return sorted(datasets, key=lambda dataset: dataset.name.startswith("rehearsal-"))
+        return sorted(datasets, key=lambda one: (one.state != "offered", one.name.startswith("rehearsal-")))
+
+    def withdraw(self, dataset: remote.RemoteDataset) -> remote.RemoteDataset:
+        """Lends a dataset of yours no more: from now on no run starts on it, and queued runs are refunded.
+
+        A run that has started goes on, and keeps what it was charged: that is what its scientist paid for.
+        :meth:`Run.cancel` stops it. There is no way back; the name and the account stay.
+
+        Raises:
+            NotFound: If you have lent no such dataset.
+        """
+        return remote.RemoteDataset.parse(json.loads(self._session.withdraw_dataset(dataset.id)))
+
+    def remove(self, dataset: remote.RemoteDataset) -> remote.RemoteDataset:
+        """Withdraws a dataset of yours and erases its records: its keys are destroyed, its blocks deleted.
+
+        Best effort below freshness level ``unlock``: an operator may have kept an old disk. The name and the
+        account stay; what runs have learnt is not unlearnt.
+
+        Raises:
+            DatasetInUse: While a run uses it; cancel the run, or withdraw and wait.
+            NotFound: If you have lent no such dataset.
+        """
+        return remote.RemoteDataset.parse(json.loads(self._session.remove_dataset(dataset.id)))
 
     def RemoteLearner(
         self,
@@ -266,9 +293,9 @@ class Connection:
             label=label,
         )
 
-    def runs(self) -> list[Run]:
-        """Runs you may see, as scientist or owner, newest last."""
-        return [Run(self._session, document) for document in json.loads(self._session.list_runs())]
+    def runs(self) -> RunList:
+        """Runs you may see, as scientist or owner, newest last: a list with ``to_frame()`` for pandas."""
+        return RunList(Run(self._session, document) for document in json.loads(self._session.list_runs()))
 
     def run(self, run_id: str) -> Run:
         """A run by its id, or by the beginning of it.

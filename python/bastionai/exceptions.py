@@ -21,6 +21,10 @@ class ConnectionFailed(BastionError):
     """
 
 
+class CallTimedOut(ConnectionFailed):
+    """The server did not answer in time. The call may still have been done: look before you ask again."""
+
+
 class AttestationError(BastionError):
     """The server's evidence did not verify, or your policy does not accept what it proves."""
 
@@ -41,6 +45,10 @@ class RowError(ContractError):
         super().__init__(message)
         self.row = row
         self.column = column
+
+
+class UploadBroken(BastionError):
+    """An upload stopped half-way or arrived otherwise than it was sent. The server kept nothing: send it again."""
 
 
 class ExportError(BastionError):
@@ -88,8 +96,16 @@ class BudgetExceeded(BastionError):
     """A dataset's privacy budget does not cover the run. Nothing was charged."""
 
 
+class TooManyFailures(BastionError):
+    """Too many runs on a dataset have failed, and it takes no more: ask its owner, who can lend the data anew."""
+
+
 class PermissionRefused(BastionError):
     """A dataset's policy does not allow this to your principal."""
+
+
+class DatasetInUse(BastionError):
+    """A run that is not over uses the dataset. Cancel it, or withdraw the dataset and remove it afterwards."""
 
 
 class NotFound(BastionError):
@@ -104,8 +120,32 @@ class InvalidRequest(BastionError):
     """The server refused an argument."""
 
 
+class PolicyError(InvalidRequest):
+    """The terms under which a dataset would be lent contradict each other, or a number in them is out of range."""
+
+
+class QuoteExpired(InvalidRequest):
+    """The price is too old, or of an earlier start of the server. Ask it again; nothing was charged."""
+
+
+class NotReleasable(InvalidRequest):
+    """The run has no weights or no receipt, or not yet. ``client.run(id).state`` says how far it is."""
+
+
+class MissingPackage(BastionError):
+    """A package that this call needs is not installed; the message says which."""
+
+
 class ServerBusy(BastionError):
-    """A limit of the server is reached; try again later."""
+    """A limit of the server or of a policy is met. The message says whether to wait or to ask for less."""
+
+
+class ServerDraining(ServerBusy):
+    """The server is about to stop and takes no new work. Connect (and verify) again when it is back."""
+
+
+class ProtocolMismatch(BastionError):
+    """Client and server speak different versions of the protocol: update the older one."""
 
 
 class ServerFailure(BastionError):

@@ -17,7 +17,7 @@ from bastionai.exceptions import BudgetExceeded, ContractError, InvalidRequest, 
 from bastionai.exporting import PreparedModel, label_column, prepare
 from bastionai.ledger_types import shown
 from bastionai.losses import LossLike, per_sample_loss
-from bastionai.planning import plan_batch_size, plan_steps
+from bastionai.planning import plan
 from bastionai.quote import Quote
 from bastionai.receipt import Receipt
 from bastionai.remote import RemoteDataset
@@ -91,7 +91,8 @@ class RemoteLearner:
         """What a run would cost, without spending anything.
 
         Args:
-            nb_epochs: Expected passes over the declared records; or give ``steps``.
+            nb_epochs: Expected passes over the declared records; or give ``steps``, or neither: then the steps
+                are planned for (ε, δ), as :func:`bastionai.planning.plan` says.
             eps: ε of this run for every dataset; or give ``noise_multiplier``.
             steps: Optimizer steps.
             delta: δ of this run; by default a tenth of the smallest lifetime δ.
@@ -102,7 +103,9 @@ class RemoteLearner:
             InvalidRequest: If the arguments contradict each other.
         """
         ids = [dataset.id for dataset in self.datasets]
-        quote = self._price(ids, self.declared_size, nb_epochs, eps, steps, delta, noise_multiplier)
+        quote = self._price(
+            ids, self.declared_size, nb_epochs, eps, steps, delta, noise_multiplier, batch_size=self._batch_size
+        )
         for text in quote.warnings:
             warnings.warn(text, NoiseWarning, stacklevel=2)
         return quote
@@ -114,14 +117,17 @@ class RemoteLearner:
         *,
         delta: float = 1e-6,
         batch_size: int | None = None,
+        on: RemoteDataset | None = None,
         progress: bool = True,
     ) -> Run:
-        """Runs the same graph in the same trainer on synthetic records, at no cost.
+        """Runs the same graph in the same trainer on records that are nobody's secret, at no cost.
 
-        The records are drawn at random from the contract's public domains: what they teach the model
-        means nothing, but whatever could go wrong in a run goes wrong here, for free.
+        Unless a public dataset is named, the records are drawn at random from the contract's public domains: what
+        they teach the model means nothing, but whatever could go wrong in a run goes wrong here, for free. The run is
+        an ordinary one, through price, queue, trainer and ledger; only its charge is nothing.
 
         Args:
+            on: A public or synthetic dataset of equal columns at the server, to learn something from the rehearsal.
             steps: Optimizer steps.
             eps: ε to calibrate the noise for; nobody is charged.
             delta: δ, likewise.
@@ -134,10 +140,14 @@ class RemoteLearner:
         Raises:
             RunFailed: If training fails; look for non-finite losses, or too large a physical batch.
         """
-        dataset = self._rehearsal_dataset()
+        if on is not None and on.kind == "private":
+            raise InvalidRequest(f"{on.name!r} is private: a rehearsal on it would be a run; fit() makes one")
+        dataset = on or self._rehearsal_dataset()
+        _check_same_columns(self.datasets[0].contract, dataset)
         size = dataset.contract.declared_size or 0
-        chosen = batch_size or self._batch_size or plan_batch_size(size, None, steps)
-        quote = self._price([dataset.id], size, None, eps, steps, delta, None, batch_size=min(chosen, size))
+        chosen = batch_size or self._batch_size
+        fitting = None if chosen is None else min(chosen, size)
+        quote = self._price([dataset.id], size, None, eps, steps, delta, None, batch_size=fitting)
         return self._client._start(quote).wait(progress)
 
     def fit(
@@ -217,25 +227,39 @@ class RemoteLearner:
     ) -> Quote:
         if (eps is None) == (noise_multiplier is None):
             raise InvalidRequest("give either eps= or noise_multiplier=")
-        batch_size = batch_size or self._batch_size or plan_batch_size(declared_size, nb_epochs, steps)
+        target_delta = None if delta is None else _positive("delta", delta)
+        planned = plan(
+            declared_size,
+            eps=None if eps is None else _positive("eps", eps),
+            delta=target_delta or self._default_delta(),
+            noise_multiplier=None if eps is not None else _positive("noise_multiplier", noise_multiplier or 0.0),
+            batch_size=batch_size,
+            steps=steps,
+            nb_epochs=nb_epochs,
+        )
         prepared = self.prepare()
         spec = {
             "model_id": self._client._upload_model(self.model_name, prepared.archive),
             "dataset_ids": dataset_ids,
             "input_columns": prepared.input_columns,
             "model_name": self.model_name,
-            "batch_size": batch_size,
+            "batch_size": planned.batch_size,
             "max_batch_size": self._max_batch_size or 0,  # 0: the server chooses
-            "steps": plan_steps(declared_size, batch_size, nb_epochs, steps),
+            "steps": planned.steps,
             "max_grad_norm": self._max_grad_norm,
             "privacy": _privacy(eps, noise_multiplier),
-            "target_delta": None if delta is None else _positive("delta", delta),
+            "target_delta": target_delta,
             "loss_release": self._loss_release,
             "optimizer": optimizers.document(self._optimizer),
             "schedule": schedules.document(self._schedule),
             "initial_weights": self._initial_weights,
         }
         return Quote.parse(json.loads(self._client._session.price(json.dumps(spec))))
+
+    def _default_delta(self) -> float | None:
+        """A tenth of the smallest lifetime δ, as the server's price; None if no dataset has one."""
+        lifetimes = [dataset.budget.lifetime.delta for dataset in self.datasets if dataset.budget is not None]
+        return float(min(lifetimes)) / 10 if lifetimes else None
 
     def _rehearsal_dataset(self) -> RemoteDataset:
         """A synthetic dataset under the datasets' contract; one per contract, used again and again."""
@@ -271,6 +295,8 @@ class RemoteLearner:
             raise InvalidRequest("the same dataset is given twice; each counts once")
         for dataset in self.datasets:
             _check_same_columns(self.datasets[0].contract, dataset)
+            if dataset.state != "offered":
+                raise PermissionRefused(f"{dataset.name!r} was {dataset.state} by its owner: no run starts on it")
             if not dataset.trainable:
                 raise PermissionRefused(
                     f"the policy of {dataset.name!r} does not let you train; its owner {dataset.owner[:16]}… "

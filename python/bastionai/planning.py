@@ -1,49 +1,58 @@
-"""Choices a scientist may leave to us: the batch size, and steps from epochs."""
+"""Choices a scientist may leave to us: batch size and steps. The rules are ``crates/privacy/src/planner.rs``."""
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 
-from bastionai.exceptions import InvalidRequest
+from bastionai import _internal
 
-#: Fewer steps than this and an optimizer barely moves, whatever the noise.
-_MIN_STEPS = 60
+#: δ of runs that touch no private dataset, as the server chooses it.
+_REHEARSAL_DELTA = 1e-6
 
 
-def plan_batch_size(declared_size: int, nb_epochs: float | None, steps: int | None) -> int:
-    """An expected batch size for private training.
+@dataclass(frozen=True)
+class Plan:
+    """A batch size and a number of steps.
 
-    At a fixed number of epochs the noise per step, relative to the batch, falls faster with the batch
-    size than the number of steps does; so: the largest power of two that leaves at least 60 steps and
-    takes at most a quarter of the records, 16 at the least.
+    Attributes:
+        batch_size: Expected records per step over all datasets.
+        steps: Optimizer steps.
+    """
+
+    batch_size: int
+    steps: int
+
+
+def plan(
+    declared_size: int,
+    *,
+    eps: float | None = None,
+    delta: float | None = None,
+    noise_multiplier: float | None = None,
+    batch_size: int | None = None,
+    steps: int | None = None,
+    nb_epochs: float | None = None,
+) -> Plan:
+    """Fills in what is open.
+
+    A run's signal-to-noise ratio is B·√T/σ. At a fixed (ε, δ) it rises with q·√T and levels off: for the same
+    work a larger batch is never worse, and more work helps until σ is well above 1 (Ponomareva et al. 2023,
+    arXiv 2303.00654; De et al. 2022, arXiv 2204.13650). So: with ``nb_epochs``, the largest power of two that
+    leaves 60 steps; without, 200 steps (or those given) of the smallest power of two that brings 90 % of the limit.
+    What is given is kept.
 
     Args:
         declared_size: Declared records over all datasets.
-        nb_epochs: Passes over them, if that is what was asked for.
-        steps: Optimizer steps, otherwise.
-    """
-    most = max(16, declared_size // 4)
-    if nb_epochs is not None:
-        most = min(most, int(nb_epochs * declared_size / _MIN_STEPS))
-    elif steps is None:
-        raise InvalidRequest("give nb_epochs= or steps=")
-    power = 1 << (max(16, most).bit_length() - 1)
-    return min(power, declared_size)
-
-
-def plan_steps(declared_size: int, batch_size: int, nb_epochs: float | None, steps: int | None) -> int:
-    """Optimizer steps: as given, or as many as make ``nb_epochs`` expected passes.
+        eps: ε of the run; or give ``noise_multiplier``.
+        delta: δ of the run.
+        noise_multiplier: Noise of the gradient; then steps or epochs are needed.
+        batch_size: Expected records per step, if that is fixed.
+        steps: Optimizer steps, if they are fixed; not together with ``nb_epochs``.
+        nb_epochs: Expected passes over the declared records, if they are fixed.
 
     Raises:
-        InvalidRequest: Unless exactly one of the two is given and positive.
+        InvalidRequest: If a number is out of range or contradicts another.
     """
-    if (nb_epochs is None) == (steps is None):
-        raise InvalidRequest("give either nb_epochs= or steps=")
-    if steps is not None:
-        if steps < 1:
-            raise InvalidRequest(f"steps={steps}: at least one step is needed")
-        return steps
-    assert nb_epochs is not None
-    if not (math.isfinite(nb_epochs) and nb_epochs > 0):
-        raise InvalidRequest(f"nb_epochs={nb_epochs}: expected a positive number")
-    return max(1, math.ceil(nb_epochs * declared_size / batch_size))
+    target = _REHEARSAL_DELTA if delta is None else delta
+    chosen = _internal.plan(declared_size, eps, noise_multiplier, target, batch_size, steps, nb_epochs)
+    return Plan(*chosen)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from bastionai.display import html_table
-from bastionai.ledger_types import Charge, shown
+from bastionai.display import html_table, text_table
+from bastionai.ledger_types import Charge
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Quote:
         physical_batch_size: Rows computed at once.
         micro_batches: Physical batches per step.
         memory_bytes: Estimate for the trainer.
+        expected_seconds: Of the run once it has its slot, by the server's estimate (graph, plan and the speed of
+            its machine; never data); None if it could not measure its machine.
         trainable_parameters: Scalars trained.
         charges: What it costs each dataset.
         expires_unix_ms: Server's clock.
@@ -45,6 +47,7 @@ class Quote:
     charges: list[Charge]
     expires_unix_ms: int
     warnings: list[str]
+    expected_seconds: float | None
     document: dict[str, Any] = field(repr=False)
 
     @classmethod
@@ -65,6 +68,7 @@ class Quote:
             [Charge.parse(charge) for charge in document["charges"]],
             document["expires_unix_ms"],
             list(document["warnings"]),
+            document["expected_seconds"],
             document,
         )
 
@@ -73,27 +77,49 @@ class Quote:
         """Whether every dataset's budget covers its charge."""
         return all(charge.affordable for charge in self.charges)
 
+    @property
+    def expected_minutes(self) -> float | None:
+        """The same in minutes."""
+        return None if self.expected_seconds is None else self.expected_seconds / 60
+
     def __str__(self) -> str:
-        lines = [f"{key:<20} {value}" for key, value in self._facts()]
-        lines += [f"{charge.dataset_name:<20} {_charge_text(charge)}" for charge in self.charges]
-        return "\n".join(lines + [f"warning: {warning}" for warning in self.warnings])
+        charges = text_table(_CHARGE_HEADER, [_charge_row(charge) for charge in self.charges])
+        warnings = text_table((), [("warning:", warning) for warning in self.warnings])
+        return "\n".join([text_table((), self._facts()), "", charges, warnings]).rstrip()
 
     def _facts(self) -> list[tuple[str, str]]:
         return [
             ("run", f"{self.run_digest[:16]}…"),
-            ("steps × batch", f"{self.steps} × {self.batch_size} (rate {self.sample_rate:.4g})"),
-            ("noise multiplier", f"{self.noise_multiplier:.4g}"),
-            ("parameters", f"{self.trainable_parameters}"),
-            ("trainer memory", f"{self.memory_bytes / 2**20:.0f} MiB"),
+            ("steps", f"{self.steps}"),
+            ("expected batch", f"{self.batch_size}"),
+            ("sample rate q", f"{self.sample_rate:.4g}"),
+            ("noise multiplier σ", f"{self.noise_multiplier:.4g}"),
+            ("trainable parameters", f"{self.trainable_parameters}"),
+            ("memory", f"{self.memory_bytes / 2**20:.0f} MiB"),
+            ("expected time", _time(self.expected_seconds)),
         ]
 
     def _repr_html_(self) -> str:
-        rows = [*self._facts(), *((charge.dataset_name, _charge_text(charge)) for charge in self.charges)]
-        return html_table("Price of the run", (), [*rows, *(("warning", warning) for warning in self.warnings)])
+        facts = [*self._facts(), *(("warning", warning) for warning in self.warnings)]
+        charges = html_table("", _CHARGE_HEADER, [_charge_row(charge) for charge in self.charges])
+        return html_table("Price of the run", (), facts) + charges
 
 
-def _charge_text(charge: Charge) -> str:
-    if charge.budget_before is None:
-        return "no budget needed"
-    left = f"{'' if charge.affordable else 'only '}{shown(charge.budget_before.remaining.epsilon)} left"
-    return f"ε {shown(charge.cost.epsilon)}, δ {shown(charge.cost.delta)} ({left})"
+_CHARGE_HEADER = ("dataset", "ε", "δ", "ε left before", "ε left after")
+
+
+def _charge_row(charge: Charge) -> tuple[str, ...]:
+    before = charge.budget_before
+    if before is None:
+        return (charge.dataset_name, "0", "0", "no budget needed", "")
+    left = before.remaining.epsilon - charge.cost.epsilon
+    after = f"{left}" if charge.affordable else "does not suffice"
+    return (charge.dataset_name, f"{charge.cost.epsilon}", f"{charge.cost.delta}", f"{before.remaining.epsilon}", after)
+
+
+def _time(seconds: float | None) -> str:
+    """An estimate deserves no decimals."""
+    if seconds is None:
+        return "not known: the server could not measure its machine"
+    amount = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return f"about {amount}, once it has its slot"

@@ -23,7 +23,8 @@ class RemoteDataset:
         contract: What a record looks like.
         policy: The owner's terms, as the server keeps them.
         budget: At the time of listing; None unless private.
-        trainable: Whether its policy lets you train on it.
+        trainable: Whether you may train on it now.
+        state: ``offered``, ``withdrawn`` or ``removed``; only its owner sees it in the last two.
     """
 
     id: str
@@ -34,6 +35,7 @@ class RemoteDataset:
     policy: dict[str, Any]
     budget: Budget | None
     trainable: bool
+    state: str = "offered"
 
     @classmethod
     def parse(cls, document: dict[str, Any]) -> RemoteDataset:
@@ -47,6 +49,7 @@ class RemoteDataset:
             document["policy"],
             Budget.parse(document["budget"]),
             document["trainable_by_caller"],
+            document["state"],
         )
 
     def __repr__(self) -> str:
@@ -56,6 +59,8 @@ class RemoteDataset:
 
     def _facts(self) -> list[tuple[str, str]]:
         facts = [("owner", f"{self.owner[:16]}…"), ("you may train", "yes" if self.trainable else "no")]
+        if self.state != "offered":
+            facts.append(("state", self.state))
         if self.budget is not None:
             left, whole = self.budget.remaining, self.budget.lifetime
             facts.append(("budget left", f"ε {shown(left.epsilon)} of {shown(whole.epsilon)}, δ {shown(left.delta)}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class Run:
         model_name: Given by the scientist.
         steps: Steps planned.
         released_step: Last step whose progress is durable and released.
+        created: When its budget was reserved, by the server's clock.
+        ended: When it ended; None while it goes on.
         dataset_names: What it trains on.
         charges: What it costs each dataset.
     """
@@ -85,6 +88,9 @@ class Run:
         self.run_digest: str = document["run_digest"]
         self.steps: int = document["steps"]
         self.released_step: int = document["released_step"]
+        self.created = _time(document["created_unix_ms"])
+        ended = document["ended_unix_ms"]
+        self.ended = None if ended is None else _time(ended)
         self.dataset_ids: list[str] = document["dataset_ids"]
         self.dataset_names: list[str] = document["dataset_names"]
         self.charges = [Charge.parse(charge) for charge in document["charges"]]
@@ -172,8 +178,16 @@ class Run:
 
     @property
     def receipt(self) -> Receipt:
-        """The signed receipt; its signature and the weights' digest are checked."""
-        return Receipt(self._fetch().receipt)
+        """The signed receipt of a run that was charged; its signature, evidence and prices are checked.
+
+        Also for owners of its datasets who receive no weights, and for runs that failed or were cancelled.
+
+        Raises:
+            InvalidRequest: While the run is not over, or if it was never charged.
+        """
+        if self._fetched is not None:
+            return Receipt(self._fetched.receipt)
+        return Receipt(self._session.fetch_receipt(self.id, self.run_digest))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The trained tensors by name, ties under each of their names."""
@@ -212,6 +226,10 @@ class Run:
 
     def _repr_html_(self) -> str:
         return html_table(f"Run {self.id}", (), self._facts())
+
+
+def _time(unix_ms: int) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(unix_ms / 1000, datetime.UTC)
 
 
 def _user_name(name: str) -> str:

@@ -26,30 +26,91 @@ pub(crate) fn client_error(py: Python<'_>, error: &ClientError) -> PyErr {
     let class = match error {
         ClientError::RowRefused { row, column, .. } => return row_error(py, error.to_string(), *row, column),
         ClientError::GraphRefused { message, refusals } => return model_refused(py, message, refusals),
-        ClientError::Address { .. } | ClientError::Invalid(_) | ClientError::QuoteExpired(_) => {
-            "InvalidRequest"
-        }
+        ClientError::Address { .. } | ClientError::Invalid(_) => "InvalidRequest",
+        ClientError::QuoteExpired(_) => "QuoteExpired",
         ClientError::Identity(_) | ClientError::File { .. } | ClientError::Setup(_) => "InvalidRequest",
         ClientError::Unreachable { .. } | ClientError::Tls { .. } | ClientError::SessionEnded => {
             "ConnectionFailed"
         }
-        ClientError::TimedOut { .. } | ClientError::Interrupted => "ConnectionFailed",
+        ClientError::TimedOut { .. } => "CallTimedOut",
+        ClientError::Interrupted => "ConnectionFailed",
         ClientError::EvidenceRefused(_) | ClientError::ClaimsRefused(_) => "AttestationError",
         ClientError::AppraisalRefused(_) => "AttestationError",
-        ClientError::ProtocolVersion { .. } | ClientError::Protocol { .. } => "ServerFailure",
+        ClientError::ProtocolVersion { .. } => "ProtocolMismatch",
+        ClientError::Protocol { .. } => "ServerFailure",
         ClientError::Rollback(_) | ClientError::HeadMemory(_) => "LedgerError",
         ClientError::BudgetExceeded(_) => "BudgetExceeded",
         ClientError::NameTaken(_) => "AlreadyExists",
         ClientError::NotAllowed(_) => "PermissionRefused",
         ClientError::NotFound(_) => "NotFound",
-        ClientError::LimitExceeded(_) | ClientError::Draining(_) => "ServerBusy",
+        ClientError::LimitExceeded(_) => "ServerBusy",
+        ClientError::Draining(_) => "ServerDraining",
         ClientError::ReceiptRefused { .. } => "ReceiptError",
+        ClientError::ServerRefused {
+            reason: Some(reason), ..
+        } => class_of_reason(reason),
         ClientError::ServerRefused { code, .. } if code == "Internal" || code == "Unknown" => "ServerFailure",
         ClientError::ServerRefused { .. } => "InvalidRequest",
         _ => "BastionError",
     };
     exception(py, class, error)
 }
+
+/// The exception of each reason a server gives (docs/protocol.md). Those that have a variant of `ClientError`
+/// get the same class there; a reason of a later server is an `InvalidRequest` that says what it is.
+fn class_of_reason(reason: &str) -> &'static str {
+    REASONS
+        .iter()
+        .find(|(known, _)| *known == reason)
+        .map_or("InvalidRequest", |(_, class)| class)
+}
+
+/// For the test that no reason is forgotten.
+#[pyfunction]
+pub(crate) fn exceptions_by_reason() -> Vec<(&'static str, &'static str)> {
+    REASONS.to_vec()
+}
+
+const REASONS: &[(&str, &str)] = &[
+    ("malformed", "InvalidRequest"),
+    ("protocol-version", "ProtocolMismatch"),
+    ("not-attested", "AttestationError"),
+    ("contract-invalid", "ContractError"),
+    ("policy-invalid", "PolicyError"),
+    ("outside-contract", "RowError"),
+    ("upload-incomplete", "UploadBroken"),
+    ("upload-too-large", "ServerBusy"),
+    ("upload-idle", "UploadBroken"),
+    ("too-many-uploads", "ServerBusy"),
+    ("name-taken", "AlreadyExists"),
+    ("model-too-large", "ServerBusy"),
+    ("model-digest", "UploadBroken"),
+    ("archive-invalid", "ModelRefused"),
+    ("graph-refused", "ModelRefused"),
+    ("run-spec-invalid", "InvalidRequest"),
+    ("weights-mismatch", "InvalidRequest"),
+    ("same-dataset-twice", "InvalidRequest"),
+    ("incompatible-datasets", "ContractError"),
+    ("unpriceable", "InvalidRequest"),
+    ("too-many-prices", "ServerBusy"),
+    ("budget-exceeded", "BudgetExceeded"),
+    ("quote-unknown", "QuoteExpired"),
+    ("quote-expired", "QuoteExpired"),
+    ("queue-full", "ServerBusy"),
+    ("too-many-starts", "ServerBusy"),
+    ("too-many-failures", "TooManyFailures"),
+    ("dataset-in-use", "DatasetInUse"),
+    ("not-permitted", "PermissionRefused"),
+    ("policy-expired", "PermissionRefused"),
+    ("unknown-dataset", "NotFound"),
+    ("unknown-model", "NotFound"),
+    ("unknown-run", "NotFound"),
+    ("not-releasable", "NotReleasable"),
+    ("draining", "ServerDraining"),
+    ("storage-full", "ServerBusy"),
+    ("storage-quota", "ServerBusy"),
+    ("failed", "ServerFailure"),
+];
 
 fn refusal_list<'py>(py: Python<'py>, refusals: &serde_json::Value) -> PyResult<Bound<'py, PyList>> {
     let class = class_of(py, "Refusal")?;

@@ -25,9 +25,11 @@ mod _internal {
     #[pymodule_export]
     const DEFAULT_LOSS_SHARE: f64 = bastionai_client::DEFAULT_LOSS_SHARE;
     #[pymodule_export]
+    use super::errors::exceptions_by_reason;
+    #[pymodule_export]
     use super::model::check_archive;
     #[pymodule_export]
-    use super::privacy::{epsilon, noise_multiplier};
+    use super::privacy::{epsilon, noise_multiplier, plan};
     #[pymodule_export]
     use super::receipt::verify_receipt;
     #[pymodule_export]

@@ -4,6 +4,7 @@ use crate::errors::exception;
 use bastionai_privacy::accountant;
 use bastionai_privacy::calibrate;
 use bastionai_privacy::event::{DpEvent, NeighboringRelation};
+use bastionai_privacy::planner::{self, NoiseWish, Wish};
 use pyo3::prelude::*;
 
 /// ε of Poisson-sampled Gaussian steps; an upper bound by privacy loss distributions.
@@ -32,6 +33,44 @@ pub(crate) fn noise_multiplier(
     let event = |noise_multiplier| dp_sgd(noise_multiplier, sample_rate, steps);
     let relation = NeighboringRelation::AddOrRemoveOne;
     py.detach(|| calibrate::noise_multiplier(target_epsilon, target_delta, relation, &event))
+        .map_err(|error| exception(py, "InvalidRequest", error))
+}
+
+/// Batch size and steps where they are open; see `bastionai_privacy::planner`.
+#[pyfunction]
+#[pyo3(signature = (dataset_size, epsilon, noise_multiplier, delta, batch_size, steps, passes))]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn plan(
+    py: Python<'_>,
+    dataset_size: u64,
+    epsilon: Option<f64>,
+    noise_multiplier: Option<f64>,
+    delta: f64,
+    batch_size: Option<u64>,
+    steps: Option<u64>,
+    passes: Option<f64>,
+) -> PyResult<(u64, u64)> {
+    let noise = match (epsilon, noise_multiplier) {
+        (Some(epsilon), None) => NoiseWish::Target { epsilon, delta },
+        (None, Some(multiplier)) => NoiseWish::Multiplier(multiplier),
+        _ => {
+            return Err(exception(
+                py,
+                "InvalidRequest",
+                "give either eps= or noise_multiplier=",
+            ));
+        }
+    };
+    let wish = Wish {
+        dataset_size,
+        noise,
+        batch_size,
+        steps,
+        passes,
+    };
+    let chosen = py.detach(|| planner::choose(&wish));
+    chosen
+        .map(|chosen| (chosen.batch_size, chosen.steps))
         .map_err(|error| exception(py, "InvalidRequest", error))
 }
 

@@ -7,6 +7,7 @@ use bastionai_client::{
     AppraisedPeer, ClientError, ConnectOptions, DataContract, DatasetId, DatasetKind, DatasetUpload,
     Digest32, HeadMemory, Identity, NewDataset, Policy, RecordBatch, RunId, RunSpec, RunWatch, connect,
 };
+use bastionai_ledger::receipt::Receipt;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use serde::de::DeserializeOwned;
@@ -136,22 +137,34 @@ impl Session {
         to_json(py, &wait(py, &self.runtime, self.peer.cancel_run(run))?)
     }
 
+    fn withdraw_dataset(&self, py: Python<'_>, dataset_id: &str) -> PyResult<String> {
+        let dataset: DatasetId = parse(py, dataset_id)?;
+        to_json(py, &wait(py, &self.runtime, self.peer.withdraw_dataset(dataset))?)
+    }
+
+    fn remove_dataset(&self, py: Python<'_>, dataset_id: &str) -> PyResult<String> {
+        let dataset: DatasetId = parse(py, dataset_id)?;
+        to_json(py, &wait(py, &self.runtime, self.peer.remove_dataset(dataset))?)
+    }
+
+    /// The receipt alone, checked; `run_digest` is what was started.
+    fn fetch_receipt(&self, py: Python<'_>, run_id: &str, run_digest: &str) -> PyResult<Py<PyBytes>> {
+        let (run, digest): (RunId, Digest32) = (parse(py, run_id)?, parse(py, run_digest)?);
+        let fetched = wait(py, &self.runtime, async {
+            let fetched = self.peer.fetch_receipt(run, None).await?;
+            check_digest(run, &fetched.receipt, digest)?;
+            Ok(fetched)
+        })?;
+        Ok(PyBytes::new(py, &fetched.receipt_dsse_json).unbind())
+    }
+
     /// Receipt and weights, both checked; `run_digest` is what was started.
     fn fetch_run(&self, py: Python<'_>, run_id: &str, run_digest: &str) -> PyResult<FetchedRun> {
         let (run, digest): (RunId, Digest32) = (parse(py, run_id)?, parse(py, run_digest)?);
         let fetched = wait(py, &self.runtime, async {
             let fetched = self.peer.fetch_run(run, None, &mut |_| {}).await?;
-            if fetched.receipt.run.run_digest == digest {
-                return Ok(fetched);
-            }
-            let what = format!(
-                "it covers run digest {}, the run has {digest}",
-                fetched.receipt.run.run_digest
-            );
-            Err(ClientError::ReceiptRefused {
-                run: run.to_string(),
-                what,
-            })
+            check_digest(run, &fetched.receipt, digest)?;
+            Ok(fetched)
         })?;
         let weights = fetched.weights.into_iter().map(|tensor| {
             let dtype = serde_json::to_value(tensor.dtype)
@@ -268,6 +281,18 @@ pub(crate) fn generate_identity(py: Python<'_>, path: &str) -> PyResult<String> 
     let made = Identity::generate().and_then(|identity| identity.save(path).map(|()| identity.principal()));
     made.map(|principal| principal.to_string())
         .map_err(|error| client_error(py, &error.into()))
+}
+
+/// Refuses the receipt of another run than was started.
+fn check_digest(run: RunId, receipt: &Receipt, digest: Digest32) -> Result<(), ClientError> {
+    let found = receipt.run.run_digest;
+    if found == digest {
+        return Ok(());
+    }
+    Err(ClientError::ReceiptRefused {
+        run: run.to_string(),
+        what: format!("it covers run digest {found}, the run has {digest}"),
+    })
 }
 
 fn over(py: Python<'_>) -> PyErr {

@@ -11,7 +11,7 @@ import torch
 
 from bastionai import SGD, Adam, AdamW, InvalidRequest, schedules
 from bastionai.optimizers import as_optimizer
-from bastionai.planning import plan_batch_size, plan_steps
+from bastionai.planning import Plan, plan
 from bastionai.policy import decimal, policy_document, principal
 
 WEIGHTS = [torch.nn.Parameter(torch.zeros(2))]
@@ -131,20 +131,32 @@ def test_decimals_are_what_was_written():
     assert principal(f" {ALICE.upper()} ") == ALICE
 
 
-def test_planned_batches_leave_enough_steps_and_enough_records():
+def test_what_is_open_is_planned_and_what_is_given_is_kept():
+    assert plan(6144, eps=3.0, nb_epochs=2) == Plan(128, 96)  # the brief's tour: 5574 messages, two epochs
+    assert plan(768, eps=2.0, batch_size=64, nb_epochs=10) == Plan(64, 120)
+    assert plan(768, eps=2.0, batch_size=64, steps=7) == Plan(64, 7)
+    assert plan(16, eps=2.0, nb_epochs=0.01) == Plan(16, 1)
     for size in (16, 24, 512, 768, 6144, 98304, 2**31):
         for epochs in (0.5, 2, 20, 500):
-            batch = plan_batch_size(size, epochs, None)
-            assert 16 <= batch <= max(16, size // 4)
-            assert batch == 16 or plan_steps(size, batch, epochs, None) >= 60
-    assert plan_batch_size(6144, 2, None) == 128  # the brief's tour: 5574 messages, two epochs
-    assert plan_batch_size(768, None, 100) == 128
+            planned = plan(size, eps=1.0, nb_epochs=epochs)
+            assert 16 <= planned.batch_size <= size
+            assert planned.batch_size == 16 or planned.steps >= 60
+        open_plan = plan(size, eps=1.0, delta=1e-6)
+        assert open_plan.steps == 200
+        assert 16 <= open_plan.batch_size <= size
+    assert plan(98304, eps=8.0).batch_size > plan(98304, eps=0.5).batch_size
 
 
-def test_steps_are_epochs_of_the_declared_size():
-    assert plan_steps(768, 64, 10, None) == 120
-    assert plan_steps(768, 64, None, 7) == 7
-    assert plan_steps(16, 16, 0.01, None) == 1
-    for epochs, steps in ((None, None), (1, 1), (0, None), (float("nan"), None), (None, 0)):
-        with pytest.raises(InvalidRequest):
-            plan_steps(16, 16, epochs, steps)
+def test_a_plan_asked_for_in_contradictions_is_refused_by_name():
+    for asked, named in (
+        ({"eps": 1.0, "steps": 1, "nb_epochs": 1}, "both given"),
+        ({"eps": 1.0, "nb_epochs": 0}, "nb_epochs=0"),
+        ({"eps": 1.0, "nb_epochs": float("nan")}, "nb_epochs=NaN"),
+        ({"eps": 1.0, "steps": 0}, "steps=0"),
+        ({"eps": 1.0, "batch_size": 17}, "batch_size=17"),
+        ({"noise_multiplier": 1.0}, "nothing else bounds the work"),
+        ({"eps": 1.0, "noise_multiplier": 1.0}, "either eps"),
+        ({}, "either eps"),
+    ):
+        with pytest.raises(InvalidRequest, match=named):
+            plan(16, **asked)

@@ -394,3 +394,77 @@ def test_training_equals_what_the_losses_promise_without_noise(connect):
     assert any((a - b).abs().max() > 0.3 for a, b in zip(model.parameters(), expected.parameters(), strict=True))
     for mine, theirs in zip(remote.get_model().parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, atol=0.12, rtol=0)
+
+
+def test_an_owner_withdraws_and_removes_what_only_they_may(connect):
+    owner, scientist = connect("lender"), connect("borrower")
+    dataset = owner.RemoteDataset(
+        separable(), 3.0, "leaving", contract=CONTRACT, may_train="anyone", scientist_receives=True
+    )
+    run = learner(scientist, dataset).fit(steps=5, eps=1.0, progress=False)
+    for action in (scientist.withdraw, scientist.remove):
+        with pytest.raises(bastionai.NotFound, match="you have lent no such dataset"):
+            action(dataset)
+    assert owner.withdraw(dataset).state == "withdrawn"
+    assert "leaving" not in [seen.name for seen in scientist.list_remote_datasets()]
+    with pytest.raises(bastionai.PermissionRefused, match="withdrawn"):
+        learner(scientist, dataset).price(steps=5, eps=0.5)
+    withdrawn = next(seen for seen in owner.list_remote_datasets() if seen.name == "leaving")
+    with pytest.raises(bastionai.PermissionRefused, match="was withdrawn by its owner"):
+        learner(owner, withdrawn)
+    assert owner.remove(dataset).state == "removed"
+    assert next(seen for seen in owner.list_remote_datasets() if seen.name == "leaving").budget.committed.epsilon > 0
+    # The receipt of the run that charged them, without its weights.
+    received = owner.run(run.id).receipt
+    received.verify(allow_simulated=True)
+    assert received.statement["run"]["id"] == run.id
+
+
+def test_owners_without_weights_and_failed_runs_have_receipts(connect):
+    owner, scientist = connect("lender"), connect("borrower")
+    dataset = owner.RemoteDataset(separable(), 3.0, "charged-owner", contract=CONTRACT, may_train="anyone")
+    start = learner(scientist, dataset).price(steps=100_000, eps=1.0)
+    run = scientist._start(start)
+    with pytest.raises(bastionai.NotReleasable, match="not over"):
+        owner.run(run.id).receipt  # noqa: B018
+    with pytest.raises(bastionai.DatasetInUse, match=run.id):
+        owner.remove(dataset)
+    next(run.watch())
+    while run.refresh().released_step == 0:
+        time.sleep(0.05)
+    run.cancel()
+    receipt = owner.run(run.id).receipt
+    assert receipt.statement["run"]["outcome"] == "cancelled"
+    assert receipt.statement["run"]["weights_digest"] is None
+    with pytest.raises(bastionai.PermissionRefused):
+        owner.run(run.id).state_dict()
+
+
+def test_a_run_is_planned_when_nothing_is_said_and_rehearsed_on_public_records(connect):
+    client = connect("planner")
+    public = client.RemoteDataset(separable(), name="anyones", kind="public", contract=CONTRACT)
+    private = client.RemoteDataset(separable(), 3.0, "planned", contract=CONTRACT)
+    open_learner = learner(client, private, batch_size=None)
+    quote = open_learner.price(eps=1.0)
+    assert quote.steps == 200
+    assert 16 <= quote.batch_size <= quote.declared_size
+    rehearsal = open_learner.rehearse(steps=5, on=public, progress=False)
+    assert rehearsal.dataset_names == ["anyones"]
+    with pytest.raises(bastionai.InvalidRequest, match="is private"):
+        open_learner.rehearse(on=private)
+    frame = client.runs().to_frame()
+    assert rehearsal.id in set(frame["run"])
+
+
+def test_the_expected_time_is_of_the_right_order(connect):
+    client = connect("clock-watcher")
+    dataset = client.RemoteDataset(separable(), name="timed", kind="synthetic", contract=CONTRACT)
+    deadline = time.monotonic() + 60
+    while (quote := learner(client, dataset).price(steps=400, eps=1.0)).expected_seconds is None:
+        assert time.monotonic() < deadline, "the server never measured its machine"
+        time.sleep(1)
+    started = time.monotonic()
+    client._start(quote).wait(False)
+    took = time.monotonic() - started
+    # An order of magnitude: the machine of a test is busy with other things.
+    assert quote.expected_seconds / 20 < took < 20 * quote.expected_seconds

@@ -1,0 +1,181 @@
+"""What people see of datasets, prices, runs and receipts, whatever names other people chose."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import html.parser
+import json
+import sys
+from decimal import Decimal
+from typing import Any
+
+import pandas
+import pytest
+
+import bastionai
+from bastionai.quote import Quote
+from bastionai.remote import RemoteDataset
+from bastionai.run_list import RunList
+from bastionai.runs import Run
+
+HOSTILE = "<script>alert('x')</script>&\"\x1b[2J"
+ID = "ab" * 16
+BUDGET = {
+    "lifetime": {"epsilon": "6", "delta": "0.00001"},
+    "committed": {"epsilon": "1", "delta": "0.000001"},
+    "reserved": {"epsilon": "0", "delta": "0"},
+    "remaining": {"epsilon": "5", "delta": "0.000009"},
+}
+
+
+def charge(**other: Any) -> dict[str, Any]:
+    base = {"dataset_id": ID, "dataset_name": HOSTILE, "cost": {"epsilon": "1.999", "delta": "0.000001"}}
+    return {**base, "budget_before": BUDGET, "affordable": True, **other}
+
+
+def dataset() -> RemoteDataset:
+    contract = bastionai.DataContract([bastionai.Column(HOSTILE[:-4], "float32", range=(0, 1))], declared_size=16)
+    document = {"id": ID, "name": HOSTILE, "kind": "private", "owner": "cd" * 32, "policy": {}, "budget": BUDGET}
+    declared = json.loads(contract.to_json())
+    return RemoteDataset.parse({**document, "contract": declared, "trainable_by_caller": True, "state": "withdrawn"})
+
+
+def quote(**other: Any) -> Quote:
+    document = {
+        "run_digest": "ef" * 32,
+        "spec": {"steps": 120, "batch_size": 64},
+        "sample_rate": 1 / 12,
+        "noise_multiplier": 1.25,
+        "loss_noise_multiplier": 0.0,
+        "declared_size": 768,
+        "physical_batch_size": 64,
+        "micro_batches": 2,
+        "memory_bytes": 600 << 20,
+        "trainable_parameters": 1042,
+        "charges": [charge(), charge(dataset_name="free", budget_before=None)],
+        "expires_unix_ms": 1,
+        "warnings": [f"noise drowns the signal in {HOSTILE}"],
+        "expected_seconds": 300.0,
+        **other,
+    }
+    return Quote.parse(document)
+
+
+def run(**other: Any) -> Run:
+    document = {
+        "id": ID,
+        "state": "succeeded",
+        "model_name": HOSTILE,
+        "scientist": "cd" * 32,
+        "run_digest": "ef" * 32,
+        "steps": 120,
+        "released_step": 120,
+        "dataset_ids": [ID],
+        "dataset_names": [HOSTILE],
+        "charges": [charge(budget_before=None)],
+        "created_unix_ms": 1_795_410_061_000,
+        "ended_unix_ms": 1_795_410_071_000,
+        **other,
+    }
+    return Run(None, document)  # type: ignore[arg-type]
+
+
+def receipt() -> bastionai.Receipt:
+    statement = {
+        "run": {
+            "id": ID,
+            "outcome": HOSTILE,
+            "steps": 1,
+            "released_step": 1,
+            "run_digest": "",
+            "graph_digest": "",
+            "weights_digest": None,
+        },
+        "freshness": "none",
+        "datasets": [{"name": HOSTILE, "epsilon": "1", "delta": "0", "budget": None}],
+    }
+    return bastionai.Receipt(
+        json.dumps({"payload": base64.b64encode(json.dumps(statement).encode()).decode()}).encode()
+    )
+
+
+SHOWN = {
+    "dataset": dataset,
+    "contract": lambda: dataset().contract,
+    "price": quote,
+    "run": run,
+    "runs": lambda: RunList([run(), run(state="failed")]),
+    "receipt": receipt,
+}
+
+
+class Tags(html.parser.HTMLParser):
+    """Every element of a page, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        """Notes an element."""
+        self.names.add(tag)
+
+    def handle_data(self, data: str) -> None:
+        """Collects the text."""
+        self.text += data
+
+
+@pytest.mark.parametrize("shown", SHOWN)
+def test_hostile_names_stay_text_in_notebooks(shown: str) -> None:
+    tags = Tags(SHOWN[shown]()._repr_html_())
+    assert tags.names <= {"table", "caption", "thead", "tbody", "tr", "th", "td", "b", "pre"}
+    assert "<script>alert('x')</script>" in tags.text, "escaped, not dropped"
+
+
+@pytest.mark.parametrize("shown", ["price", "runs"])
+def test_terminals_are_not_driven_by_names(shown: str) -> None:
+    text = repr(SHOWN[shown]()) if shown == "runs" else str(SHOWN[shown]())
+    assert "\x1b" not in text
+
+
+def test_a_price_is_a_table_with_everything_that_is_paid() -> None:
+    text = str(quote(warnings=[]))
+    for fact in ("120", "64", "0.08333", "1.25", "1042", "600 MiB", "about 5 min", "1.999", "0.000001", "3.001"):
+        assert fact in text, fact
+    page = Tags(quote()._repr_html_()).text
+    assert all(fact in page for fact in ("ε left before", "3.001", "no budget needed", "noise drowns"))
+    short = quote(charges=[charge(affordable=False)])
+    assert "does not suffice" in str(short)
+    assert not short.affordable
+    assert "about 42 s" in str(quote(expected_seconds=42.0))
+    assert quote(expected_seconds=90.0).expected_minutes == 1.5
+    unknown = quote(expected_seconds=None)
+    assert unknown.expected_minutes is None
+    assert "not known" in str(unknown)
+
+
+def test_runs_make_a_data_frame_of_exact_charges() -> None:
+    both = run(id="cd" * 16, charges=[charge(dataset_name="north"), charge(dataset_name="south")])
+    frame = RunList([run(charges=[], ended_unix_ms=None, state="queued"), both]).to_frame()
+    assert isinstance(frame, pandas.DataFrame)
+    assert list(frame["dataset"]) == [HOSTILE, "north", "south"]
+    assert list(frame["epsilon"])[1:] == [Decimal("1.999"), Decimal("1.999")]
+    assert frame["created"][1] == datetime.datetime(2026, 11, 23, 5, 1, 1, tzinfo=datetime.UTC)
+    assert pandas.isna(frame["ended"][0])
+    assert len(RunList().to_frame()) == 0
+    assert "epsilon" in RunList().to_frame()
+    assert repr(RunList()) == "no runs"
+
+
+def test_without_pandas_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(bastionai.MissingPackage, match="pip install pandas"):
+        RunList([run()]).to_frame()
+
+
+def test_a_withdrawn_dataset_says_so() -> None:
+    assert ("state", "withdrawn") in dataset()._facts()
+    assert "withdrawn" in repr(dataset())
