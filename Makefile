@@ -54,8 +54,12 @@ fuzz-smoke:
 	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install cargo-fuzz, and rustup toolchain install nightly"; exit 1; }
 	@for target in archive contract typed_graph; do cargo +nightly fuzz run $$target -- -max_total_time=30 || exit 1; done
 
-docs:
+# The manual of the crates, and what `bastionai` says about itself: manual pages and shell completions, in target/.
+docs: binaries
 	@RUSTDOCFLAGS="-D warnings" cargo doc $(CARGO_FLAGS) --workspace --no-deps
+	@$(BIN)/bastionai man target/man
+	@mkdir -p target/completions
+	@for shell in bash zsh fish; do $(BIN)/bastionai completions $$shell > target/completions/bastionai.$$shell || exit 1; done
 
 # ---- set-up: once, idempotent; every step is a stamp in $(STAMPS) ----
 

@@ -1,0 +1,221 @@
+"""What the studies share: a server of their own, owners with keys, training with and without privacy, and a table.
+
+Utility is measured here on public held-out records, which each study keeps apart and says so: scores on them cost no
+privacy, because nobody lent them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from server_process import ServerProcess
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import bastionai
+
+console = Console(width=110)
+Records = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trained model and what it took.
+
+    Attributes:
+        model: Trained.
+        seconds: From the start of the run to its weights.
+        epsilon: Charged to each owner; None without privacy.
+    """
+
+    model: nn.Module
+    seconds: float
+    epsilon: str | None = None
+
+
+@dataclass
+class Study:
+    """A server, and the people who talk to it.
+
+    Attributes:
+        server: Running.
+        folder: Where keys go, one folder a person.
+        lent: Datasets by owner.
+    """
+
+    server: ServerProcess
+    folder: Path
+    lent: dict[str, bastionai.RemoteDataset] = field(default_factory=dict)
+
+    def identity(self, name: str) -> str:
+        """Somebody's principal; their key is made when first asked for."""
+        path = self._path(name)
+        if not path.exists():
+            path.parent.mkdir(parents=True)
+            bastionai.keygen(path)
+        with self.connect(name) as client:
+            return client.principal
+
+    def connect(self, name: str) -> bastionai.Connection:
+        """Connects and verifies. The development attester is accepted by name: this is a demonstration."""
+        return bastionai.Connection(self.server.address, identity=self._path(name), allow_simulated=True)
+
+    def lend(
+        self, owner: str, records: Records, contract: bastionai.DataContract, privacy_limit: float, scientist: str
+    ) -> None:
+        """An owner verifies the server and lends records under their own limit."""
+        may_train = [self.identity(scientist)]
+        self.identity(owner)
+        with self.connect(owner) as client:
+            self.lent[owner] = client.RemoteDataset(
+                TensorDataset(*records),
+                privacy_limit=privacy_limit,
+                name=owner,
+                contract=contract,
+                may_train=may_train,
+                verbose=False,
+            )
+        size = contract.declared_size
+        console.print(f"{owner}: lent under a lifetime ε of {privacy_limit:g}, size class {size}; seen by nobody")
+
+    def train(
+        self,
+        client: bastionai.Connection,
+        owners: Sequence[str],
+        model: nn.Module,
+        *,
+        eps: float,
+        steps: int | None,
+        lr: float,
+        show_price: bool = False,
+    ) -> Outcome:
+        """One private run on these owners' records, pooled. Batch size, and steps if open, are planned."""
+        learner = client.RemoteLearner(
+            model,
+            [self.lent[owner] for owner in owners],
+            loss="cross_entropy",
+            optimizer=bastionai.Adam(lr=lr),
+            model_name=f"{type(model).__name__} of {', '.join(owners)}"[:120],
+        )
+        if show_price:
+            console.print(str(learner.price(steps=steps, eps=eps)), highlight=False)
+        started = time.monotonic()
+        run = learner.fit(steps=steps, eps=eps)
+        trained = learner.get_model()
+        charged = {f"{charge.cost.epsilon:.3f}" for charge in run.charges}
+        return Outcome(trained, time.monotonic() - started, ", ".join(sorted(charged)))
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name.replace(" ", "-") / "identity.pem"
+
+
+def train_in_the_open(model: nn.Module, records: Records, *, steps: int, batch_size: int, lr: float) -> Outcome:
+    """The same model and optimizer in plain PyTorch on the bare records: what privacy is compared with."""
+    model, started = copy.deepcopy(model), time.monotonic()
+    features, labels = records
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        batch = torch.randperm(len(labels), generator=generator)[:batch_size]
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(features[batch]), labels[batch]).backward()
+        optimizer.step()
+    return Outcome(model, time.monotonic() - started)
+
+
+def scores(model: nn.Module, records: Records) -> tuple[float, float]:
+    """Accuracy, and the area under the ROC curve averaged over the classes, one against the rest."""
+    features, labels = records
+    with torch.no_grad():
+        logits = torch.cat([model.eval()(part) for part in features.split(256)])
+    accuracy = float((logits.argmax(1) == labels).float().mean())
+    margins = logits - logits.logsumexp(1, keepdim=True)
+    areas = [
+        _auroc(margins[:, c], labels == c) for c in range(logits.shape[1]) if 0 < (labels == c).sum() < len(labels)
+    ]
+    return accuracy, sum(areas) / len(areas)
+
+
+def _auroc(score: torch.Tensor, positive: torch.Tensor) -> float:
+    """Share of (positive, negative) pairs in the right order, ties half (Mann and Whitney 1947)."""
+    difference = score[positive][:, None] - score[~positive][None, :]
+    return float(((difference > 0).double() + 0.5 * (difference == 0).double()).mean())
+
+
+def commonest(labels: torch.Tensor) -> float:
+    """Accuracy of always guessing the commonest class."""
+    return float(labels.bincount().max() / len(labels))
+
+
+def results(title: str) -> Table:
+    """The table every study ends with."""
+    return Table("training", "ε per owner", "accuracy", "AUROC", "time", title=title)
+
+
+def row(table: Table, name: str, outcome: Outcome, test: Records) -> tuple[float, float]:
+    """Adds a trained model; returns its scores."""
+    accuracy, area = scores(outcome.model, test)
+    epsilon = outcome.epsilon or "not private"
+    table.add_row(name, epsilon, f"{accuracy:.3f}", f"{area:.3f}", f"{outcome.seconds:.0f} s")
+    return accuracy, area
+
+
+def arguments(description: str, data_help: str, *, eps: float, steps: int | None) -> argparse.Namespace:
+    """The command line of a study."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", type=Path, help=data_help)
+    parser.add_argument("--server", type=Path, default=Path("target/release/bastionai"), help="the bastionai binary")
+    parser.add_argument("--eps", type=float, default=eps, help="ε of each run")
+    parser.add_argument("--steps", type=int, default=steps, help="steps of each run; planned for ε when absent")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial weights and of the split")
+    return parser.parse_args()
+
+
+def needed(data: Path | None, names: Sequence[str], source: str) -> list[Path]:
+    """The files of a study, or what to download."""
+    if data is None:
+        raise SystemExit(f"give --data: {', '.join(names)} from {source}")
+    files = [data / name if data.is_dir() else data for name in names]
+    missing = [str(file) for file in files if not file.exists()]
+    if missing:
+        raise SystemExit(f"missing: {', '.join(missing)}; download {', '.join(names)} from {source}")
+    return files
+
+
+@contextmanager
+def study(server: Path) -> Iterator[Study]:
+    """A study on a server of its own, of which nothing is left."""
+    with (
+        tempfile.TemporaryDirectory(prefix="bastionai-study-") as folder,
+        ServerProcess(server, Path(folder)) as running,
+    ):
+        yield Study(running, Path(folder))
+
+
+def split(records: Records, share: float, seed: int) -> tuple[Records, Records]:
+    """(what is lent, what is held out in public), shuffled."""
+    features, labels = records
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    held_out, lent = order[: int(share * len(order))], order[int(share * len(order)) :]
+    return (features[lent], labels[lent]), (features[held_out], labels[held_out])
+
+
+def pooled(parts: Sequence[Records]) -> Records:
+    """Several owners' records as one."""
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A fresh model with reproducible weights."""
+    torch.manual_seed(seed)
+    return make()
