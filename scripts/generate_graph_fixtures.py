@@ -233,6 +233,26 @@ class Encoder(nn.Module):
         return self.attention(h, h, h)[0].square().mean((1, 2))
 
 
+class Text(nn.Module):
+    """Token and position embeddings, a class token, and the table again as the last layer; padding is word 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(7, 6, padding_idx=0)
+        self.positions = nn.Embedding(9, 6)
+        self.first = nn.Parameter(torch.randn(1, 1, 6))
+        self.head = nn.Linear(6, 7, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids):
+        hidden = self.table(ids) + self.positions(torch.arange(ids.shape[1]).unsqueeze(0))
+        hidden = torch.cat([self.first.expand(ids.shape[0], -1, -1), hidden], dim=1)
+        log_p = self.head(torch.tanh(hidden[:, :-1])).log_softmax(-1)
+        losses = -log_p.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+        kept = (ids != 0).to(losses.dtype)
+        return (losses * kept).sum(1) / kept.sum(1).clamp(min=1.0)
+
+
 #: Exported as the client does it (`bastionai.export`), where that is not plain torch.export.
 BY_CLIENT = {
     "encoder": (Encoder, (torch.randn(4, 5, 8),)),
@@ -246,6 +266,7 @@ MODELS = {
     "binary": (Binary, (torch.randn(4, 5), torch.rand(4) > 0.5)),
     "broadcast": (Broadcast, (torch.randn(4, 6),)),
     "zoo": (Zoo, ZOO_INPUTS),
+    "text": (Text, (torch.randint(0, 7, (4, 5)),)),
     "refused_batch_norm": (BatchNorm, (torch.randn(4, 6), torch.randn(4))),
     "refused_batch_mean": (MeanOfBatch, (torch.randn(4, 6), torch.randn(4))),
 }
@@ -270,7 +291,7 @@ def without_samples(archive: bytes) -> bytes:
 
 
 def main() -> int:
-    """Writes every fixture."""
+    """Writes every fixture, or those named on the command line."""
     torch.manual_seed(0)
     FOLDER.mkdir(parents=True, exist_ok=True)
     batch = torch.export.Dim("batch")

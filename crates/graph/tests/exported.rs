@@ -36,6 +36,7 @@ fn exported_models_are_accepted_and_encode_canonically() {
         "broadcast",
         "zoo",
         "encoder",
+        "text",
     ] {
         let graph = accepted(name);
         assert_eq!(

@@ -13,7 +13,7 @@ use support::*;
 use tch::{Kind, Tensor};
 
 const BATCH: u32 = 16;
-const ACCEPTED: [&str; 7] = [
+const ACCEPTED: [&str; 8] = [
     "classifier",
     "cross_entropy",
     "regressor",
@@ -21,6 +21,7 @@ const ACCEPTED: [&str; 7] = [
     "broadcast",
     "zoo",
     "encoder",
+    "text",
 ];
 
 fn engine(name: &str, settings: Settings) -> Engine {
