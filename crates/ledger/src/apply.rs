@@ -4,6 +4,7 @@ use crate::amount::Amount;
 use crate::chain::Head;
 use crate::entry::{Body, Entry, Genesis, Outcome, RunReserved};
 use crate::id::{DatasetId, EntryHash, LedgerId};
+use crate::policy::RunKind;
 use crate::rules::{Refusal, dataset_digests};
 use crate::state::{Dataset, Ledger, Run, RunStatus};
 use std::collections::BTreeMap;
@@ -129,7 +130,8 @@ impl Ledger {
                 let dataset = self.dataset_mut(removed.dataset);
                 (dataset.withdrawn, dataset.removed) = (true, true);
             }
-            Body::RunReserved(reserved) => self.reserve(reserved, time_unix_ms),
+            Body::RunReserved(reserved) => self.reserve(reserved, RunKind::Training, time_unix_ms),
+            Body::EvaluationReserved(reserved) => self.reserve(reserved, RunKind::Evaluation, time_unix_ms),
             Body::RunStarted(started) => self.run_mut(started.run).status = RunStatus::Started,
             Body::RunAdvanced(advanced) => self.run_mut(advanced.run).released_step = advanced.released_step,
             Body::RunCommitted(committed) => {
@@ -156,13 +158,14 @@ impl Ledger {
         }
     }
 
-    fn reserve(&mut self, reserved: &RunReserved, time_unix_ms: u64) {
+    fn reserve(&mut self, reserved: &RunReserved, kind: RunKind, time_unix_ms: u64) {
         for charge in &reserved.charges {
             let dataset = self.dataset_mut(charge.dataset);
             dataset.reserved = dataset.reserved.checked_add(charge.amount).expect(FITS);
             dataset.starts.insert(reserved.run, time_unix_ms);
         }
         let run = Run {
+            kind,
             reserved: reserved.clone(),
             reserved_unix_ms: time_unix_ms,
             status: RunStatus::Reserved,

@@ -41,10 +41,12 @@ pub enum Body {
     RunCommitted(RunCommitted),
     /// A run ended that never started: its reserve is free again.
     RunRefunded(RunRefunded),
-    /// Weights were handed to a principal.
+    /// What a run yielded was handed to a principal.
     Released(Released),
     /// Its owner had a dataset erased: withdrawn, and its key destroyed (rule A8).
     DatasetRemoved(DatasetRemoved),
+    /// The full cost of an evaluation was set aside: a run of one step whose result is a noisy histogram.
+    EvaluationReserved(RunReserved),
 }
 
 /// See [`Body::Genesis`].
@@ -113,7 +115,7 @@ pub struct DatasetRemoved {
     pub by: Principal,
 }
 
-/// See [`Body::RunReserved`].
+/// See [`Body::RunReserved`] and [`Body::EvaluationReserved`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunReserved {
@@ -243,6 +245,7 @@ impl Body {
             Self::RunRefunded(_) => "run_refunded",
             Self::Released(_) => "released",
             Self::DatasetRemoved(_) => "dataset_removed",
+            Self::EvaluationReserved(_) => "evaluation_reserved",
         }
     }
 
@@ -254,7 +257,8 @@ impl Body {
             | Self::RunAdvanced(RunAdvanced { run, .. })
             | Self::RunCommitted(RunCommitted { run, .. })
             | Self::RunRefunded(RunRefunded { run, .. })
-            | Self::Released(Released { run, .. }) => Some(*run),
+            | Self::Released(Released { run, .. })
+            | Self::EvaluationReserved(RunReserved { run, .. }) => Some(*run),
             Self::Genesis(_)
             | Self::BootStarted(_)
             | Self::DatasetCreated(_)

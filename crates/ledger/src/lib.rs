@@ -62,7 +62,9 @@ pub use entry::{
 };
 pub use id::{BootId, DatasetId, Digest32, EntryHash, IdError, LedgerId, LedgerPublicKey, Principal, RunId};
 pub use key::{LedgerKey, SignatureError, SignedHead};
-pub use policy::{DatasetKind, Freshness, MayTrain, NoiseMode, Policy, PolicyError, RunLimits};
+pub use policy::{
+    DatasetKind, Freshness, MayEvaluate, MayTrain, NoiseMode, Policy, PolicyError, RunKind, RunLimits,
+};
 pub use pricing::PriceError;
 pub use propose::Proposal;
 pub use receipt::{IssueError, Receipt, ReceiptError, RuntimeEvidence};

@@ -34,7 +34,9 @@ pub enum NoiseMode {
     Standard,
 }
 
-/// Principals that may train.
+/// Principals that may train. Who may train may also evaluate: both are releases under the same account.
+///
+/// The order of variants is the format (policies are part of ledger entries): append only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MayTrain {
@@ -42,6 +44,29 @@ pub enum MayTrain {
     Anyone,
     /// These.
     Only(BTreeSet<Principal>),
+    /// Nobody: the dataset is held out, for evaluation only.
+    Nobody(MayEvaluate),
+}
+
+/// Principals that may evaluate on a held-out dataset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MayEvaluate {
+    /// Every client.
+    Anyone,
+    /// These.
+    Only(BTreeSet<Principal>),
+}
+
+/// What a run does with a dataset.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunKind {
+    /// Steps of DP-SGD; its result is weights.
+    #[default]
+    Training,
+    /// One forward pass; its result is one noisy histogram release.
+    Evaluation,
 }
 
 /// Limits beside the budget.
@@ -120,8 +145,8 @@ impl Policy {
             (_, None) => {}
         }
         let trainers = match &self.may_train {
-            MayTrain::Anyone => 0,
-            MayTrain::Only(principals) => principals.len(),
+            MayTrain::Anyone | MayTrain::Nobody(MayEvaluate::Anyone) => 0,
+            MayTrain::Only(principals) | MayTrain::Nobody(MayEvaluate::Only(principals)) => principals.len(),
         };
         if trainers.max(self.recipients.len()) > MAX_PRINCIPALS {
             return Err(PolicyError::TooManyPrincipals);
@@ -137,7 +162,25 @@ impl Policy {
         match &self.may_train {
             MayTrain::Anyone => true,
             MayTrain::Only(principals) => principals.contains(principal),
+            MayTrain::Nobody(_) => false,
         }
+    }
+
+    /// Whether `principal` may evaluate a model: on a held-out dataset those named, elsewhere those that may train.
+    ///
+    /// A policy cannot allow training and forbid evaluation: a training run releases more about the same records
+    /// under the same account, so the refusal would protect nobody.
+    pub fn allows_evaluation_by(&self, principal: &Principal) -> bool {
+        match &self.may_train {
+            MayTrain::Nobody(MayEvaluate::Anyone) => true,
+            MayTrain::Nobody(MayEvaluate::Only(principals)) => principals.contains(principal),
+            MayTrain::Anyone | MayTrain::Only(_) => self.allows_training_by(principal),
+        }
+    }
+
+    /// Whether the dataset is held out: evaluation only, no training.
+    pub fn is_evaluation_only(&self) -> bool {
+        matches!(self.may_train, MayTrain::Nobody(_))
     }
 
     /// Whether `principal` may receive the weights of a run started by `scientist`.

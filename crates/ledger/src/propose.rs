@@ -120,6 +120,14 @@ impl Ledger {
         self.propose(Body::RunReserved(reserved), now_unix_ms)
     }
 
+    /// Reserves the full cost of an evaluation on all its datasets, or on none.
+    ///
+    /// # Errors
+    /// [`Refusal`]: policy, distinctness, budget; [`Refusal::EvaluationSteps`] unless it has one step.
+    pub fn propose_evaluation(&self, reserved: RunReserved, now_unix_ms: u64) -> Result<Proposal, Refusal> {
+        self.propose(Body::EvaluationReserved(reserved), now_unix_ms)
+    }
+
     /// Starts a reserved run: durable before any record reaches the trainer.
     ///
     /// # Errors

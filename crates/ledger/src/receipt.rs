@@ -6,7 +6,7 @@ use crate::dsse::{self, EnvelopeError};
 use crate::entry::{Charge, Outcome};
 use crate::id::{BootId, DatasetId, Digest32, LedgerPublicKey, Principal, RunId};
 use crate::key::LedgerKey;
-use crate::policy::{DatasetKind, Freshness, NoiseMode};
+use crate::policy::{DatasetKind, Freshness, NoiseMode, RunKind};
 use crate::state::{Ledger, Run, RunStatus};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -46,11 +46,14 @@ pub struct Receipt {
 pub struct RunStatement {
     /// Its id.
     pub id: RunId,
+    /// What it did with the data; left out of a training run's receipt, as version 1 was first written.
+    #[serde(default, skip_serializing_if = "RunStatement::is_training")]
+    pub kind: RunKind,
     /// Digest of everything that was agreed (rule A11).
     pub run_digest: Digest32,
     /// Digest of the canonical typed graph.
     pub graph_digest: Digest32,
-    /// Digest of the weights ([`crate::weights::weights_digest`]); none unless it succeeded.
+    /// Digest of the result, weights or histograms ([`crate::weights::weights_digest`]); none unless it succeeded.
     pub weights_digest: Option<Digest32>,
     /// Who started it.
     pub scientist: Principal,
@@ -276,6 +279,14 @@ impl Receipt {
     }
 }
 
+impl RunStatement {
+    // Serde passes a reference.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    fn is_training(kind: &RunKind) -> bool {
+        *kind == RunKind::Training
+    }
+}
+
 impl DatasetStatement {
     fn is_consistent(&self) -> bool {
         match &self.budget {
@@ -339,6 +350,7 @@ fn run_statement(run: &Run, outcome: Outcome) -> RunStatement {
     let reserved = run.reservation();
     RunStatement {
         id: run.id(),
+        kind: run.kind(),
         run_digest: reserved.run_digest,
         graph_digest: reserved.graph_digest,
         weights_digest: run.weights_digest(),

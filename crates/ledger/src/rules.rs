@@ -8,7 +8,7 @@ use crate::entry::{
 use crate::event::{self, EventError};
 use crate::id::{DatasetId, Digest32, Principal, RunId};
 use crate::name::{MAX_NAME_CHARACTERS, is_showable};
-use crate::policy::{DatasetKind, PolicyError};
+use crate::policy::{DatasetKind, PolicyError, RunKind};
 use crate::state::{Dataset, Ledger, Run, RunStatus};
 use std::collections::BTreeSet;
 
@@ -87,6 +87,26 @@ pub enum Refusal {
         name: String,
         /// Who asked.
         principal: Principal,
+    },
+    /// A held-out dataset is never trained on.
+    #[error("`{name}` is held out for evaluation: its policy lets nobody train on it")]
+    EvaluationOnly {
+        /// The dataset.
+        name: String,
+    },
+    /// The policy does not name this principal for evaluations.
+    #[error("the policy of `{name}` does not allow {principal} to evaluate on it")]
+    MayNotEvaluate {
+        /// The dataset.
+        name: String,
+        /// Who asked.
+        principal: Principal,
+    },
+    /// An evaluation releases once.
+    #[error("an evaluation has one step, its one release, not {steps}")]
+    EvaluationSteps {
+        /// Steps asked for.
+        steps: u64,
     },
     /// The dataset started as many runs today as its policy allows.
     #[error("`{name}` allows {limit} runs in 24 hours and has had them; try again later")]
@@ -219,12 +239,15 @@ impl Ledger {
             Body::DatasetCreated(created) => self.check_created(created),
             Body::DatasetWithdrawn(withdrawn) => self.check_withdrawn(withdrawn),
             Body::DatasetRemoved(removed) => self.check_removed(removed),
-            Body::RunReserved(reserved) => self.check_reserved(reserved, time_unix_ms),
+            Body::RunReserved(reserved) => self.check_reserved(reserved, RunKind::Training, time_unix_ms),
             Body::RunStarted(started) => self.check_started(started, time_unix_ms),
             Body::RunAdvanced(advanced) => self.check_advanced(advanced),
             Body::RunCommitted(committed) => self.check_committed(committed),
             Body::RunRefunded(refunded) => self.check_refunded(refunded),
             Body::Released(released) => self.check_released(released),
+            Body::EvaluationReserved(reserved) => {
+                self.check_reserved(reserved, RunKind::Evaluation, time_unix_ms)
+            }
         }
     }
 
@@ -293,7 +316,12 @@ impl Ledger {
         }
     }
 
-    fn check_reserved(&self, reserved: &RunReserved, time_unix_ms: u64) -> Result<(), Refusal> {
+    fn check_reserved(
+        &self,
+        reserved: &RunReserved,
+        kind: RunKind,
+        time_unix_ms: u64,
+    ) -> Result<(), Refusal> {
         check_name(&reserved.model_name)?;
         self.check_current_boot(reserved)?;
         if self.runs.contains_key(&reserved.run) {
@@ -301,6 +329,10 @@ impl Ledger {
         }
         if reserved.steps == 0 {
             return Err(Refusal::ZeroSteps);
+        }
+        if kind == RunKind::Evaluation && reserved.steps != 1 {
+            let steps = reserved.steps;
+            return Err(Refusal::EvaluationSteps { steps });
         }
         let found = reserved.charges.len();
         if found == 0 || found > MAX_DATASETS_PER_RUN {
@@ -314,7 +346,7 @@ impl Ledger {
                 });
             }
             let dataset = self.existing_dataset(charge.dataset)?;
-            dataset.check_usable(&reserved.scientist, time_unix_ms)?;
+            dataset.check_usable(&reserved.scientist, kind, time_unix_ms)?;
             dataset.check_charge(charge)?;
         }
         Ok(())
@@ -409,16 +441,11 @@ impl Dataset {
         Ok(())
     }
 
-    fn check_usable(&self, scientist: &Principal, time_unix_ms: u64) -> Result<(), Refusal> {
+    fn check_usable(&self, scientist: &Principal, kind: RunKind, time_unix_ms: u64) -> Result<(), Refusal> {
         self.check_offered(time_unix_ms)?;
+        self.check_right(scientist, kind)?;
         let name = || self.name().to_owned();
         let limits = self.policy().limits;
-        if !self.policy().allows_training_by(scientist) {
-            return Err(Refusal::MayNotTrain {
-                name: name(),
-                principal: *scientist,
-            });
-        }
         if self.kind() != DatasetKind::Private {
             return Ok(());
         }
@@ -441,6 +468,23 @@ impl Dataset {
             });
         }
         Ok(())
+    }
+
+    /// Whether the policy lets `scientist` run this kind of run.
+    fn check_right(&self, scientist: &Principal, kind: RunKind) -> Result<(), Refusal> {
+        let (policy, principal, name) = (self.policy(), *scientist, || self.name().to_owned());
+        match kind {
+            RunKind::Training if policy.is_evaluation_only() => Err(Refusal::EvaluationOnly { name: name() }),
+            RunKind::Training if !policy.allows_training_by(scientist) => Err(Refusal::MayNotTrain {
+                name: name(),
+                principal,
+            }),
+            RunKind::Evaluation if !policy.allows_evaluation_by(scientist) => Err(Refusal::MayNotEvaluate {
+                name: name(),
+                principal,
+            }),
+            RunKind::Training | RunKind::Evaluation => Ok(()),
+        }
     }
 
     fn check_charge(&self, charge: &Charge) -> Result<(), Refusal> {

@@ -4,7 +4,7 @@ use crate::amount::Amount;
 use crate::chain::{Head, Link};
 use crate::entry::{BootStarted, Charge, DatasetCreated, Entry, Outcome, RefundReason, RunReserved};
 use crate::id::{DatasetId, Digest32, EntryHash, LedgerId, Principal, RunId};
-use crate::policy::{DatasetKind, Policy};
+use crate::policy::{DatasetKind, Policy, RunKind};
 use std::collections::BTreeMap;
 
 /// A ledger in memory: every entry, and what they add up to.
@@ -51,6 +51,7 @@ pub struct Budget {
 /// A run as the ledger knows it.
 #[derive(Clone, Debug)]
 pub struct Run {
+    pub(crate) kind: RunKind,
     pub(crate) reserved: RunReserved,
     pub(crate) reserved_unix_ms: u64,
     pub(crate) status: RunStatus,
@@ -281,11 +282,18 @@ impl Dataset {
         })
     }
 
-    /// Whether `principal` could start a run on it at this time, budget aside.
+    /// Whether `principal` could train on it at this time, budget aside.
     pub fn is_trainable_by(&self, principal: &Principal, now_unix_ms: u64) -> bool {
         !self.withdrawn
             && !self.policy().is_expired(now_unix_ms)
             && self.policy().allows_training_by(principal)
+    }
+
+    /// Whether `principal` could evaluate on it at this time, budget aside.
+    pub fn is_evaluable_by(&self, principal: &Principal, now_unix_ms: u64) -> bool {
+        !self.withdrawn
+            && !self.policy().is_expired(now_unix_ms)
+            && self.policy().allows_evaluation_by(principal)
     }
 }
 
@@ -293,6 +301,10 @@ impl Run {
     /// Its id.
     pub fn id(&self) -> RunId {
         self.reserved.run
+    }
+    /// What it does with the data.
+    pub fn kind(&self) -> RunKind {
+        self.kind
     }
     /// Everything that was agreed at reservation.
     pub fn reservation(&self) -> &RunReserved {
@@ -338,7 +350,7 @@ impl Run {
     pub fn ended_unix_ms(&self) -> Option<u64> {
         self.ended_unix_ms
     }
-    /// Digest of its weights, once it succeeded.
+    /// Digest of its result (weights, or histograms), once it succeeded.
     pub fn weights_digest(&self) -> Option<Digest32> {
         self.weights_digest
     }

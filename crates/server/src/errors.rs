@@ -247,12 +247,14 @@ impl From<Refusal> for Failure {
             | Refusal::Withdrawn { .. }
             | Refusal::Removed { .. }
             | Refusal::MayNotTrain { .. }
+            | Refusal::EvaluationOnly { .. }
+            | Refusal::MayNotEvaluate { .. }
             | Refusal::MayNotReceive { .. } => Reason::NotPermitted,
             Refusal::InUse { .. } => Reason::DatasetInUse,
             Refusal::Expired { .. } => Reason::PolicyExpired,
             Refusal::TooManyStarts { .. } => Reason::TooManyStarts,
             Refusal::TooManyFailures { .. } => Reason::TooManyFailures,
-            Refusal::DatasetCount { .. } => Reason::RunSpecInvalid,
+            Refusal::DatasetCount { .. } | Refusal::EvaluationSteps { .. } => Reason::RunSpecInvalid,
             Refusal::DatasetTwice { .. } => Reason::SameDatasetTwice,
             Refusal::RunStatus { .. } => Reason::NotReleasable,
             // The others speak of entries that only this server makes: a fault of ours.

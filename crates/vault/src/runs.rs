@@ -46,6 +46,21 @@ impl Vault {
             .ok_or(TransactError::Refused(Refusal::NoRun { run }))
     }
 
+    /// Sets the full cost of an evaluation aside on all its datasets, or on none.
+    ///
+    /// # Errors
+    /// [`TransactError::Refused`] with the dataset and the reason.
+    pub fn reserve_evaluation(
+        &self,
+        reserved: RunReserved,
+        now_unix_ms: u64,
+    ) -> Result<BudgetReservation, TransactError> {
+        let run = reserved.run;
+        self.transact(|ledger| ledger.propose_evaluation(reserved, now_unix_ms))?;
+        self.read(|ledger| ledger.reservation(&run))
+            .ok_or(TransactError::Refused(Refusal::NoRun { run }))
+    }
+
     /// Starts a run: call it before any record reaches the trainer. From here on the reserve stays charged.
     ///
     /// # Errors
