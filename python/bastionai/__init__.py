@@ -11,6 +11,7 @@ from bastionai import privacy, schedules
 from bastionai.attestation import AppraisalPolicy, Attestation
 from bastionai.connection import Connection, keygen
 from bastionai.contract import Column, DataContract
+from bastionai.evaluation import Estimate, Evaluation, EvaluationQuote
 from bastionai.exceptions import (
     AlreadyExists,
     AttestationError,
@@ -44,7 +45,7 @@ from bastionai.exceptions import (
     TooManyFailures,
     UploadBroken,
 )
-from bastionai.exporting import export
+from bastionai.exporting import export, export_scores
 from bastionai.fixing import fix
 from bastionai.learner import RemoteLearner
 from bastionai.ledger_types import Amount, Budget, Charge
@@ -77,6 +78,9 @@ __all__ = [
     "DataContract",
     "DatasetInUse",
     "Detached",
+    "Estimate",
+    "Evaluation",
+    "EvaluationQuote",
     "ExportError",
     "InvalidRequest",
     "LedgerError",
@@ -107,6 +111,7 @@ __all__ = [
     "TooManyFailures",
     "UploadBroken",
     "export",
+    "export_scores",
     "fix",
     "keygen",
     "privacy",

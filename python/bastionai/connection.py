@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
@@ -18,11 +19,12 @@ from bastionai import _internal, learner, remote, schedules
 from bastionai.attestation import AppraisalPolicy, Attestation
 from bastionai.contract import DataContract, default_declared_size
 from bastionai.detect import resolve_contract
-from bastionai.exceptions import ContractError, InvalidRequest, NotFound, RowError
+from bastionai.evaluation import EvaluationQuote
+from bastionai.exceptions import AlreadyExists, BastionError, ContractError, InvalidRequest, NotFound, RowError
 from bastionai.losses import LossLike
 from bastionai.policy import policy_document
 from bastionai.quote import Quote
-from bastionai.records import record_batches
+from bastionai.records import check_records, record_batches, split_off
 from bastionai.run_list import RunList
 from bastionai.runs import Run, RunWeights
 
@@ -125,6 +127,10 @@ class Connection:
         recipients: Sequence[str] = (),
         scientist_receives: bool = True,
         expires: datetime.datetime | None = None,
+        test_dataset: object | None = None,
+        test_fraction: float | None = None,
+        test_privacy_limit: float | str | Decimal | None = None,
+        evaluation_only: bool = False,
         verbose: bool = True,
     ) -> remote.RemoteDataset:
         """Lends a dataset for training. Nobody, not even the operator, gets to see a row.
@@ -149,6 +155,12 @@ class Connection:
             recipients: Principals that may receive weights, beside a run's scientist.
             scientist_receives: Whether a run's scientist receives the weights.
             expires: No run starts from then on.
+            test_dataset: Held-out records of the same contract. They become a dataset of their own, ``NAME.test``,
+                with a budget of its own, on which models are evaluated and nobody trains.
+            test_fraction: Instead: this share of the records, chosen at random here, is held out. Records of one
+                person should not end up on both sides: split by person yourself if there are such.
+            test_privacy_limit: Lifetime ε of the held-out dataset; by default ``privacy_limit``.
+            evaluation_only: This dataset itself is held out: those of ``may_train`` may evaluate, nobody trains.
             verbose: Say on stderr what becomes public.
 
         Raises:
@@ -159,9 +171,35 @@ class Connection:
         if not name:
             raise InvalidRequest("a dataset needs a name=, unique on the server; it is public")
         allowed = may_train if isinstance(may_train, str) else [*may_train, self.principal]
-        policy = policy_document(kind, privacy_limit, delta, allowed, recipients, scientist_receives, expires)
+
+        def policy(limit: float | str | Decimal | None, held_out: bool) -> dict[str, Any]:
+            return policy_document(kind, limit, delta, allowed, recipients, scientist_receives, expires, held_out)
+
+        terms = policy(privacy_limit, evaluation_only)
         declared = resolve_contract(dataset, contract, ranges, classes)
-        declared = self._sized(declared, dataset, declared_size, verbose)
+        if test_dataset is None and test_fraction is None:
+            if test_privacy_limit is not None:
+                raise InvalidRequest("test_privacy_limit= needs test_dataset= or test_fraction=")
+            return self._upload(name, kind, dataset, self._sized(declared, dataset, declared_size, verbose), terms)
+        if evaluation_only:
+            raise InvalidRequest("evaluation_only=True holds the whole dataset out: leave test_dataset/_fraction out")
+        test_terms = policy(privacy_limit if test_privacy_limit is None else test_privacy_limit, True)
+        train, test = split_off(dataset, test_dataset, test_fraction)
+        test_size = self._sized(declared.with_declared_size(None), test, None, verbose)
+        check_records(test, test_size)
+        if any(f"{name}.test" == each.name for each in self.list_remote_datasets()):
+            raise AlreadyExists(f"a dataset named {name}.test exists already; choose another name")
+        kept = self._upload(name, kind, train, self._sized(declared, train, declared_size, verbose), terms)
+        try:
+            held_out = self._upload(f"{name}.test", kind, test, test_size, test_terms)
+        except BastionError as error:
+            error.add_note(f"{name!r} is uploaded, its held-out part is not: upload that with evaluation_only=True")
+            raise
+        return dataclasses.replace(kept, test=held_out)
+
+    def _upload(
+        self, name: str, kind: str, dataset: object, declared: DataContract, policy: dict[str, Any]
+    ) -> remote.RemoteDataset:
         header = {"name": name, "kind": kind, "contract": json.loads(declared.to_json()), "policy": policy}
         upload = self._session.begin_upload(json.dumps(header))
         try:
@@ -326,7 +364,7 @@ class Connection:
         """The archive's digest. Sent only if the server does not have it."""
         return self._session.upload_model(name, archive)
 
-    def _start(self, quote: Quote) -> Run:
+    def _start(self, quote: Quote | EvaluationQuote) -> Run:
         return Run(self._session, json.loads(self._session.start_run(quote.run_digest)))
 
     def __repr__(self) -> str:

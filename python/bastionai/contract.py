@@ -193,8 +193,8 @@ class DataContract:
                 return column
         raise ContractError(f"no column {name!r}; the contract has {', '.join(c.name for c in self.columns)}")
 
-    def with_declared_size(self, declared_size: int) -> DataContract:
-        """The same columns under another size class."""
+    def with_declared_size(self, declared_size: int | None) -> DataContract:
+        """The same columns under another size class; None: one still to be chosen."""
         return replace(self, declared_size=declared_size)
 
     def to_json(self) -> str:

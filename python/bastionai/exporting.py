@@ -23,7 +23,14 @@ from bastionai.contract import DataContract
 from bastionai.exceptions import BastionError, ExportError, LossError
 from bastionai.fixing import unfixed
 from bastionai.functionalise import functionalise
-from bastionai.losses import CausalLanguageModel, CrossEntropy, LossLike, PerSampleLoss, per_sample_loss
+from bastionai.losses import (
+    BinaryCrossEntropy,
+    CausalLanguageModel,
+    CrossEntropy,
+    LossLike,
+    PerSampleLoss,
+    per_sample_loss,
+)
 from bastionai.synthetic import synthetic_columns
 
 #: Batch size of example inputs: above 1, which PyTorch would take for a constant, and otherwise
@@ -64,12 +71,46 @@ def export_bytes(module: nn.Module, example_inputs: Sequence[Tensor] | Mapping[s
     _check_examples(list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs))
     program = functionalise(_trace(_training_copy(module), inputs))
     _check_result(program)
+    return _saved(program)
+
+
+def _saved(program: torch.export.ExportedProgram) -> bytes:
     # Example inputs would travel as a pickle; nobody needs them.
     program._example_inputs = None
     archive = io.BytesIO()
     with _quiet():
         torch.export.save(program, archive)
     return archive.getvalue()
+
+
+def export_scores(
+    model: nn.Module,
+    contract: DataContract,
+    path: str | os.PathLike[str],
+    *,
+    loss: LossLike | None = None,
+    inputs: Sequence[str] | None = None,
+    label: str | None = None,
+) -> Path:
+    """Writes the ``.pt2`` archive that evaluates a model: its scores and the label, per sample.
+
+    Args:
+        model: A trained module that returns logits; left as it is.
+        contract: Of the data it is evaluated on.
+        path: The file to write, e.g. ``scores.pt2``; then ``bastionai run evaluate scores.pt2``.
+        loss: What it was trained with, if its outputs are probabilities instead of logits (``"bce"``).
+        inputs: Columns to pass, in order; by default all but the label.
+        label: Column with the true class; by default as for :meth:`bastionai.Connection.RemoteLearner`.
+
+    Returns:
+        The path.
+
+    Raises:
+        ExportError: If the model cannot be exported, or its output is not one score or one logit per class.
+    """
+    destination = Path(path)
+    destination.write_bytes(prepare_scores(model, loss, contract, inputs, label).archive)
+    return destination
 
 
 @contextlib.contextmanager
@@ -223,6 +264,75 @@ class ModelWithLoss(nn.Module):
             return output
         losses: Tensor = self.loss(output, record[self.label or ""])
         return losses
+
+
+class ModelWithScores(nn.Module):
+    """Model and label column as one module that returns scores and label per sample, for an evaluation.
+
+    Args:
+        model: The user's module.
+        loss: What it was trained with: says whether its outputs are logits.
+        inputs: Columns the model takes, in order.
+        label: Column with the true class.
+        by_name: Pass the inputs by keyword.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: PerSampleLoss | None, inputs: list[str], label: str, by_name: bool
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.probabilities = isinstance(loss, BinaryCrossEntropy) and not loss.logits
+        self.inputs = inputs
+        self.label = label
+        self.by_name = by_name
+
+    def forward(self, *columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores ``[batch]`` (log-odds) or ``[batch, classes]``, and the class of each sample ``[batch]``."""
+        record = dict(zip([*self.inputs, self.label], columns, strict=True))
+        inputs = {name: record[name] for name in self.inputs}
+        scores = _tensor(self.model(**inputs) if self.by_name else self.model(*inputs.values()))
+        if scores.dim() not in (1, 2) or not scores.is_floating_point():
+            raise ExportError(
+                f"to be evaluated, a model returns logits [batch, classes], or [batch] for two classes; it returns "
+                f"{scores.dim()} dimensions, {scores.dtype}"
+            )
+        label = record[self.label]
+        if label.dim() == 2 and label.shape[1] == 1:
+            label = label.squeeze(1)
+        if label.dim() != 1:
+            raise ExportError(f"column {self.label!r} holds {label.dim() - 1}-dimensional labels; one class is needed")
+        if self.probabilities:
+            scores = torch.log(scores) - torch.log1p(-scores)
+        return scores, label > 0.5 if label.is_floating_point() else label
+
+
+def prepare_scores(
+    model: nn.Module,
+    loss: LossLike | None,
+    contract: DataContract,
+    inputs: Sequence[str] | None = None,
+    label: str | None = None,
+) -> PreparedModel:
+    """Exports a model to scores and label against a contract. The arguments are those of :func:`prepare`.
+
+    The model is exported in evaluation mode: no dropout, and normalisation by stored statistics.
+
+    Raises:
+        ExportError: If the model cannot be exported, or its output is not one score or one logit per class.
+    """
+    label = label_column(contract, label)
+    chosen = [contract.column(name).name for name in inputs] if inputs is not None else None
+    names = chosen or [column.name for column in contract.columns if column.name != label]
+    if not names:
+        raise ExportError(f"the contract has only the label column {label!r}: the model would have no input")
+    per_sample = None if loss is None else per_sample_loss(loss)
+    by_name = inputs is None and _takes(model, names)
+    module = ModelWithScores(copy.deepcopy(model).cpu(), per_sample, names, label, by_name).eval()
+    synthetic = synthetic_columns(contract, EXAMPLE_BATCH_SIZE)
+    columns = [*names, label]
+    program = functionalise(_trace(module, tuple(synthetic[name] for name in columns)))
+    return PreparedModel(_saved(program), columns)
 
 
 def _tensor(output: object) -> Tensor:

@@ -13,9 +13,10 @@ from torch import nn
 
 from bastionai import _internal, optimizers, schedules
 from bastionai.contract import DataContract, default_declared_size
+from bastionai.evaluation import SCORE_BINS, Evaluation, EvaluationQuote, checked_metrics
 from bastionai.exceptions import BudgetExceeded, ContractError, InvalidRequest, NoiseWarning, PermissionRefused
-from bastionai.exporting import PreparedModel, label_column, prepare
-from bastionai.ledger_types import shown
+from bastionai.exporting import PreparedModel, label_column, prepare, prepare_scores
+from bastionai.ledger_types import Charge, shown
 from bastionai.losses import LossLike, per_sample_loss
 from bastionai.planning import plan
 from bastionai.quote import Quote
@@ -174,9 +175,131 @@ class RemoteLearner:
             Detached: On Ctrl-C.
         """
         quote = self.price(nb_epochs, eps, steps=steps, delta=delta, noise_multiplier=noise_multiplier)
-        _refuse_unaffordable(quote)
+        _refuse_unaffordable(quote.charges)
         self.run = self._client._start(quote)
         return self.run.wait(progress)
+
+    def price_test(
+        self,
+        metrics: Sequence[str] | str = ("accuracy", "auroc"),
+        eps: float | None = None,
+        *,
+        dataset: RemoteDataset | Sequence[RemoteDataset] | None = None,
+        delta: float | None = None,
+        noise_multiplier: float | None = None,
+        score_bins: int = SCORE_BINS,
+        model: nn.Module | None = None,
+        weights: Run | RunWeights | str | None = None,
+    ) -> EvaluationQuote:
+        """What :meth:`test` would cost and how much noise each count would get, without spending anything.
+
+        The arguments are those of :meth:`test`.
+        """
+        source = _source(weights)
+        prepared = self._prepare_scores(model, source is not None)
+        named = checked_metrics(metrics)
+        spec = {
+            "model_id": self._client._upload_model(self.model_name, prepared.archive),
+            "dataset_ids": [each.id for each in self._held_out(dataset)],
+            "input_columns": prepared.input_columns,
+            "model_name": self.model_name,
+            "confusion": any(name != "auroc" for name in named),
+            "score_bins": score_bins if "auroc" in named else None,
+            "privacy": _privacy(*_one_of(eps, noise_multiplier)),
+            "target_delta": None if delta is None else _positive("delta", delta),
+            "max_batch_size": self._max_batch_size or 0,
+            "weights": source,
+        }
+        quote = EvaluationQuote.parse(json.loads(self._client._session.price_evaluation(json.dumps(spec))))
+        for text in quote.warnings:
+            warnings.warn(text, NoiseWarning, stacklevel=2)
+        return quote
+
+    def test(
+        self,
+        metrics: Sequence[str] | str = ("accuracy", "auroc"),
+        eps: float | None = None,
+        *,
+        dataset: RemoteDataset | Sequence[RemoteDataset] | None = None,
+        delta: float | None = None,
+        noise_multiplier: float | None = None,
+        score_bins: int = SCORE_BINS,
+        model: nn.Module | None = None,
+        weights: Run | RunWeights | str | None = None,
+    ) -> Evaluation:
+        """Evaluates the trained model on held-out records, with differential privacy.
+
+        One histogram release answers all metrics: the confusion matrix for accuracy, f1, f1_macro and confusion, and
+        the scores for auroc. Each test is charged anew, to the held-out datasets' own budgets.
+
+        Args:
+            metrics: Of ``accuracy``, ``auroc``, ``f1`` (of class 1; with more than two classes as ``f1_macro``),
+                ``f1_macro`` and ``confusion``. Ask only for what you need: each histogram widens the noise.
+            eps: ε of this evaluation for every dataset; or give ``noise_multiplier``.
+            dataset: One or several, counted together. By default the held-out parts (``NAME.test``) of the datasets
+                that the learner trains on.
+            delta: δ of this evaluation; by default a tenth of the smallest lifetime δ.
+            noise_multiplier: Instead of ``eps``.
+            score_bins: Bins of the scores for auroc.
+            model: By default the trained model of the last run.
+            weights: A run whose weights you may receive, ``run.at(step=…)``, or the digest of an uploaded archive: the
+                server takes its weights for ``model`` (by default the learner's module), and nothing is fetched.
+
+        Returns:
+            Metric → estimate, with error bars.
+
+        Raises:
+            InvalidRequest: For an unknown metric, or when nothing was trained and no model is given.
+            PermissionRefused: If a policy does not let you evaluate.
+            BudgetExceeded: If a budget does not cover it; nothing is charged.
+            RunFailed: If it failed or was cancelled.
+        """
+        quote = self.price_test(
+            metrics,
+            eps,
+            dataset=dataset,
+            delta=delta,
+            noise_multiplier=noise_multiplier,
+            score_bins=score_bins,
+            model=model,
+            weights=weights,
+        )
+        _refuse_unaffordable(quote.charges)
+        run = self._client._start(quote).wait(progress=False)
+        names = self.datasets[0].contract.column(label_column(self.datasets[0].contract, self._label)).class_names
+        return run.evaluation(checked_metrics(metrics), names)
+
+    def _prepare_scores(self, model: nn.Module | None, from_server: bool) -> PreparedModel:
+        contract = self.datasets[0].contract
+        if self._loss is None and model is None:
+            raise InvalidRequest("the model returns its own loss: give model=, a module that returns logits")
+        if model is None:
+            model = self.model if from_server else self.get_model()
+        prepared = prepare_scores(model, self._loss, contract, self._inputs, self._label)
+        _internal.check_scores_archive(prepared.archive, contract.to_json(), prepared.input_columns)
+        return prepared
+
+    def _held_out(self, dataset: RemoteDataset | Sequence[RemoteDataset] | None) -> list[RemoteDataset]:
+        if dataset is not None:
+            chosen = [dataset] if isinstance(dataset, RemoteDataset) else list(dataset)
+        else:
+            wanted = {f"{each.name}.test": each.owner for each in self.datasets}
+            chosen = [
+                each
+                for each in self._client.list_remote_datasets()
+                if each.evaluation_only and wanted.get(each.name) == each.owner
+            ]
+        if not chosen:
+            names = ", ".join(each.name for each in self.datasets)
+            raise InvalidRequest(
+                f"no held-out dataset belongs to {names}: owners upload one with test_dataset= or test_fraction=; or "
+                "give dataset= (on the training data itself scores look better than they are)"
+            )
+        for each in chosen:
+            _check_same_columns(self.datasets[0].contract, each)
+            if not each.evaluable:
+                raise PermissionRefused(f"the policy of {each.name!r} does not let you evaluate; ask its owner")
+        return chosen
 
     def get_model(self) -> nn.Module:
         """A copy of the module with the trained weights.
@@ -225,8 +348,7 @@ class RemoteLearner:
         noise_multiplier: float | None,
         batch_size: int | None = None,
     ) -> Quote:
-        if (eps is None) == (noise_multiplier is None):
-            raise InvalidRequest("give either eps= or noise_multiplier=")
+        eps, noise_multiplier = _one_of(eps, noise_multiplier)
         target_delta = None if delta is None else _positive("delta", delta)
         planned = plan(
             declared_size,
@@ -297,6 +419,10 @@ class RemoteLearner:
             _check_same_columns(self.datasets[0].contract, dataset)
             if dataset.state != "offered":
                 raise PermissionRefused(f"{dataset.name!r} was {dataset.state} by its owner: no run starts on it")
+            if dataset.evaluation_only:
+                raise PermissionRefused(
+                    f"{dataset.name!r} is held out for evaluation: nobody trains on it; give it to test(dataset=...)"
+                )
             if not dataset.trainable:
                 raise PermissionRefused(
                     f"the policy of {dataset.name!r} does not let you train; its owner {dataset.owner[:16]}… "
@@ -323,13 +449,13 @@ def _source(initial_weights: Run | RunWeights | str | None) -> dict[str, Any] | 
     if isinstance(initial_weights, RunWeights):
         return {"run": asdict(initial_weights)}
     raise InvalidRequest(
-        f"initial_weights={initial_weights!r} is not known; give a run, run.at(step=…), or the digest of an "
+        f"weights={initial_weights!r} are not known; give a run, run.at(step=…), or the digest of an "
         "uploaded model archive. Weights that are here belong into the module itself"
     )
 
 
-def _refuse_unaffordable(quote: Quote) -> None:
-    short = [charge for charge in quote.charges if not charge.affordable]
+def _refuse_unaffordable(charges: list[Charge]) -> None:
+    short = [charge for charge in charges if not charge.affordable]
     if short:
         lines = [
             f"{c.dataset_name}: needs ε={shown(c.cost.epsilon)}, δ={shown(c.cost.delta)}; "
@@ -338,6 +464,12 @@ def _refuse_unaffordable(quote: Quote) -> None:
             if c.budget_before is not None
         ]
         raise BudgetExceeded("the budget does not cover this run; nothing was charged. " + "; ".join(lines))
+
+
+def _one_of(eps: float | None, noise_multiplier: float | None) -> tuple[float | None, float | None]:
+    if (eps is None) == (noise_multiplier is None):
+        raise InvalidRequest("give either eps= or noise_multiplier=")
+    return eps, noise_multiplier
 
 
 def _privacy(eps: float | None, noise_multiplier: float | None) -> dict[str, float]:

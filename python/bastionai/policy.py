@@ -24,6 +24,7 @@ def policy_document(
     recipients: Sequence[Principal],
     scientist_receives: bool,
     expires: datetime.datetime | None,
+    evaluation_only: bool = False,
 ) -> dict[str, Any]:
     """The policy as the server keeps it.
 
@@ -31,10 +32,11 @@ def policy_document(
         kind: ``private``, ``public`` or ``synthetic``.
         privacy_limit: Lifetime ε over everything ever released about the dataset; private only.
         delta: Lifetime δ.
-        may_train: Principals, or ``"anyone"``.
+        may_train: Principals, or ``"anyone"``: who may train and evaluate, or only evaluate.
         recipients: Principals that may receive weights beside the scientist of a run.
         scientist_receives: Whether the scientist of a run receives its weights.
         expires: No run starts from then on; a time zone is needed.
+        evaluation_only: Nobody may train: the dataset is held out.
 
     Raises:
         InvalidRequest: If the terms contradict themselves.
@@ -59,6 +61,7 @@ def policy_document(
         "recipients": [principal(each) for each in recipients],
         "scientist_receives": scientist_receives,
         "expires_unix_ms": None if expires is None else int(expires.timestamp() * 1000),
+        "evaluation_only": evaluation_only,
     }
 
 

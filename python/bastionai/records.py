@@ -14,7 +14,7 @@ import torch
 
 from bastionai import _internal
 from bastionai.contract import Column, DataContract
-from bastionai.exceptions import ContractError, RowError
+from bastionai.exceptions import ContractError, InvalidRequest, RowError
 
 #: Upper bound of one message to the server; far below its limit and large enough to stream well.
 _BATCH_BYTES = 1 << 20
@@ -54,6 +54,51 @@ def record_batches(dataset: object, contract: DataContract) -> Iterator[Batch]:
         _internal.check_batch(contract.to_json(), first_row, batch.rows, batch.columns)
         first_row += batch.rows
         yield batch
+
+
+def check_records(dataset: object, contract: DataContract) -> None:
+    """Checks every record here, without sending any; a dataset that can be read only once is left alone.
+
+    Raises:
+        RowError: At the first record outside the contract.
+    """
+    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        for _ in record_batches(dataset, contract):
+            pass
+
+
+def split_off(dataset: object, test_dataset: object | None, fraction: float | None) -> tuple[object, object]:
+    """The records to train on, and those held out.
+
+    Args:
+        dataset: All records, or those to train on if ``test_dataset`` is given.
+        test_dataset: The held-out records.
+        fraction: Share of the records to hold out, drawn at random.
+
+    Raises:
+        InvalidRequest: If both or no sensible fraction is given.
+        ContractError: If the dataset has no random access.
+    """
+    if test_dataset is not None:
+        if fraction is not None:
+            raise InvalidRequest("give test_dataset= or test_fraction=, not both")
+        return dataset, test_dataset
+    if fraction is None or not 0.0 < fraction < 1.0:
+        raise InvalidRequest(f"test_fraction={fraction!r}: expected a share between 0 and 1")
+    if hasattr(dataset, "__arrow_c_stream__") or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        raise ContractError("test_fraction= needs a map-style PyTorch dataset; split the data yourself: test_dataset=")
+    count = len(dataset)
+    if count < 2:
+        raise InvalidRequest("a dataset of fewer than two records cannot be split")
+    held_out = min(max(1, round(fraction * count)), count - 1)
+    order = torch.randperm(count)
+    return _part(dataset, order[held_out:]), _part(dataset, order[:held_out])
+
+
+def _part(dataset: Any, indices: torch.Tensor) -> object:
+    if type(dataset) is torch.utils.data.TensorDataset:
+        return torch.utils.data.TensorDataset(*(tensor[indices] for tensor in dataset.tensors))
+    return torch.utils.data.Subset(dataset, indices.tolist())
 
 
 def _raw_batches(dataset: object, contract: DataContract) -> Iterator[Batch]:

@@ -24,7 +24,9 @@ class RemoteDataset:
         policy: The owner's terms, as the server keeps them.
         budget: At the time of listing; None unless private.
         trainable: Whether you may train on it now.
+        evaluable: Whether you may evaluate models on it now.
         state: ``offered``, ``withdrawn`` or ``removed``; only its owner sees it in the last two.
+        test: The held-out dataset that was uploaded with it; None when it was listed or had none.
     """
 
     id: str
@@ -35,7 +37,14 @@ class RemoteDataset:
     policy: dict[str, Any]
     budget: Budget | None
     trainable: bool
+    evaluable: bool
     state: str = "offered"
+    test: RemoteDataset | None = None
+
+    @property
+    def evaluation_only(self) -> bool:
+        """Whether it is held out: nobody may train on it."""
+        return bool(self.policy["evaluation_only"])
 
     @classmethod
     def parse(cls, document: dict[str, Any]) -> RemoteDataset:
@@ -49,6 +58,7 @@ class RemoteDataset:
             document["policy"],
             Budget.parse(document["budget"]),
             document["trainable_by_caller"],
+            document["evaluable_by_caller"],
             document["state"],
         )
 
@@ -58,7 +68,10 @@ class RemoteDataset:
         return "\n".join(lines + [f"  {describe(column)}" for column in self.contract.columns])
 
     def _facts(self) -> list[tuple[str, str]]:
-        facts = [("owner", f"{self.owner[:16]}…"), ("you may train", "yes" if self.trainable else "no")]
+        may = ("you may evaluate", self.evaluable) if self.evaluation_only else ("you may train", self.trainable)
+        facts = [("owner", f"{self.owner[:16]}…"), (may[0], "yes" if may[1] else "no")]
+        if self.evaluation_only:
+            facts.append(("held out", "for evaluation only"))
         if self.state != "offered":
             facts.append(("state", self.state))
         if self.budget is not None:

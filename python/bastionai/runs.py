@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bastionai.display import html_table
+from bastionai.evaluation import Evaluation, checked_metrics
 from bastionai.exceptions import Detached, InvalidRequest, RunFailed
 from bastionai.ledger_types import Charge, shown
 from bastionai.progress import ProgressDisplay
@@ -65,6 +66,7 @@ class Run:
 
     Attributes:
         id: Find it again with ``client.run(id)``.
+        kind: ``training`` or ``evaluation``.
         state: ``queued``, ``running``, ``succeeded``, ``failed`` or ``cancelled``, as last seen.
         model_name: Given by the scientist.
         steps: Steps planned.
@@ -82,6 +84,7 @@ class Run:
 
     def _read(self, document: dict[str, Any]) -> None:
         self.id: str = document["id"]
+        self.kind: str = document["kind"]
         self.state: str = document["state"]
         self.model_name: str = document["model_name"]
         self.scientist: str = document["scientist"]
@@ -188,6 +191,21 @@ class Run:
         if self._fetched is not None:
             return Receipt(self._fetched.receipt)
         return Receipt(self._session.fetch_receipt(self.id, self.run_digest))
+
+    def evaluation(self, metrics: Sequence[str] | str = (), class_names: Sequence[str] | None = None) -> Evaluation:
+        """What an evaluation found, checked against its receipt.
+
+        Args:
+            metrics: By default all that the released histograms allow.
+            class_names: Shown in the confusion matrix.
+
+        Raises:
+            InvalidRequest: If the run trained a model, or did not release what a metric needs.
+            PermissionRefused: If a policy does not release it to you.
+        """
+        named = checked_metrics(metrics) if metrics else []
+        fetched = self._session.fetch_evaluation(self.id, self.run_digest, named)
+        return Evaluation(json.loads(fetched.evaluation), fetched.receipt, class_names)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The trained tensors by name, ties under each of their names."""

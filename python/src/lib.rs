@@ -8,6 +8,7 @@
 mod blocking;
 mod contract;
 mod errors;
+mod evaluation;
 mod model;
 mod policy;
 mod privacy;
@@ -27,7 +28,9 @@ mod _internal {
     #[pymodule_export]
     use super::errors::exceptions_by_reason;
     #[pymodule_export]
-    use super::model::check_archive;
+    use super::evaluation::{FetchedEvaluation, estimate_metrics, score_edges};
+    #[pymodule_export]
+    use super::model::{check_archive, check_scores_archive};
     #[pymodule_export]
     use super::privacy::{epsilon, noise_multiplier, plan};
     #[pymodule_export]

@@ -2,10 +2,12 @@
 
 use crate::blocking::wait;
 use crate::errors::{client_error, exception};
+use crate::evaluation::{self, FetchedEvaluation};
 use crate::policy::appraisal_policy;
 use bastionai_client::{
     AppraisedPeer, ClientError, ConnectOptions, DataContract, DatasetId, DatasetKind, DatasetUpload,
-    Digest32, HeadMemory, Identity, NewDataset, Policy, RecordBatch, RunId, RunSpec, RunWatch, connect,
+    Digest32, EvaluationSpec, HeadMemory, Identity, NewDataset, Policy, RecordBatch, RunId, RunSpec,
+    RunWatch, connect,
 };
 use bastionai_ledger::receipt::Receipt;
 use pyo3::prelude::*;
@@ -114,6 +116,11 @@ impl Session {
         to_json(py, &wait(py, &self.runtime, self.peer.price(&spec))?)
     }
 
+    fn price_evaluation(&self, py: Python<'_>, spec_json: &str) -> PyResult<String> {
+        let spec: EvaluationSpec = from_json(py, spec_json)?;
+        to_json(py, &wait(py, &self.runtime, self.peer.price_evaluation(&spec))?)
+    }
+
     fn start_run(&self, py: Python<'_>, run_digest: &str) -> PyResult<String> {
         let digest: Digest32 = parse(py, run_digest)?;
         to_json(py, &wait(py, &self.runtime, self.peer.start_run(digest))?)
@@ -180,6 +187,30 @@ impl Session {
         Ok(FetchedRun {
             receipt: PyBytes::new(py, &fetched.receipt_dsse_json).unbind(),
             weights: weights.collect(),
+        })
+    }
+
+    /// Receipt and metrics of an evaluation, both checked; no names: all metrics that it allows.
+    fn fetch_evaluation(
+        &self,
+        py: Python<'_>,
+        run_id: &str,
+        run_digest: &str,
+        names: Vec<String>,
+    ) -> PyResult<FetchedEvaluation> {
+        let (run, digest): (RunId, Digest32) = (parse(py, run_id)?, parse(py, run_digest)?);
+        let metrics = evaluation::metrics(py, &names)?;
+        let fetched = wait(py, &self.runtime, async {
+            let fetched = self
+                .peer
+                .fetch_evaluation(run, None, &metrics, &mut |_| {})
+                .await?;
+            check_digest(run, &fetched.receipt, digest)?;
+            Ok(fetched)
+        })?;
+        Ok(FetchedEvaluation {
+            receipt: PyBytes::new(py, &fetched.receipt_dsse_json).unbind(),
+            evaluation: to_json(py, &fetched)?,
         })
     }
 

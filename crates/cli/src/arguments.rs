@@ -1,6 +1,7 @@
 //! What the command line accepts: one struct per verb, nothing decided here.
 
 use crate::appraisal::AppraisalArguments;
+use bastionai_client::Metric;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -295,18 +296,29 @@ pub(crate) struct DatasetPutArguments {
     /// Lifetime δ of a private dataset.
     #[arg(long, default_value = "1e-5")]
     pub(crate) delta: String,
-    /// A principal that may train on it (repeatable), or `anyone`.
+    /// A principal that may train on it (repeatable), or `anyone`; who may evaluate, with --evaluation-only.
     #[arg(long, required = true)]
     pub(crate) may_train: Vec<String>,
     /// A principal beside the scientist that may receive weights (repeatable).
     #[arg(long)]
     pub(crate) recipient: Vec<String>,
+    /// Held out: models are evaluated on it, nobody trains.
+    #[arg(long)]
+    pub(crate) evaluation_only: bool,
+    /// Hold this share of the rows out, drawn at random, as a dataset of its own: NAME.test.
+    #[arg(long, conflicts_with = "evaluation_only")]
+    pub(crate) test_fraction: Option<f64>,
+    /// Lifetime ε of NAME.test; by default that of --epsilon.
+    #[arg(long, requires = "test_fraction")]
+    pub(crate) test_epsilon: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RunVerb {
     /// Price a run, show the price, start it.
     Start(Box<RunStartArguments>),
+    /// Evaluate a model on held-out records: price, run, and the metrics with their errors.
+    Evaluate(Box<RunEvaluateArguments>),
     /// Follow a run's released progress.
     Watch {
         #[command(flatten)]
@@ -409,6 +421,45 @@ pub(crate) struct RunStartArguments {
     /// kept step and @ema for the average), or another `.pt2` archive. Matched by name, shape and dtype.
     #[arg(long)]
     pub(crate) initial_weights: Option<String>,
+    /// Show the price and stop.
+    #[arg(long)]
+    pub(crate) price_only: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunEvaluateArguments {
+    #[command(flatten)]
+    pub(crate) connection: ConnectionArguments,
+    /// A `.pt2` archive that returns scores and label, as `bastionai.export_scores` writes it.
+    pub(crate) model: PathBuf,
+    /// A dataset by name (repeatable: counted together).
+    #[arg(long = "dataset", required = true)]
+    pub(crate) datasets: Vec<String>,
+    /// Contract columns in the order of the model's inputs; by default the contract's order.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) columns: Vec<String>,
+    /// Of accuracy, auroc, f1, f1_macro, confusion; each histogram they need widens the noise.
+    #[arg(long, value_delimiter = ',', default_value = "accuracy,auroc")]
+    pub(crate) metrics: Vec<Metric>,
+    /// ε of the evaluation, for every dataset.
+    #[arg(long)]
+    pub(crate) eps: f64,
+    /// δ; by default a tenth of the smallest lifetime δ.
+    #[arg(long)]
+    pub(crate) delta: Option<f64>,
+    /// Bins of the scores for auroc.
+    #[arg(long, default_value_t = 32)]
+    pub(crate) score_bins: u32,
+    /// Physical batch size; 0: the server's choice.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) max_batch_size: u32,
+    /// Weights to evaluate instead of the archive's: a run whose weights you may receive (RUN, or with @STEP for a kept
+    /// step and @ema for the average), or another `.pt2` archive. Matched by name, shape and dtype.
+    #[arg(long)]
+    pub(crate) weights: Option<String>,
+    /// Where to write the receipt.
+    #[arg(long)]
+    pub(crate) receipt: Option<PathBuf>,
     /// Show the price and stop.
     #[arg(long)]
     pub(crate) price_only: bool,

@@ -4,6 +4,8 @@ use anyhow::{Context, bail};
 use bastionai_client::{DataContract, RecordBatch};
 use bastionai_graph::contract::{Column, Domain};
 use bastionai_graph::dtype::DType;
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 
 /// Rows per batch.
@@ -50,6 +52,42 @@ pub(crate) fn read_csv(path: &Path, contract: &DataContract) -> anyhow::Result<V
         batches.push(batch);
     }
     Ok(batches)
+}
+
+/// Rows to train on, and `fraction` of them held out, drawn at random without replacement.
+pub(crate) fn split(
+    batches: Vec<RecordBatch>,
+    contract: &DataContract,
+    fraction: f64,
+) -> anyhow::Result<(RecordBatch, RecordBatch)> {
+    let rows: u64 = batches.iter().map(|batch| batch.rows).sum();
+    if !(fraction > 0.0 && fraction < 1.0) || rows < 2 {
+        bail!("--test-fraction {fraction}: give a share between 0 and 1, of a file with at least two rows");
+    }
+    let held_out = ((fraction * rows as f64).round() as u64).clamp(1, rows - 1);
+    // Keyed by the system's randomness: which rows are held out depends on nothing in them.
+    let keys = RandomState::new();
+    let mut order: Vec<u64> = (0..rows).collect();
+    order.sort_by_cached_key(|row| keys.hash_one(row));
+    let chosen: HashSet<u64> = order.into_iter().take(held_out as usize).collect();
+    let (mut train, mut test) = (empty(contract), empty(contract));
+    let mut row = 0;
+    for batch in batches {
+        for at in 0..batch.rows as usize {
+            let part = if chosen.contains(&row) {
+                &mut test
+            } else {
+                &mut train
+            };
+            for ((column, from), to) in contract.columns.iter().zip(&batch.columns).zip(&mut part.columns) {
+                let width = column.record_bytes() as usize;
+                to.extend_from_slice(&from[at * width..(at + 1) * width]);
+            }
+            part.rows += 1;
+            row += 1;
+        }
+    }
+    Ok((train, test))
 }
 
 fn empty(contract: &DataContract) -> RecordBatch {

@@ -6,6 +6,7 @@
 
 use crate::datasets::{self, Dataset, NewDataset};
 use crate::errors::ClientError;
+use crate::evaluation::{Evaluation, EvaluationQuote, EvaluationSpec, Metric};
 use crate::fetch::{FetchedReceipt, FetchedRun};
 use crate::heads::HeadMemory;
 use crate::identity::Identity;
@@ -210,6 +211,29 @@ impl Client {
     /// As there.
     pub fn price(&self, spec: &RunSpec) -> Result<Quote, ClientError> {
         self.driver.wait(self.peer.price(spec))
+    }
+
+    /// See [`AppraisedPeer::price_evaluation`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn price_evaluation(&self, spec: &EvaluationSpec) -> Result<EvaluationQuote, ClientError> {
+        self.driver.wait(self.peer.price_evaluation(spec))
+    }
+
+    /// See [`AppraisedPeer::fetch_evaluation`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn fetch_evaluation(
+        &self,
+        run: RunId,
+        expected: Option<&Run>,
+        metrics: &[Metric],
+        on_progress: &mut (dyn FnMut(Transfer) + Send),
+    ) -> Result<Evaluation, ClientError> {
+        self.driver
+            .wait(self.peer.fetch_evaluation(run, expected, metrics, on_progress))
     }
 
     /// See [`AppraisedPeer::start_run`].

@@ -52,7 +52,7 @@ pub enum MayTrain {
 pub struct Policy {
     /// Lifetime budget: present exactly for private datasets.
     pub lifetime: Option<Amount>,
-    /// Who may train.
+    /// Who may train, and evaluate; if `evaluation_only`, who may evaluate.
     pub may_train: MayTrain,
     /// Who receives weights, beside the scientist.
     pub recipients: Vec<Principal>,
@@ -60,6 +60,9 @@ pub struct Policy {
     pub scientist_receives: bool,
     /// No run may start from this time on; absent: never expires.
     pub expires_unix_ms: Option<u64>,
+    /// Held out: nobody may train on it.
+    #[serde(default)]
+    pub evaluation_only: bool,
 }
 
 /// A dataset to be uploaded.
@@ -98,6 +101,8 @@ pub struct Dataset {
     pub trainable_by_caller: bool,
     /// Offered, withdrawn or removed.
     pub state: DatasetState,
+    /// Whether this client may evaluate models on it now.
+    pub evaluable_by_caller: bool,
 }
 
 /// A dataset's budget, exact.
@@ -299,6 +304,7 @@ pub(crate) fn parse_dataset(call: &'static str, wire: v1::Dataset) -> Result<Dat
             .transpose()?,
         created_unix_ms: wire.created_unix_ms,
         trainable_by_caller: wire.trainable_by_caller,
+        evaluable_by_caller: wire.evaluable_by_caller,
         name: wire.name,
     })
 }
@@ -330,6 +336,7 @@ fn parse_policy(call: &'static str, wire: v1::Policy) -> Result<Policy, ClientEr
         recipients: all(call, &wire.recipients, |call, bytes| principal(call, bytes))?,
         scientist_receives: wire.scientist_receives,
         expires_unix_ms: (wire.expires_unix_ms != 0).then_some(wire.expires_unix_ms),
+        evaluation_only: wire.evaluation_only,
     })
 }
 
@@ -353,6 +360,7 @@ fn policy_to_wire(policy: &Policy) -> v1::Policy {
         recipients: bytes(&policy.recipients),
         scientist_receives: policy.scientist_receives,
         expires_unix_ms: policy.expires_unix_ms.unwrap_or(0),
+        evaluation_only: policy.evaluation_only,
     }
 }
 
@@ -397,12 +405,14 @@ mod tests {
             recipients: vec![Principal::from_bytes([2; 32])],
             scientist_receives: true,
             expires_unix_ms: Some(7),
+            evaluation_only: true,
         };
         assert_eq!(parse_policy("test", policy_to_wire(&policy)).unwrap(), policy);
         let open = Policy {
             lifetime: None,
             may_train: MayTrain::Anyone,
             expires_unix_ms: None,
+            evaluation_only: false,
             ..policy
         };
         assert_eq!(parse_policy("test", policy_to_wire(&open)).unwrap(), open);

@@ -4,7 +4,8 @@
 //! In call order:
 //! [`identity`] (who I am) → [`connect`] → [`UnappraisedSession`] (TLS, nothing sent) →
 //! [`UnappraisedSession::appraise`] with an [`AppraisalPolicy`] and a [`HeadMemory`] → [`AppraisedPeer`],
-//! which has one method per verb: [`datasets`], [`withdrawal`], [`models`], [`runs`], [`fetch`], [`ledger`].
+//! which has one method per verb: [`datasets`], [`withdrawal`], [`models`], [`runs`], [`evaluation`], [`fetch`],
+//! [`ledger`].
 //! [`blocking`] is the same without async; [`synth`] draws rows from a contract for rehearsals.
 //!
 //! # Guarantee
@@ -35,6 +36,7 @@ mod tls;
 pub mod blocking;
 pub mod datasets;
 pub mod errors;
+pub mod evaluation;
 pub mod fetch;
 pub mod heads;
 pub mod identity;
@@ -58,6 +60,7 @@ pub use bastionai_ledger::id::{DatasetId, Digest32, LedgerId, Principal, RunId};
 pub use bastionai_wire::DEFAULT_LOSS_SHARE;
 pub use datasets::{Budget, Dataset, DatasetKind, DatasetState, DatasetUpload, MayTrain, NewDataset, Policy};
 pub use errors::ClientError;
+pub use evaluation::{Evaluation, EvaluationQuote, EvaluationSpec, Metric};
 pub use fetch::{FetchedReceipt, FetchedRun, WeightTensor};
 pub use heads::HeadMemory;
 pub use identity::Identity;
@@ -65,8 +68,8 @@ pub use ledger::{LedgerEntry, LedgerView};
 pub use receipts::{AuditedReceipt, audit_receipt};
 pub use rows::{CheckedRecords, RecordBatch, Transfer};
 pub use runs::{
-    Charge, Decay, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunSpec, RunState, RunWatch,
-    RunWeights, Schedule, Warmup, WeightsSource,
+    Charge, Decay, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunKind, RunSpec, RunState,
+    RunWatch, RunWeights, Schedule, Warmup, WeightsSource,
 };
 pub use session::{AppraisedPeer, ConnectOptions, ServerInfo, UnappraisedSession, connect};
 pub use terms::AppraisalTerms;

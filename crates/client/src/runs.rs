@@ -8,10 +8,12 @@ use crate::errors::ClientError;
 use crate::session::AppraisedPeer;
 use bastionai_ledger::amount::Amount;
 use bastionai_ledger::id::{DatasetId, Digest32, Principal, RunId};
+pub use bastionai_ledger::policy::RunKind;
 use bastionai_wire::v1;
 pub use bastionai_wire::{Decay, Optimizer, Schedule, Warmup};
 use serde::{Deserialize, Serialize};
 use tonic::Streaming;
+pub(crate) use wire::{parse_charge, parse_source, source_to_wire};
 use wire::{parse_progress, parse_quote, parse_run, spec_to_wire};
 
 /// What a scientist asks for. In a [`Quote`] every default is filled in.
@@ -181,6 +183,8 @@ impl RunState {
 pub struct Run {
     /// Set by the server.
     pub id: RunId,
+    /// What it does with the data.
+    pub kind: RunKind,
     /// Of the quote it was started from.
     pub run_digest: Digest32,
     /// Where it is.

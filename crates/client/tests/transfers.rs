@@ -39,6 +39,7 @@ fn dataset() -> NewDataset {
             recipients: vec![],
             scientist_receives: true,
             expires_unix_ms: None,
+            evaluation_only: false,
         },
     }
 }
@@ -287,6 +288,7 @@ fn wire_run() -> v1::Run {
         id: RUN.as_bytes().to_vec(),
         run_digest: vec![8; 32],
         state: v1::RunState::Running.into(),
+        kind: v1::RunKind::Training.into(),
         model_name: "mlp".into(),
         scientist: vec![1; 32],
         steps: 10,

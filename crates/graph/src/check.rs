@@ -5,7 +5,8 @@
 //! default-deny per operator, overload and argument. Shapes and dtypes are inferred from the contract and
 //! the stored tensors; what the archive recorded is only compared.
 //!
-//! Call order: liveness → inputs → one rule per live node ([`rules`]) → taps and G2 → the loss.
+//! Call order: liveness → inputs → one rule per live node ([`rules`]) → taps and G2 → the results: a loss, or
+//! scores and a label.
 
 mod broadcast;
 mod call;
@@ -30,11 +31,11 @@ use crate::contract::InputColumn;
 use crate::program::{OutputKind, Program, ProgramNode, RawArgument, RawOutput};
 use crate::schema;
 use crate::typed::{
-    Constant, Input, Origin, Parameter, Tap, TappedParameter, TypedGraph, TypedNode, Value, ValueId,
+    Constant, Input, Origin, Parameter, Results, Tap, TappedParameter, TypedGraph, TypedNode, Value, ValueId,
 };
 use call::{Call, Named, Unresolved};
 use facts::{Facts, Output, Typed};
-use judge::{check_extents, check_parameters, judge_loss};
+use judge::{check_extents, check_parameters, judge_label, judge_loss, judge_scores};
 use premise::{Premise, require};
 use refusal::Objection;
 use std::collections::{HashMap, HashSet};
@@ -56,14 +57,32 @@ pub fn check(archive: &Archive, inputs: &[InputColumn]) -> Result<TypedGraph, Re
 /// # Errors
 /// As [`check()`].
 pub fn check_program(program: &Program, inputs: &[InputColumn]) -> Result<TypedGraph, Refusals> {
-    let mut checker = Checker::new(program);
-    checker.inputs(inputs);
-    checker.state();
-    let live = live_nodes(program);
-    for (node, live) in program.nodes().iter().zip(live) {
-        checker.node(node, live);
-    }
-    checker.finish()
+    let mut checker = Checker::new(program, true);
+    checker.run(inputs);
+    let loss = checker.loss();
+    checker.finish(loss.map(Results::Loss))
+}
+
+/// Proves an archive's program for evaluation: its two results are scores and label.
+///
+/// # Guarantee
+/// In the returned graph, for every physical batch size, scores and label of sample `i` depend on sample `i`,
+/// the parameters and the constants only. No parameter is trained, so none of rule G2's restrictions applies.
+/// # Errors
+/// [`Refusals`], as [`check()`].
+pub fn check_scores(archive: &Archive, inputs: &[InputColumn]) -> Result<TypedGraph, Refusals> {
+    check_scores_program(archive.program(), inputs)
+}
+
+/// [`check_scores()`] for a program that did not come from an archive.
+///
+/// # Errors
+/// As [`check_scores()`].
+pub fn check_scores_program(program: &Program, inputs: &[InputColumn]) -> Result<TypedGraph, Refusals> {
+    let mut checker = Checker::new(program, false);
+    checker.run(inputs);
+    let results = checker.scores();
+    checker.finish(results)
 }
 
 /// Nodes whose outputs reach a result. The others are dropped: what is not run cannot leak.
@@ -89,6 +108,8 @@ fn live_nodes(program: &Program) -> Vec<bool> {
 
 struct Checker<'p> {
     program: &'p Program,
+    /// Whether parameters get gradients: not in an evaluation.
+    is_trained: bool,
     names: HashMap<&'p str, Named>,
     graph_inputs: Vec<Input>,
     values: Vec<Value>,
@@ -98,15 +119,25 @@ struct Checker<'p> {
 }
 
 impl<'p> Checker<'p> {
-    fn new(program: &'p Program) -> Self {
+    fn new(program: &'p Program, is_trained: bool) -> Self {
         Self {
             program,
+            is_trained,
             names: HashMap::new(),
             graph_inputs: Vec::new(),
             values: Vec::new(),
             typed: Vec::new(),
             nodes: Vec::new(),
             refusals: Vec::new(),
+        }
+    }
+
+    fn run(&mut self, inputs: &[InputColumn]) {
+        self.inputs(inputs);
+        self.state();
+        let live = live_nodes(self.program);
+        for (node, live) in self.program.nodes().iter().zip(live) {
+            self.node(node, live);
         }
     }
 
@@ -281,14 +312,62 @@ impl<'p> Checker<'p> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<TypedGraph, Refusals> {
-        let loss = self.loss();
-        if let (Some(loss), true) = (loss, self.refusals.is_empty()) {
-            return Ok(self.graph(loss));
+    fn finish(self, results: Option<Results>) -> Result<TypedGraph, Refusals> {
+        if let (Some(results), true) = (results, self.refusals.is_empty()) {
+            return Ok(self.graph(results));
         }
         Err(Refusals {
             refusals: self.refusals,
         })
+    }
+
+    /// The two results of an evaluation: scores, then label.
+    fn scores(&mut self) -> Option<Results> {
+        let results: Vec<_> = self
+            .program
+            .outputs()
+            .iter()
+            .filter(|output| output.kind == OutputKind::Result)
+            .collect();
+        let [RawArgument::Tensor(scores), RawArgument::Tensor(label)] =
+            results.iter().map(|output| &output.value).collect::<Vec<_>>()[..]
+        else {
+            let reason = format!(
+                "the module returns {} results; to be evaluated it must return two tensors: scores and label",
+                results.len()
+            );
+            let remedy = "return (logits, label): an evaluation computes no loss";
+            self.refuse("output", "", None, Objection::plain(reason, remedy));
+            return None;
+        };
+        let scores = self.result(scores, judge_scores);
+        let label = self.result(label, judge_label);
+        Some(Results::Scores {
+            scores: scores?,
+            label: label?,
+        })
+    }
+
+    /// The value of this name, if it is what a result must be.
+    fn result(&mut self, name: &str, judge: fn(&Typed) -> Result<(), Objection>) -> Option<ValueId> {
+        match self.names.get(name) {
+            Some(Named::Value(id)) => match judge(&self.typed[id.0 as usize]) {
+                Ok(()) => return Some(*id),
+                Err(objection) => {
+                    let id = *id;
+                    self.refuse_at_value(id, objection);
+                }
+            },
+            // The node that makes it was refused already.
+            Some(Named::Unknown) => {}
+            _ => self.refuse(
+                name,
+                "",
+                None,
+                Objection::plain("a result is not a tensor", "return tensors only"),
+            ),
+        }
+        None
     }
 
     /// The one result, which must be one floating loss per sample.
@@ -307,15 +386,7 @@ impl<'p> Checker<'p> {
             _ => "output",
         };
         match self.names.get(name) {
-            Some(Named::Value(id)) => match judge_loss(&self.typed[id.0 as usize]) {
-                Ok(()) => return Some(*id),
-                Err(objection) => {
-                    let id = *id;
-                    self.refuse_at_value(id, objection);
-                }
-            },
-            // The node that makes it was refused already.
-            Some(Named::Unknown) => {}
+            Some(Named::Value(_) | Named::Unknown) => return self.result(name, judge_loss),
             _ => {
                 let reason = format!(
                     "the module returns {} results; it must return one tensor: a loss per sample",
@@ -351,8 +422,8 @@ impl<'p> Checker<'p> {
     }
 
     /// Drops the taps that no gradient of the loss reaches (what is detached is not trained).
-    fn drop_idle_taps(&mut self, loss: ValueId) {
-        let mut reached: HashSet<ValueId> = HashSet::from([loss]);
+    fn drop_idle_taps(&mut self, results: Results) {
+        let mut reached: HashSet<ValueId> = results.values().into_iter().collect();
         for node in self.nodes.iter_mut().rev() {
             if !node.outputs.iter().any(|output| reached.contains(output)) {
                 node.tap = None;
@@ -366,8 +437,8 @@ impl<'p> Checker<'p> {
         }
     }
 
-    fn graph(mut self, loss: ValueId) -> TypedGraph {
-        self.drop_idle_taps(loss);
+    fn graph(mut self, results: Results) -> TypedGraph {
+        self.drop_idle_taps(results);
         let tapped: HashSet<u32> = self
             .nodes
             .iter()
@@ -397,7 +468,7 @@ impl<'p> Checker<'p> {
             inputs: self.graph_inputs,
             values: self.values,
             nodes: self.nodes,
-            loss,
+            results,
         }
     }
 }

@@ -75,7 +75,9 @@ impl fmt::Display for TypedGraph {
         for node in self.nodes() {
             self.write_node(formatter, node)?;
         }
-        write!(formatter, "return %{}", self.name(self.loss()))
+        let results = self.results().values();
+        let names: Vec<String> = results.iter().map(|id| format!("%{}", self.name(*id))).collect();
+        write!(formatter, "return {}", names.join(", "))
     }
 }
 

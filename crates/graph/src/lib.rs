@@ -2,7 +2,7 @@
 //!
 //! Pure: no I/O, no libtorch. In call order:
 //! [`contract`] (what one record looks like) → [`archive`] (`.pt2` bytes → untyped program) →
-//! [`check()`] (program × contract → [`typed::TypedGraph`], or every refusal at once) →
+//! [`check()`], or [`check_scores()`] for evaluations (program × contract → [`typed::TypedGraph`], or every refusal at once) →
 //! [`typed`] (the only form the trainer ever sees; its SHA-256 is the graph's digest).
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -16,4 +16,6 @@ pub mod program;
 pub mod schema;
 pub mod typed;
 
-pub use check::{Refusal, Refusals, ValueGuard, check, check_program, value_guards};
+pub use check::{
+    Refusal, Refusals, ValueGuard, check, check_program, check_scores, check_scores_program, value_guards,
+};

@@ -8,7 +8,7 @@ use crate::dtype::DType;
 use serde::{Deserialize, Serialize};
 
 /// Version of the canonical encoding; it is the first byte of [`TypedGraph::to_bytes`].
-pub const TYPED_GRAPH_VERSION: u8 = 1;
+pub const TYPED_GRAPH_VERSION: u8 = 2;
 
 /// Index of a value in [`TypedGraph::values`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -343,9 +343,34 @@ pub enum ParameterView {
     },
 }
 
-/// A proven tensor program: inputs and parameters to one loss per sample.
+/// What a graph computes for each sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Results {
+    /// One loss: `PerSample { axis: 0 }`, shape `[Batch(1)]`, floating. For training.
+    Loss(ValueId),
+    /// Scores and label. For evaluation: no parameter is trained, so there is no tap.
+    Scores {
+        /// `PerSample { axis: 0 }`, floating: `[Batch(1)]` or `[Batch(1), Fixed(classes)]`.
+        scores: ValueId,
+        /// `PerSample { axis: 0 }`, integer or bool, `[Batch(1)]`.
+        label: ValueId,
+    },
+}
+
+impl Results {
+    /// The values, in order.
+    pub fn values(self) -> Vec<ValueId> {
+        match self {
+            Self::Loss(loss) => vec![loss],
+            Self::Scores { scores, label } => vec![scores, label],
+        }
+    }
+}
+
+/// A proven tensor program: inputs and parameters to one loss per sample, or to scores and label.
 ///
-/// Its only constructors are [`crate::check()`] and [`TypedGraph::from_bytes`] (the trainer trusts
+/// Its only constructors are [`crate::check()`], [`crate::check_scores()`] and [`TypedGraph::from_bytes`] (the trainer trusts
 /// the server that proved it; both run in the same TEE).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TypedGraph {
@@ -354,8 +379,7 @@ pub struct TypedGraph {
     pub(crate) constants: Vec<Constant>,
     pub(crate) values: Vec<Value>,
     pub(crate) nodes: Vec<TypedNode>,
-    /// The loss: `PerSample { axis: 0 }`, shape `[Batch(1)]`, floating.
-    pub(crate) loss: ValueId,
+    pub(crate) results: Results,
 }
 
 /// Why canonical bytes could not be decoded.
@@ -400,9 +424,27 @@ impl TypedGraph {
     pub fn nodes(&self) -> &[TypedNode] {
         &self.nodes
     }
-    /// The per-sample loss.
-    pub fn loss(&self) -> ValueId {
-        self.loss
+    /// What it computes for each sample.
+    pub fn results(&self) -> Results {
+        self.results
+    }
+    /// The per-sample loss of a graph to train.
+    pub fn loss(&self) -> Option<ValueId> {
+        match self.results {
+            Results::Loss(loss) => Some(loss),
+            Results::Scores { .. } => None,
+        }
+    }
+    /// Scores per sample of a graph to evaluate: 1 for `[B]` and `[B, 1]`, else the number of classes.
+    pub fn score_width(&self) -> Option<u64> {
+        let Results::Scores { scores, .. } = self.results else {
+            return None;
+        };
+        match self.values.get(scores.0 as usize)?.value_type.shape.get(1) {
+            None => Some(1),
+            Some(Extent::Fixed(width)) => Some(*width),
+            Some(Extent::Batch(_)) => None,
+        }
     }
 
     /// The canonical encoding: version byte, then postcard of the fields in order.
@@ -456,7 +498,7 @@ mod tests {
             constants: Vec::new(),
             values: Vec::new(),
             nodes: Vec::new(),
-            loss: ValueId(0),
+            results: Results::Loss(ValueId(0)),
         }
     }
 
@@ -465,13 +507,13 @@ mod tests {
         let bytes = graph().to_bytes();
         assert_eq!(
             hex::encode(&bytes),
-            "0101017803".to_owned() + "01ac02" + "0000000000"
+            "0201017803".to_owned() + "01ac02" + "000000000000"
         );
         assert_eq!(TypedGraph::from_bytes(&bytes).unwrap(), graph());
         let newer = [&[TYPED_GRAPH_VERSION + 1], &bytes[1..]].concat();
         assert!(matches!(
             TypedGraph::from_bytes(&newer),
-            Err(DecodeError::Version { found: 2 })
+            Err(DecodeError::Version { found: 3 })
         ));
         let longer = [&bytes[..], &[0]].concat();
         assert!(matches!(

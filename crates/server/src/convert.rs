@@ -3,8 +3,8 @@
 use crate::errors::{Failure, Reason};
 use crate::spec;
 use bastionai_ledger::{
-    Amount, Budget, Dataset, DatasetKind, Freshness, Ledger, MayTrain, Outcome, Policy, Principal,
-    RefundReason, Run, RunLimits, RunStatus, SignedHead,
+    Amount, Budget, Dataset, DatasetKind, Freshness, Ledger, MayEvaluate, MayTrain, Outcome, Policy,
+    Principal, RefundReason, Run, RunKind, RunLimits, RunStatus, SignedHead,
 };
 use bastionai_wire::v1;
 use std::collections::BTreeSet;
@@ -27,6 +27,11 @@ pub(crate) fn policy_from_wire(
         (true, true) => MayTrain::Anyone,
         (true, false) => return Err(invalid("set anyone_may_train or list may_train, not both")),
         (false, _) => MayTrain::Only(principals("may_train", &policy.may_train)?),
+    };
+    let may_train = match may_train {
+        MayTrain::Anyone if policy.evaluation_only => MayTrain::Nobody(MayEvaluate::Anyone),
+        MayTrain::Only(only) if policy.evaluation_only => MayTrain::Nobody(MayEvaluate::Only(only)),
+        may_train => may_train,
     };
     let policy = Policy {
         lifetime: lifetime(policy)?,
@@ -51,13 +56,17 @@ pub(crate) fn policy_to_wire(policy: &Policy) -> v1::Policy {
         lifetime_epsilon: epsilon,
         lifetime_delta: delta,
         may_train: match &policy.may_train {
-            MayTrain::Anyone => Vec::new(),
-            MayTrain::Only(principals) => list(principals),
+            MayTrain::Anyone | MayTrain::Nobody(MayEvaluate::Anyone) => Vec::new(),
+            MayTrain::Only(principals) | MayTrain::Nobody(MayEvaluate::Only(principals)) => list(principals),
         },
-        anyone_may_train: policy.may_train == MayTrain::Anyone,
+        anyone_may_train: matches!(
+            policy.may_train,
+            MayTrain::Anyone | MayTrain::Nobody(MayEvaluate::Anyone)
+        ),
         recipients: list(&policy.recipients),
         scientist_receives: policy.scientist_receives,
         expires_unix_ms: policy.expires_unix_ms.unwrap_or(0),
+        evaluation_only: policy.is_evaluation_only(),
     }
 }
 
@@ -94,6 +103,7 @@ pub(crate) fn dataset(dataset: &Dataset, caller: &Principal, now_unix_ms: u64) -
         budget: dataset.budget().map(budget),
         created_unix_ms: dataset.created_unix_ms(),
         trainable_by_caller: dataset.is_trainable_by(caller, now_unix_ms),
+        evaluable_by_caller: dataset.is_evaluable_by(caller, now_unix_ms),
         state: dataset_state(dataset).into(),
     }
 }
@@ -160,6 +170,11 @@ pub(crate) fn run(ledger: &Ledger, run: &Run) -> v1::Run {
             charges.clone().collect()
         },
         dataset_names: charges.map(|charge| charge.dataset_name).collect(),
+        kind: match run.kind() {
+            RunKind::Training => v1::RunKind::Training,
+            RunKind::Evaluation => v1::RunKind::Evaluation,
+        }
+        .into(),
     }
 }
 

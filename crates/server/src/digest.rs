@@ -32,6 +32,19 @@ pub(crate) struct Agreement<'a> {
     pub(crate) expires_unix_ms: u64,
 }
 
+impl DatasetVersion {
+    /// Adds the datasets' versions, counted.
+    pub(crate) fn add_all(datasets: &[Self], fields: &mut Fields) {
+        fields.count(datasets.len());
+        for dataset in datasets {
+            fields.add(dataset.dataset.as_bytes());
+            fields.add(dataset.contract.as_bytes());
+            fields.add(dataset.policy.as_bytes());
+            fields.add(dataset.root.as_bytes());
+        }
+    }
+}
+
 impl Agreement<'_> {
     /// The run digest.
     pub(crate) fn digest(&self) -> Digest32 {
@@ -42,13 +55,7 @@ impl Agreement<'_> {
         fields.add(self.request.model_name.as_bytes());
         self.add_hyper_parameters(&mut fields);
         self.add_plan(&mut fields);
-        fields.count(self.datasets.len());
-        for dataset in self.datasets {
-            fields.add(dataset.dataset.as_bytes());
-            fields.add(dataset.contract.as_bytes());
-            fields.add(dataset.policy.as_bytes());
-            fields.add(dataset.root.as_bytes());
-        }
+        DatasetVersion::add_all(self.datasets, &mut fields);
         fields.add(self.claims.as_bytes());
         fields.add(self.boot.as_bytes());
         fields.add(self.ledger_head.as_bytes());
@@ -160,33 +167,33 @@ pub(crate) fn tensors_digest(tensors: &[Vec<u8>]) -> Digest32 {
 }
 
 /// Length-prefixed fields (u64, little-endian) under a label.
-struct Fields(Sha256);
+pub(crate) struct Fields(Sha256);
 
 impl Fields {
-    fn new(label: &[u8]) -> Self {
+    pub(crate) fn new(label: &[u8]) -> Self {
         let mut fields = Self(Sha256::new());
         fields.add(label);
         fields
     }
 
-    fn add(&mut self, bytes: &[u8]) {
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
         self.0.update((bytes.len() as u64).to_le_bytes());
         self.0.update(bytes);
     }
 
-    fn integer(&mut self, value: u64) {
+    pub(crate) fn integer(&mut self, value: u64) {
         self.add(&value.to_le_bytes());
     }
 
-    fn count(&mut self, value: usize) {
+    pub(crate) fn count(&mut self, value: usize) {
         self.integer(value as u64);
     }
 
-    fn float(&mut self, value: f64) {
+    pub(crate) fn float(&mut self, value: f64) {
         self.add(&value.to_bits().to_le_bytes());
     }
 
-    fn finish(self) -> Digest32 {
+    pub(crate) fn finish(self) -> Digest32 {
         Digest32::from_bytes(self.0.finalize().into())
     }
 }

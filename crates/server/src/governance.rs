@@ -2,24 +2,26 @@
 //! refused here; asking first gives a better answer before anything expensive or durable happens.
 
 use crate::errors::{Failure, Reason};
-use bastionai_ledger::{Dataset, DatasetId, Ledger, Outcome, Principal, Run, RunId, RunStatus};
+use bastionai_ledger::{Dataset, DatasetId, Ledger, Outcome, Principal, Run, RunId, RunKind, RunStatus};
 
-/// The datasets of a run, if this scientist may train on every one of them now.
-pub(crate) fn trainable<'a>(
+/// The datasets of a run, if this scientist may use every one of them so now.
+pub(crate) fn usable<'a>(
     ledger: &'a Ledger,
     ids: &[DatasetId],
     scientist: &Principal,
+    kind: RunKind,
     now_unix_ms: u64,
 ) -> Result<Vec<&'a Dataset>, Failure> {
     ids.iter()
-        .map(|id| trainable_dataset(ledger, id, scientist, now_unix_ms))
+        .map(|id| usable_dataset(ledger, id, scientist, kind, now_unix_ms))
         .collect()
 }
 
-fn trainable_dataset<'a>(
+fn usable_dataset<'a>(
     ledger: &'a Ledger,
     id: &DatasetId,
     scientist: &Principal,
+    kind: RunKind,
     now_unix_ms: u64,
 ) -> Result<&'a Dataset, Failure> {
     let unknown = || {
@@ -30,8 +32,18 @@ fn trainable_dataset<'a>(
     };
     let dataset = ledger.dataset(id).ok_or_else(unknown)?;
     let name = dataset.name();
-    if !dataset.policy().allows_training_by(scientist) {
-        let message = format!("the policy of `{name}` does not allow {scientist} to train; ask its owner");
+    let policy = dataset.policy();
+    let (allowed, verb) = match kind {
+        RunKind::Training if policy.is_evaluation_only() => {
+            let message =
+                format!("`{name}` is held out for evaluation: nobody trains on it; choose another dataset");
+            return Err(Failure::new(Reason::NotPermitted, message));
+        }
+        RunKind::Training => (policy.allows_training_by(scientist), "train"),
+        RunKind::Evaluation => (policy.allows_evaluation_by(scientist), "evaluate"),
+    };
+    if !allowed {
+        let message = format!("the policy of `{name}` does not allow {scientist} to {verb}; ask its owner");
         return Err(Failure::new(Reason::NotPermitted, message));
     }
     if dataset.is_withdrawn() {

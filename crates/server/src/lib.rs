@@ -3,7 +3,8 @@
 //!
 //! In call order: [`config`] → `boot` (keys, claims, evidence) with `root_key` and `program` → `tls`,
 //! `acceptor` (sessions) → `rpc` (one file per flow) over `state` → `governance` (who may), `spec`, `plan`,
-//! `memory`, `price`, `digest` (what a run is and costs), `quotes`, `models` → `runs` (queue, trainers, watchers).
+//! `memory`, `price`, `digest` (what a run is and costs), `evaluation` (the same for an evaluation), `priced`, `quotes`,
+//! `models` → `runs` (queue, trainers, watchers).
 //! `convert` speaks the wire's language, `errors` maps every failure to a status, `log` is all that is logged,
 //! `operations` what the operator's probes and metrics see.
 //!
@@ -26,6 +27,7 @@ pub mod config;
 mod convert;
 mod digest;
 mod errors;
+mod evaluation;
 mod governance;
 pub mod log;
 mod memory;
@@ -34,6 +36,7 @@ mod operations;
 mod places;
 mod plan;
 mod price;
+mod priced;
 mod process;
 mod program;
 mod quotes;

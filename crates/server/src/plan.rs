@@ -236,7 +236,7 @@ fn unpriceable(error: impl std::error::Error) -> Failure {
 }
 
 /// Physical batch when the scientist names none.
-const DEFAULT_PHYSICAL_BATCH: u32 = 256;
+pub(crate) const DEFAULT_PHYSICAL_BATCH: u32 = 256;
 /// Noise norm over the largest norm of a step's mean gradient, beyond which a warning is due.
 const DROWNED: f64 = 10.0;
 const WEAK_EPSILON: f64 = 10.0;

@@ -90,8 +90,34 @@ impl Terms {
         }
     }
 
+    /// Who asked.
+    pub(crate) fn scientist(&self) -> Principal {
+        self.scientist
+    }
+
+    /// The chain's end when the terms were read.
+    pub(crate) fn ledger_head(&self) -> EntryHash {
+        self.ledger_head
+    }
+
+    /// The datasets, as a digest names them.
+    pub(crate) fn versions(&self) -> Vec<DatasetVersion> {
+        self.datasets
+            .iter()
+            .map(|dataset| dataset.version.clone())
+            .collect()
+    }
+
+    /// Declared records of each dataset.
+    pub(crate) fn declared_sizes(&self) -> Vec<u64> {
+        self.datasets
+            .iter()
+            .map(|dataset| dataset.declared_size)
+            .collect()
+    }
+
     /// δ of the run: as asked, or a tenth of the smallest lifetime δ (rule D6).
-    fn delta(&self, asked: Option<Delta>) -> Delta {
+    pub(crate) fn delta(&self, asked: Option<Delta>) -> Delta {
         let lifetimes = self.datasets.iter().filter_map(|dataset| dataset.lifetime_delta);
         asked
             .or_else(|| lifetimes.min().map(Delta::tenth))
@@ -99,7 +125,7 @@ impl Terms {
     }
 
     /// The inputs' columns, which every dataset must declare alike.
-    fn inputs(&self, columns: &[String]) -> Result<Vec<InputColumn>, Failure> {
+    pub(crate) fn inputs(&self, columns: &[String]) -> Result<Vec<InputColumn>, Failure> {
         let mut agreed: Option<(&str, Vec<InputColumn>)> = None;
         for dataset in &self.datasets {
             let contract =
@@ -121,10 +147,11 @@ impl Terms {
             .ok_or_else(|| Failure::malformed("a run needs a dataset"))
     }
 
-    fn charges(&self, plan: &Plan) -> Vec<Charge> {
+    /// The same charge for every private dataset, nothing for the others.
+    pub(crate) fn charges(&self, event: &DpEvent, amount: Amount) -> Vec<Charge> {
         let charge = |dataset: &DatasetTerms| {
             let (event, amount) = match dataset.kind {
-                DatasetKind::Private => (plan.event.clone(), plan.amount),
+                DatasetKind::Private => (event.clone(), amount),
                 DatasetKind::Public | DatasetKind::Synthetic => (DpEvent::NoOp, Amount::ZERO),
             };
             Charge {
@@ -157,19 +184,11 @@ pub(crate) fn price(
             "no parameter requires a gradient: there is nothing to train",
         ));
     }
-    let declared_sizes: Vec<u64> = terms
-        .datasets
-        .iter()
-        .map(|dataset| dataset.declared_size)
-        .collect();
+    let declared_sizes = terms.declared_sizes();
     check_frames(&inputs, &declared_sizes)?;
     let delta = terms.delta(request.delta);
     let (plan, memory_bytes) = fitting_plan(&request, &graph, &declared_sizes, delta, limits.memory_bytes)?;
-    let datasets: Vec<DatasetVersion> = terms
-        .datasets
-        .iter()
-        .map(|dataset| dataset.version.clone())
-        .collect();
+    let datasets = terms.versions();
     let run_digest = Agreement {
         request: &request,
         plan: &plan,
@@ -186,7 +205,7 @@ pub(crate) fn price(
     Ok(PricedRun {
         run_digest,
         scientist: terms.scientist,
-        charges: terms.charges(&plan),
+        charges: terms.charges(&plan.event, plan.amount),
         request,
         plan,
         graph: Arc::new(graph),
@@ -234,7 +253,7 @@ fn fitting_plan(
     Ok((plan, bytes))
 }
 
-fn too_large(needs: Memory, allowed: u64) -> Failure {
+pub(crate) fn too_large(needs: Memory, allowed: u64) -> Failure {
     let message = format!(
         "even one record at a time needs about {} of memory (the records of all datasets {}, the parameters {}, one \
          record's activations and gradients {}, libtorch {}), the server allows {}: train a smaller model, on shorter \
@@ -379,7 +398,7 @@ impl PricedRun {
     }
 }
 
-fn refused(refusals: bastionai_graph::Refusals) -> Failure {
+pub(crate) fn refused(refusals: bastionai_graph::Refusals) -> Failure {
     let details = serde_json::to_vec(&refusals).unwrap_or_default();
     let failure = Failure::new(Reason::GraphRefused, refusals.to_string());
     if details.len() > MAX_DETAIL_BYTES {
@@ -403,7 +422,7 @@ fn differing_columns(first_name: &str, first: &[InputColumn], name: &str, inputs
 }
 
 /// A column of a dataset goes to the trainer as one frame, which has at most 4 GiB.
-fn check_frames(inputs: &[InputColumn], declared_sizes: &[u64]) -> Result<(), Failure> {
+pub(crate) fn check_frames(inputs: &[InputColumn], declared_sizes: &[u64]) -> Result<(), Failure> {
     let largest = declared_sizes.iter().copied().max().unwrap_or(0);
     let fits = |input: &InputColumn| {
         let record = plan::elements(&input.shape).saturating_mul(input.dtype.size_bytes() as u64);

@@ -1,7 +1,7 @@
 //! Live quotes: in memory, per boot, bounded, expiring. Starting a run names a quote by its digest (rule A11),
 //! so nothing that was priced can change between price and start.
 
-use crate::price::PricedRun;
+use crate::priced::Priced;
 use bastionai_ledger::Principal;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,7 @@ pub(crate) enum QuoteGone {
 
 /// The quotes held, oldest first.
 pub(crate) struct Quotes {
-    held: Mutex<VecDeque<Arc<PricedRun>>>,
+    held: Mutex<VecDeque<Arc<Priced>>>,
     total: usize,
     per_principal: usize,
 }
@@ -32,10 +32,10 @@ impl Quotes {
     }
 
     /// Keeps a quote; the principal's oldest, then the oldest of all, makes room.
-    pub(crate) fn insert(&self, quote: PricedRun) {
+    pub(crate) fn insert(&self, quote: Priced) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.retain(|other| other.run_digest != quote.run_digest);
-        let of_principal = |other: &Arc<PricedRun>| other.scientist == quote.scientist;
+        held.retain(|other| other.run_digest() != quote.run_digest());
+        let of_principal = |other: &Arc<Priced>| other.scientist() == quote.scientist();
         if held.iter().filter(|other| of_principal(other)).count() >= self.per_principal
             && let Some(place) = held.iter().position(of_principal)
         {
@@ -53,13 +53,13 @@ impl Quotes {
         scientist: Principal,
         digest: &[u8],
         now_unix_ms: u64,
-    ) -> Result<Arc<PricedRun>, QuoteGone> {
+    ) -> Result<Arc<Priced>, QuoteGone> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let quote = held
             .iter()
-            .find(|quote| quote.scientist == scientist && quote.run_digest.as_bytes() == digest);
+            .find(|quote| quote.scientist() == scientist && quote.run_digest().as_bytes() == digest);
         let quote = quote.ok_or(QuoteGone::Unknown)?;
-        if now_unix_ms >= quote.expires_unix_ms {
+        if now_unix_ms >= quote.expires_unix_ms() {
             Err(QuoteGone::Expired)
         } else {
             Ok(Arc::clone(quote))

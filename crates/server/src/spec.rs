@@ -53,8 +53,7 @@ impl RunRequest {
     /// Checks every field of the scientist's request.
     pub(crate) fn parse(spec: &v1::RunSpec, max_steps: u64) -> Result<Self, Failure> {
         Ok(Self {
-            model: Digest32::try_from(&spec.model_id[..])
-                .map_err(|_| invalid("model_id must be the 32 bytes that UploadModel returned"))?,
+            model: model(&spec.model_id)?,
             datasets: datasets(&spec.dataset_ids)?,
             input_columns: input_columns(&spec.input_columns)?,
             model_name: name("model_name", &spec.model_name)?,
@@ -85,12 +84,16 @@ pub(crate) fn name(field: &str, text: &str) -> Result<String, Failure> {
     Ok(text.to_owned())
 }
 
-fn max_batch_size(value: u32) -> Result<Option<u32>, Failure> {
+pub(crate) fn model(id: &[u8]) -> Result<Digest32, Failure> {
+    Digest32::try_from(id).map_err(|_| invalid("model_id must be the 32 bytes that UploadModel returned"))
+}
+
+pub(crate) fn max_batch_size(value: u32) -> Result<Option<u32>, Failure> {
     let size = in_range("max_batch_size", u64::from(value), 0, MAX_PHYSICAL_BATCH)?;
     Ok((size > 0).then_some(value))
 }
 
-fn datasets(ids: &[Vec<u8>]) -> Result<Vec<DatasetId>, Failure> {
+pub(crate) fn datasets(ids: &[Vec<u8>]) -> Result<Vec<DatasetId>, Failure> {
     if ids.is_empty() || ids.len() > MAX_DATASETS {
         return Err(invalid(format!(
             "dataset_ids has {} entries; give 1 to {MAX_DATASETS}",
@@ -112,7 +115,7 @@ fn datasets(ids: &[Vec<u8>]) -> Result<Vec<DatasetId>, Failure> {
         .collect()
 }
 
-fn input_columns(columns: &[String]) -> Result<Vec<String>, Failure> {
+pub(crate) fn input_columns(columns: &[String]) -> Result<Vec<String>, Failure> {
     if columns.is_empty() || columns.len() > MAX_INPUTS {
         return Err(invalid(format!(
             "input_columns has {} entries; give 1 to {MAX_INPUTS}",
@@ -127,25 +130,25 @@ fn input_columns(columns: &[String]) -> Result<Vec<String>, Failure> {
 
 fn privacy(privacy: Option<&v1::run_spec::Privacy>) -> Result<Privacy, Failure> {
     match privacy {
-        Some(v1::run_spec::Privacy::TargetEpsilon(epsilon)) => Ok(Privacy::TargetEpsilon(bounded(
-            "target_epsilon",
-            *epsilon,
-            MIN_EPSILON,
-            MAX_EPSILON,
-        )?)),
-        Some(v1::run_spec::Privacy::NoiseMultiplier(multiplier)) => Ok(Privacy::NoiseMultiplier(bounded(
-            "noise_multiplier",
-            *multiplier,
-            MIN_NOISE,
-            MAX_NOISE,
-        )?)),
-        None => Err(invalid(
-            "set target_epsilon (the server calibrates the noise) or noise_multiplier",
-        )),
+        Some(v1::run_spec::Privacy::TargetEpsilon(epsilon)) => target_epsilon(*epsilon),
+        Some(v1::run_spec::Privacy::NoiseMultiplier(multiplier)) => noise_multiplier(*multiplier),
+        None => Err(no_privacy()),
     }
 }
 
-fn delta(value: f64) -> Result<Option<Delta>, Failure> {
+pub(crate) fn target_epsilon(epsilon: f64) -> Result<Privacy, Failure> {
+    bounded("target_epsilon", epsilon, MIN_EPSILON, MAX_EPSILON).map(Privacy::TargetEpsilon)
+}
+
+pub(crate) fn noise_multiplier(multiplier: f64) -> Result<Privacy, Failure> {
+    bounded("noise_multiplier", multiplier, MIN_NOISE, MAX_NOISE).map(Privacy::NoiseMultiplier)
+}
+
+pub(crate) fn no_privacy() -> Failure {
+    invalid("set target_epsilon (the server calibrates the noise) or noise_multiplier")
+}
+
+pub(crate) fn delta(value: f64) -> Result<Option<Delta>, Failure> {
     if value == 0.0 {
         return Ok(None);
     }

@@ -6,7 +6,6 @@ use crate::errors::{Failure, Reason};
 use crate::governance;
 use crate::price::{read_archive, tensors};
 use crate::rpc::unknown_model;
-use crate::spec::RunRequest;
 use crate::state::Server;
 use bastionai_graph::archive::Archive;
 use bastionai_graph::typed::{Parameter, TypedGraph};
@@ -112,13 +111,13 @@ pub(crate) fn initial_tensors(
     Ok(tensors)
 }
 
-/// The weights that a request names, if it names any.
+/// The weights that a request names, if it names any. Only who may receive weights may evaluate them: a graph of scores
+/// can be made to show its parameters in the histograms of a dataset that costs nothing.
 pub(crate) fn load(
     server: &Server,
-    request: &RunRequest,
+    source: Option<WeightsSource>,
     scientist: Principal,
 ) -> Result<Option<Weights>, Failure> {
-    let source = request.initial_weights;
     source.map(|source| source.load(server, scientist)).transpose()
 }
 

@@ -93,6 +93,10 @@ impl Engine {
                 settings.physical_batch_size
             )));
         }
+        if graph.loss().is_none() {
+            let text = "the graph returns scores and a label: it can be evaluated, not trained";
+            return Err(EngineError::Job(text.into()));
+        }
         let program = Program::new(&graph, settings.physical_batch_size)?;
         let plan = Plan::new(&graph, &program)?;
         let state = State::new(&graph, parameters, constants)?;
@@ -342,7 +346,7 @@ impl Engine {
         let mut norms = gradients::norms(&self.plan, &taps, self.program.batch_size)?;
         norms.usable = norms.usable.f_logical_and(&forward.counted)?;
         Ok(Gradients {
-            losses: forward.loss.f_detach()?.f_to_kind(Kind::Double)?,
+            losses: forward.results[0].f_detach()?.f_to_kind(Kind::Double)?,
             taps,
             norms,
         })

@@ -29,8 +29,8 @@ pub(crate) struct Tapped {
 
 /// What a forward phase leaves.
 pub(crate) struct Forward {
-    /// `[B]`, with its autograd graph.
-    pub(crate) loss: Tensor,
+    /// The loss, `[B]`, with its autograd graph; or scores and label.
+    pub(crate) results: Vec<Tensor>,
     /// `[B]`, bool: records that count.
     pub(crate) counted: Tensor,
     /// In node order.
@@ -71,11 +71,14 @@ pub(crate) fn forward(
             values[*value] = None;
         }
     }
-    let loss = values[program.loss]
-        .take()
-        .ok_or(EngineError::Job("typed graph: the loss is not computed".into()))?;
+    let results = program
+        .results
+        .iter()
+        .map(|&result| values[result].as_ref().map(Tensor::shallow_clone))
+        .collect::<Option<_>>()
+        .ok_or(EngineError::Job("typed graph: a result is not computed".into()))?;
     Ok(Forward {
-        loss,
+        results,
         counted: counted.mask().shallow_clone(),
         taps,
     })
@@ -204,11 +207,12 @@ fn tapped(call: &Call, output: &Tensor, saved: Option<&Tensor>) -> Result<Tapped
 /// Output gradients at all taps, of the sum of the per-sample losses; zeros where the loss does not depend on one.
 pub(crate) fn gradients_at_taps(program: &Program, forward: &Forward) -> Result<Vec<Tensor>> {
     let edges: Vec<&Edge> = forward.taps.iter().map(|tap| &tap.edge).collect();
-    let gradients = if edges.is_empty() || !forward.loss.requires_grad() {
+    let loss = &forward.results[0];
+    let gradients = if edges.is_empty() || !loss.requires_grad() {
         edges.iter().map(|_| None).collect()
     } else {
-        let ones = forward.loss.f_detach()?.f_ones_like()?;
-        ffi::backward(&forward.loss, &ones, &edges).map_err(|_| EngineError::Torch {
+        let ones = loss.f_detach()?.f_ones_like()?;
+        ffi::backward(loss, &ones, &edges).map_err(|_| EngineError::Torch {
             detail: ffi::last_error(),
         })?
     };

@@ -3,14 +3,15 @@
 use crate::confinement::confine;
 use crate::engine::{Engine, Settings};
 use crate::error::EngineError;
+use crate::evaluation::Evaluator;
 use crate::records::Records;
 use crate::selftest;
 use crate::training::{Training, check_job};
 use bastionai_graph::dtype::DType;
 use bastionai_graph::typed::TypedGraph;
 use bastionai_wire::trainer::{
-    Control, Job, MAX_FRAME_BYTES, MAX_STEPS_PER_CHECKPOINT, Report, TRAINER_PROTOCOL_VERSION, read_frame,
-    read_message, write_frame, write_message,
+    Control, DatasetShape, EvaluationJob, Job, MAX_FRAME_BYTES, MAX_STEPS_PER_CHECKPOINT, Report,
+    TRAINER_PROTOCOL_VERSION, Task, read_frame, read_message, write_frame, write_message,
 };
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::sync::Arc;
@@ -47,42 +48,70 @@ impl From<EngineError> for ProcessError {
 /// [`ProcessError`]; its text has a fixed vocabulary.
 pub fn serve(input: impl Read + Send + 'static, output: impl Write) -> Result<(), ProcessError> {
     let (mut input, mut output) = (BufReader::with_capacity(1 << 20, input), BufWriter::new(output));
-    let job: Job = read_message(&mut input, MAX_JOB_BYTES)?;
-    let (engine, moments) = match prepare(&job, &mut input) {
-        Ok(prepared) => prepared,
-        Err(Preparation::Server(error)) => return Err(error.into()),
-        Err(Preparation::Job(error)) => {
-            report(
-                &mut output,
-                &Report::Refused {
-                    reason: explain(&error),
-                },
-            )?;
-            return Err(ProcessError::Refused);
-        }
-    };
-    report(&mut output, &Report::Ready)?;
-    let records = read_records(&mut input, &engine, &job)?;
-    let mut training = Training::new(engine, records, &job).map_err(ProcessError::Run)?;
+    match read_message(&mut input, MAX_JOB_BYTES)? {
+        Task::Train(job) => train(&job, input, &mut output),
+        Task::Evaluate(job) => evaluate(&job, &mut input, &mut output),
+    }
+}
+
+fn train(
+    job: &Job,
+    mut input: impl Read + Send + 'static,
+    output: &mut impl Write,
+) -> Result<(), ProcessError> {
+    let (engine, moments) = ready(prepare(job, &mut input), output)?;
+    let records = read_records(&mut input, engine.graph(), &job.datasets)?;
+    let mut training = Training::new(engine, records, job).map_err(ProcessError::Run)?;
     if job.start_step > 0 {
         training.restore(&moments).map_err(ProcessError::Run)?;
     }
     let orders = Orders::listen(input)?;
-    let mut due = Due::new(&job);
+    let mut due = Due::new(job);
     for step in job.start_step + 1..=job.steps {
         let noisy_loss = training.step(step).map_err(ProcessError::Run)?;
-        report(&mut output, &Report::Step { step })?;
+        report(output, &Report::Step { step })?;
         let stop = orders.stop()?;
         if let Some(losses) = due.after(step, noisy_loss, stop) {
-            write_message(&mut output, &Report::Checkpoint { step, losses })?;
-            training.state(|tensor| write_frame(&mut output, tensor).map_err(ProcessError::Server))?;
+            write_message(output, &Report::Checkpoint { step, losses })?;
+            training.state(|tensor| write_frame(output, tensor).map_err(ProcessError::Server))?;
             output.flush()?;
         }
         if stop {
-            return Ok(report(&mut output, &Report::Stopped)?);
+            return Ok(report(output, &Report::Stopped)?);
         }
     }
     Ok(())
+}
+
+/// One step, whose release stands where a training run's state does.
+fn evaluate(job: &EvaluationJob, input: &mut impl Read, output: &mut impl Write) -> Result<(), ProcessError> {
+    let evaluator = ready(prepare_evaluation(job, input), output)?;
+    let records = read_records(input, evaluator.graph(), &job.datasets)?;
+    let histograms = evaluator.release(&records, &job.datasets)?;
+    report(output, &Report::Step { step: 1 })?;
+    let losses = vec![None];
+    write_message(output, &Report::Checkpoint { step: 1, losses })?;
+    for histogram in &histograms {
+        write_frame(output, histogram)?;
+    }
+    output.flush()?;
+    Ok(())
+}
+
+/// Tells the server that the job is prepared, or why it is refused.
+fn ready<T>(prepared: Result<T, Preparation>, output: &mut impl Write) -> Result<T, ProcessError> {
+    match prepared {
+        Ok(prepared) => {
+            report(output, &Report::Ready)?;
+            Ok(prepared)
+        }
+        Err(Preparation::Server(error)) => Err(error.into()),
+        Err(Preparation::Job(error)) => {
+            let reason = explain(&error);
+            report(output, &Report::Refused { reason })?;
+            Err(ProcessError::Refused)
+        }
+    }
 }
 
 /// When the next checkpoint is due: by the clock, by count, and at the end; never by anything a record could change
@@ -169,25 +198,7 @@ impl From<io::Error> for Preparation {
 
 /// The engine, and the optimizer's tensors of a run that continues.
 fn prepare(job: &Job, input: &mut impl Read) -> Result<(Engine, Vec<Vec<u8>>), Preparation> {
-    if job.version != TRAINER_PROTOCOL_VERSION {
-        return Err(EngineError::Job(
-            "server and trainer are of different builds: install both from one release".into(),
-        )
-        .into());
-    }
-    let graph = TypedGraph::from_bytes(&job.graph).map_err(|error| EngineError::Job(error.to_string()))?;
-    let parameters = graph
-        .parameters()
-        .iter()
-        .map(|each| size(each.dtype, &each.shape))
-        .collect::<Vec<_>>();
-    let constants = graph
-        .constants()
-        .iter()
-        .map(|each| size(each.dtype, &each.shape))
-        .collect::<Vec<_>>();
-    let mut parameters = read_frames(input, &parameters)?;
-    let constants = read_frames(input, &constants)?;
+    let (graph, mut parameters, constants) = read_model(job.version, &job.graph, input)?;
     let moments = read_state(input, job, &graph, &mut parameters)?;
     // Only now: a refusal before the server has written everything would reach it as a broken pipe.
     check_job(job)?;
@@ -203,6 +214,41 @@ fn prepare(job: &Job, input: &mut impl Read) -> Result<(Engine, Vec<Vec<u8>>), P
     // libtorch has opened and started all it needs. Records come after this.
     confine().map_err(|error| EngineError::Job(error.to_string()))?;
     Ok((engine, moments))
+}
+
+fn prepare_evaluation(job: &EvaluationJob, input: &mut impl Read) -> Result<Evaluator, Preparation> {
+    let (graph, parameters, constants) = read_model(job.version, &job.graph, input)?;
+    selftest::prepare_process(job.threads.max(1))?;
+    let evaluator = Evaluator::new(graph, &parameters, &constants, job)?;
+    evaluator.self_test()?;
+    confine().map_err(|error| EngineError::Job(error.to_string()))?;
+    Ok(evaluator)
+}
+
+/// A graph with the bytes of its parameters and constants.
+type Model = (TypedGraph, Vec<Vec<u8>>, Vec<Vec<u8>>);
+
+fn read_model(version: u32, graph: &[u8], input: &mut impl Read) -> Result<Model, Preparation> {
+    if version != TRAINER_PROTOCOL_VERSION {
+        return Err(EngineError::Job(
+            "server and trainer are of different builds: install both from one release".into(),
+        )
+        .into());
+    }
+    let graph = TypedGraph::from_bytes(graph).map_err(|error| EngineError::Job(error.to_string()))?;
+    let parameters = graph
+        .parameters()
+        .iter()
+        .map(|each| size(each.dtype, &each.shape))
+        .collect::<Vec<_>>();
+    let constants = graph
+        .constants()
+        .iter()
+        .map(|each| size(each.dtype, &each.shape))
+        .collect::<Vec<_>>();
+    let parameters = read_frames(input, &parameters)?;
+    let constants = read_frames(input, &constants)?;
+    Ok((graph, parameters, constants))
 }
 
 /// Reads the state of a run that continues: its first group replaces the initial values of the trained parameters,
@@ -256,11 +302,15 @@ fn exact_frame(input: &mut impl Read, bytes: u64) -> io::Result<Vec<u8>> {
     }
 }
 
-fn read_records(input: &mut impl Read, engine: &Engine, job: &Job) -> Result<Records, ProcessError> {
-    let mut records = Records::new(engine.graph().inputs(), &job.datasets).map_err(ProcessError::Run)?;
+fn read_records(
+    input: &mut impl Read,
+    graph: &TypedGraph,
+    datasets: &[DatasetShape],
+) -> Result<Records, ProcessError> {
+    let mut records = Records::new(graph.inputs(), datasets).map_err(ProcessError::Run)?;
     let mut offset = 0;
-    for dataset in &job.datasets {
-        for column in 0..engine.graph().inputs().len() {
+    for dataset in datasets {
+        for column in 0..graph.inputs().len() {
             let frame = exact_frame(input, records.bytes_of(column, dataset.capacity))?;
             records
                 .fill(column, offset, dataset.capacity, &frame)

@@ -63,7 +63,8 @@ pub(crate) struct Program {
     pub(crate) batch_size: i64,
     pub(crate) calls: Vec<Call>,
     pub(crate) expected: Vec<Expected>,
-    pub(crate) loss: usize,
+    /// The loss; or scores and label.
+    pub(crate) results: Vec<usize>,
 }
 
 impl Program {
@@ -92,16 +93,18 @@ impl Program {
             batch_size,
             calls,
             expected,
-            loss: index(graph.loss()),
+            results: graph.results().values().into_iter().map(index).collect(),
         };
         program.find_last_uses();
         Ok(program)
     }
 
-    /// Values are dropped after their last use; the loss never is. What taps need they keep themselves.
+    /// Values are dropped after their last use; results never are. What taps need they keep themselves.
     fn find_last_uses(&mut self) {
         let mut seen = vec![false; self.expected.len()];
-        seen[self.loss] = true;
+        for &result in &self.results {
+            seen[result] = true;
+        }
         for call in self.calls.iter_mut().rev() {
             let mut used = call.outputs.clone();
             call.arguments

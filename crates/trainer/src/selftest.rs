@@ -1,12 +1,13 @@
 //! What is checked at start, on made-up rows: floating-point mode, kernel choice, immutability, and that a row's
 //! numbers do not depend on the other rows (rules G6, T2, T8).
 
-use crate::engine::{Batch, Engine};
+use crate::engine::Engine;
 use crate::error::{EngineError, Result};
 use crate::ffi;
 use crate::kernels::{self, KernelChoice};
 use crate::program::compare_schemas;
 use bastionai_graph::dtype::DType;
+use bastionai_graph::typed::TypedGraph;
 use tch::{Device, Kind, Tensor};
 
 /// Seed of the made-up rows: they are public.
@@ -42,8 +43,38 @@ pub fn self_test(engine: &mut Engine) -> Result<KernelChoice> {
     }
     tch::manual_seed(SEED);
     let choice = kernels::choose(engine)?;
-    prove(engine)?;
+    prove_rows(engine)?;
     Ok(choice)
+}
+
+/// What computes on batches of records whose rows must not influence one another.
+pub(crate) trait RowProof {
+    /// The graph it runs.
+    fn graph(&self) -> &TypedGraph;
+    /// Rows of every batch.
+    fn batch_size(&self) -> u32;
+    /// Over all parameters and constants (rule T8).
+    fn state_digest(&self) -> Result<[u8; 32]>;
+    /// Everything about each record that is used; axis 0 is the record.
+    fn per_record_values(&self, inputs: Vec<Tensor>, present: Tensor) -> Result<Vec<Tensor>>;
+}
+
+impl RowProof for Engine {
+    fn graph(&self) -> &TypedGraph {
+        Self::graph(self)
+    }
+
+    fn batch_size(&self) -> u32 {
+        self.settings().physical_batch_size
+    }
+
+    fn state_digest(&self) -> Result<[u8; 32]> {
+        Self::state_digest(self)
+    }
+
+    fn per_record_values(&self, inputs: Vec<Tensor>, present: Tensor) -> Result<Vec<Tensor>> {
+        Self::per_record_values(self, &self.batch(inputs, present)?)
+    }
 }
 
 /// Replacing a row, whatever by, must leave every other row's numbers bit for bit; nothing may be written.
@@ -51,13 +82,15 @@ pub fn self_test(engine: &mut Engine) -> Result<KernelChoice> {
 /// Rows are *not* required to be the same at another place of the batch: libtorch's kernels do not promise it
 /// (MKL rounds a `[B, 6]·[6, 5]` product differently from row to row), and random places make it unnecessary
 /// ([`crate::sample`]).
-fn prove(engine: &Engine) -> Result<()> {
-    let size = i64::from(engine.settings().physical_batch_size);
-    let before = engine.state_digest()?;
+pub(crate) fn prove_rows(subject: &impl RowProof) -> Result<()> {
+    let size = i64::from(subject.batch_size());
+    let before = subject.state_digest()?;
     tch::manual_seed(SEED);
-    let inputs = made_up(engine, size)?;
-    let others = made_up(engine, size)?;
-    let reference = engine.per_record_values(&whole(engine, &inputs, size)?)?;
+    let inputs = made_up(subject.graph(), size)?;
+    let others = made_up(subject.graph(), size)?;
+    let whole = || Tensor::f_ones([size], (Kind::Bool, Device::Cpu));
+    let copies = inputs.iter().map(Tensor::shallow_clone).collect();
+    let reference = subject.per_record_values(copies, whole()?)?;
     for (round, filling) in FILLINGS.into_iter().enumerate() {
         let replaced: Vec<bool> = (0..size)
             .map(|row| (row + row / 3) % 2 == round as i64 % 2)
@@ -68,17 +101,17 @@ fn prove(engine: &Engine) -> Result<()> {
             .zip(&others)
             .map(|(input, other)| replace(input, other, &replaced, filling))
             .collect::<Result<Vec<_>>>()?;
-        let values = engine.per_record_values(&whole(engine, &changed, size)?)?;
+        let values = subject.per_record_values(changed, whole()?)?;
         let kept = replaced.f_logical_not()?;
         for (value, reference) in values.iter().zip(&reference) {
             if !same(value, reference, &kept)? {
                 return Err(EngineError::RowsInteract {
-                    physical_batch_size: engine.settings().physical_batch_size,
+                    physical_batch_size: subject.batch_size(),
                 });
             }
         }
     }
-    if engine.state_digest()? == before {
+    if subject.state_digest()? == before {
         Ok(())
     } else {
         Err(EngineError::Mutated)
@@ -114,12 +147,7 @@ fn replace(input: &Tensor, other: &Tensor, replaced: &Tensor, filling: Option<f6
     Ok(filled.f_where_self(&rows, input)?)
 }
 
-fn whole(engine: &Engine, inputs: &[Tensor], size: i64) -> Result<Batch> {
-    let inputs = inputs.iter().map(Tensor::shallow_clone).collect();
-    engine.batch(inputs, Tensor::f_ones([size], (Kind::Bool, Device::Cpu))?)
-}
-
-fn made_up(engine: &Engine, size: i64) -> Result<Vec<Tensor>> {
+fn made_up(graph: &TypedGraph, size: i64) -> Result<Vec<Tensor>> {
     let one = |input: &bastionai_graph::typed::Input| {
         let shape: Vec<i64> = std::iter::once(size)
             .chain(input.shape.iter().map(|&extent| extent as i64))
@@ -130,7 +158,7 @@ fn made_up(engine: &Engine, size: i64) -> Result<Vec<Tensor>> {
             _ => Tensor::f_randint(2, &shape[..], (Kind::Int64, Device::Cpu))?.f_to_kind(kind)?,
         })
     };
-    engine.graph().inputs().iter().map(one).collect()
+    graph.inputs().iter().map(one).collect()
 }
 
 /// Equal bits in the rows that were kept, but for NaN, whose bits mean nothing.

@@ -5,7 +5,7 @@ mod support;
 
 use bastionai_graph::dtype::DType;
 use bastionai_wire::trainer::{
-    Control, DatasetShape, Job, LossRelease, Report, TRAINER_ENVIRONMENT, TRAINER_PROTOCOL_VERSION,
+    Control, DatasetShape, Job, LossRelease, Report, TRAINER_ENVIRONMENT, TRAINER_PROTOCOL_VERSION, Task,
     read_frame, read_message, write_frame, write_message,
 };
 use bastionai_wire::{Optimizer, Schedule};
@@ -44,7 +44,7 @@ impl Trainer {
 
     fn send_job(&mut self, job: &Job, model: &Model) {
         let input = self.input.as_mut().unwrap();
-        write_message(input, job).unwrap();
+        write_message(input, &Task::Train(job.clone())).unwrap();
         for tensor in model.parameters.iter().chain(&model.constants) {
             write_frame(input, &bytes_of(tensor)).unwrap();
         }

@@ -1,6 +1,6 @@
 //! Server ↔ trainer messages: postcard bodies, each framed by its length (u32, little-endian).
 //!
-//! The server writes one [`Job`] frame, then raw frames: every parameter, then every constant of the typed
+//! The server writes one [`Task`] frame, then raw frames: every parameter, then every constant of the typed
 //! graph in order (one frame each); a job that continues after a step brings its state after these. It then waits
 //! for [`Report::Ready`], makes the run's start durable, and only then sends records: for every dataset in run
 //! order, one frame per *graph input* in `TypedGraph::inputs` order (the column that input names, all rows, padding
@@ -8,7 +8,8 @@
 //! end open: end of file means that the server is gone.
 //!
 //! The trainer answers with [`Report`] frames; each [`Report::Checkpoint`] is followed by the run's state in raw
-//! frames, and the one of the last step ends the run. The trainer holds no key and gets no file (soundness A2).
+//! frames, and the one of the last step ends the run. An evaluation has one step, and instead of a state its
+//! checkpoint brings its release: one frame per histogram, i64 counts, row-major. The trainer holds no key and gets no file (soundness A2).
 //!
 //! The **state** of a run is all that its next step depends on beside the job: [`Job::state_groups`] groups of
 //! tensors, each group one tensor per trainable parameter, in graph order, of that parameter's shape and dtype.
@@ -27,7 +28,65 @@ pub const TRAINER_PROTOCOL_VERSION: u32 = 2;
 /// libgomp's default of milliseconds multiplies a run's time by ten where other processes want the same cores.
 pub const TRAINER_ENVIRONMENT: [(&str, &str); 1] = [("GOMP_SPINCOUNT", "10000")];
 
-/// Everything a trainer needs, but the raw tensors.
+/// What a trainer is started for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Task {
+    /// Train a model.
+    Train(Job),
+    /// Evaluate one.
+    Evaluate(EvaluationJob),
+}
+
+impl Task {
+    /// Steps of the whole run; an evaluation is one.
+    pub fn steps(&self) -> u64 {
+        match self {
+            Self::Train(job) => job.steps,
+            Self::Evaluate(_) => 1,
+        }
+    }
+
+    /// Steps already taken.
+    pub fn start_step(&self) -> u64 {
+        match self {
+            Self::Train(job) => job.start_step,
+            Self::Evaluate(_) => 0,
+        }
+    }
+
+    /// Whether each step releases a loss.
+    pub fn releases_loss(&self) -> bool {
+        match self {
+            Self::Train(job) => job.loss.is_some(),
+            Self::Evaluate(_) => false,
+        }
+    }
+}
+
+/// One forward pass over whole datasets, and the noisy histograms of its scores.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationJob {
+    /// [`TRAINER_PROTOCOL_VERSION`].
+    pub version: u32,
+    /// `TypedGraph::to_bytes` of crate `graph`: a graph of scores and label.
+    pub graph: Vec<u8>,
+    /// Datasets in run order.
+    pub datasets: Vec<DatasetShape>,
+    /// Physical batch size, the same for every micro-batch (rule T2).
+    pub physical_batch_size: u32,
+    /// Number of classes.
+    pub classes: u32,
+    /// Whether label × predicted class is released.
+    pub has_confusion: bool,
+    /// Bins of the score histograms (`bastionai_privacy::histogram`), if they are released.
+    pub score_bins: Option<u32>,
+    /// Noise standard deviation of each count over the histograms' l2_sensitivity.
+    pub noise_multiplier: f64,
+    /// Threads for libtorch.
+    pub threads: u32,
+}
+
+/// Everything a trainer needs to train, but the raw tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     /// [`TRAINER_PROTOCOL_VERSION`].

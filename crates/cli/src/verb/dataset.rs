@@ -4,10 +4,12 @@ use crate::arguments::{ConnectionArguments, DatasetPutArguments, DatasetVerb, Ki
 use crate::connect::{connect, dataset_named};
 use crate::{output, rows};
 use anyhow::{Context, bail};
+use bastionai_client::blocking::Client;
 use bastionai_client::{
     Amount, CheckedRecords, DataContract, Dataset, DatasetKind, DatasetState, MayTrain, NewDataset, Policy,
     Principal, RecordBatch, Transfer,
 };
+use bastionai_graph::contract::declared_size_for;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -94,23 +96,79 @@ fn check_rows(
 /// Everything is checked locally, row by row, before a connection is made.
 fn put(arguments: &DatasetPutArguments, json: bool) -> anyhow::Result<()> {
     let contract = read_contract(&arguments.contract)?;
-    let policy = policy(arguments)?;
+    let policy = policy(arguments, arguments.epsilon.as_ref(), arguments.evaluation_only)?;
     let batches = rows::read_csv(&arguments.file, &contract)?;
+    if let Some(fraction) = arguments.test_fraction {
+        return put_split(arguments, contract, policy, batches, fraction, json);
+    }
     let records = check_rows(&arguments.file, &contract, batches)?;
-    let rows = records.rows();
     let dataset = NewDataset {
         name: arguments.name.clone(),
         kind: kind(arguments.kind),
         contract,
         policy,
     };
+    let kept = send(&connect(&arguments.connection)?, &dataset, records)?;
+    output::either(json, &kept, || print_one(&kept))
+}
+
+/// Two datasets from one file: what is trained on, and `NAME.test`, held out under a budget of its own.
+fn put_split(
+    arguments: &DatasetPutArguments,
+    contract: DataContract,
+    policy: Policy,
+    batches: Vec<RecordBatch>,
+    fraction: f64,
+    json: bool,
+) -> anyhow::Result<()> {
+    let (train, test) = rows::split(batches, &contract, fraction)?;
+    let test_contract = DataContract {
+        declared_size: declared_size_for(test.rows)
+            .context("the held-out part is too large for a dataset")?,
+        ..contract.clone()
+    };
+    let origin = || arguments.file.display().to_string();
+    let train = CheckedRecords::check(&contract, vec![train]).with_context(origin)?;
+    let test = CheckedRecords::check(&test_contract, vec![test]).with_context(origin)?;
+    let epsilon = arguments.test_epsilon.as_ref().or(arguments.epsilon.as_ref());
+    let named = |name: String, contract: DataContract, policy: Policy| NewDataset {
+        name,
+        kind: kind(arguments.kind),
+        contract,
+        policy,
+    };
+    let held_out = named(
+        format!("{}.test", arguments.name),
+        test_contract,
+        self::policy(arguments, epsilon, true)?,
+    );
     let client = connect(&arguments.connection)?;
-    let kept = client.upload_checked(&dataset, records, &mut |transfer: Transfer| {
+    if client
+        .list_datasets()?
+        .iter()
+        .any(|dataset| dataset.name == held_out.name)
+    {
+        bail!(
+            "a dataset named `{}` exists already; choose another --name",
+            held_out.name
+        );
+    }
+    let kept = [
+        send(&client, &named(arguments.name.clone(), contract, policy), train)?,
+        send(&client, &held_out, test)
+            .context("the part to train on is uploaded, the held-out part is not")?,
+    ];
+    output::either(json, &kept, || kept.iter().for_each(print_one))
+}
+
+fn send(client: &Client, dataset: &NewDataset, records: CheckedRecords) -> anyhow::Result<Dataset> {
+    let rows = records.rows();
+    let kept = client.upload_checked(dataset, records, &mut |transfer: Transfer| {
         let total = transfer.total_bytes.unwrap_or(transfer.done_bytes).max(1);
         eprint!("\ruploading {:3} %", 100 * transfer.done_bytes / total);
     })?;
-    eprintln!("\ruploaded {rows} rows, sealed");
-    output::either(json, &kept, || print_one(&kept))
+    eprintln!("\ruploaded {rows} rows of `{}`, sealed", dataset.name);
+    Ok(kept)
 }
 
 /// Reads and validates a contract file.
@@ -128,8 +186,12 @@ fn kind(argument: KindArgument) -> DatasetKind {
     }
 }
 
-fn policy(arguments: &DatasetPutArguments) -> anyhow::Result<Policy> {
-    let lifetime = match (arguments.kind, &arguments.epsilon) {
+fn policy(
+    arguments: &DatasetPutArguments,
+    epsilon: Option<&String>,
+    evaluation_only: bool,
+) -> anyhow::Result<Policy> {
+    let lifetime = match (arguments.kind, epsilon) {
         (KindArgument::Private, Some(epsilon)) => Some(Amount {
             epsilon: epsilon.parse().with_context(|| format!("--epsilon {epsilon}"))?,
             delta: arguments
@@ -151,6 +213,7 @@ fn policy(arguments: &DatasetPutArguments) -> anyhow::Result<Policy> {
         recipients: principals(&arguments.recipient)?,
         scientist_receives: true,
         expires_unix_ms: None,
+        evaluation_only,
     })
 }
 
@@ -175,23 +238,23 @@ fn print_table(datasets: &[Dataset]) {
                 dataset.contract.declared_size.to_string(),
                 remaining,
                 state_name(dataset.state).to_owned(),
-                if dataset.trainable_by_caller { "yes" } else { "no" }.to_owned(),
+                may_i(dataset).to_owned(),
                 dataset.id.to_string(),
             ]
         })
         .collect();
     output::table(
-        &[
-            "name",
-            "kind",
-            "declared size",
-            "ε left",
-            "state",
-            "may I train",
-            "id",
-        ],
+        &["name", "kind", "declared size", "ε left", "state", "may I", "id"],
         &rows,
     );
+}
+
+fn may_i(dataset: &Dataset) -> &'static str {
+    match (dataset.trainable_by_caller, dataset.evaluable_by_caller) {
+        (true, _) => "train, evaluate",
+        (false, true) => "evaluate",
+        (false, false) => "no",
+    }
 }
 
 fn state_name(state: DatasetState) -> &'static str {

@@ -4,6 +4,7 @@ pub(crate) mod appraise;
 pub(crate) mod check;
 pub(crate) mod config;
 pub(crate) mod dataset;
+mod evaluate;
 pub(crate) mod keygen;
 pub(crate) mod ledger;
 pub(crate) mod pages;

@@ -1,5 +1,6 @@
-//! `bastionai run start|watch|list|show|cancel|fetch`.
+//! `bastionai run start|evaluate|watch|list|show|cancel|fetch`.
 
+use super::evaluate::evaluate;
 use crate::arguments::{OptimizerArgument, RunStartArguments, RunVerb, ScheduleArgument};
 use crate::connect::{connect, dataset_named};
 use crate::output;
@@ -7,8 +8,8 @@ use anyhow::{Context, bail};
 use bastionai_client::blocking::{Client, Watched};
 use bastionai_client::planning::{Fixed, plan};
 use bastionai_client::{
-    Budget, Charge, DEFAULT_LOSS_SHARE, Decay, FetchedRun, LossRelease, Optimizer, Privacy, Quote, Run,
-    RunId, RunSpec, RunState, RunWeights, Schedule, Transfer, Warmup, WeightsSource,
+    Budget, Charge, DEFAULT_LOSS_SHARE, Dataset, Decay, FetchedRun, LossRelease, Optimizer, Privacy, Quote,
+    Run, RunId, RunKind, RunSpec, RunState, RunWeights, Schedule, Transfer, Warmup, WeightsSource,
 };
 use bastionai_graph::dtype::DType;
 use safetensors::tensor::{Dtype, TensorView};
@@ -20,6 +21,7 @@ use std::time::Duration;
 pub(crate) fn run(verb: &RunVerb, json: bool) -> anyhow::Result<()> {
     match verb {
         RunVerb::Start(arguments) => start(arguments, json),
+        RunVerb::Evaluate(arguments) => evaluate(arguments, json),
         RunVerb::Watch { connection, run } => watch(&connect(connection)?, run_id(run)?, json),
         RunVerb::List { connection } => {
             let runs = connect(connection)?.list_runs()?;
@@ -73,21 +75,35 @@ fn start(arguments: &RunStartArguments, json: bool) -> anyhow::Result<()> {
     if arguments.price_only {
         return Ok(());
     }
-    if !quote.is_affordable() {
-        let short: Vec<&str> = quote
-            .charges
-            .iter()
-            .filter(|charge| !charge.affordable)
-            .map(|charge| charge.dataset_name.as_str())
-            .collect();
-        bail!(
-            "budget exceeded: {} cannot pay for this run; lower --epsilon, or leave a dataset out",
-            short.join(", ")
-        );
-    }
+    refuse_unaffordable(&quote.charges, "run")?;
     let run = client.start_run(quote.run_digest)?;
     eprintln!("started; follow it with `bastionai run watch {}`", run.id);
     output::either(json, &run, || println!("{}", run.id))
+}
+
+/// What no budget covers is not started.
+pub(super) fn refuse_unaffordable(charges: &[Charge], what: &str) -> anyhow::Result<()> {
+    let short: Vec<&str> = charges
+        .iter()
+        .filter(|charge| !charge.affordable)
+        .map(|charge| charge.dataset_name.as_str())
+        .collect();
+    if short.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "budget exceeded: {} cannot pay for this {what}; lower its ε, or leave a dataset out",
+        short.join(", ")
+    )
+}
+
+/// The columns named, or all of the contract's in its order.
+pub(super) fn input_columns(named: &[String], dataset: &Dataset) -> Vec<String> {
+    if !named.is_empty() {
+        return named.to_vec();
+    }
+    let columns = dataset.contract.columns.iter();
+    columns.map(|column| column.name.clone()).collect()
 }
 
 fn spec(
@@ -102,16 +118,7 @@ fn spec(
         .map(|name| dataset_named(client, name))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let first = datasets.first().context("at least one --dataset is needed")?;
-    let input_columns = if arguments.columns.is_empty() {
-        first
-            .contract
-            .columns
-            .iter()
-            .map(|column| column.name.clone())
-            .collect()
-    } else {
-        arguments.columns.clone()
-    };
+    let input_columns = input_columns(&arguments.columns, first);
     let optimizer = match arguments.optimizer {
         OptimizerArgument::Sgd => Optimizer::Sgd {
             lr: arguments.lr,
@@ -160,19 +167,19 @@ fn spec(
         }),
         optimizer,
         schedule: schedule(arguments)?,
-        initial_weights: initial_weights(arguments, client)?,
+        initial_weights: weights_source(arguments.initial_weights.as_deref(), client)?,
     })
 }
 
 /// `RUN`, `RUN@STEP`, `RUN@ema`, `RUN@STEP@ema`, or a file: another archive, uploaded unless the server has it.
-fn initial_weights(arguments: &RunStartArguments, client: &Client) -> anyhow::Result<Option<WeightsSource>> {
-    let Some(text) = &arguments.initial_weights else {
+pub(super) fn weights_source(text: Option<&str>, client: &Client) -> anyhow::Result<Option<WeightsSource>> {
+    let Some(text) = text else {
         return Ok(None);
     };
     let path = Path::new(text);
     if path.is_file() {
         let archive = std::fs::read(path).with_context(|| format!("cannot read {text}"))?;
-        let model = client.upload_model("initial weights", &archive, &mut |_| {})?;
+        let model = client.upload_model("weights", &archive, &mut |_| {})?;
         return Ok(Some(WeightsSource::Model(model)));
     }
     run_weights(text).map(|weights| Some(WeightsSource::Run(weights)))
@@ -181,7 +188,7 @@ fn initial_weights(arguments: &RunStartArguments, client: &Client) -> anyhow::Re
 fn run_weights(text: &str) -> anyhow::Result<RunWeights> {
     let mut parts = text.split('@');
     let run = run_id(parts.next().unwrap_or_default())
-        .with_context(|| format!("--initial-weights {text}: neither a file nor RUN[@STEP][@ema]"))?;
+        .with_context(|| format!("weights `{text}`: neither a file nor RUN[@STEP][@ema]"))?;
     let mut weights = RunWeights {
         run,
         step: None,
@@ -191,9 +198,7 @@ fn run_weights(text: &str) -> anyhow::Result<RunWeights> {
         match part.parse() {
             Ok(step) if step > 0 && weights.step.is_none() && !weights.ema => weights.step = Some(step),
             _ if part == "ema" && !weights.ema => weights.ema = true,
-            _ => bail!(
-                "--initial-weights {text}: after a run come @STEP (from 1), @ema, or both in this order"
-            ),
+            _ => bail!("weights `{text}`: after a run come @STEP (from 1), @ema, or both in this order"),
         }
     }
     Ok(weights)
@@ -314,8 +319,14 @@ fn print_quote(quote: &Quote) {
     ];
     output::table(&["price", ""], &facts);
     println!();
-    let rows: Vec<Vec<String>> = quote
-        .charges
+    print_charges(&quote.charges);
+    for warning in &quote.warnings {
+        eprintln!("warning: {warning}");
+    }
+}
+
+pub(super) fn print_charges(charges: &[Charge]) {
+    let rows: Vec<Vec<String>> = charges
         .iter()
         .map(|charge| {
             let (before, after) = match charge.budget_before {
@@ -332,9 +343,6 @@ fn print_quote(quote: &Quote) {
         })
         .collect();
     output::table(&["dataset", "ε", "δ", "ε left before", "ε left after"], &rows);
-    for warning in &quote.warnings {
-        eprintln!("warning: {warning}");
-    }
 }
 
 fn left_after(charge: &Charge, before: &Budget) -> String {
@@ -362,6 +370,7 @@ fn print_runs(runs: &[Run]) {
                 run.id.to_string(),
                 state_name(run.state).to_owned(),
                 run.model_name.clone(),
+                kind_name(run.kind).to_owned(),
                 format!("{}/{}", run.released_step, run.steps),
                 run.dataset_names.join(", "),
                 output::time(run.created_unix_ms),
@@ -369,7 +378,15 @@ fn print_runs(runs: &[Run]) {
         })
         .collect();
     output::table(
-        &["run", "state", "model", "step", "datasets", "created (UTC)"],
+        &[
+            "run",
+            "state",
+            "model",
+            "kind",
+            "step",
+            "datasets",
+            "created (UTC)",
+        ],
         &rows,
     );
 }
@@ -395,6 +412,13 @@ fn print_one(run: &Run) {
     };
     let charges: Vec<Vec<String>> = run.charges.iter().map(charge).collect();
     output::table(&["dataset", "ε charged", "δ charged"], &charges);
+}
+
+fn kind_name(kind: RunKind) -> &'static str {
+    match kind {
+        RunKind::Training => "training",
+        RunKind::Evaluation => "evaluation",
+    }
 }
 
 fn state_name(state: RunState) -> &'static str {

@@ -1,8 +1,8 @@
 //! Runs, prices and specifications to and from the wire. No decisions.
 
 use super::{
-    Charge, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunSpec, RunState, RunWeights, Schedule,
-    WeightsSource,
+    Charge, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunKind, RunSpec, RunState, RunWeights,
+    Schedule, WeightsSource,
 };
 use crate::convert::{all, amount, dataset_id, digest, principal, required, run_id};
 use crate::datasets::parse_budget;
@@ -32,7 +32,7 @@ pub(super) fn spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
     }
 }
 
-fn source_to_wire(source: WeightsSource) -> v1::WeightsSource {
+pub(crate) fn source_to_wire(source: WeightsSource) -> v1::WeightsSource {
     let source = match source {
         WeightsSource::Model(model) => v1::weights_source::Source::ModelId(model.as_bytes().to_vec()),
         WeightsSource::Run(RunWeights { run, step, ema }) => {
@@ -46,8 +46,11 @@ fn source_to_wire(source: WeightsSource) -> v1::WeightsSource {
     v1::WeightsSource { source: Some(source) }
 }
 
-fn parse_source(call: &'static str, wire: v1::WeightsSource) -> Result<WeightsSource, ClientError> {
-    match required(call, "the source of the initial weights", wire.source)? {
+pub(crate) fn parse_source(
+    call: &'static str,
+    wire: v1::WeightsSource,
+) -> Result<WeightsSource, ClientError> {
+    match required(call, "the source of the weights", wire.source)? {
         v1::weights_source::Source::ModelId(model) => {
             digest(call, "model_id", &model).map(WeightsSource::Model)
         }
@@ -119,7 +122,7 @@ pub(super) fn parse_quote(call: &'static str, wire: v1::Quote) -> Result<Quote, 
     })
 }
 
-fn parse_charge(call: &'static str, wire: v1::Charge) -> Result<Charge, ClientError> {
+pub(crate) fn parse_charge(call: &'static str, wire: v1::Charge) -> Result<Charge, ClientError> {
     Ok(Charge {
         dataset_id: dataset_id(call, &wire.dataset_id)?,
         cost: amount(call, &wire.epsilon, &wire.delta)?,
@@ -141,8 +144,14 @@ pub(super) fn parse_run(call: &'static str, wire: v1::Run) -> Result<Run, Client
         v1::RunState::Cancelled => RunState::Cancelled,
         v1::RunState::Unspecified => return Err(ClientError::protocol(call, "a run in an unknown state")),
     };
+    let kind = match wire.kind() {
+        v1::RunKind::Training => RunKind::Training,
+        v1::RunKind::Evaluation => RunKind::Evaluation,
+        v1::RunKind::Unspecified => return Err(ClientError::protocol(call, "a run of an unknown kind")),
+    };
     Ok(Run {
         id: run_id(call, &wire.id)?,
+        kind,
         run_digest: digest(call, "run_digest", &wire.run_digest)?,
         state,
         scientist: principal(call, &wire.scientist)?,

@@ -7,7 +7,7 @@ use bastionai_ledger::chain::{Head, Link, genesis_digest};
 use bastionai_ledger::entry::{Outcome, entry_hash};
 use bastionai_ledger::id::{BootId, DatasetId, Digest32, EntryHash, LedgerId, Principal, RunId};
 use bastionai_ledger::key::{LedgerKey, SignedHead};
-use bastionai_ledger::policy::{DatasetKind, NoiseMode};
+use bastionai_ledger::policy::{DatasetKind, NoiseMode, RunKind};
 use bastionai_ledger::receipt::{
     AccountingStatement, DatasetStatement, RECEIPT_VERSION, Receipt, RunStatement, RuntimeEvidence,
 };
@@ -125,6 +125,7 @@ impl TestLedger {
             ledger_head: self.head().head,
             freshness: bastionai_ledger::Freshness::None,
             run: RunStatement {
+                kind: RunKind::Training,
                 id: RUN,
                 run_digest: Digest32::from_bytes([8; 32]),
                 graph_digest: Digest32::from_bytes([9; 32]),

@@ -129,6 +129,7 @@ impl TestService {
             created_unix_ms: 1,
             trainable_by_caller: true,
             state: DatasetState::Offered.into(),
+            evaluable_by_caller: true,
         })
     }
 }
@@ -258,6 +259,10 @@ impl Bastion for TestService {
             .metadata_mut()
             .insert("bastionai-reason", "graph-refused".parse().unwrap());
         Err(status)
+    }
+
+    async fn price_evaluation(&self, _: Request<PriceEvaluationRequest>) -> Reply<EvaluationQuote> {
+        Err(refusal(Code::InvalidArgument, "graph-refused"))
     }
 
     async fn start_run(&self, _: Request<StartRunRequest>) -> Reply<Run> {

@@ -55,7 +55,7 @@ impl Checker<'_> {
         let parameter = &self.program.parameters()[index];
         let id = ParameterId(u32::try_from(index).unwrap_or(u32::MAX));
         let value_type = shared(&parameter.shape, parameter.dtype);
-        let requires_grad = parameter.requires_grad && parameter.dtype.is_float();
+        let requires_grad = self.is_trained && parameter.requires_grad && parameter.dtype.is_float();
         let view = Some((id, Vec::new()));
         (
             Origin::Parameter(id),

@@ -38,6 +38,51 @@ pub(super) fn judge_loss(loss: &Typed) -> Result<(), Objection> {
     ))
 }
 
+/// The scores of a sample are its own, floating: one number, or one per class.
+pub(super) fn judge_scores(scores: &Typed) -> Result<(), Objection> {
+    let ValueType {
+        dependence,
+        shape,
+        dtype,
+    } = &scores.value_type;
+    let per_sample = *dependence == Dependence::PerSample { axis: 0 }
+        && matches!(
+            shape.as_slice(),
+            [Extent::Batch(1)] | [Extent::Batch(1), Extent::Fixed(_)]
+        );
+    require(Premise::LossPerSample, per_sample && dtype.is_float(), || {
+        let reason = format!(
+            "the scores have type {}; they must be floating, per sample: f32[B, classes], or f32[B] for two classes",
+            crate::display::ty(&scores.value_type)
+        );
+        (
+            reason,
+            "return the model's logits as its first result, one row per sample".into(),
+        )
+    })
+}
+
+/// The label of a sample is its own: an integer or bool.
+pub(super) fn judge_label(label: &Typed) -> Result<(), Objection> {
+    let ValueType {
+        dependence,
+        shape,
+        dtype,
+    } = &label.value_type;
+    let per_sample =
+        *dependence == Dependence::PerSample { axis: 0 } && shape.as_slice() == [Extent::Batch(1)];
+    require(Premise::LossPerSample, per_sample && !dtype.is_float(), || {
+        let reason = format!(
+            "the label has type {}; it must be one integer or bool per sample, i64[B]",
+            crate::display::ty(&label.value_type)
+        );
+        (
+            reason,
+            "return the label column (or a class index computed from it) as the second result".into(),
+        )
+    })
+}
+
 /// Rule G2: a trainable parameter is used whole, at a tap, or without gradient.
 pub(super) fn check_parameters(
     call: &Call<'_>,

@@ -59,7 +59,7 @@ pub(crate) enum Premise {
     TapsAreBatchFirst,
     /// G4: values that can be out of range by the declared contract.
     IndicesWithinContract,
-    /// The result is one loss per sample.
+    /// Every result is per sample: a loss, or scores and a label.
     LossPerSample,
 }
 

@@ -6,4 +6,5 @@ mod leaky;
 mod mutants;
 mod oracle;
 mod random;
+mod scores;
 mod sound;

@@ -3,6 +3,7 @@
 
 mod attest;
 mod datasets;
+mod evaluate;
 mod hello;
 mod ledger;
 mod models;
@@ -183,6 +184,18 @@ impl Bastion for Service {
             "price_run",
             peer.principal,
             price::price(server, &peer, request.into_inner()).await,
+        )
+    }
+
+    async fn price_evaluation(
+        &self,
+        request: Request<v1::PriceEvaluationRequest>,
+    ) -> Answer<v1::EvaluationQuote> {
+        let (server, peer) = self.enter(&request)?;
+        answer(
+            "price_evaluation",
+            peer.principal,
+            evaluate::price(server, &peer, request.into_inner()).await,
         )
     }
 

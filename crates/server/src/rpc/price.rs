@@ -6,9 +6,11 @@ use crate::errors::{Failure, Reason};
 use crate::governance;
 use crate::log::{Event, Hex};
 use crate::price::{self, PriceLimits, Terms};
+use crate::priced::Priced;
 use crate::spec::RunRequest;
 use crate::state::Server;
 use crate::warm_start;
+use bastionai_ledger::RunKind;
 use bastionai_wire::v1;
 use std::sync::Arc;
 
@@ -30,10 +32,11 @@ pub(crate) async fn price(
             .ok_or_else(unknown_model)?;
         let now_unix_ms = server.now_unix_ms();
         let terms = server.vault.read(|ledger| {
-            let datasets = governance::trainable(ledger, &request.datasets, &scientist, now_unix_ms)?;
+            let kind = RunKind::Training;
+            let datasets = governance::usable(ledger, &request.datasets, &scientist, kind, now_unix_ms)?;
             Ok::<_, Failure>(Terms::of(ledger, &datasets, scientist))
         })?;
-        let initial = warm_start::load(&server, &request, scientist)?;
+        let initial = warm_start::load(&server, request.initial_weights, scientist)?;
         let limits = PriceLimits {
             model_bytes: server.config.limits.model_bytes,
             memory_bytes: server.config.trainer.memory_bytes,
@@ -55,7 +58,7 @@ pub(crate) async fn price(
             principal: scientist,
         }
         .emit();
-        server.quotes.insert(priced);
+        server.quotes.insert(Priced::Training(priced));
         drop(place);
         Ok(quote)
     })

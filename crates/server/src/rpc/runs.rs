@@ -34,18 +34,19 @@ pub(crate) async fn start(
             .map_err(quote_gone)?;
         let _one_at_a_time = server.runs.starting();
         let known = server.vault.read(|ledger| {
-            let run = ledger.runs().find(|run| run.run_digest() == priced.run_digest);
+            let run = ledger.runs().find(|run| run.run_digest() == priced.run_digest());
             run.map(|run| convert::run(ledger, run))
         });
         if let Some(run) = known {
             return Ok(run);
         }
         server.vault.read(|ledger| {
-            governance::trainable(ledger, &priced.request.datasets, &scientist, now_unix_ms).map(drop)
+            let (datasets, kind) = (priced.datasets(), priced.kind());
+            governance::usable(ledger, datasets, &scientist, kind, now_unix_ms).map(drop)
         })?;
         let model = server
             .models
-            .find(scientist, priced.request.model.as_bytes())
+            .find(scientist, priced.model().as_bytes())
             .ok_or_else(unknown_model)?;
         if let Some(WeightsSource::Model(source)) = priced.request.initial_weights {
             server
@@ -55,9 +56,7 @@ pub(crate) async fn start(
         }
         let place = server.runs.place(scientist)?;
         let run = server.vault.new_run_id()?;
-        let _reservation = server
-            .vault
-            .reserve_run(priced.reservation(run, server.boot.id), now_unix_ms)?;
+        let _reservation = priced.reserve(&server.vault, run, server.boot.id, now_unix_ms)?;
         Event::RunQueued {
             run: Hex(run.as_bytes()),
             scientist,

@@ -5,20 +5,23 @@ use super::{LiveRun, StopWhy, record::Record};
 use crate::errors::{Failure, chain};
 use crate::log::{Event, Hex};
 use crate::models::Model;
-use crate::price::{self, PricedRun};
+use crate::price;
+use crate::priced::Priced;
 use crate::state::Server;
 use crate::warm_start;
 use bastionai_graph::contract::DataContract;
+use bastionai_graph::dtype::DType;
 use bastionai_graph::typed::{Parameter, TypedGraph};
 use bastionai_ledger::{Outcome, RefundReason, RunStatus, WeightTensor};
+use bastionai_privacy::histogram::HistogramShape;
 use bastionai_vault::{RunEnd, Weights};
-use bastionai_wire::trainer::Job;
+use bastionai_wire::trainer::{Job, Task};
 use std::sync::Arc;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
 /// Executes a reserved run to its last ledger entry. Whatever happens, nobody hears more than `failed` (G4).
-pub(crate) fn execute(server: &Server, live: &LiveRun, priced: &PricedRun, model: &Model) {
+pub(crate) fn execute(server: &Server, live: &LiveRun, priced: &Priced, model: &Model) {
     let outcome = match prepare(server, live, priced, model) {
         Ok((order, mut record)) => {
             Event::TrainerStarted {
@@ -30,7 +33,7 @@ pub(crate) fn execute(server: &Server, live: &LiveRun, priced: &PricedRun, model
         Err(why) => Err(why),
     };
     let ended = match outcome {
-        Ok(Ended::Finished(state)) => succeed(server, live, &priced.graph, &state),
+        Ok(Ended::Finished(state)) => succeed(server, live, priced, &state),
         Ok(Ended::Paused) => fail(server, live, &Why::Cancelled),
         Err(why) => fail(server, live, &why),
     };
@@ -65,7 +68,7 @@ pub(crate) fn after_panic(server: &Server, live: &LiveRun) {
 fn prepare<'a>(
     server: &'a Server,
     live: &'a LiveRun,
-    priced: &PricedRun,
+    priced: &Priced,
     model: &Model,
 ) -> Result<(Order, Record<'a>), Why> {
     if live.stop.why().is_some() {
@@ -78,23 +81,31 @@ fn prepare<'a>(
         .map_err(|error| Why::Prepare(Box::new(error)))?;
     let archive =
         price::read_archive(&model.archive, server.config.limits.model_bytes).map_err(prepare_failed)?;
-    let initial = warm_start::load(server, &priced.request, priced.scientist).map_err(prepare_failed)?;
-    let tensors = warm_start::initial_tensors(&archive, &priced.graph, initial.as_ref());
+    let initial = warm_start::load(server, priced.weights(), priced.scientist()).map_err(prepare_failed)?;
+    let tensors = warm_start::initial_tensors(&archive, priced.graph(), initial.as_ref());
     let tensors = tensors.map_err(prepare_failed)?;
     let (rows, frames) = open_records(server, priced)?;
     let limits = &server.config.limits;
     let trainer = &server.config.trainer;
-    let job = Job {
-        checkpoint_ms: trainer.commit_ms,
-        ..priced.job(&rows, trainer.threads_for(limits.concurrent_runs))
+    let threads = trainer.threads_for(limits.concurrent_runs);
+    let (task, groups) = match priced {
+        Priced::Training(run) => {
+            let job = Job {
+                checkpoint_ms: trainer.commit_ms,
+                ..run.job(&rows, threads)
+            };
+            let groups = job.state_groups();
+            (Task::Train(job), groups)
+        }
+        Priced::Evaluation(evaluation) => (Task::Evaluate(evaluation.job(&rows, threads)), 1),
     };
-    let groups = job.state_groups();
     let order = Order {
         program: server.boot.trainer.program.clone(),
-        job,
+        task,
         tensors: Arc::new(tensors),
-        state: trainable(&priced.graph)
-            .map(state_shape)
+        state: results(priced)
+            .into_iter()
+            .map(|(_, shape)| shape)
             .collect::<Vec<_>>()
             .repeat(groups),
         timing: Timing {
@@ -110,10 +121,10 @@ fn prepare<'a>(
 
 /// Reads every dataset whole, whatever will be sampled (rule D8): true row counts, and one frame per dataset
 /// and graph input.
-fn open_records(server: &Server, priced: &PricedRun) -> Result<(Vec<u64>, Frames), Why> {
+fn open_records(server: &Server, priced: &Priced) -> Result<(Vec<u64>, Frames), Why> {
     let mut rows = Vec::new();
     let mut frames = Frames::new();
-    for id in &priced.request.datasets {
+    for id in priced.datasets() {
         let contract = server.vault.read(|ledger| {
             ledger
                 .dataset(id)
@@ -126,13 +137,13 @@ fn open_records(server: &Server, priced: &PricedRun) -> Result<(Vec<u64>, Frames
             .read_dataset(id)
             .map_err(|error| Why::Prepare(Box::new(error)))?;
         rows.push(data.rows);
-        for (at, input) in priced.graph.inputs().iter().enumerate() {
+        for (at, input) in priced.graph().inputs().iter().enumerate() {
             let column = contract
                 .columns
                 .iter()
                 .position(|column| column.name == input.column);
             let column = column.ok_or_else(|| Why::Prepare("a column of the run is gone".into()))?;
-            let used_again = priced.graph.inputs()[at + 1..]
+            let used_again = priced.graph().inputs()[at + 1..]
                 .iter()
                 .any(|later| later.column == input.column);
             let frame = if used_again {
@@ -150,7 +161,7 @@ fn open_records(server: &Server, priced: &PricedRun) -> Result<(Vec<u64>, Frames
 fn succeed(
     server: &Server,
     live: &LiveRun,
-    graph: &TypedGraph,
+    priced: &Priced,
     state: &[Zeroizing<Vec<u8>>],
 ) -> Result<(), Failure> {
     let run = Hex(live.id.as_bytes());
@@ -158,11 +169,16 @@ fn succeed(
     let Some(started) = started else {
         return settle(server, live, Outcome::Failed, RefundReason::NotStartable);
     };
-    let tensors: Vec<WeightTensor> = trainable(graph).map(weight_tensor).collect();
-    let trained = state.iter().take(tensors.len()).map(|bytes| &bytes[..]);
+    let mut tensors: Vec<WeightTensor> = results(priced).into_iter().map(|(tensor, _)| tensor).collect();
+    let results = state.iter().take(tensors.len()).map(|bytes| &bytes[..]);
+    let mut data = results.collect::<Vec<_>>().concat();
+    for (tensor, bytes) in facts(priced) {
+        tensors.push(tensor);
+        data.extend(bytes);
+    }
     let weights = Weights {
-        data: trained.collect::<Vec<_>>().concat().into(),
         tensors,
+        data: data.into(),
     };
     let committed = server
         .vault
@@ -247,6 +263,49 @@ fn prepare_failed(failure: Failure) -> Why {
     Why::Prepare(text.into())
 }
 
+/// What the trainer hands over at the end, in order: trained parameters, or histograms.
+fn results(priced: &Priced) -> Vec<(WeightTensor, StateShape)> {
+    match priced {
+        Priced::Training(run) => trainable(&run.graph)
+            .map(|parameter| (weight_tensor(parameter), state_shape(parameter)))
+            .collect(),
+        Priced::Evaluation(evaluation) => evaluation
+            .histograms
+            .shapes()
+            .into_iter()
+            .map(histogram)
+            .collect(),
+    }
+}
+
+/// Public facts that are sealed and released with the results: how much noise the counts of a histogram have.
+fn facts(priced: &Priced) -> Option<(WeightTensor, Vec<u8>)> {
+    let Priced::Evaluation(evaluation) = priced else {
+        return None;
+    };
+    let noise = evaluation.noise_standard_deviation().to_le_bytes().to_vec();
+    let tensor = WeightTensor {
+        names: vec!["noise_standard_deviation".into()],
+        dtype: DType::F64.torch_name().to_owned(),
+        shape: Vec::new(),
+        size_bytes: noise.len() as u64,
+    };
+    Some((tensor, noise))
+}
+
+fn histogram(shape: HistogramShape) -> (WeightTensor, StateShape) {
+    let dtype = DType::I64;
+    let bytes = shape.counts() * dtype.size_bytes() as u64;
+    let tensor = WeightTensor {
+        names: vec![shape.name],
+        dtype: dtype.torch_name().to_owned(),
+        shape: vec![shape.rows, shape.columns],
+        size_bytes: bytes,
+    };
+    let float_bytes = None;
+    (tensor, StateShape { bytes, float_bytes })
+}
+
 fn trainable(graph: &TypedGraph) -> impl Iterator<Item = &Parameter> {
     graph.parameters().iter().filter(|parameter| parameter.trainable)
 }
@@ -264,7 +323,7 @@ fn state_shape(parameter: &Parameter) -> StateShape {
     let float_bytes = parameter.dtype.size_bytes();
     StateShape {
         bytes: crate::plan::elements(&parameter.shape).saturating_mul(float_bytes as u64),
-        float_bytes,
+        float_bytes: Some(float_bytes),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::config::Limits;
 use crate::errors::{Failure, Reason};
 use crate::models::Model;
 use crate::places::{NoPlace, Place, Places};
-use crate::price::PricedRun;
+use crate::priced::Priced;
 use crate::state::Server;
 use bastionai_ledger::{Principal, RunId};
 use std::collections::HashMap;
@@ -91,7 +91,7 @@ impl Runs {
         &self,
         server: Arc<Server>,
         run: RunId,
-        priced: Arc<PricedRun>,
+        priced: Arc<Priced>,
         model: Arc<Model>,
         place: Place,
     ) {

@@ -7,7 +7,7 @@
 use super::death::{Death, Phase};
 use super::stop::{Stop, StopWhy};
 use bastionai_wire::trainer::{
-    Control, Job, Report, TRAINER_ENVIRONMENT, read_frame, read_message, write_frame, write_message,
+    Control, Report, TRAINER_ENVIRONMENT, Task, read_frame, read_message, write_frame, write_message,
 };
 use rustix::process::{Pid, Resource, Rlimit};
 use std::cell::Cell;
@@ -26,10 +26,10 @@ pub(crate) struct Order {
     /// The trainer's program.
     pub(crate) program: PathBuf,
     /// Everything but the raw tensors.
-    pub(crate) job: Job,
+    pub(crate) task: Task,
     /// Parameters, then constants, in graph order; then the state of a run that continues.
     pub(crate) tensors: Arc<Vec<Vec<u8>>>,
-    /// Expected tensors of the state, in order.
+    /// Expected tensors of the state, in order; or histograms.
     pub(crate) state: Vec<StateShape>,
     /// Patience and cadence.
     pub(crate) timing: Timing,
@@ -37,13 +37,13 @@ pub(crate) struct Order {
     pub(crate) memory_bytes: u64,
 }
 
-/// Size and kind of one tensor of the state.
+/// Size and kind of one tensor of the state, or histogram.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StateShape {
     /// Exact length.
     pub(crate) bytes: u64,
-    /// Element size of an IEEE float: 4 or 8.
-    pub(crate) float_bytes: usize,
+    /// Element size of an IEEE float, 4 or 8; none for integers.
+    pub(crate) float_bytes: Option<usize>,
 }
 
 /// Patience with a run.
@@ -239,11 +239,11 @@ impl Trainer {
             input: to_writer,
             phase: Cell::new(Phase::Starting),
         };
-        let (job, tensors) = (order.job.clone(), Arc::clone(&order.tensors));
+        let (task, tensors) = (order.task.clone(), Arc::clone(&order.tensors));
         let broken = to_supervisor.clone();
         let shapes = order.state.clone();
         named_thread("trainer-in", move || {
-            write_all(stdin, &job, &tensors, &input, &broken)
+            write_all(stdin, &task, &tensors, &input, &broken)
         })
         .map_err(spawn_error)?;
         named_thread("trainer-out", move || read_all(stdout, &shapes, &to_supervisor))
@@ -306,7 +306,7 @@ impl Trainer {
 
     /// Follows the steps and makes each checkpoint durable, to the last, or to the one it stops at.
     fn follow(&self, order: &Order, recorder: &mut impl Recorder, stop: &Stop) -> Result<Ended, Why> {
-        let mut progress = Progress::new(&order.job);
+        let mut progress = Progress::new(&order.task);
         let end = Instant::now() + order.timing.run_timeout;
         let mut deadline = Instant::now() + order.timing.step_timeout;
         let mut stopping = None;
@@ -339,7 +339,7 @@ impl Trainer {
                 Some(Signal::Checkpoint(checkpoint)) => {
                     progress.checkpoint(&checkpoint, &order.state)?;
                     recorder.release(&checkpoint).map_err(Why::NotDurable)?;
-                    if checkpoint.step == order.job.steps {
+                    if checkpoint.step == order.task.steps() {
                         return Ok(Ended::Finished(checkpoint.state));
                     }
                 }
@@ -357,22 +357,22 @@ impl Trainer {
 
 /// Where the trainer says it is.
 struct Progress<'a> {
-    job: &'a Job,
+    task: &'a Task,
     reached: u64,
     released: u64,
 }
 
 impl<'a> Progress<'a> {
-    fn new(job: &'a Job) -> Self {
+    fn new(task: &'a Task) -> Self {
         Self {
-            job,
-            reached: job.start_step,
-            released: job.start_step,
+            task,
+            reached: task.start_step(),
+            released: task.start_step(),
         }
     }
 
     fn step(&mut self, step: u64) -> Result<(), Why> {
-        if step != self.reached + 1 || step > self.job.steps {
+        if step != self.reached + 1 || step > self.task.steps() {
             return Err(Why::Protocol("steps out of order"));
         }
         self.reached = step;
@@ -385,8 +385,9 @@ impl<'a> Progress<'a> {
         if checkpoint.step != self.reached || taken == 0 || checkpoint.losses.len() as u64 != taken {
             return Err(Why::Protocol("a checkpoint of other steps than were taken"));
         }
-        let fits =
-            |loss: &Option<f64>| loss.is_some() == self.job.loss.is_some() && loss.is_none_or(f64::is_finite);
+        let fits = |loss: &Option<f64>| {
+            loss.is_some() == self.task.releases_loss() && loss.is_none_or(f64::is_finite)
+        };
         if !checkpoint.losses.iter().all(fits) {
             return Err(Why::Protocol(
                 "a loss that was not asked for, is missing or is not finite",
@@ -427,13 +428,13 @@ fn named_thread(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<
 
 fn write_all(
     stdin: ChildStdin,
-    job: &Job,
+    task: &Task,
     tensors: &[Vec<u8>],
     input: &Receiver<Input>,
     broken: &SyncSender<Signal>,
 ) {
     let mut stdin = BufWriter::with_capacity(1 << 16, stdin);
-    let outcome = write_message(&mut stdin, job)
+    let outcome = write_message(&mut stdin, task)
         .and_then(|()| {
             tensors
                 .iter()
@@ -490,7 +491,10 @@ fn check_state(state: &[Zeroizing<Vec<u8>>], shapes: &[StateShape]) -> Result<()
         if bytes.len() as u64 != shape.bytes {
             return Err(Why::Protocol("a tensor of the wrong size in a checkpoint"));
         }
-        if !all_finite(bytes, shape.float_bytes) {
+        if !shape
+            .float_bytes
+            .is_none_or(|float_bytes| all_finite(bytes, float_bytes))
+        {
             return Err(Why::Protocol("a checkpoint that is not finite"));
         }
     }

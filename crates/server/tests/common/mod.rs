@@ -157,6 +157,7 @@ pub fn open_policy(epsilon: &str, delta: &str) -> Policy {
         recipients: Vec::new(),
         scientist_receives: true,
         expires_unix_ms: None,
+        evaluation_only: false,
     }
 }
 

@@ -115,7 +115,9 @@ pub(super) fn check_origin(graph: &TypedGraph, tapped: &TappedParameter) -> Opti
 pub(super) fn reaching_the_loss(graph: &TypedGraph) -> Vec<bool> {
     let is_float = |value: ValueId| graph.values()[index(value)].value_type.dtype.is_float();
     let mut reaches = vec![false; graph.values().len()];
-    reaches[index(graph.loss())] = true;
+    for result in graph.results().values() {
+        reaches[index(result)] = true;
+    }
     for node in graph
         .nodes()
         .iter()

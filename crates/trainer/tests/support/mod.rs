@@ -208,13 +208,18 @@ impl Builder {
 
     /// The graph, by its canonical bytes: a struct and the tuple of its fields have the same encoding.
     pub fn finish(self, loss: ValueId) -> TypedGraph {
+        self.finish_with(Results::Loss(loss))
+    }
+
+    /// [`Self::finish`] with other results than a loss.
+    pub fn finish_with(self, results: Results) -> TypedGraph {
         let fields = (
             self.inputs,
             self.parameters,
             self.constants,
             self.values,
             self.nodes,
-            loss,
+            results,
         );
         let mut bytes = vec![TYPED_GRAPH_VERSION];
         bytes.extend(postcard::to_stdvec(&fields).expect("fields encode"));

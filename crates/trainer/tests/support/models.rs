@@ -439,3 +439,23 @@ pub fn mistyped(batch: i64) -> Model {
         reference: Box::new(|_, _| unreachable!("never trained")),
     }
 }
+
+/// linear → scores of three classes (or of two, or one logit), with the label beside: for evaluations.
+pub fn scorer(classes: u64, batch: i64) -> Model {
+    let mut g = Builder::default();
+    let x = g.input("x", DType::F32, &[6]);
+    let y = g.input("y", DType::I64, &[]);
+    let w = g.parameter("w", DType::F32, &[classes, 6], false);
+    let z = g.linear(x, w, None, &[b(1), n(classes)]);
+    Model {
+        name: "scorer",
+        graph: g.finish_with(Results::Scores { scores: z, label: y }),
+        parameters: vec![rand(Kind::Float, &[classes as i64, 6])],
+        constants: vec![],
+        inputs: vec![
+            rand(Kind::Float, &[batch, 6]),
+            Tensor::randint(classes.max(2) as i64, [batch], (Kind::Int64, Device::Cpu)),
+        ],
+        reference: Box::new(|p, i| i[0].linear::<Tensor>(&p[0], None)),
+    }
+}

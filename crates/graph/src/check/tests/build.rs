@@ -7,7 +7,7 @@ use crate::program::{
     ProgramParameter, ProgramParts, RawArgument, RawOutput, RawSize,
 };
 use crate::typed::TypedGraph;
-use crate::{Refusals, check_program};
+use crate::{Refusals, check_program, check_scores_program};
 
 /// A program under construction. Every call's name is `n<number>`.
 #[derive(Clone)]
@@ -268,5 +268,10 @@ impl Build {
     pub(super) fn check(&self) -> Result<TypedGraph, Refusals> {
         let program = Program::new(self.parts.clone()).expect("names are defined once and before use");
         check_program(&program, &self.columns)
+    }
+
+    pub(super) fn check_scores(&self) -> Result<TypedGraph, Refusals> {
+        let program = Program::new(self.parts.clone()).expect("names are defined once and before use");
+        check_scores_program(&program, &self.columns)
     }
 }

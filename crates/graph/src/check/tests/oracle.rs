@@ -97,7 +97,7 @@ fn run(graph: &TypedGraph, batch: &[u64]) -> Run<Tensor> {
             values.insert(*id, tensor);
         }
     }
-    Ok(values[&graph.loss()].clone())
+    Ok(values[&graph.results().values()[0]].clone())
 }
 
 fn concrete(shape: &[Extent], batch: usize) -> Vec<usize> {

@@ -37,7 +37,7 @@ impl Random {
 /// The types of all values so far, every node taken as live; None when one is refused.
 fn types(build: &Build) -> Option<Vec<(String, ValueType)>> {
     let program = Program::new(build.parts.clone()).expect("names are defined once and before use");
-    let mut checker = Checker::new(&program);
+    let mut checker = Checker::new(&program, true);
     checker.inputs(&build.columns);
     program.nodes().iter().for_each(|node| checker.node(node, true));
     let all = checker.names.iter().filter_map(|(name, named)| match named {
