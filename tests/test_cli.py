@@ -320,3 +320,70 @@ def test_every_verb_has_a_manual_page(tmp_path: Path) -> None:
     assert {"bastionai.1", "bastionai-appraise.1", "bastionai-dataset-rm.1", "bastionai-run-start.1"} <= set(pages)
     for page in pages:
         assert (tmp_path / "man" / page).read_text().startswith((".ie", ".TH"))
+
+
+def test_a_model_is_evaluated_on_rows_held_out_of_the_same_file(person, files):
+    owner = person("owner")
+    put = ["dataset", "put", files / "rows.csv", "--contract", files / "contract.json", "--may-train", "anyone"]
+    kept = owner.asks(*put, "--name", "split", "--epsilon", "3", "--test-fraction", "0.25", "--test-epsilon", "50")
+    assert [each["name"] for each in kept] == ["split", "split.test"]
+    assert kept[1]["policy"]["evaluation_only"]
+    assert kept[1]["budget"]["lifetime"]["epsilon"] == "50"
+    assert kept[1]["contract"]["declared_size"] == 24  # 20 rows
+    assert (
+        "held out"
+        in owner.does(
+            "run",
+            "start",
+            files / "mlp.pt2",
+            "--dataset",
+            "split.test",
+            "--epsilon",
+            "1",
+            "--batch-size",
+            "8",
+            "--steps",
+            "2",
+            "--lr",
+            "0.1",
+            code=1,
+        ).stderr
+    )
+
+    contract = bastionai.DataContract(
+        [
+            bastionai.Column("x", "float32", (3,), range=(-1, 1)),
+            bastionai.Column("label", "int64", classes=["no", "yes"]),
+        ]
+    )
+    model = torch.nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[-5.0, -5, -5], [5, 5, 5]]))
+        model.bias.zero_()
+    scores = bastionai.export_scores(model, contract.with_declared_size(96), files / "scores.pt2")
+    scientist = person("scientist")
+    evaluate = ["run", "evaluate", scores, "--dataset", "split.test"]
+    price = scientist.asks(*evaluate, "--eps", "20", "--metrics", "accuracy", "--price-only")
+    assert price["classes"] == 2
+    receipt = files / "evaluation.dsse.json"
+    found = scientist.asks(*evaluate, "--eps", "20", "--metrics", "accuracy,f1,auroc,confusion", "--receipt", receipt)
+    assert set(found["metrics"]) == {"accuracy", "f1", "auroc"}
+    accuracy = found["metrics"]["accuracy"]
+    assert abs(accuracy["value"] - 1.0) <= 5 * accuracy["std_error"]
+    assert found["receipt"]["run"]["kind"] == "evaluation"
+    assert len(found["confusion"]["counts"]) == 2
+    bastionai_command("receipt", "check", receipt, "--allow-simulated")
+    table = scientist.does(*evaluate, "--eps", "20", "--metrics", "confusion,accuracy").stdout
+    assert "error (noise)" in table
+    assert "no finite score" in table
+    assert "evaluation" in scientist.does("run", "list").stdout
+    wrong = scientist.does(*evaluate, "--eps", "1", "--metrics", "precision", code=2).stderr
+    assert "choose from accuracy, auroc" in wrong
+    assert "budget exceeded" in scientist.does(*evaluate, "--eps", "40", code=1).stderr
+    assert "target_epsilon" in scientist.does(*evaluate, "--eps=-1", code=1).stderr
+    both = owner.does(*put, "--name", "x", "--epsilon", "1", "--test-fraction", "0.2", "--evaluation-only", code=2)
+    assert "cannot be used with" in both.stderr
+    assert (
+        "share between 0 and 1"
+        in owner.does(*put, "--name", "x", "--epsilon", "1", "--test-fraction", "1.5", code=1).stderr
+    )

@@ -48,7 +48,7 @@ pub(crate) async fn start(
             .models
             .find(scientist, priced.model().as_bytes())
             .ok_or_else(unknown_model)?;
-        if let Some(WeightsSource::Model(source)) = priced.request.initial_weights {
+        if let Some(WeightsSource::Model(source)) = priced.weights() {
             server
                 .models
                 .find(scientist, source.as_bytes())
