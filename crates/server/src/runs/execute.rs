@@ -172,7 +172,7 @@ fn succeed(
     let mut tensors: Vec<WeightTensor> = results(priced).into_iter().map(|(tensor, _)| tensor).collect();
     let results = state.iter().take(tensors.len()).map(|bytes| &bytes[..]);
     let mut data = results.collect::<Vec<_>>().concat();
-    for (tensor, bytes) in facts(priced) {
+    if let Some((tensor, bytes)) = facts(priced) {
         tensors.push(tensor);
         data.extend(bytes);
     }
