@@ -328,7 +328,7 @@ def test_a_model_is_evaluated_on_rows_held_out_of_the_same_file(person, files):
     kept = owner.asks(*put, "--name", "split", "--epsilon", "3", "--test-fraction", "0.25", "--test-epsilon", "50")
     assert [each["name"] for each in kept] == ["split", "split.test"]
     assert kept[1]["policy"]["evaluation_only"]
-    assert kept[1]["budget"]["lifetime"]["epsilon"] == "50"
+    assert kept[1]["budget"]["lifetime"]["epsilon"] == "50.0"
     assert kept[1]["contract"]["declared_size"] == 24  # 20 rows
     assert (
         "held out"
