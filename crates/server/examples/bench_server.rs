@@ -296,6 +296,7 @@ fn free_policy() -> Policy {
         recipients: Vec::new(),
         scientist_receives: true,
         expires_unix_ms: None,
+        evaluation_only: false,
     }
 }
 
