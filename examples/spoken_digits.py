@@ -32,7 +32,7 @@ SOURCE = "https://github.com/Jakobovski/free-spoken-digit-dataset"
 SAMPLES = 4096
 #: Of each digit and speaker, the share of recordings that is held out.
 HELD_OUT = 0.25
-LEARNING_RATE = 0.005
+LEARNING_RATE = 0.01
 
 
 def read(path: Path) -> dict[str, tuple[Records, Records]]:
@@ -105,7 +105,7 @@ class DigitListener(nn.Module):
 
 def main() -> int:
     """Lends, trains, compares."""
-    options = arguments(__doc__.splitlines()[0], "the zip of recordings", eps=8.0, steps=400)
+    options = arguments(__doc__.splitlines()[0], "the zip of recordings", eps=8.0, steps=200)
     if options.data is None:
         raise SystemExit(f"give --data: a zip of the folder `recordings` of {SOURCE}")
     speakers = read(options.data)

@@ -39,3 +39,20 @@ def test_four_hospitals_learn_more_together(binaries: None) -> None:
     assert len(table) >= 10, printed
     assert "all four hospitals, private" in printed
     assert "nothing is left running" in printed
+
+
+@slow
+@pytest.mark.skipif(not (DATA / "pneumoniamnist").is_dir(), reason="../shared/data/pneumoniamnist is not here")
+def test_a_convolutional_network_sees_pneumonia(binaries: None) -> None:
+    printed = example("chest_xrays.py", "--data", DATA / "pneumoniamnist", "--steps", "80")
+    assert "four hospitals, private" in printed
+    assert "nothing is left running" in printed
+
+
+@slow
+@pytest.mark.skipif(not (DATA / "fsdd").is_dir(), reason="../shared/data/fsdd is not here")
+def test_six_speakers_teach_digits_from_waveforms(binaries: None) -> None:
+    (recordings,) = (DATA / "fsdd").glob("*.zip")
+    printed = example("spoken_digits.py", "--data", recordings, "--steps", "80")
+    assert "6 speakers, private" in printed
+    assert "nothing is left running" in printed

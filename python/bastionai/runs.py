@@ -153,10 +153,11 @@ class Run:
         if self.state == "succeeded":
             return self
         charged = ", ".join(f"{c.dataset_name}: ε={shown(c.cost.epsilon)}" for c in self.charges)
+        proof = " Its receipt: client.run(id).receipt" if self.charges else ""
         raise RunFailed(
             f"run {self.id} {'was cancelled' if self.state == 'cancelled' else self.state} at step "
             f"{self.released_step} of {self.steps}; charged: {charged or 'nothing'}. The cause stays in the server's "
-            "log, because it could tell about the data. Its receipt: client.run(id).receipt",
+            f"log, because it could tell about the data.{proof}",
             self.id,
         )
 

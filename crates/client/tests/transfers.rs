@@ -438,6 +438,45 @@ async fn weights_or_receipts_that_do_not_match_are_refused() {
     }
 }
 
+/// What a server answers to FetchReceipt with this envelope.
+async fn fetch_receipt(envelope: Vec<u8>) -> Result<bastionai_client::FetchedReceipt, ClientError> {
+    let server = TestServer::start(Behaviour {
+        fetch: fetch_of(envelope, &[]),
+        ..Behaviour::honest()
+    })
+    .await;
+    let peer = open(&server.address).await.unwrap();
+    peer.fetch_receipt(RUN, None).await
+}
+
+#[tokio::test]
+async fn a_receipt_alone_is_checked_as_strictly_as_one_with_weights() {
+    let ledger = TestLedger::new(&[1, 2, 3]);
+    let good = ledger.receipt(Digest32::of(b"weights"));
+    let fetched = fetch_receipt(good.sign(&ledger.key)).await.unwrap();
+    assert_eq!((fetched.receipt.run.id, &fetched.receipt), (RUN, &good));
+    let mut other_run = good.clone();
+    other_run.run.id = RunId::from_bytes([0; 16]);
+    let mut without_evidence = good.clone();
+    without_evidence.issuer.evidence.pop();
+    let mut forged = good.sign(&ledger.key);
+    let at = forged.len() / 2;
+    forged[at] ^= 1;
+    for (what, envelope, kind) in [
+        ("another run", other_run.sign(&ledger.key), "receipt-refused"),
+        ("a flipped byte", forged, "receipt-refused"),
+        ("nothing", vec![], "receipt-refused"),
+        (
+            "cut evidence",
+            without_evidence.sign(&ledger.key),
+            "evidence-refused",
+        ),
+    ] {
+        let error = fetch_receipt(envelope).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{what}: {error}");
+    }
+}
+
 #[tokio::test]
 async fn a_receipt_for_another_run_digest_than_was_started_is_refused() {
     let ledger = TestLedger::new(&[1, 2, 3]);

@@ -320,7 +320,12 @@ impl PricedRun {
             graph_digest: self.graph.digest().to_vec(),
             warnings: self.plan.warnings(&self.request, trainable_parameters),
             expected_seconds: machine.map_or(0.0, |machine| {
-                machine.expected_seconds(&self.graph, &self.plan, self.request.steps)
+                machine.expected_seconds(
+                    &self.graph,
+                    self.plan.physical_batch_size,
+                    self.plan.micro_batches,
+                    self.request.steps,
+                )
             }),
         }
     }

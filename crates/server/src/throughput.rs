@@ -6,7 +6,7 @@
 //! the forward's multiplications, the second backward half and the norms included. What that leaves out, and how far
 //! off the estimate was on real runs, is in docs/design.md, "Expected minutes".
 
-use crate::plan::{self, Plan};
+use crate::plan;
 use bastionai_graph::typed::{Argument, Extent, TypedGraph, TypedNode, ValueId};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -69,8 +69,14 @@ impl Throughput {
     }
 
     /// Seconds of a run that has its slot for itself, its wait in the queue aside.
-    pub(crate) fn expected_seconds(&self, graph: &TypedGraph, plan: &Plan, steps: u64) -> f64 {
-        let batch = u64::from(plan.physical_batch_size);
+    pub(crate) fn expected_seconds(
+        &self,
+        graph: &TypedGraph,
+        physical_batch_size: u32,
+        micro_batches: u32,
+        steps: u64,
+    ) -> f64 {
+        let batch = u64::from(physical_batch_size);
         let forward: f64 = graph
             .nodes()
             .iter()
@@ -88,7 +94,7 @@ impl Throughput {
             + OPERATORS_OF_A_NODE * graph.nodes().len() as f64 / self.operators;
         let parameters = plan::trainable_parameters(graph) as f64;
         let update = parameters / (self.noise_values * self.threads) + parameters * UPDATE_BYTES / self.bytes;
-        let step = micro_batch * f64::from(plan.micro_batches) + update;
+        let step = micro_batch * f64::from(micro_batches) + update;
         // The self-test runs the graph a few dozen times before the first step.
         self.start_seconds + step * (steps as f64 + SELF_TEST_STEPS)
     }
@@ -170,6 +176,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bastionai_graph::archive::{Archive, Limits};
+    use bastionai_graph::contract::DataContract;
 
     const LINES: &str = "matmul_flops 1e11\nbytes 1e10\noperators 2e5\nnoise_values 5e7\n";
 
@@ -187,6 +195,54 @@ mod tests {
         ] {
             assert_eq!(Throughput::parse(broken, 2, 1.0), None, "{broken}");
         }
+    }
+
+    const MLP: &[u8] = include_bytes!("../tests/fixtures/mlp.pt2");
+    const CONTRACT: &[u8] = br#"{"version":1,"columns":[
+      {"name":"x","dtype":"f32","shape":[4],"domain":{"range":{"minimum":[-10.0],"maximum":[10.0]}}},
+      {"name":"y","dtype":"i64","shape":[],"domain":{"classes":{"names":["benign","malignant"]}}}],
+      "privacy_unit":"record","declared_size":64}"#;
+
+    /// 4 inputs, 8 hidden, 2 outputs.
+    fn mlp() -> TypedGraph {
+        let inputs = DataContract::parse_json(CONTRACT)
+            .unwrap()
+            .inputs(&["x", "y"])
+            .unwrap();
+        bastionai_graph::check(&Archive::read(MLP, &Limits::default()).unwrap(), &inputs).unwrap()
+    }
+
+    #[test]
+    fn a_linear_layer_multiplies_and_adds_once_a_weight_and_row() {
+        let graph = mlp();
+        let counted = |batch| -> f64 {
+            let nodes = graph.nodes().iter();
+            nodes.map(|node| forward_flops(&graph, node, batch)).sum()
+        };
+        assert_eq!(counted(1), f64::from(2 * (4 * 8 + 8 * 2)));
+        assert_eq!(counted(100), 100.0 * counted(1));
+    }
+
+    #[test]
+    fn a_run_takes_as_long_as_its_steps_and_batches_on_this_machine() {
+        let graph = mlp();
+        let machine = Throughput::parse(LINES, 1, PROBE_SECONDS).unwrap();
+        let of =
+            |machine: Throughput, batch, micro, steps| machine.expected_seconds(&graph, batch, micro, steps);
+        let once = of(machine, 64, 1, 1000);
+        assert!(once > 0.0 && once.is_finite());
+        let self_test = of(machine, 64, 1, 0);
+        let twice = of(machine, 64, 1, 2000);
+        assert!(((twice - self_test) / (once - self_test) - 2.0).abs() < 1e-9);
+        assert!(of(machine, 128, 1, 1000) > once && of(machine, 64, 4, 1000) > once);
+        let faster = Throughput {
+            matmul_flops: 2.0 * machine.matmul_flops,
+            bytes: 2.0 * machine.bytes,
+            operators: 2.0 * machine.operators,
+            noise_values: 2.0 * machine.noise_values,
+            ..machine
+        };
+        assert!((of(faster, 64, 1, 1000) / once - 0.5).abs() < 1e-9);
     }
 
     #[test]
