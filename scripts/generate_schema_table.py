@@ -37,7 +37,17 @@ layer_norm rms_norm group_norm
 gather index.Tensor one_hot embedding
 zeros ones full new_zeros new_ones new_full arange arange.start scalar_tensor
 tril triu __xor__.Tensor bitwise_xor.Tensor
-dropout native_dropout
+dropout native_dropout feature_dropout
+conv1d conv2d conv3d conv1d.padding conv2d.padding conv3d.padding convolution
+conv_transpose1d conv_transpose2d.input conv_transpose3d.input
+max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
+avg_pool1d avg_pool2d avg_pool3d
+adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest3d.vec
+upsample_linear1d.vec upsample_bilinear2d.vec upsample_trilinear3d.vec upsample_bicubic2d.vec
+constant_pad_nd pad pixel_shuffle pixel_unshuffle
+instance_norm batch_norm prelu
 """.split()  # noqa: SIM905 (a table of words reads better)
 
 

@@ -478,13 +478,18 @@ pub(crate) fn tapped_parameters(tap: &Tap) -> Vec<&TappedParameter> {
     match tap {
         Tap::Linear { weight, bias, .. }
         | Tap::MatMul { weight, bias, .. }
-        | Tap::LayerNorm { weight, bias, .. } => weight.iter().chain(bias).collect(),
+        | Tap::LayerNorm { weight, bias, .. }
+        | Tap::Convolution { weight, bias, .. }
+        | Tap::GroupNorm { weight, bias, .. }
+        | Tap::FrozenBatchNorm { weight, bias, .. } => weight.iter().chain(bias).collect(),
         Tap::BroadcastAdd { parameter, .. }
         | Tap::BroadcastMul { parameter, .. }
         | Tap::Expand { parameter } => {
             vec![parameter]
         }
-        Tap::Embedding { weight, .. } => vec![weight],
+        Tap::Embedding { weight, .. } | Tap::RmsNorm { weight, .. } | Tap::Prelu { weight, .. } => {
+            vec![weight]
+        }
     }
 }
 

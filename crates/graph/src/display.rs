@@ -159,6 +159,11 @@ impl TypedGraph {
             Tap::BroadcastMul { .. } => "mul",
             Tap::Embedding { .. } => "embedding",
             Tap::Expand { .. } => "expand",
+            Tap::Convolution { .. } => "convolution",
+            Tap::GroupNorm { .. } => "group_norm",
+            Tap::FrozenBatchNorm { .. } => "batch_norm",
+            Tap::RmsNorm { .. } => "rms_norm",
+            Tap::Prelu { .. } => "prelu",
         };
         let mut text = format!("{kind}(");
         for (index, tapped) in crate::check::tapped_parameters(tap).into_iter().enumerate() {

@@ -54,6 +54,8 @@ pub enum Kind {
     Ints,
     /// `float`
     Float,
+    /// `float[]`
+    Floats,
     /// `Scalar`
     Scalar,
     /// `bool`
@@ -85,6 +87,8 @@ pub enum DefaultValue {
     Str(String),
     /// `[]`
     Empty,
+    /// A list of integers: `[1, 1]`.
+    Ints(Vec<i64>),
 }
 
 /// Every allowed operator, sorted by text.

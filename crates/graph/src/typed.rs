@@ -310,6 +310,85 @@ pub enum Tap {
         /// The parameter.
         parameter: TappedParameter,
     },
+    /// `aten::conv1d` … `conv3d`, `conv_transpose1d` … `conv_transpose3d`, `convolution`: the input is
+    /// `[B, channels, ..]`.
+    Convolution {
+        /// `PerSample` input.
+        input: ValueId,
+        /// The weight, `[out, in/groups, ..]` or, transposed, `[in, out/groups, ..]`, when trainable.
+        weight: Option<TappedParameter>,
+        /// The bias `[out]`, when trainable.
+        bias: Option<TappedParameter>,
+        /// Which elements meet.
+        geometry: Convolution,
+    },
+    /// `aten::group_norm`, or `aten::instance_norm` as one group a channel, with affine parameters `[channels]`.
+    GroupNorm {
+        /// `PerSample` input `[B, channels, ..]`.
+        input: ValueId,
+        /// Number of groups.
+        groups: u64,
+        /// Scale, when trainable.
+        weight: Option<TappedParameter>,
+        /// Shift, when trainable.
+        bias: Option<TappedParameter>,
+        /// Epsilon of the variance.
+        eps: FloatBits,
+    },
+    /// `aten::batch_norm` by fixed statistics, with affine parameters `[channels]`.
+    FrozenBatchNorm {
+        /// `PerSample` input `[B, channels, ..]`.
+        input: ValueId,
+        /// `Shared` mean, `[channels]`.
+        mean: ValueId,
+        /// `Shared` variance, `[channels]`.
+        variance: ValueId,
+        /// Scale, when trainable.
+        weight: Option<TappedParameter>,
+        /// Shift, when trainable.
+        bias: Option<TappedParameter>,
+        /// Epsilon of the variance.
+        eps: FloatBits,
+    },
+    /// `aten::rms_norm` with a trainable scale.
+    RmsNorm {
+        /// `PerSample` input.
+        input: ValueId,
+        /// Trailing extents normalised over.
+        normalized_shape: Vec<u64>,
+        /// Scale.
+        weight: TappedParameter,
+        /// Epsilon of the mean square.
+        eps: FloatBits,
+    },
+    /// `aten::prelu` with a trainable slope, one for all or one a channel.
+    Prelu {
+        /// `PerSample` input `[B, channels, ..]`.
+        input: ValueId,
+        /// The slope.
+        weight: TappedParameter,
+    },
+}
+
+/// Which elements of input and output meet in a convolution; one number for every spatial axis. Output position `o`
+/// meets input position `o·stride + k·dilation − padding_before` at kernel position `k`; transposed, input and output
+/// change places.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Convolution {
+    /// Extents of the kernel.
+    pub kernel: Vec<u64>,
+    /// Steps between positions.
+    pub stride: Vec<u64>,
+    /// Zeros before the first element.
+    pub padding_before: Vec<u64>,
+    /// Zeros after the last element: other than before only for `padding="same"` and an even reach.
+    pub padding_after: Vec<u64>,
+    /// Steps between elements of the kernel.
+    pub dilation: Vec<u64>,
+    /// Groups of channels that meet only each other.
+    pub groups: u64,
+    /// Whether it is the transposed operator.
+    pub transposed: bool,
 }
 
 /// A trainable parameter as it enters a tap: the parameter itself, or an isometric view of it.

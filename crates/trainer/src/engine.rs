@@ -4,7 +4,8 @@
 use crate::error::{EngineError, Result};
 use crate::executor::{self, Randomness};
 use crate::ffi;
-use crate::gradients::{self, Norms, TapValues};
+use crate::gradients::instantiated::{squared_norms, weighted_sum};
+use crate::gradients::{self, Instantiated, Norms, TapValues};
 use crate::grid::{Grid, MAX_PHYSICAL_BATCH_SIZE};
 use crate::guards;
 use crate::kernels::Product;
@@ -204,11 +205,18 @@ impl Engine {
     /// [`EngineError`]; none of its causes is a value of a record.
     pub fn add_clipped(&self, batch: &Batch, sums: &mut Sums) -> Result<RecordResults> {
         let gradients = self.gradients(batch, Randomness::Drawn)?;
-        let (results, factors) = self.clip(&gradients)?;
-        let factors = Tensor::f_from_slice(&factors)?;
+        let (results, clip_factors) = self.clip(&gradients)?;
+        let factors = Tensor::f_from_slice(&clip_factors)?;
         let usable = factors.f_gt(0)?;
-        for (parameter, sums) in self.plan.parameters.iter().zip(&mut sums.0) {
-            self.add_parameter(parameter, &gradients, &factors, &usable, sums)?;
+        let instantiated = &gradients.norms.instantiated;
+        for ((parameter, found), sums) in self.plan.parameters.iter().zip(instantiated).zip(&mut sums.0) {
+            let _no_graph = tch::no_grad_guard();
+            match found {
+                Some(found) => {
+                    self.add_instantiated(parameter, found, &gradients.taps, &clip_factors, sums)?
+                }
+                None => self.add_by_rows(parameter, &gradients, &factors, &usable, sums)?,
+            }
         }
         Ok(results)
     }
@@ -237,7 +245,12 @@ impl Engine {
         self.plan
             .parameters
             .iter()
-            .map(|each| gradients::instantiate(each, &self.plan, &gradients.taps, 0, self.program.batch_size))
+            .map(|each| {
+                let (taps, threads) = (&gradients.taps, self.threads());
+                let all =
+                    gradients::instantiate(each, &self.plan, taps, 0, self.program.batch_size, threads)?;
+                Ok(all.f_to_kind(Kind::Double)?)
+            })
             .collect()
     }
 
@@ -297,6 +310,38 @@ impl Engine {
         products
     }
 
+    /// Multiplications of the largest forward product, convolutions included.
+    pub(crate) fn largest_product(&self) -> i64 {
+        let of = |tap: &TapPlan| match &tap.kind {
+            TapKind::Rows {
+                input_width,
+                output_width,
+            } => tap
+                .rows_per_record
+                .saturating_mul(input_width.saturating_mul(*output_width)),
+            TapKind::Convolution(plan) => plan.unfolded_elements().saturating_mul(plan.plain_width()),
+            _ => 0,
+        };
+        let largest = self.plan.taps.iter().map(of).max().unwrap_or(0);
+        largest.saturating_mul(self.program.batch_size)
+    }
+
+    /// Gradients kept from norm to sum take at most this many elements; others are computed twice. Costs time or
+    /// memory, never privacy.
+    ///
+    /// # Errors
+    /// [`EngineError::Job`] as in [`Self::new`].
+    pub fn keep_gradients(&mut self, elements: i64) -> Result<()> {
+        self.plan.choose_methods(self.program.batch_size, elements);
+        self.precision = precision(&self.plan, &self.graph, &self.settings)?;
+        self.rule = self.precision.clip_rule(self.settings.max_grad_norm)?;
+        let error = self
+            .precision
+            .sum_error(&self.plan, &self.settings, self.grid.width());
+        self.sensitivity = charged_sensitivity(&error);
+        Ok(())
+    }
+
     fn product(&self, tap: &TapPlan) -> Option<Product> {
         let TapKind::Rows {
             input_width,
@@ -317,6 +362,10 @@ impl Engine {
     pub(crate) fn use_one_thread(&mut self) {
         self.settings.threads = 1;
         tch::set_num_threads(1);
+    }
+
+    fn threads(&self) -> usize {
+        self.settings.threads as usize
     }
 
     fn gradients(&self, batch: &Batch, randomness: Randomness) -> Result<Gradients> {
@@ -340,10 +389,11 @@ impl Engine {
             .zip(&self.plan.taps)
             .zip(&forward.taps)
             .map(|((gradient, plan), tap)| {
-                gradients::tap_values(plan, gradient, tap.saved.as_ref(), self.program.batch_size)
+                let batch_size = self.program.batch_size;
+                gradients::tap_values(plan, gradient, &tap.saved, batch_size, self.threads())
             })
             .collect::<Result<Vec<_>>>()?;
-        let mut norms = gradients::norms(&self.plan, &taps, self.program.batch_size)?;
+        let mut norms = gradients::norms(&self.plan, &taps, self.program.batch_size, self.threads())?;
         norms.usable = norms.usable.f_logical_and(&forward.counted)?;
         Ok(Gradients {
             losses: forward.results[0].f_detach()?.f_to_kind(Kind::Double)?,
@@ -396,7 +446,8 @@ impl Engine {
         ))
     }
 
-    fn add_parameter(
+    /// Sums from the rows of each use.
+    fn add_by_rows(
         &self,
         parameter: &ParameterPlan,
         gradients: &Gradients,
@@ -404,10 +455,6 @@ impl Engine {
         usable: &Tensor,
         sums: &mut [i64],
     ) -> Result<()> {
-        let _no_graph = tch::no_grad_guard();
-        if parameter.method == Method::Instantiate {
-            return self.add_instantiated(parameter, gradients, factors, usable, sums);
-        }
         for each in &parameter.uses {
             match each.role {
                 Role::Table => self.add_table(each, gradients, factors, sums)?,
@@ -426,21 +473,32 @@ impl Engine {
     }
 
     /// `Σ_i c_i G_i` from instantiated gradients, in f64, block by block.
+    ///
+    /// What was not kept is computed again, by the same calls on the same blocks. Should a library round it otherwise
+    /// the second time, it is held to the norm of the first: no record moves the sum by more than its clipped norm.
     fn add_instantiated(
         &self,
         parameter: &ParameterPlan,
-        gradients: &Gradients,
-        factors: &Tensor,
-        usable: &Tensor,
+        found: &Instantiated,
+        taps: &[TapValues],
+        factors: &[f64],
         sums: &mut [i64],
     ) -> Result<()> {
-        for (first, count) in self.precision.blocks(parameter) {
-            let each = gradients::instantiate(parameter, &self.plan, &gradients.taps, first, count)?
-                .f_flatten(1, -1)?;
-            let keep = usable.f_narrow(0, first, count)?.f_unsqueeze(1)?;
-            let kept = each.f_where_scalarother(&keep, 0.0)?;
-            let sum = factors.f_narrow(0, first, count)?.f_unsqueeze(0)?.f_mm(&kept)?;
-            self.grid.add(&sum, sums, self.settings.threads as usize)?;
+        let threads = self.threads();
+        for (block, (first, count)) in self.precision.blocks(parameter).into_iter().enumerate() {
+            let records = first as usize..(first + count) as usize;
+            let factors = &factors[records.clone()];
+            let sum = match found.kept.get(block) {
+                Some(gradients) => weighted_sum(gradients, factors, threads)?,
+                None => {
+                    let again = gradients::instantiate(parameter, &self.plan, taps, first, count, threads)?;
+                    let norms = squared_norms(&again, threads)?;
+                    let held = factors.iter().zip(&found.squared[records]).zip(norms);
+                    let held = held.map(|((&factor, &first), again)| hold(factor, first, again));
+                    weighted_sum(&again, &held.collect::<Vec<_>>(), threads)?
+                }
+            };
+            self.grid.add_slice(&sum, sums, threads)?;
         }
         Ok(())
     }
@@ -486,6 +544,17 @@ impl Engine {
             first += count;
         }
         Ok(())
+    }
+}
+
+/// The factor that keeps a gradient whose norm² came out as `again` to what one of `first` would add.
+fn hold(factor: f64, first: f64, again: f64) -> f64 {
+    if again <= first {
+        factor
+    } else if again.is_finite() {
+        factor * (first / again).sqrt()
+    } else {
+        0.0
     }
 }
 

@@ -6,7 +6,7 @@ use crate::error::{EngineError, Result};
 use crate::ffi::{self, CallArgument, Edge};
 use crate::guards::{self, Counted, Replacement};
 use crate::operators::Guard;
-use crate::program::{Call, Expected, Prepared, Program, saved_value};
+use crate::program::{Call, Expected, Prepared, Program, saved_values};
 use bastionai_graph::typed::{Origin, TypedGraph};
 use tch::{Device, Tensor};
 
@@ -23,8 +23,8 @@ pub(crate) enum Randomness {
 pub(crate) struct Tapped {
     /// Where its output's gradient arrives.
     pub(crate) edge: Edge,
-    /// What its parameters' gradients need besides: the input, or the other operand.
-    pub(crate) saved: Option<Tensor>,
+    /// What its parameters' gradients need besides: the input, or the other operand; fixed statistics.
+    pub(crate) saved: Vec<Tensor>,
 }
 
 /// What a forward phase leaves.
@@ -60,8 +60,8 @@ pub(crate) fn forward(
         let outputs = run(call, &values, &replaced, randomness)?;
         check_outputs(call, &outputs, &program.expected)?;
         if let (Some(_), Some(tap)) = (call.tap, &node.tap) {
-            let saved =
-                saved_value(tap).and_then(|value| as_run(call, value, &replaced).or(values[value].as_ref()));
+            let saved = saved_values(tap).into_iter();
+            let saved = saved.filter_map(|value| as_run(call, value, &replaced).or(values[value].as_ref()));
             taps.push(tapped(call, &outputs[0], saved)?);
         }
         for (slot, output) in call.outputs.iter().zip(outputs) {
@@ -195,12 +195,14 @@ fn as_run<'r>(call: &Call, value: usize, replaced: &'r [Replacement]) -> Option<
         .map(|replacement| &replacement.tensor)
 }
 
-fn tapped(call: &Call, output: &Tensor, saved: Option<&Tensor>) -> Result<Tapped> {
+fn tapped<'v>(call: &Call, output: &Tensor, saved: impl Iterator<Item = &'v Tensor>) -> Result<Tapped> {
     let edge = Edge::of(output).map_err(|_| EngineError::Operator {
         node: call.name.clone(),
         detail: ffi::last_error(),
     })?;
-    let saved = saved.map(Tensor::f_detach).transpose()?;
+    let saved = saved
+        .map(Tensor::f_detach)
+        .collect::<std::result::Result<_, _>>()?;
     Ok(Tapped { edge, saved })
 }
 

@@ -1,8 +1,14 @@
 //! Per-sample gradients from taps: rows brought into batch order, norms, and the gradient of each record where
-//! it is instantiated. Norms and instantiated gradients are f64, so that γ is about 1e-13 (rule G1).
+//! it is instantiated. Norms are f64, so that γ is about 1e-13 (rule G1).
 
+mod channels;
+mod convolution;
 mod factored;
+pub(crate) mod instantiated;
+mod unfold;
 
+use self::channels::by_channel;
+use self::instantiated::squared_norms;
 use crate::error::{EngineError, Result};
 use crate::program::BatchAxis;
 use crate::table;
@@ -10,18 +16,21 @@ use crate::taps::{Method, ParameterPlan, Plan, Role, TapKind, TapPlan, Use, View
 use bastionai_privacy::sensitivity::MAGNITUDE_LIMIT;
 use tch::{Kind, Tensor};
 
-/// Memory of one block of instantiated gradients or Gram matrices, in f64 elements: 64 MiB.
-const BLOCK_ELEMENTS: i64 = 1 << 23;
+/// Memory of one block of Gram matrices, in f64 elements: 64 MiB.
+const GRAM_ELEMENTS: i64 = 1 << 23;
 
 /// Everything a batch's taps hold, in batch order.
 pub(crate) struct TapValues {
-    /// `[B, T, width]` output gradients of row taps; the raw output gradient of a broadcast.
+    /// `[B, T, width]` output gradients of row taps; the raw output gradient of broadcasts and convolutions.
     pub(crate) gradient: Tensor,
     /// `[B, T, width]` inputs (normalised ones for `layer_norm`); the other operand of a broadcast multiplication;
+    /// the raw input of a convolution;
     /// `[B, T]` i64 ids of an embedding, −1 where there is no gradient.
     pub(crate) input: Option<Tensor>,
     /// `[B, T]`, f64: norms of input rows and gradient rows, of taps with a weight or table.
     pub(crate) row_norms: Option<(Tensor, Tensor)>,
+    /// `[B, channels, rest]`: output gradients of taps with a parameter a channel.
+    pub(crate) channels: Option<Tensor>,
 }
 
 /// Squared norms and magnitudes of all records: `[B]`, f64.
@@ -31,16 +40,32 @@ pub(crate) struct Norms {
     pub(crate) magnitude_squared: Tensor,
     /// `[B]`, bool: every row finite and within [`MAGNITUDE_LIMIT`].
     pub(crate) usable: Tensor,
+    /// For each parameter, what its instantiation left.
+    pub(crate) instantiated: Vec<Option<Instantiated>>,
+}
+
+/// One parameter's instantiated gradients.
+pub(crate) struct Instantiated {
+    /// `‖G_i‖²` of the very numbers that are summed.
+    pub(crate) squared: Vec<f64>,
+    /// The gradients themselves, block by block; none when they are computed again for the sum.
+    pub(crate) kept: Vec<Tensor>,
 }
 
 /// Brings a tap's gradient and saved input into batch order.
 pub(crate) fn tap_values(
     plan: &TapPlan,
     gradient: Tensor,
-    saved: Option<&Tensor>,
+    saved: &[Tensor],
     batch_size: i64,
+    threads: usize,
 ) -> Result<TapValues> {
-    let saved = || saved.ok_or_else(|| EngineError::Job("typed graph: a tap without its input".into()));
+    let all_saved = saved;
+    let saved = || {
+        saved
+            .first()
+            .ok_or_else(|| EngineError::Job("typed graph: a tap without its input".into()))
+    };
     Ok(match &plan.kind {
         TapKind::Rows {
             input_width,
@@ -53,6 +78,7 @@ pub(crate) fn tap_values(
                 gradient,
                 input: Some(input),
                 row_norms,
+                channels: None,
             }
         }
         TapKind::LayerNorm {
@@ -60,17 +86,14 @@ pub(crate) fn tap_values(
             eps,
             width,
         } => {
-            let (normalized, _, _) = saved()?.f_to_kind(Kind::Double)?.f_native_layer_norm::<Tensor>(
-                &normalized_shape[..],
-                None,
-                None,
-                *eps,
-            )?;
+            let (normalized, _, _) =
+                saved()?.f_native_layer_norm::<Tensor>(&normalized_shape[..], None, None, *eps)?;
             let input = rows(&normalized, plan.batch, batch_size, *width)?;
             TapValues {
                 gradient: rows(&gradient, plan.batch, batch_size, *width)?,
                 input: Some(input),
                 row_norms: None,
+                channels: None,
             }
         }
         TapKind::Embedding { width, padding, .. } => {
@@ -83,12 +106,36 @@ pub(crate) fn tap_values(
                 row_norms: Some((norms.f_ones_like()?, norms)),
                 gradient,
                 input: Some(ids),
+                channels: None,
             }
         }
+        TapKind::RmsNorm { eps, width } => {
+            let input = rows(saved()?, plan.batch, batch_size, *width)?;
+            let mean_square = input.f_square()?.f_mean_dim(-1, true, None::<Kind>)?;
+            let input = input.f_mul(&mean_square.f_add_scalar(*eps)?.f_rsqrt()?)?;
+            TapValues {
+                gradient: rows(&gradient, plan.batch, batch_size, *width)?,
+                input: Some(input),
+                row_norms: None,
+                channels: None,
+            }
+        }
+        TapKind::Convolution(convolution) => {
+            convolution::values(convolution, plan.as_rows, gradient, saved()?, batch_size, threads)?
+        }
+        TapKind::Channels { channels, normalised } => TapValues {
+            channels: Some(by_channel(&gradient, batch_size, *channels)?),
+            input: Some(channels::normalised(
+                normalised, all_saved, batch_size, *channels,
+            )?),
+            gradient,
+            row_norms: None,
+        },
         TapKind::Broadcast => TapValues {
             gradient,
             input: saved().ok().map(Tensor::shallow_clone),
             row_norms: None,
+            channels: None,
         },
     })
 }
@@ -117,7 +164,7 @@ fn row_norms(rows: &Tensor) -> Result<Tensor> {
 }
 
 /// Norms of every record over all trainable parameters.
-pub(crate) fn norms(plan: &Plan, taps: &[TapValues], batch_size: i64) -> Result<Norms> {
+pub(crate) fn norms(plan: &Plan, taps: &[TapValues], batch_size: i64, threads: usize) -> Result<Norms> {
     let zeros = || Tensor::f_zeros([batch_size], (Kind::Double, tch::Device::Cpu));
     let (mut norm_squared, mut magnitude_squared) = (zeros()?, zeros()?);
     let mut usable = zeros()?.f_eq(0)?;
@@ -128,8 +175,17 @@ pub(crate) fn norms(plan: &Plan, taps: &[TapValues], batch_size: i64) -> Result<
             }
         }
     }
+    let mut all_instantiated = Vec::with_capacity(plan.parameters.len());
     for parameter in &plan.parameters {
-        let (squared, magnitude) = parameter_norms(parameter, plan, taps, batch_size)?;
+        let (squared, magnitude) = if let Method::Instantiate { kept } = parameter.method {
+            let found = instantiate_all(parameter, plan, taps, batch_size, kept, threads)?;
+            let squared = Tensor::f_from_slice(&found.squared)?;
+            all_instantiated.push(Some(found));
+            (squared.shallow_clone(), squared)
+        } else {
+            all_instantiated.push(None);
+            parameter_norms(parameter, taps, batch_size)?
+        };
         norm_squared = norm_squared.f_add(&squared)?;
         magnitude_squared = magnitude_squared.f_add(&magnitude)?;
     }
@@ -140,24 +196,35 @@ pub(crate) fn norms(plan: &Plan, taps: &[TapValues], batch_size: i64) -> Result<
         norm_squared,
         magnitude_squared,
         usable,
+        instantiated: all_instantiated,
     })
 }
 
-/// `(‖G_i‖², S_i²)` of one parameter, `[B]` each.
-fn parameter_norms(
+fn instantiate_all(
     parameter: &ParameterPlan,
     plan: &Plan,
     taps: &[TapValues],
     batch_size: i64,
-) -> Result<(Tensor, Tensor)> {
-    if parameter.method == Method::Instantiate {
-        let squared = per_block(parameter, batch_size, |first, count| {
-            let gradient = instantiate(parameter, plan, taps, first, count)?.f_flatten(1, -1)?;
-            Ok(gradient.f_square()?.f_sum_dim_intlist(1, false, Kind::Double)?)
-        })?;
-        let magnitude = squared.shallow_clone();
-        return Ok((squared, magnitude));
+    keep: bool,
+    threads: usize,
+) -> Result<Instantiated> {
+    let (mut squared, mut kept) = (Vec::with_capacity(batch_size as usize), Vec::new());
+    for (first, count) in blocks(batch_size, parameter.block) {
+        let gradients = instantiate(parameter, plan, taps, first, count, threads)?;
+        squared.extend(squared_norms(&gradients, threads)?);
+        if keep {
+            kept.push(gradients);
+        }
     }
+    Ok(Instantiated { squared, kept })
+}
+
+/// `(‖G_i‖², S_i²)` of one parameter that is handled by rows, `[B]` each.
+fn parameter_norms(
+    parameter: &ParameterPlan,
+    taps: &[TapValues],
+    batch_size: i64,
+) -> Result<(Tensor, Tensor)> {
     if parameter.method == Method::Factored {
         return factored::norms(parameter, taps, batch_size);
     }
@@ -170,14 +237,10 @@ fn parameter_norms(
         .f_square()?;
     let squared = match parameter.method {
         Method::Rows => magnitude_squared.shallow_clone(),
-        Method::Ghost => {
+        _ => {
             let input = tap.input.as_ref().ok_or(EngineError::SumOutOfBound)?;
             ghost_norms_squared(input, &tap.gradient, batch_size)?
         }
-        _ => per_block(parameter, batch_size, |first, count| {
-            let gradient = use_gradient(only, &plan.taps[only.tap], tap, first, count)?.f_flatten(1, -1)?;
-            Ok(gradient.f_square()?.f_sum_dim_intlist(1, false, Kind::Double)?)
-        })?,
     };
     Ok((squared, magnitude_squared))
 }
@@ -189,61 +252,56 @@ fn ghost_norms_squared(input: &Tensor, gradient: &Tensor, batch_size: i64) -> Re
         Ok(rows.f_bmm(&rows.f_transpose(1, 2)?)?)
     };
     let (rows, widths) = (input.size()[1], input.size()[2] + gradient.size()[2]);
-    blocks(
-        batch_size,
-        rows.saturating_mul(rows.max(widths)),
-        |first, count| {
-            let inputs = gram(input.f_narrow(0, first, count)?)?;
-            let gradients = gram(gradient.f_narrow(0, first, count)?)?;
-            Ok(inputs
-                .f_mul(&gradients)?
-                .f_sum_dim_intlist(&[1i64, 2][..], false, Kind::Double)?)
-        },
-    )
-}
-
-fn per_block(
-    parameter: &ParameterPlan,
-    batch_size: i64,
-    body: impl FnMut(i64, i64) -> Result<Tensor>,
-) -> Result<Tensor> {
-    blocks(batch_size, parameter.shape.iter().product(), body)
+    let per_record = rows.saturating_mul(rows.max(widths));
+    in_blocks(batch_size, per_record, |first, count| {
+        let inputs = gram(input.f_narrow(0, first, count)?)?;
+        let gradients = gram(gradient.f_narrow(0, first, count)?)?;
+        let products = inputs.f_mul(&gradients)?;
+        Ok(products.f_sum_dim_intlist(&[1i64, 2][..], false, Kind::Double)?)
+    })
 }
 
 /// Runs `body(first, count)` over blocks of records that fit in memory and joins the results along axis 0.
-fn blocks(
+fn in_blocks(
     batch_size: i64,
     elements_per_record: i64,
     mut body: impl FnMut(i64, i64) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    let step = (BLOCK_ELEMENTS / elements_per_record.max(1)).clamp(1, batch_size);
-    let mut parts = Vec::new();
-    let mut first = 0;
-    while first < batch_size {
-        let count = step.min(batch_size - first);
-        parts.push(body(first, count)?);
-        first += count;
-    }
-    if parts.len() == 1 {
-        return Ok(parts.swap_remove(0));
-    }
+    let parts: Vec<Tensor> = blocks(batch_size, GRAM_ELEMENTS / elements_per_record.max(1))
+        .map(|(first, count)| body(first, count))
+        .collect::<Result<_>>()?;
     Ok(Tensor::f_cat(&parts, 0)?)
 }
 
-/// Gradients of records `first..first + count`, `[count, parameter shape]`, f64: the sum over all uses, so that the
-/// cross terms of tied parameters are there.
+/// `(first, count)` of blocks of at most `most` records, at least one each.
+pub(crate) fn blocks(batch_size: i64, most: i64) -> impl Iterator<Item = (i64, i64)> {
+    let step = most.clamp(1, batch_size.max(1));
+    (0..batch_size)
+        .step_by(step as usize)
+        .map(move |first| (first, step.min(batch_size - first)))
+}
+
+/// Gradients of records `first..first + count`, `[count, parameter shape]`, in the model's precision: the sum over
+/// all uses, so that the cross terms of tied parameters are there.
 pub(crate) fn instantiate(
     parameter: &ParameterPlan,
     plan: &Plan,
     taps: &[TapValues],
     first: i64,
     count: i64,
+    threads: usize,
 ) -> Result<Tensor> {
     let mut shape = vec![count];
     shape.extend(&parameter.shape);
     let mut total: Option<Tensor> = None;
     for each in &parameter.uses {
-        let gradient = use_gradient(each, &plan.taps[each.tap], &taps[each.tap], first, count)?;
+        let gradient = use_gradient(
+            each,
+            &plan.taps[each.tap],
+            &taps[each.tap],
+            (first, count),
+            threads,
+        )?;
         let gradient = undo_views(&gradient, &each.back)?;
         total = Some(match total {
             None => gradient,
@@ -283,16 +341,25 @@ pub(crate) fn undo_views(gradient: &Tensor, back: &[ViewBack]) -> Result<Tensor>
     Ok(out)
 }
 
-/// One use's gradients of records `first..first + count`, `[count, value shape]`, f64.
-fn use_gradient(each: &Use, plan: &TapPlan, tap: &TapValues, first: i64, count: i64) -> Result<Tensor> {
-    let narrow = |tensor: &Tensor| -> Result<Tensor> {
-        Ok(tensor.f_narrow(0, first, count)?.f_to_kind(Kind::Double)?)
-    };
+/// One use's gradients of a block of records `(first, count)`, `[count, value shape]`, in the model's precision.
+fn use_gradient(
+    each: &Use,
+    plan: &TapPlan,
+    tap: &TapValues,
+    (first, count): (i64, i64),
+    threads: usize,
+) -> Result<Tensor> {
+    let narrow = |tensor: &Tensor| tensor.f_narrow(0, first, count);
     let input = || tap.input.as_ref().ok_or(EngineError::SumOutOfBound);
+    let channels = || tap.channels.as_ref().ok_or(EngineError::SumOutOfBound);
+    let sum = |tensor: &Tensor, axes: &[i64]| tensor.f_sum_dim_intlist(axes, false, None::<Kind>);
     let mut shape = vec![count];
     shape.extend(&each.value_shape);
-    let gradient = match &each.role {
-        Role::Weight { transposed } => {
+    let gradient = match (&each.role, &plan.kind) {
+        (Role::Weight { .. }, TapKind::Convolution(convolution)) if !plan.as_rows => {
+            convolution::weight_gradients(convolution, tap, first, count, threads)?
+        }
+        (Role::Weight { transposed }, _) => {
             let (inputs, gradients) = (narrow(input()?)?, narrow(&tap.gradient)?);
             let (left, right) = if *transposed {
                 (inputs, gradients)
@@ -301,19 +368,23 @@ fn use_gradient(each: &Use, plan: &TapPlan, tap: &TapValues, first: i64, count: 
             };
             left.f_transpose(1, 2)?.f_bmm(&right)?
         }
-        Role::Sum => narrow(&tap.gradient)?.f_sum_dim_intlist(1, false, Kind::Double)?,
-        Role::Scale => narrow(&tap.gradient)?
-            .f_mul(&narrow(input()?)?)?
-            .f_sum_dim_intlist(1, false, Kind::Double)?,
-        Role::Table => {
+        (Role::Sum, _) => sum(&narrow(&tap.gradient)?, &[1])?,
+        (Role::Scale, _) => sum(&narrow(&tap.gradient)?.f_mul(&narrow(input()?)?)?, &[1])?,
+        (Role::Table, _) => {
             let ids = input()?.f_narrow(0, first, count)?;
             table::dense(&ids, &narrow(&tap.gradient)?, each.value_shape[0])?
         }
-        Role::BroadcastAdd { scale } => {
+        (Role::ChannelSum, _) => sum(&narrow(channels()?)?, &[2])?,
+        (Role::ChannelScale, _) => {
+            let products = narrow(channels()?)?.f_mul(&narrow(input()?)?)?;
+            let single = each.value_shape.iter().product::<i64>() == 1;
+            sum(&products, if single { &[1, 2] } else { &[2] })?
+        }
+        (Role::BroadcastAdd { scale }, _) => {
             let gradient = narrow(&broadcast_rows(&tap.gradient, plan)?)?;
             sum_broadcast(&gradient, plan, &each.value_shape)?.f_mul_scalar(*scale)?
         }
-        Role::BroadcastMul => {
+        (Role::BroadcastMul, _) => {
             let gradient = narrow(&broadcast_rows(&tap.gradient, plan)?)?;
             let other = input()?.f_broadcast_to(&plan.output_shape[..])?;
             sum_broadcast(
@@ -345,6 +416,6 @@ fn sum_broadcast(rows: &Tensor, plan: &TapPlan, value_shape: &[i64]) -> Result<T
     if axes.is_empty() {
         Ok(rows.shallow_clone())
     } else {
-        Ok(rows.f_sum_dim_intlist(&axes[..], true, Kind::Double)?)
+        Ok(rows.f_sum_dim_intlist(&axes[..], true, None::<Kind>)?)
     }
 }

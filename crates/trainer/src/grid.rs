@@ -79,6 +79,18 @@ impl Grid {
         fine
     }
 
+    /// [`Self::add`] for a sum that is no tensor.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub(crate) fn add_slice(&self, values: &[f64], sums: &mut [i64], threads: usize) -> Result<()> {
+        if values.len() == sums.len() && self.add_values(values, sums, threads) {
+            Ok(())
+        } else {
+            Err(EngineError::SumOutOfBound)
+        }
+    }
+
     fn add_values<T: Copy + Into<f64> + Sync>(&self, values: &[T], sums: &mut [i64], threads: usize) -> bool {
         let (scale, limit) = (1.0 / self.width, self.limit);
         let work = sums.chunks_mut(CHUNK).zip(values.chunks(CHUNK)).collect();

@@ -52,7 +52,7 @@ impl Product {
 
 /// Whether the model is large enough for more than one thread.
 pub(crate) fn is_worth_threads(engine: &Engine) -> bool {
-    largest(engine).is_some_and(|product| product.multiplications() >= WORTH_THREADS)
+    engine.largest_product() >= WORTH_THREADS
 }
 
 /// Times the largest product on both kinds of kernels; the fast kind wins if it is faster there and every product

@@ -3,6 +3,7 @@
 
 use crate::engine::Settings;
 use crate::error::{EngineError, Result};
+use crate::gradients;
 use crate::taps::{Method, ParameterPlan, Plan, TapKind};
 use bastionai_graph::dtype::DType;
 use bastionai_graph::typed::TypedGraph;
@@ -19,9 +20,6 @@ const F32_SENSITIVITY_SHARE: f64 = 0.01;
 
 /// Fewest rows of an f32 contraction: shorter ones would be slower than f64.
 const FEWEST_F32_ROWS: i64 = 64;
-
-/// Memory of one block of instantiated gradients, in f64 elements: 64 MiB.
-const BLOCK_ELEMENTS: i64 = 1 << 23;
 
 /// How one contraction is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -90,10 +88,14 @@ fn norm_length(plan: &Plan) -> u64 {
             input_width,
             output_width,
         } => input_width + output_width + tap.rows_per_record.saturating_mul(tap.rows_per_record),
+        TapKind::Convolution(ref plan) if tap.as_rows => {
+            let widths = plan.unfolded_width() + plan.plain_width();
+            widths + tap.rows_per_record.saturating_mul(tap.rows_per_record)
+        }
         _ => tap.rows_per_record,
     };
     let of_parameter = |parameter: &ParameterPlan| match parameter.method {
-        Method::Direct | Method::Instantiate => parameter.shape.iter().product::<i64>(),
+        Method::Instantiate { .. } => parameter.shape.iter().product::<i64>(),
         Method::Factored => of_factors(parameter, &plan.taps),
         _ => 0,
     };
@@ -142,12 +144,7 @@ impl Precision {
 
     /// Blocks of records of an instantiated parameter: `(first, count)`.
     pub(crate) fn blocks(&self, parameter: &ParameterPlan) -> Vec<(i64, i64)> {
-        let step =
-            (BLOCK_ELEMENTS / parameter.shape.iter().product::<i64>().max(1)).clamp(1, self.batch_size);
-        (0..self.batch_size)
-            .step_by(step as usize)
-            .map(|first| (first, step.min(self.batch_size - first)))
-            .collect()
+        gradients::blocks(self.batch_size, parameter.block).collect()
     }
 
     /// Everything that [`bastionai_privacy::sensitivity::charged_sensitivity`] charges for.
@@ -173,7 +170,7 @@ impl Precision {
     /// Partial sums of a micro-batch, at most, for any one coordinate.
     fn partial_sums(&self, plan: &Plan) -> u64 {
         let of = |parameter: &ParameterPlan| match parameter.method {
-            Method::Instantiate => self.blocks(parameter).len() as u64,
+            Method::Instantiate { .. } => self.blocks(parameter).len() as u64,
             method => {
                 let chosen = self.contraction(method);
                 let rows = if method == Method::Rows {
@@ -202,10 +199,11 @@ impl Precision {
         if used(&|method| method == Method::Rows) {
             out.push(of(self.single, 1.0));
         }
-        if used(&|method| matches!(method, Method::Ghost | Method::Direct | Method::Factored)) {
+        if used(&|method| matches!(method, Method::Ghost | Method::Factored)) {
             out.push(of(self.sequence, CANCELLATION));
         }
-        if used(&|method| method == Method::Instantiate) {
+        // What is summed is what was clipped, so that only the summation over records can be off.
+        if used(&|method| matches!(method, Method::Instantiate { .. })) {
             out.push(of(
                 Chosen {
                     kind: Kind::Double,

@@ -155,15 +155,25 @@ impl Prepared {
     }
 }
 
-/// Values whose tensors a tap needs for its parameters' gradients.
-pub(crate) fn saved_value(tap: &Tap) -> Option<usize> {
+/// Values whose tensors a tap needs for its parameters' gradients, the input first.
+pub(crate) fn saved_values(tap: &Tap) -> Vec<usize> {
     match tap {
-        Tap::Linear { input, .. } | Tap::MatMul { input, .. } | Tap::LayerNorm { input, .. } => {
-            Some(index(*input))
-        }
-        Tap::BroadcastMul { other, .. } => Some(index(*other)),
-        Tap::Embedding { indices, .. } => Some(index(*indices)),
-        Tap::BroadcastAdd { .. } | Tap::Expand { .. } => None,
+        Tap::Linear { input, .. }
+        | Tap::MatMul { input, .. }
+        | Tap::LayerNorm { input, .. }
+        | Tap::Convolution { input, .. }
+        | Tap::GroupNorm { input, .. }
+        | Tap::RmsNorm { input, .. }
+        | Tap::Prelu { input, .. } => vec![index(*input)],
+        Tap::Embedding { indices, .. } => vec![index(*indices)],
+        Tap::FrozenBatchNorm {
+            input,
+            mean,
+            variance,
+            ..
+        } => [input, mean, variance].map(|value| index(*value)).to_vec(),
+        Tap::BroadcastMul { other, .. } => vec![index(*other)],
+        Tap::BroadcastAdd { .. } | Tap::Expand { .. } => Vec::new(),
     }
 }
 

@@ -172,7 +172,7 @@ pub(crate) fn dense(ids: &Tensor, gradients: &Tensor, rows: i64) -> Result<Tenso
     let places = ids.f_clamp_min(0)?.f_add(&first_rows)?.f_flatten(0, 1)?;
     let kept = gradients.f_where_scalarother(&ids.f_ge(0)?.f_unsqueeze(2)?, 0.0)?;
     Ok(
-        Tensor::f_zeros([count * rows, width], (Kind::Double, Device::Cpu))?
+        Tensor::f_zeros([count * rows, width], (gradients.kind(), Device::Cpu))?
             .f_index_add(0, &places, &kept.f_flatten(0, 1)?)?
             .f_reshape([count, rows, width])?,
     )

@@ -2,8 +2,13 @@
 //! norms and clipped sum are computed.
 
 mod checks;
+mod convolution;
+mod factor;
+mod method;
 
 use self::checks::{check_origin, check_untapped, check_value_shape, reaching_the_loss, views_back};
+pub(crate) use self::convolution::ConvolutionPlan;
+pub(crate) use self::factor::Factor;
 use crate::error::{EngineError, Result};
 use crate::program::{BatchAxis, Expected, Program, index};
 use bastionai_graph::typed::{Argument, Number, Tap, TappedParameter, TypedGraph, TypedNode};
@@ -27,6 +32,23 @@ pub(crate) enum TapKind {
         width: i64,
         padding: Option<i64>,
     },
+    /// `conv*` and `conv_transpose*`.
+    Convolution(ConvolutionPlan),
+    /// Normalisations and slopes with one parameter a channel of `[B, channels, ..]`.
+    Channels { channels: i64, normalised: Normalised },
+    /// `rms_norm`: rows of `width`, normalised again.
+    RmsNorm { eps: f64, width: i64 },
+}
+
+/// What a parameter of [`TapKind::Channels`] is multiplied with.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Normalised {
+    /// By mean and variance of the sample's own groups of channels.
+    InGroups { groups: i64, eps: f64 },
+    /// By fixed statistics, which are saved with the input.
+    ByStatistics { eps: f64 },
+    /// The input where it is negative: a slope.
+    NegativePart,
 }
 
 /// One tapped node.
@@ -39,6 +61,8 @@ pub(crate) struct TapPlan {
     pub(crate) output_shape: Vec<i64>,
     /// Rows of a record (T): 1 for plain `[B, width]`.
     pub(crate) rows_per_record: i64,
+    /// Whether a convolution's weight is handled by rows ([`Method::Rows`], [`Method::Ghost`]).
+    pub(crate) as_rows: bool,
 }
 
 /// How a parameter's per-sample gradient follows from a tap.
@@ -56,6 +80,10 @@ pub(crate) enum Role {
     BroadcastMul,
     /// `Σ_t g_t` into the row that the token's id names.
     Table,
+    /// The output gradient summed over all but the channels.
+    ChannelSum,
+    /// Output gradient times normalised input, summed over all but the channels; over them too for a single number.
+    ChannelScale,
 }
 
 /// One use of a parameter.
@@ -89,10 +117,8 @@ pub(crate) enum Method {
     Rows,
     /// One weight use, several rows per record: Gram matrices of inputs and gradients.
     Ghost,
-    /// One weight use, several rows per record: the gradient of each record, for its norm only.
-    Direct,
-    /// The gradient of each record, for norm and sum: small parameters, and tied ones where that is cheaper.
-    Instantiate,
+    /// The gradient of each record, for norm and sum. `kept` until the sum is made, else computed twice.
+    Instantiate { kept: bool },
     /// A table, or a tie of tables and weights: norms from the factors of each use and their cross terms, never a
     /// gradient of the whole parameter for a record.
     Factored,
@@ -106,6 +132,8 @@ pub(crate) struct ParameterPlan {
     pub(crate) shape: Vec<i64>,
     pub(crate) uses: Vec<Use>,
     pub(crate) method: Method,
+    /// Records whose gradients are instantiated at once.
+    pub(crate) block: i64,
 }
 
 /// All taps and trainable parameters.
@@ -135,9 +163,9 @@ impl Plan {
             }
             check_untapped(graph, node, &reaches)?;
         }
-        for parameter in &mut plan.parameters {
-            parameter.method = method(parameter, &plan.taps);
-            check_instantiable(graph, parameter)?;
+        plan.choose_methods(program.batch_size, method::KEPT_ELEMENTS);
+        for parameter in &plan.parameters {
+            method::check_instantiable(graph, parameter)?;
         }
         Ok(plan)
     }
@@ -189,7 +217,8 @@ fn trainable(graph: &TypedGraph) -> Vec<ParameterPlan> {
             parameter: index,
             shape: shape(&parameter.shape),
             uses: Vec::new(),
-            method: Method::Instantiate,
+            method: Method::Instantiate { kept: false },
+            block: 1,
         })
         .collect()
 }
@@ -225,6 +254,26 @@ fn roles(tap: &Tap) -> Vec<(&TappedParameter, Role)> {
         Tap::Embedding { weight, .. } => out.push((weight, Role::Table)),
         // Repeating is adding to zeros.
         Tap::Expand { parameter } => out.push((parameter, Role::BroadcastAdd { scale: 1.0 })),
+        Tap::Convolution {
+            weight,
+            bias,
+            geometry,
+            ..
+        } => {
+            let transposed = geometry.transposed;
+            out.extend(
+                weight
+                    .as_ref()
+                    .map(|tapped| (tapped, Role::Weight { transposed })),
+            );
+            out.extend(bias.as_ref().map(|tapped| (tapped, Role::ChannelSum)));
+        }
+        Tap::GroupNorm { weight, bias, .. } | Tap::FrozenBatchNorm { weight, bias, .. } => {
+            out.extend(weight.as_ref().map(|tapped| (tapped, Role::ChannelScale)));
+            out.extend(bias.as_ref().map(|tapped| (tapped, Role::ChannelSum)));
+        }
+        Tap::RmsNorm { weight, .. } => out.push((weight, Role::Scale)),
+        Tap::Prelu { weight, .. } => out.push((weight, Role::ChannelScale)),
     }
     out
 }
@@ -280,21 +329,66 @@ fn tap_plan(node: &TypedNode, tap: &Tap, program: &Program) -> Result<TapPlan> {
             table_kind(table, &program.expected[index(*indices)], output, *padding_idx)
                 .ok_or_else(|| refuse("the ids and the table do not give the output's shape"))?
         }
-    };
-    let width = match &kind {
-        TapKind::Rows { output_width, .. } => *output_width,
-        TapKind::LayerNorm { width, .. } | TapKind::Embedding { width, .. } => *width,
-        TapKind::Broadcast => 1,
+        Tap::Convolution { input, geometry, .. } => {
+            let input = &program.expected[index(*input)];
+            let plan = ConvolutionPlan::new(geometry, input, output);
+            TapKind::Convolution(plan.ok_or_else(|| refuse("its extents are not those of a convolution"))?)
+        }
+        Tap::GroupNorm { groups, eps, .. } => {
+            let groups = *groups as i64;
+            let eps = eps.get();
+            let fits = |channels: i64| groups > 0 && channels % groups == 0;
+            channels_kind(output, Normalised::InGroups { groups, eps })
+                .filter(|kind| matches!(kind, TapKind::Channels { channels, .. } if fits(*channels)))
+                .ok_or_else(|| refuse("the groups do not divide the channels of [B, channels, ..]"))?
+        }
+        Tap::FrozenBatchNorm { eps, .. } => {
+            channels_kind(output, Normalised::ByStatistics { eps: eps.get() })
+                .ok_or_else(|| refuse("the input is not [B, channels, ..]"))?
+        }
+        Tap::Prelu { .. } => channels_kind(output, Normalised::NegativePart)
+            .ok_or_else(|| refuse("the input is not [B, channels, ..]"))?,
+        Tap::RmsNorm {
+            normalized_shape,
+            eps,
+            ..
+        } => {
+            let trailing = output.shape.len().checked_sub(normalized_shape.len());
+            if trailing.is_none_or(|leading| batch.axis >= leading as i64) {
+                return Err(refuse("rms_norm may not normalise over the batch axis"));
+            }
+            TapKind::RmsNorm {
+                eps: eps.get(),
+                width: normalized_shape.iter().map(|&extent| extent as i64).product(),
+            }
+        }
     };
     let elements: i64 = output.shape.iter().product();
-    let rows_per_record = elements / (program.batch_size * width).max(1);
+    let rows_of = |width: i64| elements / (program.batch_size * width).max(1);
+    let rows_per_record = match &kind {
+        TapKind::Rows { output_width, .. } => rows_of(*output_width),
+        TapKind::LayerNorm { width, .. }
+        | TapKind::RmsNorm { width, .. }
+        | TapKind::Embedding { width, .. } => rows_of(*width),
+        TapKind::Channels { channels, .. } => rows_of(*channels),
+        TapKind::Convolution(plan) => plan.length(),
+        TapKind::Broadcast => rows_of(1),
+    };
     check_scales(node, tap).ok_or_else(|| refuse("addmm must have beta = alpha = 1"))?;
     Ok(TapPlan {
         kind,
         batch,
         output_shape: output.shape.clone(),
         rows_per_record,
+        as_rows: false,
     })
+}
+
+/// The batch is axis 0 and the channels are axis 1.
+fn channels_kind(output: &Expected, normalised: Normalised) -> Option<TapKind> {
+    let channels = *output.shape.get(1)?;
+    let leading = output.batch == Some(BatchAxis { axis: 0, inner: 1 });
+    leading.then_some(TapKind::Channels { channels, normalised })
 }
 
 /// Widths of a contraction over the input's last axis; a vector as right operand gives width 1.
@@ -344,167 +438,4 @@ fn check_scales(node: &TypedNode, tap: &Tap) -> Option<()> {
         .iter()
         .filter(|named| named.name == "beta" || named.name == "alpha");
     scales.all(|named| one(&named.value)).then_some(())
-}
-
-/// Norms by Gram matrices cost `T²(in+out)` multiplications a record, by instantiation `T·in·out`.
-fn method(parameter: &ParameterPlan, taps: &[TapPlan]) -> Method {
-    if let [only] = &parameter.uses[..] {
-        let tap = &taps[only.tap];
-        if let (
-            Role::Weight { .. },
-            TapKind::Rows {
-                input_width,
-                output_width,
-            },
-        ) = (&only.role, &tap.kind)
-        {
-            let ghost = tap.rows_per_record.saturating_mul(input_width + output_width);
-            return if tap.rows_per_record == 1 {
-                Method::Rows
-            } else if ghost < input_width.saturating_mul(*output_width) {
-                Method::Ghost
-            } else {
-                Method::Direct
-            };
-        }
-    }
-    let factors: Option<Vec<Factor>> = parameter.uses.iter().map(Use::factor).collect();
-    match factors {
-        Some(factors) if !factors.is_empty() && is_cheaper_factored(parameter, &factors, taps) => {
-            Method::Factored
-        }
-        _ => Method::Instantiate,
-    }
-}
-
-/// Tables alone are always cheaper by their factors: no gradient has more rows than tokens. Ties with weights cost
-/// `T²(rows + width)` for the weights and `T_weights·T_tables·width` for the cross terms, against `T·rows·width`.
-fn is_cheaper_factored(parameter: &ParameterPlan, factors: &[Factor], taps: &[TapPlan]) -> bool {
-    let rows_of = |wanted: fn(&Factor) -> bool| -> i64 {
-        let uses = parameter.uses.iter().zip(factors);
-        uses.filter(|(_, factor)| wanted(factor))
-            .map(|(each, _)| taps[each.tap].rows_per_record)
-            .sum()
-    };
-    let tokens = rows_of(|factor| *factor == Factor::Table);
-    let dense = rows_of(|factor| *factor != Factor::Table);
-    let &[rows, width] = &parameter.shape[..] else {
-        return false;
-    };
-    let ghost = dense
-        .saturating_mul(dense)
-        .saturating_mul(rows + width)
-        .saturating_add(dense.saturating_mul(tokens).saturating_mul(width));
-    let instantiated = dense.saturating_add(1).saturating_mul(rows).saturating_mul(width);
-    dense == 0 || ghost <= instantiated || rows.saturating_mul(width) > MOST_INSTANTIATED
-}
-
-/// Elements of a parameter whose gradient is still instantiated for each record: 128 MiB in f64.
-const MOST_INSTANTIATED: i64 = 1 << 24;
-
-/// A table in a form that only instantiation could serve must be small.
-fn check_instantiable(graph: &TypedGraph, parameter: &ParameterPlan) -> Result<()> {
-    let has_table = parameter.uses.iter().any(|each| each.role == Role::Table);
-    let elements: i64 = parameter.shape.iter().product();
-    if !has_table || parameter.method != Method::Instantiate || elements <= MOST_INSTANTIATED {
-        return Ok(());
-    }
-    Err(EngineError::Unsupported {
-        node: graph.parameters()[parameter.parameter].names.join(" = "),
-        reason: format!(
-            "a table of {elements} elements is also used in a way that needs its whole gradient for each record; use it \
-             as an embedding and in linear or matmul only"
-        ),
-    })
-}
-
-/// How one use's gradient factors into rows: `Σ_t l_t r_tᵀ` in the parameter's own shape `[rows, width]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Factor {
-    /// `l` is one-hot in the token's id, `r` the output gradient.
-    Table,
-    /// `l` is the output gradient and `r` the input.
-    GradientInput,
-    /// `l` is the input and `r` the output gradient.
-    InputGradient,
-}
-
-impl Use {
-    /// `None` where the parameter enters through more than transposes.
-    pub(crate) fn factor(&self) -> Option<Factor> {
-        let mut turned = false;
-        for step in &self.back {
-            match step {
-                ViewBack::Permute(axes) if axes[..] == [1, 0] => turned = !turned,
-                ViewBack::Permute(axes) if axes[..] == [0, 1] => {}
-                _ => return None,
-            }
-        }
-        match &self.role {
-            Role::Table if !turned => Some(Factor::Table),
-            Role::Weight { transposed } if self.value_shape.len() == 2 => Some(if *transposed == turned {
-                Factor::GradientInput
-            } else {
-                Factor::InputGradient
-            }),
-            _ => None,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn weight(transposed: bool, back: Vec<ViewBack>) -> Use {
-        Use {
-            tap: 0,
-            role: Role::Weight { transposed },
-            value_shape: vec![2, 3],
-            back,
-        }
-    }
-
-    #[test]
-    fn two_transposes_cancel_and_one_swaps_the_factors() {
-        let turn = || ViewBack::Permute(vec![1, 0]);
-        assert_eq!(weight(false, vec![]).factor(), Some(Factor::GradientInput));
-        assert_eq!(weight(true, vec![]).factor(), Some(Factor::InputGradient));
-        assert_eq!(weight(true, vec![turn()]).factor(), Some(Factor::GradientInput));
-        assert_eq!(
-            weight(false, vec![turn(), turn()]).factor(),
-            Some(Factor::GradientInput)
-        );
-        assert_eq!(weight(false, vec![ViewBack::Reshape(vec![6])]).factor(), None);
-    }
-
-    #[test]
-    fn a_large_tie_is_factored_and_a_small_one_over_many_rows_instantiated() {
-        let tap = |rows_per_record| TapPlan {
-            kind: TapKind::Rows {
-                input_width: 64,
-                output_width: 1000,
-            },
-            batch: BatchAxis { axis: 0, inner: 1 },
-            output_shape: vec![],
-            rows_per_record,
-        };
-        let table = Use {
-            role: Role::Table,
-            ..weight(false, vec![])
-        };
-        let tied = |rows: i64, width: i64| ParameterPlan {
-            parameter: 0,
-            shape: vec![rows, width],
-            uses: vec![table.clone(), weight(false, vec![])],
-            method: Method::Instantiate,
-        };
-        assert_eq!(method(&tied(1000, 64), &[tap(8)]), Method::Factored);
-        assert_eq!(method(&tied(10, 4), &[tap(512)]), Method::Instantiate);
-        let only = ParameterPlan {
-            uses: vec![table.clone(), table.clone()],
-            ..tied(10, 4)
-        };
-        assert_eq!(method(&only, &[tap(512)]), Method::Factored);
-    }
 }

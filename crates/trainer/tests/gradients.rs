@@ -83,6 +83,22 @@ fn clipped_sums_are_the_sums_of_clipped_gradients() {
     }
 }
 
+/// What does not fit in memory is computed twice; the sum is the same.
+#[test]
+fn gradients_that_are_not_kept_give_the_same_sums() {
+    for dtype in [DType::F64, DType::F32] {
+        for model in models::all(dtype, BATCH) {
+            let mut engine = model.engine(settings(BATCH as u32, 0.5));
+            let kept = engine.clipped_sums(&full(&engine, &model.inputs)).unwrap();
+            engine.keep_gradients(0).unwrap();
+            let again = engine.clipped_sums(&full(&engine, &model.inputs)).unwrap();
+            let difference = distance(&joined(&kept.0), &joined(&again.0));
+            let tolerance = if dtype == DType::F64 { 1e-8 } else { 1e-5 };
+            assert!(difference < tolerance, "{} {dtype:?}: {difference}", model.name);
+        }
+    }
+}
+
 #[test]
 fn losses_equal_plain_losses() {
     for model in models::all(DType::F32, BATCH) {

@@ -22,6 +22,7 @@ pub(crate) enum Given {
     Optionals(Vec<Option<ValueId>>),
     Number(Number),
     Items(Vec<Item>),
+    Floats(Vec<f64>),
     Str(String),
     DType(DType),
     MemoryFormat(MemoryFormat),
@@ -264,6 +265,15 @@ impl<'c> Call<'c> {
             Item::Batch(_) => Err(batch_size_misused(name)),
         };
         items.iter().map(int).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// A list of floats, or None.
+    pub(crate) fn floats(&self, name: &str) -> Result<Option<Vec<f64>>, Objection> {
+        match self.read(name) {
+            Given::None => Ok(None),
+            Given::Floats(values) => Ok(Some(values.clone())),
+            _ => Err(self.wrong_type(name, "a list of floats")),
+        }
     }
 
     /// A size list, where B may appear.

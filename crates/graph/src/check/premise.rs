@@ -55,6 +55,8 @@ pub(crate) enum Premise {
     /// G2: a trainable parameter meets per-sample data only where it is tapped, and enters the tap whole,
     /// as itself or as an isometric view of all of it.
     ParametersAreTapped,
+    /// T4: what a convolution or normalisation takes for the batch, axis 0, is the batch.
+    BatchIsLeading,
     /// The taps' batch axis is axis 0.
     TapsAreBatchFirst,
     /// G4: values that can be out of range by the declared contract.
@@ -72,7 +74,10 @@ impl Premise {
             | Self::IotaOnlyIndexes
             | Self::OneBatchAxis => "T1",
             Self::RandomnessPerSample => "T3",
-            Self::BatchAxesAligned | Self::SharedSpansNoBatch | Self::RecordedTypesAgree => "T4",
+            Self::BatchAxesAligned
+            | Self::SharedSpansNoBatch
+            | Self::RecordedTypesAgree
+            | Self::BatchIsLeading => "T4",
             Self::ShapesDoNotDependOnValues => "T5",
             Self::LeftAxesPassThrough | Self::BlocksStayWhole => "T6",
             Self::NoState => "T8",

@@ -54,6 +54,7 @@ impl Resolver<'_> {
                 .map(|size| self.item(size))
                 .collect::<Result<_, _>>()
                 .map(Given::Items),
+            (Kind::Floats, Raw::Floats(values)) => Ok(Given::Floats(values.clone())),
             (Kind::Str, Raw::Str(text)) => Ok(Given::Str(text.clone())),
             (Kind::ScalarType, Raw::ScalarType(code)) => self.scalar_type(*code),
             (Kind::MemoryFormat, Raw::MemoryFormat(1)) => Ok(Given::MemoryFormat(MemoryFormat::Contiguous)),
@@ -152,6 +153,7 @@ pub(super) fn default(argument: &SchemaArgument) -> Result<Given, Unresolved> {
         DefaultValue::Bool(value) => Given::Number(Number::Bool(*value)),
         DefaultValue::Str(text) => Given::Str(text.clone()),
         DefaultValue::Empty => Given::Items(Vec::new()),
+        DefaultValue::Ints(values) => Given::Items(values.iter().copied().map(Item::Int).collect()),
     })
 }
 
@@ -167,6 +169,9 @@ pub(super) fn is_default(given: &Given, default: &DefaultValue) -> bool {
         }
         (Given::Str(text), DefaultValue::Str(default)) => text == default,
         (Given::Items(items), DefaultValue::Empty) => items.is_empty(),
+        (Given::Items(items), DefaultValue::Ints(values)) => {
+            items.iter().copied().eq(values.iter().copied().map(Item::Int))
+        }
         _ => false,
     }
 }
@@ -187,6 +192,7 @@ pub(super) fn typed_argument(given: Given, argument: &SchemaArgument) -> Argumen
         Given::Number(Number::Float(value)) => Argument::Float(value),
         Given::Number(Number::Bool(value)) => Argument::Bool(value),
         Given::Items(items) => items_argument(&items),
+        Given::Floats(values) => Argument::Floats(values.into_iter().map(FloatBits::new).collect()),
         Given::Str(text) => Argument::Str(text),
         Given::DType(dtype) => Argument::DType(dtype),
         Given::MemoryFormat(format) => Argument::MemoryFormat(format),

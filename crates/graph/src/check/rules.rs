@@ -1,7 +1,9 @@
 //! One rule per allowed operator and overload. No rule: refused.
 
 mod attention;
+mod channelwise;
 mod contraction;
+mod convolution;
 mod elementwise;
 mod embedding;
 mod factory;
@@ -10,10 +12,13 @@ mod join;
 mod loss;
 mod mask;
 mod normalise;
+mod pool;
 mod random;
 mod reduce;
+mod resample;
 mod reshape;
 mod select;
+mod spatial;
 mod tap;
 
 use super::call::Call;
@@ -108,7 +113,33 @@ pub(super) fn find(name: &str, overload: &str) -> Option<Rule> {
         ("broadcast_tensors", "default") => join::broadcast_tensors,
 
         ("layer_norm" | "rms_norm", "default") => normalise::trailing,
-        ("group_norm", "default") => normalise::group,
+        ("group_norm", "default") => channelwise::group_norm,
+        ("instance_norm", "default") => channelwise::instance_norm,
+        ("batch_norm", "default") => channelwise::batch_norm,
+        ("prelu", "default") => channelwise::prelu,
+
+        ("conv1d" | "conv2d" | "conv3d", "default" | "padding")
+        | ("convolution", "default")
+        | ("conv_transpose1d", "default")
+        | ("conv_transpose2d" | "conv_transpose3d", "input") => convolution::convolution,
+        ("max_pool1d" | "max_pool2d" | "max_pool3d", "default") => pool::max,
+        ("max_pool1d_with_indices" | "max_pool2d_with_indices" | "max_pool3d_with_indices", "default") => {
+            pool::max_with_indices
+        }
+        ("avg_pool1d" | "avg_pool2d" | "avg_pool3d", "default") => pool::average,
+        ("adaptive_avg_pool1d" | "adaptive_avg_pool2d" | "adaptive_avg_pool3d", "default") => {
+            pool::adaptive_average
+        }
+        ("adaptive_max_pool1d" | "adaptive_max_pool2d" | "adaptive_max_pool3d", "default") => {
+            pool::adaptive_max
+        }
+        ("upsample_nearest1d" | "upsample_nearest2d" | "upsample_nearest3d", "vec") => resample::nearest,
+        (
+            "upsample_linear1d" | "upsample_bilinear2d" | "upsample_trilinear3d" | "upsample_bicubic2d",
+            "vec",
+        ) => resample::interpolate,
+        ("constant_pad_nd" | "pad", "default") => resample::pad,
+        ("pixel_shuffle" | "pixel_unshuffle", "default") => resample::pixel_shuffle,
 
         ("gather", "default") => index::gather,
         ("index", "Tensor") => index::index,
@@ -123,6 +154,7 @@ pub(super) fn find(name: &str, overload: &str) -> Option<Rule> {
 
         ("dropout", "default") => random::dropout,
         ("native_dropout", "default") => random::native_dropout,
+        ("feature_dropout", "default") => random::feature_dropout,
         _ => return None,
     })
 }
@@ -132,8 +164,7 @@ pub(super) fn no_rule(target: &str) -> Objection {
     let name = target.strip_prefix("torch.ops.aten.").unwrap_or(target);
     let base = name.split('.').next().unwrap_or(name);
     let (rule, reason, remedy) = match base {
-        "batch_norm"
-        | "native_batch_norm"
+        "native_batch_norm"
         | "cudnn_batch_norm"
         | "_batch_norm_with_update"
         | "_native_batch_norm_legit"
@@ -184,11 +215,6 @@ pub(super) fn no_rule(target: &str) -> Objection {
             "T7",
             "its equation has no rule",
             "export with bastionai.export, which writes it as permute, reshape and bmm; or use matmul",
-        ),
-        "prelu" | "_prelu_kernel" => (
-            "T7",
-            "it has no rule for its trainable slope",
-            "use leaky_relu, elu or gelu",
         ),
         "cumsum" | "sort" | "topk" | "roll" | "flip" => (
             "T7",

@@ -3,8 +3,10 @@
 mod build;
 mod embedding;
 mod leaky;
+mod leaky_windows;
 mod mutants;
 mod oracle;
 mod random;
 mod scores;
 mod sound;
+mod sound_windows;

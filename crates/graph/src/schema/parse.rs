@@ -74,7 +74,10 @@ fn kind_of(text: &str) -> Option<(Kind, bool)> {
         "Tensor[]" => Kind::Tensors,
         "Tensor?[]" => Kind::OptionalTensors,
         "int" | "SymInt" => Kind::Int,
-        "int[]" | "SymInt[]" | "int[1]" | "SymInt[1]" => Kind::Ints,
+        "int[]" | "SymInt[]" | "int[1]" | "SymInt[1]" | "int[2]" | "SymInt[2]" | "int[3]" | "SymInt[3]" => {
+            Kind::Ints
+        }
+        "float[]" => Kind::Floats,
         "float" => Kind::Float,
         "Scalar" => Kind::Scalar,
         "bool" => Kind::Bool,
@@ -94,6 +97,10 @@ fn default_value(text: &str) -> Option<DefaultValue> {
         "True" => DefaultValue::Bool(true),
         "False" => DefaultValue::Bool(false),
         "[]" => DefaultValue::Empty,
+        text if text.starts_with('[') => {
+            let elements = text.strip_prefix('[')?.strip_suffix(']')?.split(", ");
+            DefaultValue::Ints(elements.map(str::parse).collect::<Result<_, _>>().ok()?)
+        }
         text if text.starts_with('"') => DefaultValue::Str(text.trim_matches('"').to_owned()),
         text => match text.parse() {
             Ok(value) => DefaultValue::Int(value),

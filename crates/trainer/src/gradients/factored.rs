@@ -5,7 +5,7 @@
 //! has all their products; tables, whose `l` is one-hot, are summed by id; and of a table with a weight
 //! `⟨G, G′⟩ = Σ_st l′_s[id_t]·⟨r′_s, g_t⟩` needs one look-up for each pair of tokens.
 
-use super::{TapValues, blocks, ghost_norms_squared};
+use super::{TapValues, ghost_norms_squared, in_blocks};
 use crate::error::{EngineError, Result};
 use crate::table;
 use crate::taps::{Factor, ParameterPlan};
@@ -83,7 +83,7 @@ fn cross_products(
 ) -> Result<Tensor> {
     let (rows, tokens, width) = (left.size()[1], ids.size()[1], right.size()[2]);
     let per_record = rows * tokens.max(width) + tokens * width;
-    blocks(batch_size, per_record, |first, count| {
+    in_blocks(batch_size, per_record, |first, count| {
         let narrow = |tensor: &Tensor| tensor.f_narrow(0, first, count);
         let ids = narrow(ids)?
             .f_unsqueeze(1)?

@@ -1,7 +1,7 @@
 //! What a tap must be for its gradient to be the parameter's own (rule G2), checked again here: the checker proved it,
 //! but the engine's sums are only as sound as this.
 
-use super::{Role, TapKind, TapPlan, ViewBack, roles};
+use super::{Normalised, Role, TapKind, TapPlan, ViewBack, roles};
 use crate::error::{EngineError, Result};
 use crate::program::index;
 use bastionai_graph::typed::{
@@ -29,6 +29,21 @@ pub(super) fn check_value_shape(tap: &TapPlan, role: &Role, value_shape: &[i64])
         (TapKind::LayerNorm { normalized_shape, .. }, Role::Sum | Role::Scale) => {
             value_shape == &normalized_shape[..]
         }
+        (TapKind::Convolution(plan), Role::Weight { transposed }) => {
+            *transposed == plan.transposed && value_shape == plan.weight_shape()
+        }
+        (TapKind::Convolution(plan), Role::ChannelSum) => value_shape == [plan.output_channels()],
+        (
+            TapKind::Channels {
+                normalised: Normalised::NegativePart,
+                channels,
+            },
+            Role::ChannelScale,
+        ) => value_shape.len() <= 1 && (elements == 1 || elements == *channels),
+        (TapKind::Channels { channels, .. }, Role::ChannelSum | Role::ChannelScale) => {
+            value_shape == [*channels]
+        }
+        (TapKind::RmsNorm { width, .. }, Role::Scale) => elements == *width,
         (TapKind::Broadcast, Role::BroadcastAdd { .. } | Role::BroadcastMul) => broadcasts(value_shape, tap),
         (TapKind::Embedding { rows, width, .. }, Role::Table) => value_shape == [*rows, *width],
         _ => false,

@@ -1,6 +1,7 @@
 //! Typed graphs made by hand, each beside the same model written with `tch` for batch-of-one autograd.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
+pub mod convolutions;
 pub mod models;
 pub mod text;
 
@@ -162,6 +163,11 @@ impl Builder {
         self.values[value.0 as usize].value_type.dtype
     }
 
+    /// A value's type.
+    pub fn type_of(&self, value: ValueId) -> &ValueType {
+        &self.values[value.0 as usize].value_type
+    }
+
     /// Makes the last node a tap.
     pub fn tap(&mut self, tap: Tap) {
         self.nodes.last_mut().expect("a node").tap = Some(tap);
@@ -235,6 +241,7 @@ fn default(value: Option<&DefaultValue>) -> Argument {
         DefaultValue::Float(value) => Argument::Float(FloatBits::new(*value)),
         DefaultValue::Str(text) => Argument::Str(text.clone()),
         DefaultValue::Empty => Argument::Ints(vec![]),
+        DefaultValue::Ints(values) => Argument::Ints(values.clone()),
     }
 }
 

@@ -46,7 +46,7 @@ impl Model {
     }
 }
 
-pub(super) fn kind(dtype: DType) -> Kind {
+pub fn kind(dtype: DType) -> Kind {
     if dtype == DType::F64 {
         Kind::Double
     } else {
@@ -54,7 +54,7 @@ pub(super) fn kind(dtype: DType) -> Kind {
     }
 }
 
-pub(super) fn v(value: ValueId) -> Argument {
+pub fn v(value: ValueId) -> Argument {
     Argument::Value(value)
 }
 
@@ -327,6 +327,7 @@ pub fn all(dtype: DType, batch: i64) -> Vec<Model> {
     all.extend(text::all(dtype, batch));
     all.push(attention::self_attention(dtype, batch));
     all.push(attention::products(dtype, batch));
+    all.extend(convolutions::all(dtype, batch));
     all
 }
 

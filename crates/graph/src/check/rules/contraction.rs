@@ -246,7 +246,7 @@ fn without(operand: &Typed, inner: usize, keeps_place: bool) -> Typed {
     }
 }
 
-fn require_shared(name: &str, operand: &Typed) -> Result<(), Objection> {
+pub(super) fn require_shared(name: &str, operand: &Typed) -> Result<(), Objection> {
     require(
         Premise::WeightIsShared,
         operand.value_type.dependence == Dependence::Shared,

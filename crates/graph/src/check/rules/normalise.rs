@@ -1,15 +1,16 @@
-//! layer_norm, rms_norm, group_norm: statistics of one sample only.
+//! layer_norm and rms_norm: statistics of trailing axes of one sample.
 
-use super::super::call::{Call, batch_axis};
+use super::super::call::{Call, as_float};
 use super::super::facts::{Output, Typed};
 use super::super::premise::{Premise, require};
 use super::super::refusal::Objection;
 use super::elementwise::require_float;
 use super::reduce::require_within_sample;
 use super::{Outcome, tap};
-use crate::typed::{Argument, Dependence, Extent, FloatBits, Tap, ValueType};
+use crate::dtype::DType;
+use crate::typed::{Argument, Dependence, Extent, FloatBits, Tap};
 
-/// layer_norm (tapped) and rms_norm over trailing axes of the sample.
+/// layer_norm and rms_norm over trailing axes of the sample.
 pub(in super::super) fn trailing(call: &mut Call<'_>) -> Result<Outcome, Objection> {
     let input = call.tensor("input")?;
     require_float("input", input)?;
@@ -57,80 +58,46 @@ pub(in super::super) fn trailing(call: &mut Call<'_>) -> Result<Outcome, Objecti
         call.replace("cudnn_enable", Argument::Bool(false));
         call.float("eps")?
     } else {
-        call.number("eps")?;
-        0.0
+        // ATen's default: the machine epsilon of the input's dtype.
+        let default = if input.value_type.dtype == DType::F64 {
+            f64::EPSILON
+        } else {
+            f64::from(f32::EPSILON)
+        };
+        call.number("eps")?.map_or(default, as_float)
     };
     let value_type = input.value_type.clone();
     let (weight_tap, bias_tap) = (tap::parameter(weight), tap::parameter(bias));
     let per_sample = value_type.dependence != Dependence::Shared;
-    let tap = (is_layer_norm && per_sample && (weight_tap.is_some() || bias_tap.is_some())).then(|| {
-        Tap::LayerNorm {
-            input: input.id,
-            normalized_shape,
-            weight: weight_tap.clone(),
-            bias: bias_tap.clone(),
-            eps: FloatBits::new(eps),
-        }
-    });
-    if tap.is_some() {
+    let tapped = per_sample && (weight_tap.is_some() || bias_tap.is_some());
+    if tapped {
         tap::require_tappable(&value_type, &[&weight_tap, &bias_tap], &[])?;
     }
+    let (input, eps) = (input.id, FloatBits::new(eps));
+    let tap = match (tapped, is_layer_norm, weight_tap) {
+        (true, true, weight) => Some(Tap::LayerNorm {
+            input,
+            normalized_shape,
+            weight,
+            bias: bias_tap,
+            eps,
+        }),
+        (true, false, Some(weight)) => Some(Tap::RmsNorm {
+            input,
+            normalized_shape,
+            weight,
+            eps,
+        }),
+        _ => None,
+    };
     Ok(Outcome {
         outputs: vec![Output::new(value_type, call.any_requires_grad())],
         tap,
     })
 }
 
-/// group_norm(input[N, C, ...], num_groups): frozen or no affine parameters.
-pub(in super::super) fn group(call: &mut Call<'_>) -> Result<Outcome, Objection> {
-    let input = call.tensor("input")?;
-    require_float("input", input)?;
-    call.float("eps")?;
-    call.bool("cudnn_enabled")?;
-    call.replace("cudnn_enabled", Argument::Bool(false));
-    let groups = call.int("num_groups")?;
-    let ValueType { shape, .. } = &input.value_type;
-    let batch_first = batch_axis(&input.value_type).is_none_or(|batch| batch == (0, 1));
-    require(Premise::DimsExcludeBatch, batch_first, || {
-        let reason = "group_norm takes axis 0 as the batch, and here it is not: groups would span samples";
-        (reason.into(), "move the batch to axis 0".into())
-    })?;
-    let Some(Extent::Fixed(channels)) = shape.get(1) else {
-        return Err(Objection::plain(
-            "the input has no channel axis",
-            "give an input of shape [B, channels, ...]",
-        ));
-    };
-    if u64::try_from(groups)
-        .ok()
-        .is_none_or(|groups| groups == 0 || channels % groups != 0)
-    {
-        return Err(Objection::plain(
-            "the channels do not divide into the groups",
-            "choose a divisor of the channels",
-        ));
-    }
-    let per_channel = [Extent::Fixed(*channels)];
-    let (weight, bias) = (
-        scale(call, "weight", input, &per_channel)?,
-        scale(call, "bias", input, &per_channel)?,
-    );
-    if [weight, bias]
-        .into_iter()
-        .flatten()
-        .any(|scale| scale.requires_grad)
-    {
-        let reason = "group_norm has no per-sample gradient rule for its trainable scale";
-        return Err(Objection::denied(
-            reason,
-            "use GroupNorm(affine=False) and multiply and add parameters, or LayerNorm",
-        ));
-    }
-    Ok(Output::new(input.value_type.clone(), call.any_requires_grad()).into())
-}
-
 /// An optional scale or shift: Shared, of exactly this shape and the input's dtype.
-fn scale<'c>(
+pub(super) fn scale<'c>(
     call: &Call<'c>,
     name: &str,
     input: &Typed,

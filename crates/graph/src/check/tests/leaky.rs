@@ -26,7 +26,7 @@ pub(super) struct Case {
     pub(super) build: fn(&mut Build),
 }
 
-const fn case(name: &'static str, rule: &'static str, build: fn(&mut Build)) -> Case {
+pub(super) const fn case(name: &'static str, rule: &'static str, build: fn(&mut Build)) -> Case {
     Case {
         name,
         rule,
@@ -50,12 +50,12 @@ pub(super) const fn mutant(
     }
 }
 
-fn size_arg(size: &RawSize) -> RawArgument {
+pub(super) fn size_arg(size: &RawSize) -> RawArgument {
     RawArgument::Size(size.clone())
 }
 
 /// A bad reduction of some value to less, reduced to a scalar and added to the loss.
-fn bad_then_mean(b: &mut Build, operator: &str, arguments: &[(&str, RawArgument)]) {
+pub(super) fn bad_then_mean(b: &mut Build, operator: &str, arguments: &[(&str, RawArgument)]) {
     let bad = b.bad(operator, arguments);
     let mean = b.call("mean.default", &[("self", t(&bad))]);
     b.returns_loss_plus(&mean);
@@ -89,6 +89,7 @@ pub(super) fn cases() -> Vec<Case> {
         parameters(),
         super::embedding::cases(),
         attention::cases(),
+        super::leaky_windows::cases(),
     ]
     .into_iter()
     .flatten()
@@ -1231,23 +1232,6 @@ fn parameters() -> Vec<Case> {
         mutant("data over a parameter", "G2", P::ParametersAreTapped, No, |b| {
             bad_rows(b, "div.Tensor", &[("self", t("x")), ("other", t("w6"))]);
         }),
-        mutant(
-            "a trainable rms_norm scale",
-            "G2",
-            P::ParametersAreTapped,
-            No,
-            |b| {
-                bad_rows(
-                    b,
-                    "rms_norm.default",
-                    &[
-                        ("input", t("x")),
-                        ("normalized_shape", ints(&[6])),
-                        ("weight", t("w6")),
-                    ],
-                );
-            },
-        ),
         mutant(
             "a trainable scale in arithmetic with alpha on the wrong side",
             "G2",

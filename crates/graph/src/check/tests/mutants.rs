@@ -74,6 +74,7 @@ mutants! {
     dropping_shapes_do_not_depend_on_values_is_detected: ShapesDoNotDependOnValues,
     dropping_the_refusal_of_state_is_detected: NoState,
     dropping_parameters_are_tapped_is_detected: ParametersAreTapped,
+    dropping_batch_is_leading_is_detected: BatchIsLeading,
     dropping_taps_are_batch_first_is_detected: TapsAreBatchFirst,
     dropping_indices_within_contract_is_detected: IndicesWithinContract,
     dropping_loss_per_sample_is_detected: LossPerSample,

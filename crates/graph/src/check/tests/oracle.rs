@@ -6,6 +6,7 @@
 //! same in all runs: so neither its place in the batch nor the batch size may matter.
 
 mod products;
+mod windows;
 
 use crate::typed::{Argument, Extent, Origin, TypedGraph, TypedNode, ValueId};
 use std::collections::HashMap;
@@ -299,6 +300,14 @@ impl Step<'_> {
             }
             "layer_norm" | "rms_norm" => one(self.normalise_trailing()),
             "group_norm" => one(self.normalise_groups()),
+            "instance_norm" | "batch_norm" => one(self.normalise_channels()),
+            "prelu" => one(self.prelu()),
+            "feature_dropout" => one(self.feature_dropout()),
+            "constant_pad_nd" | "pad" => one(self.pad()),
+            "pixel_shuffle" | "pixel_unshuffle" => one(self.pixel_shuffle()),
+            name if name.starts_with("conv") => one(self.convolve()),
+            name if name.contains("_pool") => self.pool(),
+            name if name.starts_with("upsample") => one(self.upsample()),
             "view" | "reshape" | "_unsafe_view" => one(reshape(
                 self.tensor("self")?,
                 self.sizes(if self.node.operator == "reshape" {

@@ -3,6 +3,8 @@
 //! For every operator of the table programs are grown around it: arguments are drawn by kind, and a call that
 //! is refused is mostly drawn again, so that accepted programs are deep and refused ones are near misses.
 
+mod windows;
+
 use super::build::{Build, t};
 use super::oracle::judge;
 use crate::check::Checker;
@@ -66,6 +68,9 @@ fn ground() -> (Build, Vec<RawSize>) {
         ("yy", DType::I64, &[2], Some(2)),
         ("flag", DType::Bool, &[], None),
         ("mask", DType::Bool, &[6], None),
+        ("signal", DType::F32, &[2, 4], None),
+        ("image", DType::F32, &[2, 2, 2], None),
+        ("volume", DType::F32, &[1, 2, 2, 2], None),
     ] {
         build.input(name, dtype, shape, classes);
     }
@@ -76,6 +81,11 @@ fn ground() -> (Build, Vec<RawSize>) {
         ("c36", &[3, 6]),
         ("c63", &[6, 3]),
         ("c22", &[2, 2]),
+        ("c1", &[1]),
+        ("c2", &[2]),
+        ("kernel1", &[2, 2, 2]),
+        ("kernel2", &[2, 2, 2, 1]),
+        ("kernel3", &[1, 1, 2, 1, 2]),
     ] {
         build.constant(name, DType::F32, shape);
     }
@@ -115,6 +125,9 @@ struct Draw<'d> {
 
 impl Draw<'_> {
     fn call(&mut self, schema: &Schema) -> Vec<(String, RawArgument)> {
+        if let Some(arguments) = windows::arguments(self, schema) {
+            return arguments;
+        }
         let mut arguments = Vec::new();
         for argument in &schema.arguments {
             let must = argument.default.is_none() || argument.name == "reduction";
@@ -139,6 +152,7 @@ impl Draw<'_> {
             Kind::OptionalTensors => self.indices(),
             Kind::Int => RawArgument::Int(self.int(&argument.name)),
             Kind::Ints => self.ints(&argument.name),
+            Kind::Floats => RawArgument::Floats(vec![2.0]),
             Kind::Float => RawArgument::Float(*self.random.pick(&[0.5, 0.1, 1.0])),
             Kind::Scalar if argument.name == "end" && !self.random.one_in(3) => {
                 RawArgument::Int(1 + self.random.below(6) as i64)
@@ -356,7 +370,7 @@ impl Growth {
             let arguments = draw.call(schema);
             let lists =
                 ["split", "split_with_sizes", "unbind", "broadcast_tensors"].contains(&schema.name.as_str());
-            let pairs = schema.name == "native_dropout" || schema.text.contains("-> (Tensor values");
+            let pairs = schema.text.contains("-> (Tensor");
             let count = if lists {
                 1 + random.below(6)
             } else {

@@ -1,0 +1,201 @@
+//! How each parameter's norms and clipped sum are computed: by what it costs on the shapes at hand.
+
+use super::{Factor, Method, ParameterPlan, Plan, Role, TapKind, TapPlan, Use};
+use crate::error::{EngineError, Result};
+use bastionai_graph::typed::TypedGraph;
+
+/// Most memory of gradients that are kept from norm to sum, in elements: 256 MiB of f32. Beyond it they are
+/// computed twice.
+pub(super) const KEPT_ELEMENTS: i64 = 1 << 26;
+
+/// Memory of one block of instantiated gradients, or of what they are made from, in elements: 64 MiB of f32.
+const BLOCK_ELEMENTS: i64 = 1 << 24;
+
+/// What writing and reading one element of a gradient costs, in multiplications of an f32 matrix product.
+const ELEMENT: i64 = 40;
+
+/// How much slower f64 products are, which Gram matrices and the sums that go with them need (rule G1).
+const DOUBLE: i64 = 2;
+
+impl Plan {
+    /// Sets method and block of every parameter, and which convolutions are handled by rows. At most `kept` elements
+    /// of gradients are kept from norm to sum.
+    pub(crate) fn choose_methods(&mut self, batch_size: i64, mut kept: i64) {
+        self.taps.iter_mut().for_each(|tap| tap.as_rows = false);
+        for parameter in &mut self.parameters {
+            let elements = parameter.shape.iter().product::<i64>().max(1);
+            let all = elements.saturating_mul(batch_size);
+            let keep = all <= kept;
+            parameter.method = method(parameter, &self.taps, keep);
+            parameter.block =
+                (BLOCK_ELEMENTS / elements.max(scratch(parameter, &self.taps))).clamp(1, batch_size);
+            match parameter.method {
+                Method::Instantiate { kept: true } => kept -= all,
+                Method::Instantiate { kept: false } | Method::Factored => {}
+                Method::Rows | Method::Ghost => self.taps[parameter.uses[0].tap].as_rows = true,
+            }
+        }
+    }
+}
+
+/// Elements of a record that instantiating a parameter's gradient makes besides the gradient.
+fn scratch(parameter: &ParameterPlan, taps: &[TapPlan]) -> i64 {
+    let of = |tap: &TapPlan| match &tap.kind {
+        TapKind::Convolution(convolution) => convolution.unfolded_elements(),
+        _ => 1,
+    };
+    parameter
+        .uses
+        .iter()
+        .map(|each| of(&taps[each.tap]))
+        .max()
+        .unwrap_or(1)
+}
+
+fn method(parameter: &ParameterPlan, taps: &[TapPlan], keep: bool) -> Method {
+    if let Some(method) = by_rows(parameter, taps, keep) {
+        return method;
+    }
+    let factors: Option<Vec<Factor>> = parameter.uses.iter().map(Use::factor).collect();
+    let is_weight = matches!(&parameter.uses[..], [only] if matches!(only.role, Role::Weight { .. }));
+    match factors {
+        Some(factors)
+            if !factors.is_empty() && !is_weight && is_cheaper_factored(parameter, &factors, taps) =>
+        {
+            Method::Factored
+        }
+        _ => Method::Instantiate { kept: keep },
+    }
+}
+
+/// A weight with one use is handled by rows where a record has one row, or where Gram matrices are cheaper than the
+/// gradient of each record.
+///
+/// With T rows of widths a and b: Gram matrices cost `T²(a + b)` and the sum after them `T·a·b`, both in f64; a
+/// gradient costs `T·a·b` in f32 and its elements, twice when it is not kept.
+fn by_rows(parameter: &ParameterPlan, taps: &[TapPlan], keep: bool) -> Option<Method> {
+    let [only] = &parameter.uses[..] else {
+        return None;
+    };
+    let tap = &taps[only.tap];
+    let (a, b) = match (&only.role, &tap.kind) {
+        (
+            Role::Weight { .. },
+            TapKind::Rows {
+                input_width,
+                output_width,
+            },
+        ) => (*input_width, *output_width),
+        (Role::Weight { .. }, TapKind::Convolution(plan)) if plan.groups == 1 => {
+            (plan.unfolded_width(), plan.plain_width())
+        }
+        _ => return None,
+    };
+    let rows = tap.rows_per_record;
+    if rows == 1 {
+        return Some(Method::Rows);
+    }
+    let product = a.saturating_mul(b);
+    let ghost = rows
+        .saturating_mul(rows)
+        .saturating_mul(a + b)
+        .saturating_add(rows.saturating_mul(product))
+        .saturating_mul(DOUBLE);
+    let times = if keep { 1 } else { 2 };
+    let instantiated = product
+        .saturating_mul(rows.saturating_add(ELEMENT))
+        .saturating_mul(times);
+    (ghost < instantiated).then_some(Method::Ghost)
+}
+
+/// Tables alone are always cheaper by their factors: no gradient has more rows than tokens. Ties with weights cost
+/// `T²(rows + width)` for the weights and `T_weights·T_tables·width` for the cross terms, against `T·rows·width`.
+fn is_cheaper_factored(parameter: &ParameterPlan, factors: &[Factor], taps: &[TapPlan]) -> bool {
+    let rows_of = |wanted: fn(&Factor) -> bool| -> i64 {
+        let uses = parameter.uses.iter().zip(factors);
+        uses.filter(|(_, factor)| wanted(factor))
+            .map(|(each, _)| taps[each.tap].rows_per_record)
+            .sum()
+    };
+    let tokens = rows_of(|factor| *factor == Factor::Table);
+    let dense = rows_of(|factor| *factor != Factor::Table);
+    let &[rows, width] = &parameter.shape[..] else {
+        return false;
+    };
+    let ghost = dense
+        .saturating_mul(dense)
+        .saturating_mul(rows + width)
+        .saturating_add(dense.saturating_mul(tokens).saturating_mul(width));
+    let instantiated = dense.saturating_add(1).saturating_mul(rows).saturating_mul(width);
+    dense == 0 || ghost <= instantiated || rows.saturating_mul(width) > MOST_INSTANTIATED
+}
+
+/// Elements of a parameter whose gradient is still instantiated for each record: 128 MiB in f64.
+const MOST_INSTANTIATED: i64 = 1 << 24;
+
+/// A table in a form that only instantiation could serve must be small.
+pub(super) fn check_instantiable(graph: &TypedGraph, parameter: &ParameterPlan) -> Result<()> {
+    let has_table = parameter.uses.iter().any(|each| each.role == Role::Table);
+    let elements: i64 = parameter.shape.iter().product();
+    if !has_table || !matches!(parameter.method, Method::Instantiate { .. }) || elements <= MOST_INSTANTIATED
+    {
+        return Ok(());
+    }
+    Err(EngineError::Unsupported {
+        node: graph.parameters()[parameter.parameter].names.join(" = "),
+        reason: format!(
+            "a table of {elements} elements is also used in a way that needs its whole gradient for each record; use it \
+             as an embedding and in linear or matmul only"
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::program::BatchAxis;
+
+    fn weight(transposed: bool) -> Use {
+        Use {
+            tap: 0,
+            role: Role::Weight { transposed },
+            value_shape: vec![2, 3],
+            back: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_large_tie_is_factored_and_a_small_one_over_many_rows_instantiated() {
+        let tap = |rows_per_record| TapPlan {
+            kind: TapKind::Rows {
+                input_width: 64,
+                output_width: 1000,
+            },
+            batch: BatchAxis { axis: 0, inner: 1 },
+            output_shape: vec![],
+            rows_per_record,
+            as_rows: false,
+        };
+        let table = Use {
+            role: Role::Table,
+            ..weight(false)
+        };
+        let tied = |rows: i64, width: i64| ParameterPlan {
+            parameter: 0,
+            shape: vec![rows, width],
+            uses: vec![table.clone(), weight(false)],
+            method: Method::Instantiate { kept: true },
+            block: 1,
+        };
+        assert_eq!(method(&tied(1000, 64), &[tap(8)], true), Method::Factored);
+        assert_eq!(
+            method(&tied(10, 4), &[tap(512)], true),
+            Method::Instantiate { kept: true }
+        );
+        let only = ParameterPlan {
+            uses: vec![table.clone(), table.clone()],
+            ..tied(10, 4)
+        };
+        assert_eq!(method(&only, &[tap(512)], true), Method::Factored);
+    }
+}
