@@ -6,7 +6,7 @@
 //! misses ends a run before it starts: the trainer's self-test runs the very batch under the very limit.
 
 use crate::plan::elements;
-use bastionai_graph::typed::{Argument, Dependence, Extent, TypedGraph, TypedNode, Value, ValueId};
+use bastionai_graph::typed::{Argument, Dependence, Extent, Tap, TypedGraph, TypedNode, Value, ValueId};
 
 /// Bytes, by what takes them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,8 +118,64 @@ fn batch_bytes(graph: &TypedGraph, batch: u64) -> u64 {
         .saturating_mul(batch)
         .min(BLOCK_BYTES)
         .max(one_gradient);
-    sum(inputs.chain([forward, taps, widest, block.saturating_mul(2)]))
+    let [kept, unfolded] = gradient_bytes(graph, batch);
+    sum(inputs.chain([forward, taps, widest, block.saturating_mul(2), kept, unfolded]))
 }
+
+/// Gradients of single records that are kept from norm to sum, and twice the largest convolution's unfolded input: of a
+/// block of records, at least of one. Weights with one row a record and tables need neither.
+fn gradient_bytes(graph: &TypedGraph, batch: u64) -> [u64; 2] {
+    let (mut kept, mut unfolded) = (0u64, 0u64);
+    for node in graph.nodes() {
+        let Some(tap) = &node.tap else { continue };
+        let Some(output) = node
+            .outputs
+            .first()
+            .map(|id| &graph.values()[id.0 as usize].value_type)
+        else {
+            continue;
+        };
+        let width = output.dtype.size_bytes() as u64;
+        let one_row = output.shape.len() == 2 && output.shape[0] == Extent::Batch(1);
+        let by_rows = match tap {
+            Tap::Linear { .. } | Tap::MatMul { .. } => one_row,
+            Tap::Embedding { .. } => true,
+            _ => false,
+        };
+        for parameter in tap.parameters().iter().filter(|_| !by_rows) {
+            let shape = &graph.parameters()[parameter.parameter.0 as usize].shape;
+            kept = kept.saturating_add(elements(shape).saturating_mul(batch).saturating_mul(width));
+        }
+        if let Tap::Convolution { input, geometry, .. } = tap {
+            let input = &graph.values()[input.0 as usize].value_type;
+            let (unfolds, plain) = if geometry.transposed {
+                (output, input)
+            } else {
+                (input, output)
+            };
+            let extent = |extent: &Extent| match extent {
+                Extent::Fixed(size) | Extent::Batch(size) => *size,
+            };
+            let positions = plain.shape.iter().skip(2).map(extent);
+            let channels = unfolds.shape.get(1).map(extent);
+            let kernel = geometry.kernel.iter().copied();
+            let record = channels
+                .into_iter()
+                .chain(positions)
+                .chain(kernel)
+                .fold(width, u64::saturating_mul);
+            let block = record.saturating_mul(batch).min(UNFOLDED_ELEMENTS * width);
+            unfolded = unfolded.max(record.max(block));
+        }
+    }
+    [kept.min(KEPT_BYTES), unfolded.saturating_mul(2)]
+}
+
+/// `KEPT_ELEMENTS` of the trainer (taps/method.rs), in f64.
+const KEPT_BYTES: u64 = 512 << 20;
+
+/// `BLOCK_ELEMENTS` of the trainer.
+const UNFOLDED_ELEMENTS: u64 = 1 << 24;
 
 /// Every input's rows at their declared number, and one dataset's largest column as the frame it came in, with the
 /// room a growing buffer takes and its copy.

@@ -65,9 +65,10 @@ fn clipped_sums_are_the_sums_of_clipped_gradients() {
                 let expected =
                     Vec::<f64>::try_from((all * factors).sum_dim_intlist(0, false, Kind::Double)).unwrap();
                 let tolerance = max_grad_norm * if dtype == DType::F64 { 1e-6 } else { 1e-4 };
+                let difference = distance(&joined(&sums), &expected);
                 assert!(
-                    distance(&joined(&sums), &expected) < tolerance,
-                    "{} {dtype:?} {max_grad_norm}",
+                    difference < tolerance,
+                    "{} {dtype:?} {max_grad_norm}: {difference}",
                     model.name
                 );
                 let norms = Vec::<f64>::try_from(norms.flatten(0, -1)).unwrap();

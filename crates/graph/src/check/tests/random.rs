@@ -454,7 +454,7 @@ impl Growth {
 
 /// Accepted programs that must hold each operator, and programs grown around it at most.
 const EXERCISED: usize = 200;
-const MOST_PROGRAMS: usize = 1500;
+const MOST_PROGRAMS: usize = 3000;
 
 /// Half of the operators each, so that two cores share the work.
 #[test]

@@ -9,6 +9,9 @@ use crate::typed::{Argument, Tap, TypedGraph};
 /// A sound program beside the classifier: its value and the number of its taps.
 type Sound = (&'static str, usize, fn(&mut Build) -> String);
 
+/// Operator, input, and its other arguments.
+type Hostile = (&'static str, &'static str, Vec<(&'static str, RawArgument)>);
+
 /// `image` f32[B,2,4,4], `signal` f32[B,2,6], `volume` f32[B,1,2,3,3].
 fn ground() -> Build {
     let mut build = Build::classifier();
@@ -511,7 +514,7 @@ fn hostile_extents_are_refused() {
         assert_eq!(refusals[0].node, value_name, "{name} {value:?}");
         assert!(!refusals[0].remedy.is_empty());
     }
-    let others: Vec<(&str, &str, Vec<(&str, RawArgument)>)> = vec![
+    let others: Vec<Hostile> = vec![
         (
             "conv1d.default",
             "signal",
@@ -572,7 +575,7 @@ fn hostile_extents_are_refused() {
             "{operator} {given:?}"
         );
     }
-    let selves: Vec<(&str, &str, Vec<(&str, RawArgument)>)> = vec![
+    let selves: Vec<Hostile> = vec![
         ("max_pool2d.default", "image", vec![("kernel_size", ints(&[0]))]),
         ("max_pool2d.default", "image", vec![("kernel_size", ints(&[5]))]),
         ("max_pool2d.default", "image", vec![("kernel_size", ints(&[]))]),
