@@ -54,7 +54,7 @@ fn accepted(name: &str, build: fn(&mut Build) -> String) -> TypedGraph {
 /// Rank of a value, by the refusal of returning it, which names its type.
 fn rank_of(build: &Build, value: &str) -> i64 {
     let program = crate::program::Program::new(build.parts.clone()).unwrap();
-    let mut checker = crate::check::Checker::new(&program);
+    let mut checker = crate::check::Checker::new(&program, true);
     checker.inputs(&build.columns);
     program.nodes().iter().for_each(|node| checker.node(node, true));
     assert!(checker.refusals.is_empty(), "{value}: {:?}", checker.refusals);
