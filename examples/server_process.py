@@ -24,16 +24,18 @@ class ServerProcess:
     Args:
         binary: The ``bastionai`` command.
         folder: Where its vault, log and ready file go.
+        config: A configuration file; its `listen` and `data_dir` do not count.
 
     Attributes:
         address: ``host:port``, on a free port.
         folder: As given.
     """
 
-    def __init__(self, binary: Path, folder: Path) -> None:
+    def __init__(self, binary: Path, folder: Path, config: Path | None = None) -> None:
         self.address = ""
         self.folder = folder
         self._binary = binary
+        self._config = config
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -50,6 +52,12 @@ class ServerProcess:
         if kind is not None:
             print(f"the server's last words:\n{self._last_words()}", file=sys.stderr)
 
+    @property
+    def process_id(self) -> int:
+        """Of the running server."""
+        assert self._process is not None, "it runs"
+        return self._process.pid
+
     def start(self) -> None:
         """Starts it and waits until it listens."""
         if not self._binary.exists():
@@ -65,6 +73,8 @@ class ServerProcess:
             "127.0.0.1:0",
         ]
         command += ["--attester", "insecure-simulated", "--ready-file", str(ready)]
+        if self._config is not None:
+            command += ["--config", str(self._config)]
         with (self.folder / "server.log").open("ab") as log:
             # A group of its own, so that nothing it starts can be left behind.
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)

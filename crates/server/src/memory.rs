@@ -60,8 +60,9 @@ pub(crate) fn largest_batch(
     Some(fitting)
 }
 
-/// Values (once as received, once as a tensor), constants alike; for what is trained an i64 sum, two moments, the
-/// bytes sent back, and two f64 copies of the largest while its sum is contracted.
+/// Values (once as received, once as a tensor), constants alike; for what is trained an i64 sum, two moments and an
+/// average of the iterates, each once more while a checkpoint leaves, and two f64 copies of the largest while its sum
+/// is contracted.
 fn parameter_bytes(graph: &TypedGraph) -> u64 {
     let held = |shape: &[u64], size: usize| elements(shape).saturating_mul(2 * size as u64);
     let values = graph
@@ -75,7 +76,7 @@ fn parameter_bytes(graph: &TypedGraph) -> u64 {
     let trained = || graph.parameters().iter().filter(|each| each.trainable);
     let state = trained().map(|each| {
         let float_bytes = each.dtype.size_bytes() as u64;
-        elements(&each.shape).saturating_mul(8 + 3 * float_bytes)
+        elements(&each.shape).saturating_mul(8 + 7 * float_bytes)
     });
     let contracted = largest_trained(graph).saturating_mul(2 * 8);
     sum(values.chain(constants).chain(state).chain([contracted]))
