@@ -44,19 +44,24 @@ class Peak:
         children = Path(f"/proc/{self._server}/task")
         while not self._stop.is_set():
             for task in children.iterdir():
-                for child in (task / "children").read_text().split():
+                for child in text_of(task / "children").split():
                     self.bytes = max(self.bytes, high_water(int(child)))
             time.sleep(0.005)
 
 
 def high_water(process: int) -> int:
     """`VmHWM` of a process in bytes; 0 once it is gone."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:
-        return 0
+    lines = text_of(Path(f"/proc/{process}/status")).splitlines()
     found = [line.split() for line in lines if line.startswith("VmHWM:")]
     return int(found[0][1]) << 10 if found else 0
+
+
+def text_of(path: Path) -> str:
+    """A file below /proc; nothing once its process or thread is gone."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 class Sequence(nn.Module):
@@ -82,21 +87,6 @@ class Attention(nn.Module):
         return self.head(self.layer(x).mean(1))
 
 
-def cnn() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 8, 2, padding=3),
-        nn.ReLU(),
-        nn.MaxPool2d(2, 1),
-        nn.Conv2d(16, 32, 4, 2),
-        nn.ReLU(),
-        nn.MaxPool2d(2, 1),
-        nn.Flatten(),
-        nn.Linear(32 * 4 * 4, 32),
-        nn.ReLU(),
-        nn.Linear(32, 2),
-    )
-
-
 def mlp(width: int, hidden: int) -> nn.Module:
     return nn.Sequential(
         nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
@@ -110,7 +100,6 @@ MODELS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module], int, int, int]
     "large batch": ((784,), lambda: mlp(784, 512), 8192, 4096, 4096),
     "sequence": ((128, 64), lambda: Sequence(64, 256), 1024, 128, 128),
     "transformer": ((64, 64), lambda: Attention(64), 1024, 128, 128),
-    "CNN": ((1, 28, 28), cnn, 1024, 256, 256),
 }
 
 
