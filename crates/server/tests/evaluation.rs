@@ -132,9 +132,10 @@ async fn nobody_trains_on_a_held_out_dataset_and_only_those_named_evaluate_on_it
         ..held_out("2.0")
     };
     let owner = server.peer(&owner).await;
-    let id = upload_under(&owner, "north.test", policy.clone()).await;
+    let id = upload_under(&owner, "north.test", policy).await;
     let shown = owner.list_datasets().await.unwrap();
-    assert_eq!(shown[0].policy, policy);
+    assert!(shown[0].policy.evaluation_only);
+    assert!(matches!(&shown[0].policy.may_train, MayTrain::Only(named) if named.len() == 2));
     assert!(shown[0].evaluable_by_caller && !shown[0].trainable_by_caller);
 
     let model = upload_mlp(&owner).await;
@@ -300,5 +301,37 @@ async fn a_trainer_that_sends_something_else_fails_the_evaluation() {
         .await
         .unwrap_err();
     assert!(!error.to_string().contains("short"), "{error}");
+    server.stop().await;
+}
+
+/// Started it stays charged in full, and there is nothing to fetch (D5).
+#[tokio::test]
+async fn a_cancelled_evaluation_releases_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = TestServer::start(directory.path(), "normal-60000").await;
+    let peer = server.peer(&identity()).await;
+    let id = upload_under(&peer, "north.test", held_out("2.0")).await;
+    let model = peer.upload_model("scores", SCORES, &mut |_| {}).await.unwrap();
+    let quote = peer
+        .price_evaluation(&evaluation(model, &[id], 0.5))
+        .await
+        .unwrap();
+    let run = peer.start_run(quote.run_digest).await.unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while peer.list_runs().await.unwrap()[0].state != RunState::Running {
+        assert!(std::time::Instant::now() < deadline, "it starts");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let ended = peer.cancel_run(run.id).await.unwrap();
+    assert_eq!((ended.state, ended.released_step), (RunState::Cancelled, 0));
+    assert_eq!(
+        epsilon_of(&peer, "north.test").await.0,
+        quote.charges[0].cost.epsilon.units()
+    );
+    assert!(
+        peer.fetch_evaluation(run.id, None, &[], &mut |_| {})
+            .await
+            .is_err()
+    );
     server.stop().await;
 }

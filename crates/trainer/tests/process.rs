@@ -5,8 +5,8 @@ mod support;
 
 use bastionai_graph::dtype::DType;
 use bastionai_wire::trainer::{
-    Control, DatasetShape, Job, LossRelease, Report, TRAINER_ENVIRONMENT, TRAINER_PROTOCOL_VERSION, Task,
-    read_frame, read_message, write_frame, write_message,
+    Control, DatasetShape, EvaluationJob, Job, LossRelease, Report, TRAINER_ENVIRONMENT,
+    TRAINER_PROTOCOL_VERSION, Task, read_frame, read_message, write_frame, write_message,
 };
 use bastionai_wire::{Optimizer, Schedule};
 use std::io::{BufReader, Read};
@@ -43,8 +43,12 @@ impl Trainer {
     }
 
     fn send_job(&mut self, job: &Job, model: &Model) {
+        self.send_task(&Task::Train(job.clone()), model);
+    }
+
+    fn send_task(&mut self, task: &Task, model: &Model) {
         let input = self.input.as_mut().unwrap();
-        write_message(input, &Task::Train(job.clone())).unwrap();
+        write_message(input, task).unwrap();
         for tensor in model.parameters.iter().chain(&model.constants) {
             write_frame(input, &bytes_of(tensor)).unwrap();
         }
@@ -629,4 +633,83 @@ fn limits_on_files_and_processes_hold_from_the_start() {
     }
     drop(child.stdin.take());
     assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+fn evaluation(model: &Model) -> EvaluationJob {
+    let dataset = |rows| DatasetShape {
+        capacity: CAPACITY,
+        rows,
+    };
+    EvaluationJob {
+        version: TRAINER_PROTOCOL_VERSION,
+        graph: model.graph.to_bytes(),
+        datasets: vec![dataset(50), dataset(64)],
+        physical_batch_size: 48,
+        classes: 3,
+        has_confusion: true,
+        score_bins: None,
+        noise_multiplier: 0.05,
+        threads: 2,
+    }
+}
+
+/// In the confined process, over two datasets, the last batch partly empty; noise too small to change a count.
+#[test]
+fn an_evaluation_hands_over_histograms_in_place_of_a_state() {
+    let model = models::scorer(3, 1);
+    let records = records();
+    let mut trainer = Trainer::start();
+    trainer.send_task(&Task::Evaluate(evaluation(&model)), &model);
+    assert_eq!(trainer.report(), Report::Ready);
+    trainer.send_records(&records);
+    assert_eq!(trainer.report(), Report::Step { step: 1 });
+    let losses = vec![None];
+    assert_eq!(trainer.report(), Report::Checkpoint { step: 1, losses });
+    let bytes = read_frame(&mut trainer.output, 1 << 20).unwrap();
+    let counts = bytes.as_chunks().0.iter().map(|&count| i64::from_le_bytes(count));
+    let counts: Vec<i64> = counts.collect();
+    let mut expected = vec![0; 12];
+    for (dataset, rows) in records.iter().zip([50, 64]) {
+        let predicted = (model.reference)(&model.parameters, dataset).argmax(1, false);
+        for row in 0..rows {
+            let at = |tensor: &Tensor| tensor.int64_value(&[row]) as usize;
+            expected[at(&dataset[1]) * 4 + at(&predicted)] += 1;
+        }
+    }
+    assert_eq!(counts, expected);
+    let (status, errors) = trainer.end();
+    assert!(status.success() && errors.is_empty(), "{status} {errors}");
+}
+
+#[test]
+fn an_evaluation_that_cannot_be_done_is_refused_before_records_arrive() {
+    let scorer = models::scorer(3, 1);
+    let refused = |job: EvaluationJob, model: &Model| {
+        let mut trainer = Trainer::start();
+        trainer.send_task(&Task::Evaluate(job), model);
+        match trainer.report() {
+            Report::Refused { reason } => reason,
+            other => panic!("{other:?}"),
+        }
+    };
+    let good = evaluation(&scorer);
+    let silent = EvaluationJob {
+        noise_multiplier: 0.0,
+        ..good.clone()
+    };
+    assert!(refused(silent, &scorer).contains("without noise"));
+    let loss = model();
+    let graph = loss.graph.to_bytes();
+    assert!(
+        refused(
+            EvaluationJob {
+                graph,
+                ..good.clone()
+            },
+            &loss
+        )
+        .contains("returns a loss")
+    );
+    let version = TRAINER_PROTOCOL_VERSION + 1;
+    assert!(refused(EvaluationJob { version, ..good }, &scorer).contains("different builds"));
 }

@@ -5,7 +5,7 @@ use crate::errors::ClientError;
 use crate::fetch::WeightTensor;
 use bastionai_graph::dtype::DType;
 use bastionai_ledger::policy::DatasetKind;
-use bastionai_ledger::receipt::Receipt;
+use bastionai_ledger::receipt::{DatasetStatement, Receipt};
 use bastionai_privacy::event::DpEvent;
 use bastionai_privacy::histogram::{HistogramShape, Histograms, MAX_COUNTS};
 use serde::{Deserialize, Serialize};
@@ -92,7 +92,7 @@ impl NoisyHistograms {
             scores.max(2)
         };
         let classes = u32::try_from(classes).unwrap_or(u32::MAX);
-        check_noise(receipt, noise, histograms.len()).map_err(refused)?;
+        check_noise(&receipt.datasets, noise, histograms.len()).map_err(refused)?;
         Self::new(classes, noise, histograms).map_err(refused)
     }
 
@@ -162,9 +162,8 @@ fn histogram_of(tensor: &WeightTensor) -> Option<ReleasedHistogram> {
 }
 
 /// The noise that error bars rest on must be the noise that was charged: √m times the event's multiplier.
-fn check_noise(receipt: &Receipt, noise: f64, histograms: usize) -> Result<(), String> {
-    let private = receipt
-        .datasets
+fn check_noise(datasets: &[DatasetStatement], noise: f64, histograms: usize) -> Result<(), String> {
+    let private = datasets
         .iter()
         .filter(|dataset| dataset.kind == DatasetKind::Private);
     for dataset in private {
@@ -175,7 +174,8 @@ fn check_noise(receipt: &Receipt, noise: f64, histograms: usize) -> Result<(), S
             ));
         };
         let charged = noise_multiplier * (histograms as f64).sqrt();
-        if (noise / charged - 1.0).abs() > NOISE_TOLERANCE {
+        let agrees = (noise / charged - 1.0).abs() <= NOISE_TOLERANCE;
+        if !agrees {
             return Err(format!(
                 "the counts have noise of {noise}, `{}` is charged for noise of {charged}",
                 dataset.name
@@ -187,3 +187,75 @@ fn check_noise(receipt: &Receipt, noise: f64, histograms: usize) -> Result<(), S
 
 /// Rounding up of √m.
 const NOISE_TOLERANCE: f64 = 1e-9;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bastionai_ledger::id::{DatasetId, Digest32, Principal};
+    use bastionai_ledger::{Delta, Epsilon};
+    use bastionai_privacy::event::NeighboringRelation;
+
+    fn charged(kind: DatasetKind, event: DpEvent) -> DatasetStatement {
+        DatasetStatement {
+            id: DatasetId::from_bytes([1; 16]),
+            name: "north.test".into(),
+            kind,
+            owner: Principal::from_bytes([2; 32]),
+            contract_digest: Digest32::of(b"contract"),
+            policy_digest: Digest32::of(b"policy"),
+            root: Digest32::of(b"blocks"),
+            declared_size: 64,
+            event,
+            relation: NeighboringRelation::AddOrRemoveOne,
+            epsilon: Epsilon::ZERO,
+            delta: Delta::ZERO,
+            budget: None,
+        }
+    }
+
+    /// Error bars are worth nothing if a server may understate the noise that it charged for.
+    #[test]
+    fn noise_that_is_not_what_was_charged_is_refused() {
+        let gaussian = DpEvent::Gaussian {
+            noise_multiplier: 4.0,
+        };
+        let private = [charged(DatasetKind::Private, gaussian.clone())];
+        check_noise(&private, 4.0 * 2f64.sqrt() * (1.0 + 1e-15), 2).unwrap();
+        for (noise, histograms) in [
+            (4.0, 2),
+            (4.0 * 2f64.sqrt(), 1),
+            (0.0, 2),
+            (f64::NAN, 2),
+            (-5.0, 2),
+        ] {
+            assert!(
+                check_noise(&private, noise, histograms).is_err(),
+                "{noise} on {histograms}"
+            );
+        }
+        let training = DpEvent::SelfComposed {
+            event: Box::new(gaussian),
+            count: 1,
+        };
+        let error = check_noise(&[charged(DatasetKind::Private, training)], 4.0, 1).unwrap_err();
+        assert!(error.contains("another mechanism"), "{error}");
+        check_noise(&[charged(DatasetKind::Public, DpEvent::NoOp)], 7.0, 1).unwrap();
+    }
+
+    #[test]
+    fn a_result_of_another_form_is_no_histogram() {
+        let tensor = |name: &str, dtype, shape: &[u64], bytes| WeightTensor {
+            names: vec![name.into()],
+            dtype,
+            shape: shape.to_vec(),
+            bytes: vec![0; bytes],
+        };
+        assert!(histogram_of(&tensor("confusion", DType::I64, &[2, 3], 48)).is_some());
+        assert!(histogram_of(&tensor("confusion", DType::F64, &[2, 3], 48)).is_none());
+        assert!(histogram_of(&tensor("confusion", DType::I64, &[6], 48)).is_none());
+        assert!(histogram_of(&tensor("confusion", DType::I64, &[1 << 40, 1 << 40], 48)).is_none());
+        assert!(noise_of(&tensor("noise_standard_deviation", DType::F64, &[], 8)).is_some());
+        assert!(noise_of(&tensor("noise", DType::F64, &[], 8)).is_none());
+        assert!(noise_of(&tensor("noise_standard_deviation", DType::F64, &[2], 16)).is_none());
+    }
+}

@@ -110,7 +110,11 @@ fn prepare<'a>(
             .repeat(groups),
         timing: Timing {
             start_timeout: Duration::from_millis(trainer.start_timeout_ms),
-            step_timeout: Duration::from_millis(trainer.step_timeout_ms),
+            step_timeout: Duration::from_millis(match priced {
+                Priced::Training(_) => trainer.step_timeout_ms,
+                // One pass over everything, of which nothing is said before its end.
+                Priced::Evaluation(_) => trainer.run_timeout_ms,
+            }),
             run_timeout: Duration::from_millis(trainer.run_timeout_ms),
             stop_timeout: Duration::from_millis(trainer.drain_timeout_ms),
         },
