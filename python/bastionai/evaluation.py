@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bastionai.display import html_table
-from bastionai.exceptions import InvalidRequest
+from bastionai.exceptions import InvalidRequest, MissingPackage
 from bastionai.ledger_types import Charge, shown
 from bastionai.receipt import Receipt
 
@@ -124,7 +124,7 @@ class Evaluation(Mapping[str, Estimate]):
         """One row per metric. Needs pandas.
 
         Raises:
-            InvalidRequest: If pandas is not installed.
+            MissingPackage: If pandas is not installed.
         """
         rows = {
             name: {
@@ -143,7 +143,8 @@ class Evaluation(Mapping[str, Estimate]):
         """The confusion matrix with the classes' names. Needs pandas.
 
         Raises:
-            InvalidRequest: If it was not asked for, or pandas is not installed.
+            InvalidRequest: If it was not asked for.
+            MissingPackage: If pandas is not installed.
         """
         if self.confusion is None:
             raise InvalidRequest('the confusion matrix was not asked for: metrics=[..., "confusion"]')
@@ -260,6 +261,6 @@ class EvaluationQuote:
 def _pandas() -> Any:
     try:
         import pandas
-    except ImportError as error:
-        raise InvalidRequest("install pandas for data frames") from error
+    except ImportError:
+        raise MissingPackage("pandas makes data frames, and is not installed: pip install pandas") from None
     return pandas

@@ -12,7 +12,7 @@ from bastionai.runs import Run
 if TYPE_CHECKING:
     import pandas
 
-_HEADER = ("run", "state", "model", "step", "datasets", "created (UTC)")
+_HEADER = ("run", "kind", "state", "model", "step", "datasets", "created (UTC)")
 
 
 class RunList(list[Run]):
@@ -49,11 +49,11 @@ class RunList(list[Run]):
 
 def _cells(run: Run) -> tuple[str, ...]:
     steps, datasets = f"{run.released_step}/{run.steps}", ", ".join(run.dataset_names)
-    return (run.id, run.state, run.model_name, steps, datasets, f"{run.created:%Y-%m-%d %H:%M:%S}")
+    return (run.id, run.kind, run.state, run.model_name, steps, datasets, f"{run.created:%Y-%m-%d %H:%M:%S}")
 
 
 def _frame_row_keys() -> tuple[str, ...]:
-    facts = ("run", "state", "model", "scientist", "steps", "released_step", "created", "ended")
+    facts = ("run", "kind", "state", "model", "scientist", "steps", "released_step", "created", "ended")
     return (*facts, "dataset", "epsilon", "delta")
 
 
@@ -61,6 +61,7 @@ def _frame_rows(run: Run) -> list[dict[str, Any]]:
     """A refunded run has no charges, and one row without a dataset's numbers."""
     facts = {
         "run": run.id,
+        "kind": run.kind,
         "state": run.state,
         "model": run.model_name,
         "scientist": run.scientist,

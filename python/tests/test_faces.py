@@ -36,9 +36,24 @@ def charge(**other: Any) -> dict[str, Any]:
 
 def dataset() -> RemoteDataset:
     contract = bastionai.DataContract([bastionai.Column(HOSTILE[:-4], "float32", range=(0, 1))], declared_size=16)
-    document = {"id": ID, "name": HOSTILE, "kind": "private", "owner": "cd" * 32, "policy": {}, "budget": BUDGET}
+    document = {
+        "id": ID,
+        "name": HOSTILE,
+        "kind": "private",
+        "owner": "cd" * 32,
+        "policy": {"evaluation_only": False},
+        "budget": BUDGET,
+    }
     declared = json.loads(contract.to_json())
-    return RemoteDataset.parse({**document, "contract": declared, "trainable_by_caller": True, "state": "withdrawn"})
+    return RemoteDataset.parse(
+        {
+            **document,
+            "contract": declared,
+            "trainable_by_caller": True,
+            "evaluable_by_caller": True,
+            "state": "withdrawn",
+        }
+    )
 
 
 def quote(**other: Any) -> Quote:
@@ -65,6 +80,7 @@ def quote(**other: Any) -> Quote:
 def run(**other: Any) -> Run:
     document = {
         "id": ID,
+        "kind": "training",
         "state": "succeeded",
         "model_name": HOSTILE,
         "scientist": "cd" * 32,
