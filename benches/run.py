@@ -14,26 +14,28 @@ from pathlib import Path
 # so that no contender spins on the cores while another is timed.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-import mlp_step
+import private_step
 import server
 
-RESULTS = Path(".bench/mlp_step.json")
+RESULTS = Path(".bench/private_step.json")
 SERVER_RESULTS = Path(".bench/server.json")
 
 
 def main() -> int:
     """Runs every setting; exit status 1 when the engine's example is not built."""
-    if not mlp_step.ENGINE.exists():
+    if not private_step.ENGINE.exists():
         print(
-            f"{mlp_step.ENGINE} is not there: run `make bench` in the repository's root",
+            f"{private_step.ENGINE} is not there: run `make bench` in the repository's root",
             file=sys.stderr,
         )
         return 1
     rounds = int(os.environ.get("BASTIONAI_BENCH_ROUNDS", "60"))
     results = []
-    for optimizer in ("sgd", "adamw"):
-        results.append(mlp_step.measure(mlp_step.Setting(optimizer=optimizer, rounds=rounds)))
-        print(mlp_step.table(results[-1]), end="\n\n")
+    for task, batch_size in ((private_step.MLP, 256), (private_step.TRANSFORMER, 64)):
+        for optimizer in ("sgd", "adamw"):
+            setting = private_step.Setting(task, batch_size, optimizer, rounds=rounds)
+            results.append(private_step.measure(setting))
+            print(private_step.table(results[-1]), end="\n\n")
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     served = server.measure(max(3, rounds // 6))

@@ -1,13 +1,14 @@
-//! Private training steps of an MLP, timed one at a time: the engine's side of `make bench` (benches/mlp_step.py).
+//! Private training steps of an exported model, timed one at a time: the engine's side of `make bench`
+//! (benches/private_step.py).
 //!
-//! Arguments: sizes of the layers, e.g. `784,512,512,10`; expected batch size; threads; optimizer (`sgd` or `adamw`).
-//! It prints what it chose, then takes one step for every line on standard input and answers with its seconds.
+//! Arguments: a `.pt2` archive; expected batch size; threads; optimizer (`sgd` or `adamw`); how many values each input
+//! of integers takes, e.g. `1000,2`. It prints what it chose, then takes one step for every line on standard input and answers with its seconds.
 //! The sample is drawn, padded to the cap a planner would choose, and masked, as in any run.
 #![allow(clippy::print_stdout)]
 
+use bastionai_graph::archive::{Archive, Limits};
 use bastionai_graph::dtype::DType;
-use bastionai_graph::schema::{self, DefaultValue};
-use bastionai_graph::typed::*;
+use bastionai_graph::typed::Input;
 use bastionai_privacy::truncation::truncated_batch_size;
 use bastionai_trainer::records::Records;
 use bastionai_trainer::training::Training;
@@ -22,14 +23,16 @@ const ROWS: u64 = 4096;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [layers, batch, threads, optimizer] = &arguments[..] else {
-        anyhow::bail!("usage: bench_step 784,512,512,10 256 2 sgd|adamw");
+    let [archive, batch, threads, optimizer, values @ ..] = &arguments[..] else {
+        anyhow::bail!("usage: bench_step MODEL.pt2 256 2 sgd|adamw [1000,2]");
     };
-    let layers = layers
-        .split(',')
+    let values = values
+        .iter()
+        .flat_map(|list| list.split(','))
         .map(str::parse)
         .collect::<Result<Vec<u64>, _>>()?;
-    let (mut training, choice) = training(&layers, batch.parse()?, threads.parse()?, optimizer)?;
+    let archive = Archive::read(&std::fs::read(archive)?, &Limits::default())?;
+    let (mut training, choice) = training(&archive, batch.parse()?, threads.parse()?, optimizer, &values)?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{choice}")?;
     out.flush()?;
@@ -43,15 +46,28 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn training(layers: &[u64], batch: u32, threads: u32, optimizer: &str) -> anyhow::Result<(Training, String)> {
+fn training(
+    archive: &Archive,
+    batch: u32,
+    threads: u32,
+    optimizer: &str,
+    values: &[u64],
+) -> anyhow::Result<(Training, String)> {
     selftest::prepare_process(threads)?;
-    let graph = mlp(layers);
-    let parameters = graph
-        .parameters()
-        .iter()
-        .enumerate()
-        .map(|(seed, each)| initial(&each.shape, seed))
-        .collect::<Vec<_>>();
+    let columns = archive
+        .example_inputs()
+        .map_err(|error| anyhow::anyhow!("the archive records no input shapes: {error:?}"))?;
+    let graph = bastionai_graph::check(archive, &columns)?;
+    let bytes = |index, of: Option<&[u8]>| {
+        of.map(<[u8]>::to_vec)
+            .ok_or_else(|| anyhow::anyhow!("tensor {index} is not in the archive"))
+    };
+    let parameters = (0..graph.parameters().len())
+        .map(|index| bytes(index, archive.parameter_bytes(index)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let constants = (0..graph.constants().len())
+        .map(|index| bytes(index, archive.constant_bytes(index)))
+        .collect::<Result<Vec<_>, _>>()?;
     let cap = physical_batch_size(batch)?;
     let settings = Settings {
         physical_batch_size: cap,
@@ -59,19 +75,22 @@ fn training(layers: &[u64], batch: u32, threads: u32, optimizer: &str) -> anyhow
         max_grad_norm: 1.0,
         threads,
     };
-    let mut engine = Engine::new(graph, &parameters, &[], settings)?;
+    let mut engine = Engine::new(graph, &parameters, &constants, settings)?;
     let choice = selftest::self_test(&mut engine)?;
     let job = job(&engine, batch, cap, threads, optimizer);
     let mut records = Records::new(engine.graph().inputs(), &job.datasets)?;
-    let features = (0..ROWS * layers[0])
-        .flat_map(|i| (unit(i) as f32).to_le_bytes())
-        .collect::<Vec<u8>>();
-    let classes = *layers.last().unwrap_or(&1);
-    let labels = (0..ROWS)
-        .flat_map(|i| ((i * 31 % classes) as i64).to_le_bytes())
-        .collect::<Vec<u8>>();
-    records.fill(0, 0, ROWS, &features)?;
-    records.fill(1, 0, ROWS, &labels)?;
+    let mut values = values.iter();
+    for (position, input) in (0..).zip(engine.graph().inputs()) {
+        let bound = match input.dtype {
+            DType::F32 | DType::F64 => None,
+            _ => Some(
+                *values
+                    .next()
+                    .ok_or_else(|| anyhow::anyhow!("how many values has {}?", input.column))?,
+            ),
+        };
+        records.fill(position, 0, ROWS, &made_up(input, bound)?)?;
+    }
     let slack = engine.l2_sensitivity() - 1.0;
     Ok((
         Training::new(engine, records, &job)?,
@@ -133,125 +152,15 @@ fn unit(i: u64) -> f64 {
     (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 11) as f64 / (1u64 << 52) as f64 - 1.0
 }
 
-fn initial(shape: &[u64], seed: usize) -> Vec<u8> {
-    let fan_in = *shape.last().unwrap_or(&1) as f64;
-    let count: u64 = shape.iter().product();
-    (0..count)
-        .flat_map(|i| ((unit(i + (seed as u64) * 7_919) / fan_in.sqrt()) as f32).to_le_bytes())
-        .collect()
-}
-
-/// linear → relu → … → linear → cross-entropy per sample, as the checker types it.
-fn mlp(layers: &[u64]) -> TypedGraph {
-    let (mut values, mut nodes, mut parameters) = (Vec::new(), Vec::new(), Vec::new());
-    let inputs = vec![
-        Input {
-            column: "x".into(),
-            dtype: DType::F32,
-            shape: vec![layers[0]],
-        },
-        Input {
-            column: "y".into(),
-            dtype: DType::I64,
-            shape: vec![],
-        },
-    ];
-    let mut value = |name: &str, origin, dtype, shape: Vec<Extent>, requires_grad| {
-        let dependence = match shape.first() {
-            Some(Extent::Batch(_)) => Dependence::PerSample { axis: 0 },
-            _ => Dependence::Shared,
-        };
-        values.push(Value {
-            name: name.into(),
-            origin,
-            value_type: ValueType {
-                dependence,
-                shape,
-                dtype,
-            },
-            requires_grad,
-        });
-        ValueId(values.len() as u32 - 1)
-    };
-    let rows = |width: u64| vec![Extent::Batch(1), Extent::Fixed(width)];
-    let mut h = value("x", Origin::Input(0), DType::F32, rows(layers[0]), false);
-    let y = value("y", Origin::Input(1), DType::I64, vec![Extent::Batch(1)], false);
-    let mut node = |operator: &str, given: &[(&str, ValueId)], output: ValueId, tap: Option<Tap>| {
-        nodes.push(TypedNode {
-            name: format!("{operator}_{}", nodes.len()),
-            operator: operator.into(),
-            overload: "default".into(),
-            arguments: arguments(operator, given),
-            outputs: vec![output],
-            tap,
-            source: None,
-        });
-        Origin::Node {
-            node: nodes.len() as u32,
-            output: 0,
-        }
-    };
-    let mut next = Origin::Node { node: 0, output: 0 };
-    for (layer, pair) in layers.windows(2).enumerate() {
-        let (input, output) = (pair[0], pair[1]);
-        let mut parameter = |shape: Vec<u64>| {
-            parameters.push(Parameter {
-                names: vec![format!("p{}", parameters.len())],
-                dtype: DType::F32,
-                shape: shape.clone(),
-                trainable: true,
-            });
-            let id = ParameterId(parameters.len() as u32 - 1);
-            let extents = shape.into_iter().map(Extent::Fixed).collect();
-            let value = value("p", Origin::Parameter(id), DType::F32, extents, true);
-            TappedParameter {
-                parameter: id,
-                value,
-                views: vec![],
-            }
-        };
-        let (weight, bias) = (parameter(vec![output, input]), parameter(vec![output]));
-        let z = value("z", next.clone(), DType::F32, rows(output), true);
-        let given = [("input", h), ("weight", weight.value), ("bias", bias.value)];
-        let tap = Tap::Linear {
-            input: h,
-            weight: Some(weight),
-            bias: Some(bias),
-        };
-        next = node("linear", &given, z, Some(tap));
-        h = z;
-        if layer + 2 < layers.len() {
-            h = value("h", next.clone(), DType::F32, rows(output), true);
-            next = node("relu", &[("self", z)], h, None);
-        }
-    }
-    let loss = value("loss", next, DType::F32, vec![Extent::Batch(1)], true);
-    node("cross_entropy_loss", &[("self", h), ("target", y)], loss, None);
-    let fields = (inputs, parameters, Vec::<Constant>::new(), values, nodes, loss);
-    let mut bytes = vec![TYPED_GRAPH_VERSION];
-    bytes.extend(postcard::to_stdvec(&fields).expect("the fields encode"));
-    TypedGraph::from_bytes(&bytes).expect("the fields of a typed graph")
-}
-
-fn arguments(operator: &str, given: &[(&str, ValueId)]) -> Vec<NamedArgument> {
-    let known = schema::find(operator, "default").expect("an allowed operator");
-    let argument = |argument: &schema::SchemaArgument| {
-        let given = given
-            .iter()
-            .find(|(name, _)| *name == argument.name)
-            .map(|(_, value)| Argument::Value(*value));
-        let default = || match argument.default.as_ref() {
-            // Per-sample losses: reduction is none.
-            Some(DefaultValue::Int(_)) if argument.name == "reduction" => Argument::Int(0),
-            Some(DefaultValue::Int(value)) => Argument::Int(*value),
-            Some(DefaultValue::Float(value)) => Argument::Float(FloatBits::new(*value)),
-            Some(DefaultValue::Bool(value)) => Argument::Bool(*value),
-            _ => Argument::None,
-        };
-        NamedArgument {
-            name: argument.name.clone(),
-            value: given.unwrap_or_else(default),
-        }
-    };
-    known.arguments.iter().map(argument).collect()
+/// A column of the made-up dataset: numbers in [-1, 1), or integers below the bound.
+fn made_up(input: &Input, bound: Option<u64>) -> anyhow::Result<Vec<u8>> {
+    let count = ROWS * input.shape.iter().product::<u64>();
+    let scattered = |i: u64, bound: u64| (((unit(i * 3) + 1.0) / 2.0 * bound as f64) as u64).min(bound - 1);
+    Ok(match (input.dtype, bound) {
+        (DType::F32, _) => (0..count).flat_map(|i| (unit(i) as f32).to_le_bytes()).collect(),
+        (DType::I64, Some(bound)) => (0..count)
+            .flat_map(|i| scattered(i, bound).to_le_bytes())
+            .collect(),
+        (dtype, _) => anyhow::bail!("no made-up values of {dtype:?}"),
+    })
 }

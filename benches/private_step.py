@@ -1,4 +1,4 @@
-"""One private training step of an MLP against plain PyTorch and Opacus, interleaved in one run.
+"""One private training step of a model against plain PyTorch and Opacus, interleaved in one run.
 
 Every round takes one step with each contender, in an order that rotates; what counts is the median over rounds of the
 ratio to the plain step *of the same round*, so that a busy machine slows both sides of a ratio alike.
@@ -10,6 +10,7 @@ import itertools
 import os
 import statistics
 import subprocess
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -18,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import bastionai
 
 ENGINE = Path("target/release/examples/bench_step")
 ROWS = 4096
@@ -26,22 +30,82 @@ WARM_UP_ROUNDS = 5
 
 
 @dataclass
-class Setting:
-    """What is trained: sizes of the layers, expected batch size, optimizer, threads, rounds."""
+class Task:
+    """A model and made-up records for it.
 
-    layers: list[int] = field(default_factory=lambda: [784, 512, 512, 10])
-    batch_size: int = 256
+    Attributes:
+        name: For the table.
+        network: Makes the model: features to logits.
+        features: Makes the features of all records.
+        classes: Of the labels.
+        values: How many values integer features take; None for floats.
+    """
+
+    name: str
+    network: Callable[[], nn.Module]
+    features: Callable[[], Tensor]
+    classes: int
+    values: int | None = None
+
+
+@dataclass
+class Setting:
+    """What is trained: the task, expected batch size, optimizer, threads, rounds."""
+
+    task: Task
+    batch_size: int
     optimizer: str = "sgd"
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     rounds: int = 60
 
 
-def module(layers: list[int]) -> nn.Sequential:
+def mlp(*sizes: int) -> nn.Sequential:
     """Linear → relu → … → linear."""
     parts: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(layers):
+    for inputs, outputs in itertools.pairwise(sizes):
         parts += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*parts[:-1])
+
+
+class Transformer(nn.Module):
+    """Word and position embeddings, encoder layers, the mean over the words, a linear layer."""
+
+    def __init__(self, words: int, tokens: int, width: int, layers: int, classes: int) -> None:
+        """Weights are PyTorch's own initial ones."""
+        super().__init__()
+        self.words = nn.Embedding(words, width)
+        self.positions = nn.Embedding(tokens, width)
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Logits of each record. Positions are looked up for each record: Opacus needs a batch axis everywhere."""
+        places = torch.arange(words.shape[1]).expand(words.shape[0], -1).contiguous()
+        return self.head(self.encoder(self.words(words) + self.positions(places)).mean(dim=1))
+
+
+MLP = Task("MLP 784-512-512-10", lambda: mlp(784, 512, 512, 10), lambda: torch.rand(ROWS, 784) * 2 - 1, 10)
+TRANSFORMER = Task(
+    "transformer, 2 layers of width 128, 64 tokens, 4096 words",
+    lambda: Transformer(4096, 64, 128, 2, 2),
+    lambda: torch.randint(4096, (ROWS, 64)),
+    2,
+    4096,
+)
+
+
+class PerSample(nn.Module):
+    """Model and cross-entropy, one loss per sample: what the engine trains."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """Of this model."""
+        super().__init__()
+        self.network = network
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """One loss per sample."""
+        return F.cross_entropy(self.network(features), labels, reduction="none")
 
 
 def optimizer_of(setting: Setting, parameters: Any) -> torch.optim.Optimizer:
@@ -51,14 +115,14 @@ def optimizer_of(setting: Setting, parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
 
 
-def data(setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
+def data(setting: Setting) -> tuple[Tensor, Tensor]:
     """Made-up records."""
-    return torch.rand(ROWS, setting.layers[0]) * 2 - 1, torch.randint(setting.layers[-1], (ROWS,))
+    return setting.task.features(), torch.randint(setting.task.classes, (ROWS,))
 
 
 def torch_step(setting: Setting, precision: str) -> Callable[[], float]:
     """Plain, not private: gather a batch, forward, backward, update."""
-    network, (features, labels) = module(setting.layers), data(setting)
+    network, (features, labels) = setting.task.network(), data(setting)
     optimizer, loss = optimizer_of(setting, network.parameters()), nn.CrossEntropyLoss()
 
     def step() -> float:
@@ -76,9 +140,11 @@ def torch_step(setting: Setting, precision: str) -> Callable[[], float]:
 def opacus_step(setting: Setting, mode: str) -> Callable[[], float]:
     """Opacus 1.x: `hooks` (its default) or `ghost`. Batches of the expected size; it pays nothing for sampling here."""
     from opacus import PrivacyEngine
+    from opacus.validators import ModuleValidator
     from torch.utils.data import DataLoader, TensorDataset
 
-    network, (features, labels) = module(setting.layers).train(), data(setting)
+    # Its own attention module in place of PyTorch's.
+    network, (features, labels) = ModuleValidator.fix(setting.task.network()).train(), data(setting)
     loader = DataLoader(TensorDataset(features, labels), batch_size=setting.batch_size)
     made = PrivacyEngine().make_private(
         module=network,
@@ -108,17 +174,24 @@ class EngineStep:
     """The engine in a process of its own, as in production; it sleeps between its steps."""
 
     def __init__(self, setting: Setting) -> None:
-        """Starts it and reads what it chose (kernels, physical batch, extra noise for rounding)."""
-        layers = ",".join(map(str, setting.layers))
-        command = [
-            str(ENGINE),
-            layers,
-            str(setting.batch_size),
-            str(setting.threads),
-            setting.optimizer,
-        ]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-        self.chosen = self._read()
+        """Exports the model and starts it; reads what it chose (kernels, physical batch, extra noise for rounding)."""
+        features, labels = data(setting)
+        values = [setting.task.values, setting.task.classes]
+        with tempfile.TemporaryDirectory() as folder:
+            archive = Path(folder) / "model.pt2"
+            bastionai.export(PerSample(setting.task.network()), [features[:3], labels[:3]], archive)
+            command = [
+                str(ENGINE),
+                str(archive),
+                str(setting.batch_size),
+                str(setting.threads),
+                setting.optimizer,
+                ",".join(str(value) for value in values if value is not None),
+            ]
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            )
+            self.chosen = self._read()
 
     def _read(self) -> str:
         assert self.process.stdout is not None
@@ -168,7 +241,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         return statistics.median(own / other for own, other in zip(seconds[name], base, strict=True))
 
     return {
-        "setting": vars(setting),
+        "setting": {**vars(setting), "task": setting.task.name},
         "engine": engine.chosen,
         "torch": torch.__version__,
         "contenders": {
@@ -185,10 +258,9 @@ def measure(setting: Setting) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The result for people."""
     setting = result["setting"]
-    sizes = "-".join(map(str, setting["layers"]))
     lines = [
         (
-            f"MLP {sizes}, batch {setting['batch_size']}, {setting['optimizer']}, {setting['threads']} threads, "
+            f"{setting['task']}, batch {setting['batch_size']}, {setting['optimizer']}, {setting['threads']} threads, "
             f"{setting['rounds']} rounds, torch {result['torch']}; engine: {result['engine']}"
         ),
         f"{'':28}{'median ms':>12}{'× plain':>10}{'× fastest plain':>18}",
