@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from study import Records, arguments, commonest, console, needed, pooled, results, row, seeded, split, study
+from study import row_of_private_test as test_privately
 from study import train_in_the_open as train_plainly
 from torch import nn
 
@@ -98,13 +99,14 @@ def main() -> int:
     with study(options.server) as stage:
         for name, records in lent.items():
             contract = bastionai.DataContract(columns).with_declared_size(_size(len(records[1])))
-            stage.lend(name, records, contract, 2.1 * options.eps, "scientist")
-        table = results(f"Heart disease, on {len(test[1])} patients held out in public (seed {options.seed})")
+            stage.lend(name, records, contract, 2.1 * options.eps, "scientist", splits[name][1])
+        table = results(f"Heart disease, on {len(test[1])} patients held out (seed {options.seed})")
         with stage.connect("scientist") as client:
             model = seeded(lambda: HeartClassifier(width), options.seed)
             settings = {"eps": options.eps, "steps": options.steps, "lr": LEARNING_RATE}
             together = stage.train(client, list(lent), model, show_price=True, **settings)
             found, _ = row(table, "all four hospitals, private", together, test)
+            test_privately(table, together, ["accuracy", "auroc"])
             for name in lent:
                 row(table, f"{name} alone, private", stage.train(client, [name], model, **settings), test)
         steps = options.steps or 200

@@ -1,7 +1,8 @@
 """What the studies share: a server of their own, owners with keys, training with and without privacy, and a table.
 
-Utility is measured here on public held-out records, which each study keeps apart and says so: scores on them cost no
-privacy, because nobody lent them.
+Utility is compared on held-out records of the study's own copy of the data, which each says so: the models trained in
+the open need that. Where owners lend held-out records too, the private model is also tested where they lie
+(``learner.test``), privately and with an error bar: what scientists without a copy would see.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from torch.utils.data import TensorDataset
 import bastionai
 
 console = Console(width=110)
+#: ε of the one private test, charged to the held-out records alone.
+TEST_EPSILON = 1.0
 Records = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -36,11 +39,13 @@ class Outcome:
         model: Trained.
         seconds: From the start of the run to its weights.
         epsilon: Charged to each owner; None without privacy.
+        learner: What trained it; None in the open.
     """
 
     model: nn.Module
     seconds: float
     epsilon: str | None = None
+    learner: bastionai.RemoteLearner | None = None
 
 
 @dataclass
@@ -71,9 +76,15 @@ class Study:
         return bastionai.Connection(self.server.address, identity=self._path(name), allow_simulated=True)
 
     def lend(
-        self, owner: str, records: Records, contract: bastionai.DataContract, privacy_limit: float, scientist: str
+        self,
+        owner: str,
+        records: Records,
+        contract: bastionai.DataContract,
+        privacy_limit: float,
+        scientist: str,
+        held_out: Records | None = None,
     ) -> None:
-        """An owner verifies the server and lends records under their own limit."""
+        """An owner verifies the server and lends records under their own limit, and held-out ones to test on."""
         may_train = [self.identity(scientist)]
         self.identity(owner)
         with self.connect(owner) as client:
@@ -83,6 +94,8 @@ class Study:
                 name=owner,
                 contract=contract,
                 may_train=may_train,
+                test_dataset=None if held_out is None else TensorDataset(*held_out),
+                test_privacy_limit=None if held_out is None else TEST_EPSILON,
                 verbose=False,
             )
         size = contract.declared_size
@@ -113,7 +126,7 @@ class Study:
         run = learner.fit(steps=steps, eps=eps)
         trained = learner.get_model()
         charged = {f"{charge.cost.epsilon:.3f}" for charge in run.charges}
-        return Outcome(trained, time.monotonic() - started, ", ".join(sorted(charged)))
+        return Outcome(trained, time.monotonic() - started, ", ".join(sorted(charged)), learner)
 
     def _path(self, name: str) -> Path:
         return self.folder / name.replace(" ", "-") / "identity.pem"
@@ -168,6 +181,15 @@ def row(table: Table, name: str, outcome: Outcome, test: Records) -> tuple[float
     epsilon = outcome.epsilon or "not private"
     table.add_row(name, epsilon, f"{accuracy:.3f}", f"{area:.3f}", f"{outcome.seconds:.0f} s")
     return accuracy, area
+
+
+def row_of_private_test(table: Table, outcome: Outcome, metrics: Sequence[str]) -> None:
+    """Tests a private model on the owners' held-out records, where they lie."""
+    assert outcome.learner is not None
+    started = time.monotonic()
+    found = outcome.learner.test(list(metrics), eps=TEST_EPSILON)
+    cells = [str(found[metric]) if metric in found else "" for metric in ("accuracy", "auroc")]
+    table.add_row("  tested privately", f"{TEST_EPSILON:g}", *cells, f"{time.monotonic() - started:.0f} s")
 
 
 def arguments(description: str, data_help: str, *, eps: float, steps: int | None) -> argparse.Namespace:
