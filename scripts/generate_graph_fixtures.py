@@ -253,9 +253,51 @@ class Text(nn.Module):
         return (losses * kept).sum(1) / kept.sum(1).clamp(min=1.0)
 
 
+class Functions(nn.Module):
+    """Functions of parameters: normalised, merged, scaled, sliced, and a decoder whose projections are slices."""
+
+    def __init__(self):
+        super().__init__()
+        self.normalised = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+        self.base = nn.Parameter(torch.randn(8, 8), requires_grad=False)
+        self.down, self.up = nn.Parameter(torch.randn(8, 2) * 0.3), nn.Parameter(torch.randn(2, 8) * 0.3)
+        self.log_scale, self.gate = nn.Parameter(torch.zeros(8)), nn.Parameter(torch.zeros(5, 1))
+        self.rows = nn.Parameter(torch.randn(12, 8) * 0.3)
+        self.places = nn.Embedding(5, 8, padding_idx=0)
+        self.decoder = nn.TransformerDecoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+
+    def forward(self, x):
+        h = torch.tanh(self.normalised(x + self.places(torch.arange(5))))
+        h = F.linear(h, self.base + self.down @ self.up) * self.log_scale.exp()
+        h = h + h @ self.down @ self.up + F.softplus(self.gate) * F.linear(h, self.rows[1:9]) + self.rows[::3][1]
+        causal = nn.Transformer.generate_square_subsequent_mask(5)
+        return self.decoder(torch.tanh(h), x, tgt_mask=causal).square().mean((1, 2))
+
+
+class Composed(nn.Module):
+    """Operators that the client composes from simpler ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Parameter(torch.randn(3, 4))
+        self.heads, self.both = nn.Parameter(torch.randn(4, 4, 3)), nn.Bilinear(4, 4, 2)
+
+    def forward(self, x):
+        h = F.glu(self.first(x), -1)
+        scores = torch.einsum("bqd,bkd->bqk", h, h)
+        mixed = torch.einsum("bqk,bkd->bqd", scores.softmax(-1), h)
+        each = torch.einsum("bhd,hde->bhe", mixed, self.heads)
+        total = torch.einsum("eo,bhe->bho", self.last, each).flip(1).roll(1, -1)
+        total = total + self.both(h, mixed).repeat(1, 1, 2) + total.repeat_interleave(2, dim=1).unfold(1, 4, 1)[:, 1].mT
+        total = total + h.index_select(1, torch.tensor([0, 2, 2, 1])) + h.mT.unflatten(1, (2, 2)).flatten(1, 2)
+        return total.square().mean((1, 2)) + F.cosine_similarity(h, mixed, dim=-1).sum(1)
+
+
 #: Exported as the client does it (`bastionai.export`), where that is not plain torch.export.
 BY_CLIENT = {
     "encoder": (Encoder, (torch.randn(4, 5, 8),)),
+    "functions": (Functions, (torch.randn(4, 5, 8),)),
+    "composed": (Composed, (torch.randn(4, 4, 6),)),
 }
 
 MODELS = {

@@ -81,6 +81,8 @@ def batch_first_attention(
         return _original(**locals())
     if is_causal and attn_mask is None:
         raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
+    if query.shape[-1] != embed_dim_to_check:
+        raise AssertionError(f"was expecting embedding dimension of {embed_dim_to_check}, but got {query.shape[-1]}")
     batch, length = query.shape[1], query.shape[0]
     width = embed_dim_to_check // num_heads
     projected = (
@@ -124,13 +126,14 @@ def _packed(
     assert weight is not None
     width = query.shape[-1]
     if query is key and key is value:
-        return F.linear(query.transpose(0, 1), weight, bias).split(width, dim=-1)
+        return torch.split(F.linear(query.transpose(0, 1), weight, bias), width, -1)
     if key is value:
-        weights = weight.split([width, 2 * width])
-        biases = (None, None) if bias is None else bias.split([width, 2 * width])
-        k, v = F.linear(key.transpose(0, 1), weights[1], biases[1]).split(width, dim=-1)
+        weights = torch.split(weight, [width, 2 * width])
+        biases = (None, None) if bias is None else torch.split(bias, [width, 2 * width])
+        k, v = torch.split(F.linear(key.transpose(0, 1), weights[1], biases[1]), width, -1)
         return F.linear(query.transpose(0, 1), weights[0], biases[0]), k, v
-    return _separate(query, key, value, *weight.split(width), bias)
+    q_weight, k_weight, v_weight = torch.split(weight, width)
+    return _separate(query, key, value, q_weight, k_weight, v_weight, bias)
 
 
 def _separate(
@@ -145,7 +148,7 @@ def _separate(
     assert q_weight is not None
     assert k_weight is not None
     assert v_weight is not None
-    biases = (None,) * 3 if bias is None else bias.split(bias.shape[0] // 3)
+    biases = (None, None, None) if bias is None else torch.split(bias, bias.shape[0] // 3)
     inputs, weights = (query, key, value), (q_weight, k_weight, v_weight)
     return tuple(F.linear(x.transpose(0, 1), w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
 

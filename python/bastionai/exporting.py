@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bastionai.attention import exportable_attention
 from bastionai.bags import BagsWithinSample
+from bastionai.compositions import ComposedOperators
 from bastionai.contract import DataContract
 from bastionai.exceptions import BastionError, ExportError, LossError
 from bastionai.fixing import unfixed
@@ -152,7 +153,7 @@ def _trace(module: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, Tensor])
         args, kwargs = tuple(tensor.cpu() for tensor in inputs), {}
     shapes = _dynamic_shapes(module, args, kwargs, batch)
     try:
-        with _quiet(), BagsWithinSample(), exportable_attention():
+        with _quiet(), BagsWithinSample(), ComposedOperators(), exportable_attention():
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     except BastionError:
         raise

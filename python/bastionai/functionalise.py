@@ -29,6 +29,7 @@ def functionalise(program: ExportedProgram) -> ExportedProgram:
         ExportError: If the module writes to its inputs, buffers or parameters.
     """
     _drop_metadata_asserts(program.graph)
+    _copy_lifted_constants(program.graph)
     _replace_local_writes(program.graph)
     if any(_writes(node) for node in program.graph.nodes):
         program = _decompose(program)
@@ -50,6 +51,14 @@ def _drop_metadata_asserts(graph: Graph) -> None:
     for node in list(graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.erase_node(node)
+
+
+def _copy_lifted_constants(graph: Graph) -> None:
+    """``torch.tensor([…])`` within a module is a constant that export lifts and copies: a plain copy has a rule."""
+    lifts = {torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default}
+    for node in graph.nodes:
+        if node.target in lifts:
+            node.target = torch.ops.aten.clone.default
 
 
 def _replace_local_writes(graph: Graph) -> None:

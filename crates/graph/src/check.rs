@@ -31,7 +31,8 @@ use crate::contract::InputColumn;
 use crate::program::{OutputKind, Program, ProgramNode, RawArgument, RawOutput};
 use crate::schema;
 use crate::typed::{
-    Constant, Input, Origin, Parameter, Results, Tap, TappedParameter, TypedGraph, TypedNode, Value, ValueId,
+    Constant, Dependence, Input, Origin, Parameter, ParameterId, Results, Tap, TappedParameter, TypedGraph,
+    TypedNode, Value, ValueId,
 };
 use call::{Call, Named, Unresolved};
 use facts::{Facts, Output, Typed};
@@ -141,7 +142,15 @@ impl<'p> Checker<'p> {
         }
     }
 
-    fn define(&mut self, name: &'p str, origin: Origin, output: Output, hint_trusted: bool) -> ValueId {
+    /// `parameters`: the trainable ones that reach the value, if it is Shared and has a gradient.
+    fn define(
+        &mut self,
+        name: &'p str,
+        origin: Origin,
+        output: Output,
+        parameters: &[ParameterId],
+        hint_trusted: bool,
+    ) -> ValueId {
         let id = ValueId(u32::try_from(self.values.len()).unwrap_or(u32::MAX));
         let Output {
             value_type,
@@ -156,12 +165,15 @@ impl<'p> Checker<'p> {
             value_type: value_type.clone(),
             requires_grad,
         });
+        let is_trainable = requires_grad && value_type.dependence == Dependence::Shared;
+        let parameters = if is_trainable { parameters } else { &[] };
         self.typed.push(Typed {
             id,
             value_type,
             requires_grad,
             facts: Facts {
                 view,
+                parameters: parameters.to_vec(),
                 bounds,
                 iota,
                 hint_trusted,
@@ -286,7 +298,7 @@ impl<'p> Checker<'p> {
         let mut call = Call::resolve(schema, &node.arguments, &lookup, &self.typed)?;
         let rules::Outcome { outputs, tap } = rule(&mut call)?;
         check_parameters(&call, &outputs, tap.as_ref())?;
-        let trusted = call.hints_trusted();
+        let (trusted, parameters) = (call.hints_trusted(), call.trained_parameters());
         let arguments = call.finish()?;
         let names = output_names(node, outputs.len())?;
         let mut trust = Vec::with_capacity(outputs.len());
@@ -298,7 +310,8 @@ impl<'p> Checker<'p> {
         let index = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
         let mut ids = Vec::with_capacity(outputs.len());
         for (((output, value), name), trust) in (0u32..).zip(outputs).zip(names).zip(trust) {
-            ids.push(self.define(name, Origin::Node { node: index, output }, value, trust));
+            let origin = Origin::Node { node: index, output };
+            ids.push(self.define(name, origin, value, &parameters, trust));
         }
         self.nodes.push(TypedNode {
             name: node.name.clone(),
@@ -444,7 +457,8 @@ impl<'p> Checker<'p> {
             .iter()
             .filter_map(|node| node.tap.as_ref())
             .flat_map(tapped_parameters)
-            .map(|tapped| tapped.parameter.0)
+            .flat_map(TappedParameter::parameters)
+            .map(|parameter| parameter.0)
             .collect();
         let parameters = self
             .program

@@ -168,8 +168,16 @@ impl TypedGraph {
         let mut text = format!("{kind}(");
         for (index, tapped) in crate::check::tapped_parameters(tap).into_iter().enumerate() {
             let separator = if index == 0 { "" } else { ", " };
-            let name = &self.parameters()[tapped.parameter.0 as usize].names[0];
-            let _ = write!(text, "{separator}{name}");
+            let names: Vec<&str> = tapped
+                .parameters()
+                .iter()
+                .map(|id| self.parameters()[id.0 as usize].names[0].as_str())
+                .collect();
+            let names = names.join(", ");
+            let _ = match tapped.function() {
+                None => write!(text, "{separator}{names}"),
+                Some(_) => write!(text, "{separator}f({names})"),
+            };
         }
         text.push(')');
         text

@@ -243,7 +243,8 @@ pub struct TypedNode {
 /// A place where trainable parameters meet per-sample data (rules G1, G2). The node's first output is
 /// tapped: its output gradient, with the saved inputs, gives per-sample norms and clipped sums.
 ///
-/// A parameter reaches a tap only through isometric injective views (transpose, view, slice): `views` says which; any other function of a trainable parameter is refused (G2).
+/// A parameter reaches a tap as itself, through isometric injective views (transpose, view, slice), or through any
+/// other differentiable function: gradients are then pulled back to it before they are clipped (G2).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tap {
@@ -398,10 +399,11 @@ pub struct Convolution {
     pub transposed: bool,
 }
 
-/// A trainable parameter as it enters a tap: the parameter itself, or an isometric view of it.
+/// A `Shared` value of trainable parameters as it enters a tap: a parameter itself, an isometric view of one, or a
+/// [`ParameterView::Function`] of some.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TappedParameter {
-    /// Which parameter.
+    /// Which parameter; of a function the first of those that reach it.
     pub parameter: ParameterId,
     /// The value that enters the node (the parameter, or the last view of it).
     pub value: ValueId,
@@ -410,7 +412,8 @@ pub struct TappedParameter {
 }
 
 /// An isometric, injective view of a parameter: every element of the result is one element of the parameter, and no
-/// element appears twice. So the gradient of the parameter has the norm of the gradient of the view.
+/// element appears twice. So the gradient of the parameter has the norm of the gradient of the view. The last variant
+/// is no view and says so.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ParameterView {
@@ -427,6 +430,25 @@ pub enum ParameterView {
         /// How many are kept.
         length: u64,
     },
+    /// Any other differentiable, deterministic function of these trainable parameters, ascending; the only step. The
+    /// value's per-sample gradients are pulled back by its vector-Jacobian product and clipped in the space of the
+    /// parameters (rule G2).
+    Function(Vec<ParameterId>),
+}
+
+impl TappedParameter {
+    /// The parameters of a [`ParameterView::Function`]; `None` when the value is a parameter or a view of one.
+    pub fn function(&self) -> Option<&[ParameterId]> {
+        match self.views.as_slice() {
+            [ParameterView::Function(parameters)] => Some(parameters),
+            _ => None,
+        }
+    }
+
+    /// The trainable parameters that reach the value.
+    pub fn parameters(&self) -> &[ParameterId] {
+        self.function().unwrap_or(std::slice::from_ref(&self.parameter))
+    }
 }
 
 /// What a graph computes for each sample.
@@ -531,6 +553,17 @@ impl TypedGraph {
             Some(Extent::Fixed(width)) => Some(*width),
             Some(Extent::Batch(_)) => None,
         }
+    }
+    /// The functions of trainable parameters that taps use, each once, in node order.
+    pub fn tapped_functions(&self) -> Vec<&TappedParameter> {
+        let taps = self.nodes.iter().filter_map(|node| node.tap.as_ref());
+        let mut functions: Vec<&TappedParameter> = Vec::new();
+        for tapped in taps.flat_map(crate::check::tapped_parameters) {
+            if tapped.function().is_some() && functions.iter().all(|known| known.value != tapped.value) {
+                functions.push(tapped);
+            }
+        }
+        functions
     }
 
     /// The canonical encoding: version byte, then postcard of the fields in order.

@@ -37,6 +37,8 @@ fn exported_models_are_accepted_and_encode_canonically() {
         "zoo",
         "encoder",
         "text",
+        "functions",
+        "composed",
     ] {
         let graph = accepted(name);
         assert_eq!(

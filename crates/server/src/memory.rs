@@ -93,7 +93,9 @@ fn batch_bytes(graph: &TypedGraph, batch: u64) -> u64 {
     for node in graph.nodes() {
         let outputs = sum(node.outputs.iter().map(|&id| size(id)));
         if !is_view(node) {
-            forward = forward.saturating_add(outputs);
+            forward = forward
+                .saturating_add(outputs)
+                .saturating_add(attention_bytes(node, graph, batch));
         }
         let operands = sum(operands(node).map(size));
         // Backward: the gradients of operands and outputs of one node; some kernels copy what is expanded.
@@ -120,7 +122,51 @@ fn batch_bytes(graph: &TypedGraph, batch: u64) -> u64 {
         .min(BLOCK_BYTES)
         .max(one_gradient);
     let [kept, unfolded] = gradient_bytes(graph, batch);
-    sum(inputs.chain([forward, taps, widest, block.saturating_mul(2), kept, unfolded]))
+    let pulled_back = pulled_back_bytes(graph, batch);
+    let blocks = block.saturating_mul(2);
+    sum(inputs.chain([forward, taps, widest, blocks, kept, unfolded, pulled_back]))
+}
+
+/// Gradients of parameters that enter as functions of them, for every record of the batch (rule G2): as they are made,
+/// joined, and beside two earlier ones in the self-test.
+fn pulled_back_bytes(graph: &TypedGraph, batch: u64) -> u64 {
+    let functions = graph.tapped_functions();
+    let parameters = functions.iter().flat_map(|function| function.parameters());
+    let bytes = parameters.map(|id| {
+        let parameter = &graph.parameters()[id.0 as usize];
+        elements(&parameter.shape).saturating_mul(parameter.dtype.size_bytes() as u64)
+    });
+    sum(bytes).saturating_mul(batch).saturating_mul(4)
+}
+
+/// Attention weights, `length · key length` for every head: kept for the backward pass where they are not fused, as
+/// scores, as weights and dropped.
+fn attention_bytes(node: &TypedNode, graph: &TypedGraph, batch: u64) -> u64 {
+    let operand = |name: &str| {
+        let found = node.arguments.iter().find(|argument| argument.name == name)?;
+        match found.value {
+            Argument::Value(id) => Some(&graph.values()[id.0 as usize]),
+            _ => None,
+        }
+    };
+    let (true, Some(query), Some(key)) = (
+        node.operator == "scaled_dot_product_attention",
+        operand("query"),
+        operand("key"),
+    ) else {
+        return 0;
+    };
+    let extent = |value: &Value, from_last: usize| {
+        let shape = &value.value_type.shape;
+        shape
+            .len()
+            .checked_sub(from_last)
+            .map_or(1, |axis| match shape[axis] {
+                Extent::Fixed(size) | Extent::Batch(size) => size.max(1),
+            })
+    };
+    let rows = value_bytes(query, batch) / extent(query, 1);
+    rows.saturating_mul(extent(key, 2)).saturating_mul(3)
 }
 
 /// Gradients of single records that are kept from norm to sum, and twice the largest convolution's unfolded input: of a
@@ -143,8 +189,9 @@ fn gradient_bytes(graph: &TypedGraph, batch: u64) -> [u64; 2] {
             Tap::Embedding { .. } => true,
             _ => false,
         };
-        for parameter in tap.parameters().iter().filter(|_| !by_rows) {
-            let shape = &graph.parameters()[parameter.parameter.0 as usize].shape;
+        let parameters = tap.parameters().into_iter().filter(|_| !by_rows);
+        for parameter in parameters.flat_map(|tapped| tapped.parameters()) {
+            let shape = &graph.parameters()[parameter.0 as usize].shape;
             kept = kept.saturating_add(elements(shape).saturating_mul(batch).saturating_mul(width));
         }
         if let Tap::Convolution { input, geometry, .. } = tap {

@@ -273,13 +273,13 @@ int32_t bastion_edge(const void* tensor, void** edge) {
 void bastion_release_edge(void* edge) { delete static_cast<torch::autograd::Edge*>(edge); }
 
 int32_t bastion_backward(const void* root, const void* root_gradient, void* const* edges, size_t edge_count,
-                         void** gradients) {
+                         int32_t keep_graph, void** gradients) {
   return guarded([&] {
     torch::autograd::edge_list roots{torch::autograd::impl::gradient_edge(tensor_at(root))};
     torch::autograd::edge_list outputs;
     for (size_t i = 0; i < edge_count; ++i) outputs.push_back(*static_cast<const torch::autograd::Edge*>(edges[i]));
     auto results = torch::autograd::Engine::get_default_engine().execute(
-        roots, {tensor_at(root_gradient)}, /*keep_graph=*/false, /*create_graph=*/false, /*accumulate_grad=*/false, outputs);
+        roots, {tensor_at(root_gradient)}, /*keep_graph=*/keep_graph != 0, /*create_graph=*/false, /*accumulate_grad=*/false, outputs);
     for (size_t i = 0; i < edge_count; ++i) gradients[i] = results[i].defined() ? new at::Tensor(results[i]) : nullptr;
     return kOk;
   });

@@ -36,7 +36,7 @@ int32_t bastion_call(const void* operator_handle, const BastionArgument* argumen
 int32_t bastion_edge(const void* tensor, void** edge);
 void bastion_release_edge(void* edge);
 int32_t bastion_backward(const void* root, const void* root_gradient, void* const* edges, size_t edge_count,
-                         void** gradients);
+                         int32_t keep_graph, void** gradients);
 int32_t bastion_version(const void* tensor, uint64_t* version);
 void bastion_last_error(char* text, size_t capacity);
 }

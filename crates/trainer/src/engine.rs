@@ -5,7 +5,7 @@ use crate::error::{EngineError, Result};
 use crate::executor::{self, Randomness};
 use crate::ffi;
 use crate::gradients::instantiated::{squared_norms, weighted_sum};
-use crate::gradients::{self, Instantiated, Norms, TapValues};
+use crate::gradients::{self, Instantiated, Norms, TapValues, pulled};
 use crate::grid::{Grid, MAX_PHYSICAL_BATCH_SIZE};
 use crate::guards;
 use crate::kernels::Product;
@@ -384,7 +384,7 @@ impl Engine {
             return Err(EngineError::Mutated);
         }
         let _no_graph = tch::no_grad_guard();
-        let taps = at_taps
+        let mut taps = at_taps
             .into_iter()
             .zip(&self.plan.taps)
             .zip(&forward.taps)
@@ -393,7 +393,10 @@ impl Engine {
                 gradients::tap_values(plan, gradient, &tap.saved, batch_size, self.threads())
             })
             .collect::<Result<Vec<_>>>()?;
-        let mut norms = gradients::norms(&self.plan, &taps, self.program.batch_size, self.threads())?;
+        let (batch_size, threads) = (self.program.batch_size, self.threads());
+        let pulled = pulled::pull_back(&self.plan, &forward.functions, &taps, batch_size, threads)?;
+        taps.extend(pulled);
+        let mut norms = gradients::norms(&self.plan, &taps, batch_size, threads)?;
         norms.usable = norms.usable.f_logical_and(&forward.counted)?;
         Ok(Gradients {
             losses: forward.results[0].f_detach()?.f_to_kind(Kind::Double)?,

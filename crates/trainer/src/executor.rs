@@ -6,7 +6,7 @@ use crate::error::{EngineError, Result};
 use crate::ffi::{self, CallArgument, Edge};
 use crate::guards::{self, Counted, Replacement};
 use crate::operators::Guard;
-use crate::program::{Call, Expected, Prepared, Program, saved_values};
+use crate::program::{Call, Expected, Function, Prepared, Program, saved_values};
 use bastionai_graph::typed::{Origin, TypedGraph};
 use tch::{Device, Tensor};
 
@@ -35,6 +35,16 @@ pub(crate) struct Forward {
     pub(crate) counted: Tensor,
     /// In node order.
     pub(crate) taps: Vec<Tapped>,
+    /// In the program's order.
+    pub(crate) functions: Vec<FunctionValue>,
+}
+
+/// A function of trainable parameters after the forward phase.
+pub(crate) struct FunctionValue {
+    /// With its autograd graph.
+    pub(crate) value: Tensor,
+    /// Where the gradients of its parameters arrive, in the program's order.
+    pub(crate) edges: Vec<Edge>,
 }
 
 /// Runs the graph on one batch.
@@ -53,6 +63,7 @@ pub(crate) fn forward(
     randomness: Randomness,
 ) -> Result<Forward> {
     let mut values = origins(graph, program, parameters, constants, inputs)?;
+    let mut functions = unevaluated(graph, program, &values)?;
     let mut counted = Counted::new(present, program.batch_size);
     let mut taps = Vec::new();
     for (call, node) in program.calls.iter().zip(graph.nodes()) {
@@ -67,6 +78,11 @@ pub(crate) fn forward(
         for (slot, output) in call.outputs.iter().zip(outputs) {
             values[*slot] = Some(output);
         }
+        for (function, (_, value)) in program.functions.iter().zip(&mut functions) {
+            if call.outputs.contains(&function.value) {
+                *value = values[function.value].as_ref().map(Tensor::shallow_clone);
+            }
+        }
         for value in &call.last_uses {
             values[*value] = None;
         }
@@ -77,11 +93,45 @@ pub(crate) fn forward(
         .map(|&result| values[result].as_ref().map(Tensor::shallow_clone))
         .collect::<Option<_>>()
         .ok_or(EngineError::Job("typed graph: a result is not computed".into()))?;
+    let functions = functions.into_iter().map(|(edges, value)| {
+        let value =
+            value.ok_or_else(|| EngineError::Job("typed graph: a tapped function is not computed".into()))?;
+        Ok(FunctionValue { value, edges })
+    });
     Ok(Forward {
         results,
         counted: counted.mask().shallow_clone(),
         taps,
+        functions: functions.collect::<Result<_>>()?,
     })
+}
+
+/// For each function the places of its parameters in the autograd graph to come, and room for its value.
+fn unevaluated(
+    graph: &TypedGraph,
+    program: &Program,
+    values: &[Option<Tensor>],
+) -> Result<Vec<(Vec<Edge>, Option<Tensor>)>> {
+    let leaf = |parameter: usize| {
+        let is_it = |origin: &Origin| matches!(origin, Origin::Parameter(id) if id.0 as usize == parameter);
+        let position = graph.values().iter().position(|value| is_it(&value.origin));
+        let tensor = position.and_then(|position| values[position].as_ref());
+        tensor.and_then(|tensor| Edge::of(tensor).ok()).ok_or_else(|| {
+            EngineError::Job("typed graph: a tapped function of a parameter that is not trained".into())
+        })
+    };
+    let edges = |function: &Function| -> Result<Vec<Edge>> {
+        function
+            .parameters
+            .iter()
+            .map(|parameter| leaf(*parameter))
+            .collect()
+    };
+    program
+        .functions
+        .iter()
+        .map(|function| Ok((edges(function)?, None)))
+        .collect()
 }
 
 /// Values that exist before the first node. Trainable parameters enter detached and requiring a gradient, so that
@@ -214,7 +264,7 @@ pub(crate) fn gradients_at_taps(program: &Program, forward: &Forward) -> Result<
         edges.iter().map(|_| None).collect()
     } else {
         let ones = loss.f_detach()?.f_ones_like()?;
-        ffi::backward(loss, &ones, &edges).map_err(|_| EngineError::Torch {
+        ffi::backward(loss, &ones, &edges, false).map_err(|_| EngineError::Torch {
             detail: ffi::last_error(),
         })?
     };

@@ -39,6 +39,7 @@ unsafe extern "C" {
         root_gradient: *const c_void,
         edges: *const *mut c_void,
         edge_count: usize,
+        keep_graph: i32,
         gradients: *mut *mut c_void,
     ) -> i32;
     fn bastion_version(tensor: *const c_void, version: *mut u64) -> i32;
@@ -258,11 +259,12 @@ impl Edge {
 }
 
 /// One pass of the autograd engine from `root` to `edges`; `None` where no gradient arrives. Weight
-/// gradients are not among the edges, so the engine never computes them.
+/// gradients are not among the edges, so the engine never computes them. With `keep_graph` the pass can be repeated.
 pub(crate) fn backward(
     root: &Tensor,
     root_gradient: &Tensor,
     edges: &[&Edge],
+    keep_graph: bool,
 ) -> Result<Vec<Option<Tensor>>, Failed> {
     let raw: Vec<_> = edges.iter().map(|edge| edge.0.as_ptr()).collect();
     let mut gradients = vec![null_mut(); edges.len()];
@@ -273,6 +275,7 @@ pub(crate) fn backward(
             pointer(root_gradient),
             raw.as_ptr(),
             raw.len(),
+            i32::from(keep_graph),
             gradients.as_mut_ptr(),
         )
     })?;

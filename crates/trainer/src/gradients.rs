@@ -5,6 +5,7 @@ mod channels;
 mod convolution;
 mod factored;
 pub(crate) mod instantiated;
+pub(crate) mod pulled;
 mod unfold;
 
 use self::channels::by_channel;
@@ -131,6 +132,7 @@ pub(crate) fn tap_values(
             gradient,
             row_norms: None,
         },
+        TapKind::Pulled => return Err(EngineError::SumOutOfBound),
         TapKind::Broadcast => TapValues {
             gradient,
             input: saved().ok().map(Tensor::shallow_clone),
@@ -291,10 +293,21 @@ pub(crate) fn instantiate(
     count: i64,
     threads: usize,
 ) -> Result<Tensor> {
+    sum_of_uses(&parameter.uses, &parameter.shape, plan, taps, (first, count), threads)
+}
+
+fn sum_of_uses(
+    uses: &[Use],
+    own_shape: &[i64],
+    plan: &Plan,
+    taps: &[TapValues],
+    (first, count): (i64, i64),
+    threads: usize,
+) -> Result<Tensor> {
     let mut shape = vec![count];
-    shape.extend(&parameter.shape);
+    shape.extend(own_shape);
     let mut total: Option<Tensor> = None;
-    for each in &parameter.uses {
+    for each in uses {
         let gradient = use_gradient(
             each,
             &plan.taps[each.tap],
@@ -368,6 +381,7 @@ fn use_gradient(
             };
             left.f_transpose(1, 2)?.f_bmm(&right)?
         }
+        (Role::Pulled, _) => narrow(&tap.gradient)?,
         (Role::Sum, _) => sum(&narrow(&tap.gradient)?, &[1])?,
         (Role::Scale, _) => sum(&narrow(&tap.gradient)?.f_mul(&narrow(input()?)?)?, &[1])?,
         (Role::Table, _) => {

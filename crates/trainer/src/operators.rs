@@ -26,6 +26,13 @@ pub(crate) enum Guard {
     Attention,
 }
 
+impl Guard {
+    /// Whether the operator may draw random numbers.
+    pub(crate) fn draws(self) -> bool {
+        matches!(self, Self::Random | Self::Attention)
+    }
+}
+
 /// The guard of an allowed operator; `None` when it is not allowed.
 pub(crate) fn guard(operator: &str, overload: &str) -> Option<Guard> {
     OPERATORS

@@ -7,8 +7,8 @@ use crate::operators::{self, Guard};
 use bastionai_graph::dtype::DType;
 use bastionai_graph::schema::{self, Schema};
 use bastionai_graph::typed::{
-    Argument, Dependence, Extent, MemoryFormat, NamedArgument, Number, Tap, TypedGraph, TypedNode, ValueId,
-    ValueType,
+    Argument, Dependence, Extent, MemoryFormat, NamedArgument, Number, Tap, TappedParameter, TypedGraph,
+    TypedNode, ValueId, ValueType,
 };
 use tch::{Kind, Tensor};
 
@@ -65,6 +65,15 @@ pub(crate) struct Program {
     pub(crate) expected: Vec<Expected>,
     /// The loss; or scores and label.
     pub(crate) results: Vec<usize>,
+    /// Functions of trainable parameters that taps use: their values are kept with their autograd graph (rule G2).
+    pub(crate) functions: Vec<Function>,
+}
+
+/// A `Shared` value that trainable parameters reach.
+pub(crate) struct Function {
+    pub(crate) value: usize,
+    /// Indices among the graph's parameters, ascending.
+    pub(crate) parameters: Vec<usize>,
 }
 
 impl Program {
@@ -94,6 +103,7 @@ impl Program {
             calls,
             expected,
             results: graph.results().values().into_iter().map(index).collect(),
+            functions: graph.tapped_functions().into_iter().map(function).collect(),
         };
         program.find_last_uses();
         Ok(program)
@@ -174,6 +184,14 @@ pub(crate) fn saved_values(tap: &Tap) -> Vec<usize> {
         } => [input, mean, variance].map(|value| index(*value)).to_vec(),
         Tap::BroadcastMul { other, .. } => vec![index(*other)],
         Tap::BroadcastAdd { .. } | Tap::Expand { .. } => Vec::new(),
+    }
+}
+
+fn function(tapped: &TappedParameter) -> Function {
+    let parameters = tapped.parameters().iter();
+    Function {
+        value: index(tapped.value),
+        parameters: parameters.map(|parameter| parameter.0 as usize).collect(),
     }
 }
 

@@ -4,11 +4,15 @@
 mod checks;
 mod convolution;
 mod factor;
+mod functions;
 mod method;
 
-use self::checks::{check_origin, check_untapped, check_value_shape, reaching_the_loss, views_back};
+use self::checks::{
+    check_function, check_origin, check_untapped, check_value_shape, reaching_the_loss, views_back,
+};
 pub(crate) use self::convolution::ConvolutionPlan;
 pub(crate) use self::factor::Factor;
+pub(crate) use self::functions::FunctionPlan;
 use crate::error::{EngineError, Result};
 use crate::program::{BatchAxis, Expected, Program, index};
 use bastionai_graph::typed::{Argument, Number, Tap, TappedParameter, TypedGraph, TypedNode};
@@ -38,6 +42,8 @@ pub(crate) enum TapKind {
     Channels { channels: i64, normalised: Normalised },
     /// `rms_norm`: rows of `width`, normalised again.
     RmsNorm { eps: f64, width: i64 },
+    /// No node: gradients `[B, parameter shape]` pulled back through a function of the parameter.
+    Pulled,
 }
 
 /// What a parameter of [`TapKind::Channels`] is multiplied with.
@@ -84,6 +90,8 @@ pub(crate) enum Role {
     ChannelSum,
     /// Output gradient times normalised input, summed over all but the channels; over them too for a single number.
     ChannelScale,
+    /// The pulled-back gradient itself.
+    Pulled,
 }
 
 /// One use of a parameter.
@@ -141,6 +149,8 @@ pub(crate) struct ParameterPlan {
 pub(crate) struct Plan {
     pub(crate) taps: Vec<TapPlan>,
     pub(crate) parameters: Vec<ParameterPlan>,
+    /// As in the program. Their pulled-back gradients are the last of `taps`.
+    pub(crate) functions: Vec<FunctionPlan>,
 }
 
 impl Plan {
@@ -152,6 +162,7 @@ impl Plan {
         let mut plan = Self {
             taps: Vec::new(),
             parameters: trainable(graph),
+            functions: vec![FunctionPlan::default(); program.functions.len()],
         };
         for node in graph.nodes() {
             if let Some(tap) = &node.tap {
@@ -163,6 +174,7 @@ impl Plan {
             }
             check_untapped(graph, node, &reaches)?;
         }
+        plan.pull_back_functions(graph, program)?;
         plan.choose_methods(program.batch_size, method::KEPT_ELEMENTS);
         for parameter in &plan.parameters {
             method::check_instantiable(graph, parameter)?;
@@ -183,17 +195,35 @@ impl Plan {
             node: node.name.clone(),
             reason: reason.into(),
         };
+        let value_shape = program.expected[index(tapped.value)].shape.clone();
+        check_value_shape(&self.taps[tap], &role, &value_shape).ok_or_else(|| {
+            refuse("the parameter's shape does not fit the operator's; use a parameter of the operator's own shape")
+        })?;
+        if let Some(parameters) = tapped.function() {
+            check_function(graph, tapped.value, parameters).ok_or_else(|| {
+                refuse("the tapped value is not a function of the parameters it names and of constants only")
+            })?;
+            let functions = self.functions.iter_mut();
+            let function = functions
+                .zip(&program.functions)
+                .find(|(_, function)| function.value == index(tapped.value));
+            let (plan, _) =
+                function.ok_or_else(|| refuse("the tapped function is not among the program's"))?;
+            plan.uses.push(Use {
+                tap,
+                role,
+                value_shape,
+                back: Vec::new(),
+            });
+            return Ok(());
+        }
         let plan = self
             .parameters
             .iter_mut()
             .find(|plan| plan.parameter == tapped.parameter.0 as usize)
             .ok_or_else(|| refuse("the tap names a parameter that is not trainable"))?;
-        let value_shape = program.expected[index(tapped.value)].shape.clone();
         let back = views_back(&plan.shape, &tapped.views, &value_shape)
             .ok_or_else(|| refuse("the tap's views do not lead from the parameter to the value"))?;
-        check_value_shape(&self.taps[tap], &role, &value_shape).ok_or_else(|| {
-            refuse("the parameter's shape does not fit the operator's; use a parameter of the operator's own shape")
-        })?;
         check_origin(graph, tapped)
             .ok_or_else(|| refuse("the tapped value is not a view of its parameter"))?;
         plan.uses.push(Use {
@@ -372,7 +402,7 @@ fn tap_plan(node: &TypedNode, tap: &Tap, program: &Program) -> Result<TapPlan> {
         | TapKind::Embedding { width, .. } => rows_of(*width),
         TapKind::Channels { channels, .. } => rows_of(*channels),
         TapKind::Convolution(plan) => plan.length(),
-        TapKind::Broadcast => rows_of(1),
+        TapKind::Broadcast | TapKind::Pulled => rows_of(1),
     };
     check_scales(node, tap).ok_or_else(|| refuse("addmm must have beta = alpha = 1"))?;
     Ok(TapPlan {

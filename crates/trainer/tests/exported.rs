@@ -13,7 +13,7 @@ use support::*;
 use tch::{Kind, Tensor};
 
 const BATCH: u32 = 16;
-const ACCEPTED: [&str; 8] = [
+const ACCEPTED: [&str; 10] = [
     "classifier",
     "cross_entropy",
     "regressor",
@@ -22,6 +22,8 @@ const ACCEPTED: [&str; 8] = [
     "zoo",
     "encoder",
     "text",
+    "functions",
+    "composed",
 ];
 
 fn engine(name: &str, settings: Settings) -> Engine {

@@ -266,3 +266,71 @@ fn a_scaled_parameter_is_no_view_of_it() {
         .unwrap();
     assert!(error.to_string().contains("not a view"), "{error}");
 }
+
+#[test]
+fn a_scaled_weight_is_clipped_in_its_own_space() {
+    // G2's attack. The gradient in 100·w of these rows is at most √2·|x|, in w a hundred times that.
+    let model = models::functions::scaled(DType::F64, BATCH);
+    let engine = model.engine(settings(BATCH as u32, 1.0));
+    let (_, results) = engine.clipped_sums(&full(&engine, &model.inputs)).unwrap();
+    for (row, bound) in results.norm_bounds.iter().enumerate() {
+        let norm = f64::try_from(model.alone(row as i64)[0].norm()).unwrap();
+        assert!((bound - norm).abs() < 1e-9 * norm, "{bound} for {norm}");
+    }
+    assert!(
+        results.norm_bounds.iter().any(|norm| *norm > 10.0),
+        "nothing to clip"
+    );
+    let whole = sum_without(&engine, &model.inputs, None);
+    for row in 0..BATCH {
+        let moved = distance(&whole, &sum_without(&engine, &model.inputs, Some(row)));
+        assert!(moved <= engine.l2_sensitivity(), "row {row}: moved by {moved}");
+    }
+}
+
+/// The graph of `scaled` with another account of where its weight comes from.
+fn scaled_with(
+    change: impl FnOnce(&mut Builder, [bastionai_graph::typed::ValueId; 3]) -> bastionai_graph::typed::ValueId,
+) -> String {
+    let mut g = Builder::default();
+    let x = g.input("x", DType::F32, &[3]);
+    let w = g.parameter("w", DType::F32, &[2, 3], true);
+    let other = g.parameter("other", DType::F32, &[2, 3], true);
+    let weight = change(&mut g, [x, w, other]);
+    let arguments = [("input", Argument::Value(x)), ("weight", Argument::Value(weight))];
+    let h = g.node("linear", &arguments, DType::F32, &[b(1), n(2)]);
+    g.tap(Tap::Linear {
+        input: x,
+        weight: Some(g.function(weight, &[w])),
+        bias: None,
+    });
+    let h = g.linear(x, other, None, &[b(1), n(2)]);
+    let dim = ("dim", Argument::Ints(vec![1]));
+    let loss = g.node(
+        "sum.dim_IntList",
+        &[("self", Argument::Value(h)), dim],
+        DType::F32,
+        &[b(1)],
+    );
+    set_up();
+    let parameters = [vec![0; 24], vec![0; 24]];
+    let error = bastionai_trainer::Engine::new(g.finish(loss), &parameters, &[], settings(4, 1.0));
+    error.err().unwrap().to_string()
+}
+
+#[test]
+fn a_function_of_more_than_it_names_is_refused() {
+    let pair = |left, right| [("self", Argument::Value(left)), ("other", Argument::Value(right))];
+    let shape = [n(2), n(3)];
+    let error = scaled_with(|g, [_, w, other]| g.node("add.Tensor", &pair(w, other), DType::F32, &shape));
+    assert!(error.contains("a function of the parameters it names"), "{error}");
+    let error = scaled_with(|g, [_, w, _]| {
+        let drawn = [
+            ("input", Argument::Value(w)),
+            ("p", Argument::Float(bastionai_graph::typed::FloatBits::new(0.5))),
+            ("train", Argument::Bool(true)),
+        ];
+        g.node("dropout", &drawn, DType::F32, &shape)
+    });
+    assert!(error.contains("a function of the parameters it names"), "{error}");
+}

@@ -1,7 +1,7 @@
 //! One call as its rule sees it: arguments matched to the pinned schema, defaults filled in (T7), and a
 //! record of which arguments the rule has looked at. What no rule looks at must be the default.
 
-use super::facts::{Facts, Typed};
+use super::facts::Typed;
 use super::premise::{Premise, is_dropped, require};
 use super::refusal::Objection;
 use super::resolve::{Resolver, default, is_default, typed_argument};
@@ -9,7 +9,8 @@ use crate::dtype::DType;
 use crate::program::RawArgument;
 use crate::schema::{Kind, Schema};
 use crate::typed::{
-    Argument, Dependence, Extent, MemoryFormat, NamedArgument, Number, TappedParameter, ValueId, ValueType,
+    Argument, Dependence, Extent, MemoryFormat, NamedArgument, Number, ParameterId, ParameterView,
+    TappedParameter, ValueId, ValueType,
 };
 use std::cell::Cell;
 
@@ -305,6 +306,18 @@ impl<'c> Call<'c> {
         self.tensor_ids().iter().any(|id| self.value(*id).requires_grad)
     }
 
+    /// Trainable parameters that reach any Shared tensor argument, ascending.
+    pub(crate) fn trained_parameters(&self) -> Vec<ParameterId> {
+        let reaching = self.tensor_ids().into_iter().map(|id| self.value(id));
+        let mut all: Vec<ParameterId> = reaching
+            .filter(|value| is_trainable(value))
+            .flat_map(|value| value.facts.parameters.iter().copied())
+            .collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
     /// Whether all recorded types of the tensor arguments are to be believed.
     pub(crate) fn hints_trusted(&self) -> bool {
         self.tensor_ids()
@@ -369,19 +382,19 @@ impl<'c> Operand<'c> {
     }
 }
 
-/// A trainable parameter (or a view of a whole one) as it enters a tap.
+/// A trainable parameter, a view of one, or a function of some, as it enters a tap.
 pub(crate) fn tapped(typed: &Typed) -> Option<TappedParameter> {
-    let Facts {
-        view: Some((parameter, views)),
-        ..
-    } = &typed.facts
-    else {
-        return None;
+    let (parameter, views) = match &typed.facts.view {
+        Some((parameter, views)) => (*parameter, views.clone()),
+        None => {
+            let parameters = typed.facts.parameters.clone();
+            (*parameters.first()?, vec![ParameterView::Function(parameters)])
+        }
     };
-    typed.requires_grad.then(|| TappedParameter {
-        parameter: *parameter,
+    is_trainable(typed).then_some(TappedParameter {
+        parameter,
         value: typed.id,
-        views: views.clone(),
+        views,
     })
 }
 

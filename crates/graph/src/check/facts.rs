@@ -16,6 +16,8 @@ pub(crate) struct Typed {
 pub(crate) struct Facts {
     /// A parameter, or an isometric view of one (rule G2).
     pub(crate) view: Option<(ParameterId, Vec<ParameterView>)>,
+    /// Trainable parameters that reach a Shared value, ascending (rule G2).
+    pub(crate) parameters: Vec<ParameterId>,
     /// Least and greatest value of an integer tensor, when the contract or the operator says so (rule G4).
     pub(crate) bounds: Option<(i64, i64)>,
     /// The first of consecutive integers: element `k`, counted row-major, is `iota + k`. So no two are equal.
@@ -28,6 +30,7 @@ impl Default for Facts {
     fn default() -> Self {
         Self {
             view: None,
+            parameters: Vec::new(),
             bounds: None,
             iota: None,
             hint_trusted: true,

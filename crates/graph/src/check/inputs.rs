@@ -47,7 +47,11 @@ impl Checker<'_> {
             if let Err(objection) = verdict {
                 self.refuse(&input.name, "", None, objection);
             }
-            self.define(&input.name, origin, output, true);
+            let parameters = match origin {
+                Origin::Parameter(id) => vec![id],
+                _ => Vec::new(),
+            };
+            self.define(&input.name, origin, output, &parameters, true);
         }
     }
 

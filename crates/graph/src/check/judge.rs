@@ -83,7 +83,8 @@ pub(super) fn judge_label(label: &Typed) -> Result<(), Objection> {
     })
 }
 
-/// Rule G2: a trainable parameter is used whole, at a tap, or without gradient.
+/// Rule G2: where a trainable parameter, or a function of some, meets per-sample data, there is a tap. Functions of
+/// parameters among themselves are Shared; the trainer pulls gradients back through them.
 pub(super) fn check_parameters(
     call: &Call<'_>,
     outputs: &[Output],
@@ -100,19 +101,6 @@ pub(super) fn check_parameters(
         .into_iter()
         .any(|id| call::is_trainable(call.value(id)) && !tapped.contains(&id));
     let shared = |output: &Output| output.value_type.dependence == Dependence::Shared;
-    if untapped
-        && outputs
-            .iter()
-            .any(|output| output.requires_grad && shared(output) && output.view.is_none())
-    {
-        require(Premise::ParametersAreTapped, false, || {
-            let reason = "it computes a function of a trainable parameter: clipping the gradient of the result does not \
-                          bound the gradient of the parameter";
-            let remedy = "use the parameter itself (or a transpose or view of all of it), or freeze it with \
-                          requires_grad_(False)";
-            (reason.into(), remedy.into())
-        })?;
-    }
     if untapped
         && outputs
             .iter()

@@ -52,8 +52,7 @@ pub(crate) enum Premise {
     ShapesDoNotDependOnValues,
     /// T8: the graph returns a result only, no new state.
     NoState,
-    /// G2: a trainable parameter meets per-sample data only where it is tapped, and enters the tap whole,
-    /// as itself or as an isometric view of all of it.
+    /// G2: a trainable parameter, or a function of some, meets per-sample data only where it is tapped.
     ParametersAreTapped,
     /// T4: what a convolution or normalisation takes for the batch, axis 0, is the batch.
     BatchIsLeading,

@@ -3,9 +3,10 @@
 
 use super::{Normalised, Role, TapKind, TapPlan, ViewBack, roles};
 use crate::error::{EngineError, Result};
+use crate::operators;
 use crate::program::index;
 use bastionai_graph::typed::{
-    Argument, Dependence, Origin, ParameterView, TappedParameter, TypedGraph, TypedNode, ValueId,
+    Argument, Dependence, Origin, ParameterId, ParameterView, TappedParameter, TypedGraph, TypedNode, ValueId,
 };
 
 pub(super) fn check_value_shape(tap: &TapPlan, role: &Role, value_shape: &[i64]) -> Option<()> {
@@ -65,10 +66,14 @@ fn broadcasts(value_shape: &[i64], tap: &TapPlan) -> bool {
 /// Views that keep elements at most once: the only way from a parameter to a tap (G2). `embedding` is one where the
 /// checker knows its ids to be consecutive constants.
 const ISOMETRIC_VIEWS: &[&str] = &[
+    "_to_copy",
+    "_unsafe_view",
     "alias",
+    "chunk",
     "clone",
     "contiguous",
     "embedding",
+    "expand",
     "flatten",
     "permute",
     "reshape",
@@ -78,6 +83,7 @@ const ISOMETRIC_VIEWS: &[&str] = &[
     "split_with_sizes",
     "squeeze",
     "t",
+    "to",
     "transpose",
     "unbind",
     "unsqueeze",
@@ -88,6 +94,13 @@ const ISOMETRIC_VIEWS: &[&str] = &[
 fn keeps_elements_once(graph: &TypedGraph, node: &TypedNode, tapped: &TappedParameter) -> bool {
     let argument = |name: &str| node.arguments.iter().find(|named| named.name == name);
     match node.operator.as_str() {
+        // A conversion to the same dtype, a repetition to the same shape.
+        "_to_copy" | "to" | "expand" => argument("self").is_some_and(|named| match named.value {
+            Argument::Value(id) => node.outputs.first().is_some_and(|output| {
+                graph.values()[index(*output)].value_type == graph.values()[index(id)].value_type
+            }),
+            _ => false,
+        }),
         "slice" => argument("step").is_some_and(|step| step.value == Argument::Int(1)),
         "embedding" => {
             let constant = argument("indices").is_some_and(|named| match named.value {
@@ -124,6 +137,42 @@ pub(super) fn check_origin(graph: &TypedGraph, tapped: &TappedParameter) -> Opti
         }
     }
     None
+}
+
+/// A function's value comes from parameters and constants only, by operators that draw nothing, and every trainable
+/// parameter that its gradient reaches is named.
+pub(super) fn check_function(graph: &TypedGraph, value: ValueId, parameters: &[ParameterId]) -> Option<()> {
+    let mut seen = vec![false; graph.values().len()];
+    let mut pending = vec![(value, true)];
+    while let Some((id, differentiated)) = pending.pop() {
+        let value = graph.values().get(index(id))?;
+        if value.value_type.dependence != Dependence::Shared {
+            return None;
+        }
+        let differentiated = differentiated && value.requires_grad;
+        if std::mem::replace(&mut seen[index(id)], differentiated) || !differentiated {
+            continue;
+        }
+        match value.origin {
+            Origin::Parameter(id) => {
+                let trainable = graph.parameters().get(id.0 as usize)?.trainable;
+                if trainable && !parameters.contains(&id) {
+                    return None;
+                }
+            }
+            Origin::Constant(_) => {}
+            Origin::Input(_) => return None,
+            Origin::Node { node, .. } => {
+                let node = graph.nodes().get(node as usize)?;
+                if operators::guard(&node.operator, &node.overload)?.draws() {
+                    return None;
+                }
+                let operands = node.arguments.iter().flat_map(|named| named.value.value_ids());
+                pending.extend(operands.map(|operand| (operand, node.operator != "detach")));
+            }
+        }
+    }
+    Some(())
 }
 
 /// Values whose gradient can reach the loss: backwards through floating outputs, stopped by `detach`.
@@ -210,6 +259,7 @@ pub(super) fn views_back(parameter: &[i64], views: &[ParameterView], value: &[i6
                 back.push(ViewBack::Reshape(shape));
                 shape = to;
             }
+            ParameterView::Function(_) => return None,
             ParameterView::Narrow { axis, start, length } => {
                 let extent = shape.get_mut(usize::from(*axis))?;
                 let (start, length) = (i64::try_from(*start).ok()?, i64::try_from(*length).ok()?);

@@ -14,7 +14,18 @@ import torch
 
 HERE = pathlib.Path(__file__).resolve().parent
 FIXTURES = HERE.parents[2] / "graph/tests/fixtures"
-ACCEPTED = ["classifier", "cross_entropy", "regressor", "binary", "broadcast", "zoo", "encoder", "text"]
+ACCEPTED = [
+    "classifier",
+    "cross_entropy",
+    "regressor",
+    "binary",
+    "broadcast",
+    "zoo",
+    "encoder",
+    "text",
+    "functions",
+    "composed",
+]
 BATCH, HEAD = 16, 5
 
 sys.path.insert(0, str(HERE.parents[3] / "scripts"))

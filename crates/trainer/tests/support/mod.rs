@@ -185,6 +185,17 @@ impl Builder {
         }
     }
 
+    /// A function of these trainable parameters, in a tap.
+    pub fn function(&self, value: ValueId, of: &[ValueId]) -> TappedParameter {
+        let mut parameters: Vec<ParameterId> = of.iter().map(|each| self.tapped(*each).parameter).collect();
+        parameters.sort_unstable();
+        TappedParameter {
+            parameter: parameters[0],
+            value,
+            views: vec![ParameterView::Function(parameters)],
+        }
+    }
+
     /// `linear`, tapped for whichever parameters are trainable.
     pub fn linear(
         &mut self,

@@ -1,6 +1,7 @@
 //! Models of every kind of tap, as typed graph and as plain autograd.
 
 pub mod attention;
+pub mod functions;
 
 use super::*;
 
@@ -328,6 +329,8 @@ pub fn all(dtype: DType, batch: i64) -> Vec<Model> {
     all.push(attention::self_attention(dtype, batch));
     all.push(attention::products(dtype, batch));
     all.extend(convolutions::all(dtype, batch));
+    all.push(functions::scaled(dtype, batch));
+    all.push(functions::merged(dtype, batch));
     all
 }
 

@@ -91,10 +91,10 @@ pub(in super::super) fn broadcast_tensors(call: &mut Call<'_>) -> Result<Outcome
             shape: shape.clone(),
             dtype: tensor.value_type.dtype,
         };
-        if value_type == tensor.value_type {
+        if value_type == tensor.value_type && !is_trainable(tensor) {
             return Output::rearranged(tensor, value_type, None);
         }
-        // Each output depends on its own operand; a repeated trainable parameter is refused by G2.
+        // Each output depends on its own operand.
         let requires_grad = tensor.requires_grad || (is_trainable(tensor) && value_type.dtype.is_float());
         Output::new(value_type, requires_grad).bounded(tensor.facts.bounds)
     });

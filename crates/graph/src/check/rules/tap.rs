@@ -6,8 +6,7 @@ use super::super::premise::{Premise, require};
 use super::super::refusal::Objection;
 use crate::typed::{FloatBits, Tap, TappedParameter, ValueType};
 
-/// The parameter to tap when `operand` is a trainable whole view; None for anything else. What is
-/// trainable and not a view is refused by the checker after the rule.
+/// What to tap when trainable parameters reach the Shared `operand`; None for anything else.
 pub(super) fn parameter(operand: Option<&Typed>) -> Option<TappedParameter> {
     operand.filter(|operand| is_trainable(operand)).and_then(tapped)
 }

@@ -410,42 +410,6 @@ pub(super) fn cases() -> Vec<Case> {
             },
         ),
         mutant(
-            "constants that may read one row twice",
-            "G2",
-            P::ParametersAreTapped,
-            No,
-            |b| {
-                tokens(b);
-                let positions = b.bad("embedding.default", &[("weight", t("pos")), ("indices", t("ci"))]);
-                let rows = embed(b, "emb", "ids");
-                let rows = b.call(
-                    "slice.Tensor",
-                    &[("self", t(&rows)), ("dim", i(1)), ("end", i(3))],
-                );
-                let sum = b.call("add.Tensor", &[("self", t(&rows)), ("other", t(&positions))]);
-                let rows = summed(b, &sum, &[1, 2]);
-                b.returns_loss_plus(&rows);
-            },
-        ),
-        mutant(
-            "positions that read the padding row",
-            "G2",
-            P::ParametersAreTapped,
-            No,
-            |b| {
-                tokens(b);
-                let at = b.call("arange.default", &[("end", i(4))]);
-                let positions = b.bad(
-                    "embedding.default",
-                    &[("weight", t("pos")), ("indices", t(&at)), ("padding_idx", i(2))],
-                );
-                let rows = embed(b, "emb", "ids");
-                let sum = b.call("add.Tensor", &[("self", t(&rows)), ("other", t(&positions))]);
-                let rows = summed(b, &sum, &[1, 2]);
-                b.returns_loss_plus(&rows);
-            },
-        ),
-        mutant(
             "ids with the batch on the second axis",
             "G2",
             P::TapsAreBatchFirst,
@@ -467,31 +431,6 @@ pub(super) fn cases() -> Vec<Case> {
                 let size = b.size("x", 0);
                 let arguments = [("self", t("cls")), ("size", sizes(&[k(3), size, k(6)]))];
                 bad_sum(b, "expand.default", &arguments, &[0, 2]);
-            },
-        ),
-        mutant(
-            "a parameter repeated before it meets data",
-            "G2",
-            P::ParametersAreTapped,
-            No,
-            |b| {
-                tokens(b);
-                let repeated = b.bad("expand.default", &[("self", t("w6")), ("size", ints(&[3, 6]))]);
-                let hidden = b.call("linear.default", &[("input", t("x")), ("weight", t(&repeated))]);
-                let rows = summed(b, &hidden, &[1]);
-                b.returns_loss_plus(&rows);
-            },
-        ),
-        mutant(
-            "every second row of a weight",
-            "G2",
-            P::ParametersAreTapped,
-            No,
-            |b| {
-                let part = b.bad("slice.Tensor", &[("self", t("w")), ("dim", i(0)), ("step", i(2))]);
-                let hidden = b.call("linear.default", &[("input", t("x")), ("weight", t(&part))]);
-                let rows = summed(b, &hidden, &[1]);
-                b.returns_loss_plus(&rows);
             },
         ),
         mutant(

@@ -3,6 +3,7 @@
 //! under its rule; most name the premise whose absence alone would let them through (see `mutants`).
 
 mod attention;
+mod functions;
 
 use super::build::{Build, f, flag, i, ints, k, sizes, t};
 use crate::check::premise::Premise;
@@ -90,6 +91,7 @@ pub(super) fn cases() -> Vec<Case> {
         super::embedding::cases(),
         attention::cases(),
         super::leaky_windows::cases(),
+        functions::cases(),
     ]
     .into_iter()
     .flatten()
@@ -1197,29 +1199,6 @@ fn state() -> Vec<Case> {
 
 fn parameters() -> Vec<Case> {
     vec![
-        mutant(
-            "a hundred times a weight",
-            "G2",
-            P::ParametersAreTapped,
-            No,
-            |b| {
-                let scaled = b.bad("mul.Tensor", &[("self", t("w")), ("other", i(100))]);
-                let hidden = b.call("linear.default", &[("input", t("x")), ("weight", t(&scaled))]);
-                let rows = b.call("sum.dim_IntList", &[("self", t(&hidden)), ("dim", ints(&[1]))]);
-                b.returns_loss_plus(&rows);
-            },
-        ),
-        mutant(
-            "the sum of two parameters",
-            "G2",
-            P::ParametersAreTapped,
-            No,
-            |b| {
-                let sum = b.bad("add.Tensor", &[("self", t("w6")), ("other", t("w6"))]);
-                let rows = b.call("matmul.default", &[("self", t("x")), ("other", t(&sum))]);
-                b.returns_loss_plus(&rows);
-            },
-        ),
         mutant(
             "a parameter where nothing taps it",
             "G2",

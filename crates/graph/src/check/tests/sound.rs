@@ -1,6 +1,7 @@
 //! Sound programs are accepted, typed as expected, and pass the second oracle.
 
 mod attention;
+mod functions;
 
 use super::build::{Build, f, flag, i, ints, k, sizes, t};
 use super::oracle::judge;

@@ -1,0 +1,231 @@
+"""Operators without a rule of their own, written with operators that have one while a module is exported.
+
+The numbers are PyTorch's; what the checker has to prove is smaller. What is not rewritten here is exported as it is,
+and the server proves or refuses it, with the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from bastionai.einsum import composed_einsum
+
+
+class ComposedOperators(TorchFunctionMode):
+    """While active, the functions below are computed from simpler ones."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Tries the composition; functions without one, and forms it does not know, are called as they are."""
+        del types
+        composition = _COMPOSITIONS.get(func)
+        composed = NotImplemented if composition is None else composition(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {})) if composed is NotImplemented else composed
+
+
+def _einsum(equation: object, *operands: object) -> Any:
+    given: Sequence[Any] = operands
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        given = operands[0]
+    if not isinstance(equation, str) or not all(isinstance(operand, Tensor) for operand in given):
+        return NotImplemented
+    composed = composed_einsum(equation, given)
+    return NotImplemented if composed is None else composed
+
+
+def _axis(value: Tensor, dim: int) -> int:
+    return dim if dim >= 0 else dim + value.dim()
+
+
+def _chunk(input: Tensor, chunks: int, dim: int = 0) -> Any:
+    size = input.shape[dim]
+    return torch.split(input, -(-size // chunks), dim) if isinstance(size, int) else NotImplemented
+
+
+def _unflatten(input: Tensor, dim: Any, sizes: Any) -> Any:
+    if not isinstance(dim, int):
+        return NotImplemented
+    axis = _axis(input, dim)
+    return input.view([*input.shape[:axis], *sizes, *input.shape[axis + 1 :]])
+
+
+def _movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
+    sources = [_axis(input, dim) for dim in ([source] if isinstance(source, int) else source)]
+    destinations = [_axis(input, dim) for dim in ([destination] if isinstance(destination, int) else destination)]
+    others = iter([axis for axis in range(input.dim()) if axis not in sources])
+    placed = dict(zip(destinations, sources, strict=True))
+    return input.permute([placed[axis] if axis in placed else next(others) for axis in range(input.dim())])
+
+
+def _swapped(input: Tensor, axis0: int, axis1: int) -> Tensor:
+    return input.transpose(axis0, axis1)
+
+
+def _matrix_transposed(input: Tensor) -> Tensor:
+    return input.transpose(-2, -1)
+
+
+def _narrow(input: Tensor, dim: int, start: Any, length: int) -> Any:
+    if not isinstance(start, int):
+        return NotImplemented
+    first = start if start >= 0 else start + input.shape[dim]
+    return torch.ops.aten.slice.Tensor(input, dim, first, first + length)
+
+
+def _expand_as(input: Tensor, other: Tensor) -> Tensor:
+    return input.expand(other.shape)
+
+
+def _view_as(input: Tensor, other: Tensor) -> Tensor:
+    return input.view(other.shape)
+
+
+def _masked_fill(input: Tensor, mask: Tensor, value: Any) -> Any:
+    return torch.where(mask, value.to(input.dtype), input) if isinstance(value, Tensor) else NotImplemented
+
+
+def _index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
+    return input[(slice(None),) * _axis(input, dim) + (index,)]
+
+
+def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Any:
+    if dim is None or input.dim() != indices.dim():
+        return NotImplemented
+    axis = _axis(input, dim)
+    alike = all(input.shape[other] == indices.shape[other] for other in range(input.dim()) if other not in (0, axis))
+    return input.gather(axis, indices) if alike else NotImplemented
+
+
+def _repeat(input: Tensor, *sizes: Any) -> Any:
+    repeats = list(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (list, tuple)) else list(sizes)
+    if not all(isinstance(repeat, int) for repeat in repeats):
+        return NotImplemented
+    value = input.reshape([1] * (len(repeats) - input.dim()) + list(input.shape))
+    for axis, repeat in enumerate(repeats):
+        if repeat != 1:
+            value = _tiled(value, axis, repeat, axis)
+    return value
+
+
+def _repeat_interleave(input: Tensor, repeats: Any, dim: int | None = None, **more: Any) -> Any:
+    if not isinstance(repeats, int) or dim is None or more:
+        return NotImplemented
+    axis = _axis(input, dim)
+    return _tiled(input, axis, repeats, axis + 1)
+
+
+def _tiled(value: Tensor, axis: int, repeat: int, copies_at: int) -> Tensor:
+    wide = value.unsqueeze(copies_at)
+    wide = wide.expand([*wide.shape[:copies_at], repeat, *wide.shape[copies_at + 1 :]])
+    return wide.reshape([*value.shape[:axis], value.shape[axis] * repeat, *value.shape[axis + 1 :]])
+
+
+def _unfold(input: Tensor, dimension: int, size: int, step: int) -> Any:
+    axis = _axis(input, dimension)
+    extent = input.shape[axis]
+    if not isinstance(extent, int):
+        return NotImplemented
+    starts = torch.arange((extent - size) // step + 1).unsqueeze(1) * step
+    windows = input[(slice(None),) * axis + (starts + torch.arange(size),)]
+    rank = windows.dim()
+    return windows.permute([other for other in range(rank) if other != axis + 1] + [axis + 1])
+
+
+def _glu(input: Tensor, dim: int = -1) -> Tensor:
+    left, right = torch.split(input, input.shape[dim] // 2, dim)
+    return torch.mul(left, torch.sigmoid(right))
+
+
+def _bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    out, first, second = weight.shape
+    by_first = input1 @ weight.permute(1, 0, 2).reshape(first, out * second)
+    by_first = by_first.reshape([*input1.shape[:-1], out, second])
+    result = (by_first @ input2.unsqueeze(-1)).squeeze(-1)
+    return result if bias is None else result + bias
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Any:
+    axes = [axis for axis in range(v.dim()) if dim == -1 or axis != _axis(v, dim)]
+    return v * (g / torch.linalg.vector_norm(v, dim=axes, keepdim=True))
+
+
+def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Any:
+    lengths = [torch.linalg.vector_norm(x, dim=dim).clamp(min=eps) for x in (x1, x2)]
+    return (x1 * x2).sum(dim) / (lengths[0] * lengths[1])
+
+
+def _pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Any:
+    return torch.linalg.vector_norm(x1 - x2 + eps, ord=p, dim=-1, keepdim=keepdim)
+
+
+def _threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Any:
+    return NotImplemented if inplace else torch.where(input > threshold, input, value)
+
+
+def _roll(input: Tensor, shifts: Any, dims: Any = None) -> Any:
+    moves = [shifts] if isinstance(shifts, int) else list(shifts)
+    axes = [dims] if isinstance(dims, int) else list(dims or [])
+    if not axes or len(axes) != len(moves) or not all(isinstance(input.shape[axis], int) for axis in axes):
+        return NotImplemented
+    for shift, axis in zip(moves, axes, strict=True):
+        size = input.shape[axis]
+        last = shift % size
+        if last:
+            head, tail = torch.split(input, [size - last, last], axis)
+            input = torch.cat([tail, head], axis)
+    return input
+
+
+def _flip(input: Tensor, *dims: Any) -> Any:
+    axes = list(dims[0]) if len(dims) == 1 and isinstance(dims[0], (list, tuple)) else list(dims)
+    if not all(isinstance(input.shape[axis], int) for axis in axes):
+        return NotImplemented
+    for axis in axes:
+        last = input.shape[axis] - 1
+        input = input[(slice(None),) * _axis(input, axis) + (last - torch.arange(last + 1),)]
+    return input
+
+
+def _forms(name: str, composition: Callable[..., Any]) -> dict[Any, Callable[..., Any]]:
+    found = [getattr(place, name, None) for place in (torch, Tensor)]
+    return {function: composition for function in found if function is not None}
+
+
+_COMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    torch.einsum: _einsum,
+    Tensor.__dict__.get("mT", torch._C.TensorBase.mT).__get__: _matrix_transposed,
+    F.glu: _glu,
+    F.bilinear: _bilinear,
+    torch._weight_norm: _weight_norm,
+    F.cosine_similarity: _cosine_similarity,
+    F.pairwise_distance: _pairwise_distance,
+    F.threshold: _threshold,
+    **_forms("chunk", _chunk),
+    **_forms("unflatten", _unflatten),
+    **_forms("movedim", _movedim),
+    **_forms("moveaxis", _movedim),
+    **_forms("swapaxes", _swapped),
+    **_forms("swapdims", _swapped),
+    **_forms("narrow", _narrow),
+    **_forms("expand_as", _expand_as),
+    **_forms("view_as", _view_as),
+    **_forms("masked_fill", _masked_fill),
+    **_forms("index_select", _index_select),
+    **_forms("take_along_dim", _take_along_dim),
+    **_forms("repeat", _repeat),
+    **_forms("repeat_interleave", _repeat_interleave),
+    **_forms("unfold", _unfold),
+    **_forms("roll", _roll),
+    **_forms("flip", _flip),
+}
