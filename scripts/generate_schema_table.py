@@ -35,6 +35,7 @@ view reshape _unsafe_view flatten.using_ints unsqueeze squeeze.dim squeeze.dims 
 slice.Tensor select.int split.Tensor split_with_sizes unbind.int cat stack broadcast_tensors
 layer_norm rms_norm group_norm
 gather index.Tensor one_hot embedding
+cumsum cumprod sort sort.stable argsort topk
 zeros ones full new_zeros new_ones new_full arange arange.start scalar_tensor
 tril triu __xor__.Tensor bitwise_xor.Tensor
 dropout native_dropout feature_dropout

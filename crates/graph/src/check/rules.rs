@@ -12,6 +12,7 @@ mod join;
 mod loss;
 mod mask;
 mod normalise;
+mod order;
 mod pool;
 mod random;
 mod reduce;
@@ -94,6 +95,10 @@ pub(super) fn find(name: &str, overload: &str) -> Option<Rule> {
         ("var" | "std", "correction" | "dim") => reduce::variance,
         ("linalg_vector_norm", "default") => reduce::vector_norm,
         ("any" | "all", "dim") => reduce::any_or_all,
+        ("cumsum" | "cumprod", "default") => order::cumulative,
+        ("sort", "default" | "stable") => order::sort,
+        ("argsort", "default") => order::argsort,
+        ("topk", "default") => order::topk,
         ("softmax" | "log_softmax", "int") | ("_softmax" | "_log_softmax", "default") => reduce::softmax,
 
         ("view" | "reshape" | "_unsafe_view", "default") => reshape::view,
@@ -216,10 +221,10 @@ pub(super) fn no_rule(target: &str) -> Objection {
             "its equation has no rule",
             "export with bastionai.export, which writes it as permute, reshape and bmm; or use matmul",
         ),
-        "cumsum" | "sort" | "topk" | "roll" | "flip" => (
+        "roll" | "flip" => (
             "T7",
-            "it has no rule yet and can mix samples",
-            "express it with sum, max or select within a sample",
+            "without an axis of the sample it moves elements between samples",
+            "name an axis of the sample and export with bastionai.export, which writes it with slices",
         ),
         _ if base.ends_with('_') && !base.ends_with("__") => (
             "T8",

@@ -4,6 +4,7 @@
 
 mod attention;
 mod functions;
+mod order;
 
 use super::build::{Build, f, flag, i, ints, k, sizes, t};
 use crate::check::premise::Premise;
@@ -92,6 +93,7 @@ pub(super) fn cases() -> Vec<Case> {
         attention::cases(),
         super::leaky_windows::cases(),
         functions::cases(),
+        order::cases(),
     ]
     .into_iter()
     .flatten()
@@ -1127,10 +1129,7 @@ fn operators() -> Vec<Case> {
         }),
     ];
     for name in [
-        "cumsum.default",
-        "topk.default",
         "roll.default",
-        "sort.default",
         "flip.default",
         "bincount.default",
         "histc.default",
@@ -1155,9 +1154,6 @@ fn operators() -> Vec<Case> {
     }
     cases.push(case("roll of the flat tensor", "T7", |b| {
         bad_plus(b, "roll.default", &[("self", t("t")), ("shifts", ints(&[1]))])
-    }));
-    cases.push(case("cumulative sums over the batch", "T7", |b| {
-        bad_plus(b, "cumsum.default", &[("self", t("t")), ("dim", i(0))])
     }));
     cases.push(case("reading a file", "T7", |b| {
         bad_plus(

@@ -293,6 +293,8 @@ impl Step<'_> {
             "scaled_dot_product_attention" => one(self.attention()),
             "sum" | "mean" | "amax" | "amin" | "logsumexp" | "var" | "std" | "linalg_vector_norm" | "any"
             | "all" | "argmax" | "argmin" => one(self.reduce()),
+            "cumsum" | "cumprod" | "argsort" => one(self.along_axis()),
+            "sort" | "topk" => self.along_axis().map(|values| vec![values.clone(), values]),
             "max" | "min" => self.reduce().map(|values| vec![values.clone(), values]),
             "softmax" | "log_softmax" | "_softmax" | "_log_softmax" => {
                 let value = self.tensor("self")?;

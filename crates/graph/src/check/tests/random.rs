@@ -274,7 +274,7 @@ impl Draw<'_> {
         match name {
             "reduction" => i64::from(self.random.one_in(10)),
             "num_classes" => *self.random.pick(&[2, 3, -1]),
-            "num_groups" | "split_size" | "step" => 1 + self.random.below(3) as i64,
+            "num_groups" | "split_size" | "step" | "k" => 1 + self.random.below(3) as i64,
             "ignore_index" => -100,
             "start" | "end" | "index" | "padding_idx" => self.random.dim(),
             _ => self.random.dim(),

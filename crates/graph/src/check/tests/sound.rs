@@ -2,6 +2,7 @@
 
 mod attention;
 mod functions;
+mod order;
 
 use super::build::{Build, f, flag, i, ints, k, sizes, t};
 use super::oracle::judge;

@@ -1,4 +1,4 @@
-//! Products of data with data, and attention.
+//! Products of data with data, attention, and what orders or accumulates along an axis.
 
 use super::*;
 
@@ -40,6 +40,21 @@ impl Step<'_> {
             product.shape.remove(rank - 2);
         }
         Ok(product)
+    }
+
+    /// Each result from its whole line; `topk` keeps the first.
+    pub(super) fn along_axis(&self) -> Run<Tensor> {
+        let value = self.tensor("self")?;
+        let axis = self.axis("dim", value.shape.len())?;
+        let whole = self.within(value, &[axis]);
+        if self.node.operator != "topk" {
+            return Ok(whole);
+        }
+        let kept = usize::try_from(self.int("k")?).map_err(|_| "a negative k")?;
+        if kept > value.shape[axis] {
+            return Err("k is larger than the axis".into());
+        }
+        Ok(take(&whole, axis, &(0..kept).collect::<Vec<_>>(), false))
     }
 
     pub(super) fn baddbmm(&self) -> Run<Tensor> {
