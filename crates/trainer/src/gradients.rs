@@ -293,7 +293,14 @@ pub(crate) fn instantiate(
     count: i64,
     threads: usize,
 ) -> Result<Tensor> {
-    sum_of_uses(&parameter.uses, &parameter.shape, plan, taps, (first, count), threads)
+    sum_of_uses(
+        &parameter.uses,
+        &parameter.shape,
+        plan,
+        taps,
+        (first, count),
+        threads,
+    )
 }
 
 fn sum_of_uses(

@@ -15,37 +15,95 @@ fn bad_pair(b: &mut Build, operator: &str, arguments: &[(&str, RawArgument)], wh
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
-        mutant("running totals of the losses of a batch", "T7", P::DimsExcludeBatch, ByOracle, |b| {
-            bad_plus(b, "cumsum.default", &[("self", t("t")), ("dim", i(0))]);
-        }),
-        mutant("running totals along the last axis, which is the batch", "T7", P::DimsExcludeBatch, ByOracle, |b| {
-            bad_plus(b, "cumsum.default", &[("self", t("t")), ("dim", i(-1))]);
-        }),
-        mutant("running products over the batch", "T7", P::DimsExcludeBatch, ByOracle, |b| {
-            bad_rows(b, "cumprod.default", &[("self", t("x")), ("dim", i(0))]);
-        }),
-        mutant("samples sorted among each other", "T7", P::DimsExcludeBatch, ByOracle, |b| {
-            bad_pair(b, "sort.default", &[("self", t("t"))], 0);
-        }),
-        mutant("samples sorted stably among each other", "T7", P::DimsExcludeBatch, ByOracle, |b| {
-            bad_pair(b, "sort.stable", &[("self", t("t")), ("stable", flag(true)), ("dim", i(0))], 0);
-        }),
-        mutant("the rank of a sample in its batch", "T7", P::DimsExcludeBatch, ByOracle, |b| {
-            bad_pair(b, "sort.default", &[("self", t("t")), ("descending", flag(true))], 1);
-        }),
-        mutant("the order of the samples of a batch", "T7", P::DimsExcludeBatch, ByOracle, |b| {
-            let bad = b.bad("argsort.default", &[("self", t("t"))]);
-            let float = b.call(
-                "_to_copy.default",
-                &[("self", t(&bad)), ("dtype", RawArgument::ScalarType(7))],
-            );
-            b.returns_loss_plus(&float);
-        }),
-        mutant("the largest loss of a batch", "T7", P::DimsExcludeBatch, ByOracle, |b| {
-            let names = b.calls("topk.default", &[("self", t("t")), ("k", i(1))], 2);
-            b.blamed = names[0].clone();
-            b.returns_loss_plus(&names[0]);
-        }),
+        mutant(
+            "running totals of the losses of a batch",
+            "T7",
+            P::DimsExcludeBatch,
+            ByOracle,
+            |b| {
+                bad_plus(b, "cumsum.default", &[("self", t("t")), ("dim", i(0))]);
+            },
+        ),
+        mutant(
+            "running totals along the last axis, which is the batch",
+            "T7",
+            P::DimsExcludeBatch,
+            ByOracle,
+            |b| {
+                bad_plus(b, "cumsum.default", &[("self", t("t")), ("dim", i(-1))]);
+            },
+        ),
+        mutant(
+            "running products over the batch",
+            "T7",
+            P::DimsExcludeBatch,
+            ByOracle,
+            |b| {
+                bad_rows(b, "cumprod.default", &[("self", t("x")), ("dim", i(0))]);
+            },
+        ),
+        mutant(
+            "samples sorted among each other",
+            "T7",
+            P::DimsExcludeBatch,
+            ByOracle,
+            |b| {
+                bad_pair(b, "sort.default", &[("self", t("t"))], 0);
+            },
+        ),
+        mutant(
+            "samples sorted stably among each other",
+            "T7",
+            P::DimsExcludeBatch,
+            ByOracle,
+            |b| {
+                bad_pair(
+                    b,
+                    "sort.stable",
+                    &[("self", t("t")), ("stable", flag(true)), ("dim", i(0))],
+                    0,
+                );
+            },
+        ),
+        mutant(
+            "the rank of a sample in its batch",
+            "T7",
+            P::DimsExcludeBatch,
+            ByOracle,
+            |b| {
+                bad_pair(
+                    b,
+                    "sort.default",
+                    &[("self", t("t")), ("descending", flag(true))],
+                    1,
+                );
+            },
+        ),
+        mutant(
+            "the order of the samples of a batch",
+            "T7",
+            P::DimsExcludeBatch,
+            ByOracle,
+            |b| {
+                let bad = b.bad("argsort.default", &[("self", t("t"))]);
+                let float = b.call(
+                    "_to_copy.default",
+                    &[("self", t(&bad)), ("dtype", RawArgument::ScalarType(7))],
+                );
+                b.returns_loss_plus(&float);
+            },
+        ),
+        mutant(
+            "the largest loss of a batch",
+            "T7",
+            P::DimsExcludeBatch,
+            ByOracle,
+            |b| {
+                let names = b.calls("topk.default", &[("self", t("t")), ("k", i(1))], 2);
+                b.blamed = names[0].clone();
+                b.returns_loss_plus(&names[0]);
+            },
+        ),
         case("as many of the largest as there are samples", "T1", |b| {
             let size = b.size("x", 0);
             let names = b.calls("topk.default", &[("self", t("x")), ("k", size_arg(&size))], 2);

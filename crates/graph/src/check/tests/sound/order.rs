@@ -5,7 +5,11 @@ use crate::typed::Extent;
 
 #[test]
 fn running_totals_within_a_sample_are_accepted() {
-    for (operator, dim) in [("cumsum.default", 1), ("cumsum.default", -1), ("cumprod.default", 1)] {
+    for (operator, dim) in [
+        ("cumsum.default", 1),
+        ("cumsum.default", -1),
+        ("cumprod.default", 1),
+    ] {
         with(|b| {
             let total = b.call(operator, &[("self", t("x")), ("dim", i(dim))]);
             rows(b, &total)
@@ -20,7 +24,11 @@ fn running_totals_within_a_sample_are_accepted() {
         );
         rows(b, &float)
     });
-    let counted = graph.nodes().iter().find(|node| node.operator == "cumsum").unwrap();
+    let counted = graph
+        .nodes()
+        .iter()
+        .find(|node| node.operator == "cumsum")
+        .unwrap();
     assert_eq!(
         graph.values()[counted.outputs[0].0 as usize].value_type.dtype,
         DType::I64,
@@ -32,7 +40,11 @@ fn running_totals_within_a_sample_are_accepted() {
 fn sorting_and_ranking_within_a_sample_are_accepted_and_positions_are_in_range() {
     for (operator, more, width) in [
         ("sort.default", vec![], 6),
-        ("sort.stable", vec![("stable", flag(true)), ("descending", flag(true))], 6),
+        (
+            "sort.stable",
+            vec![("stable", flag(true)), ("descending", flag(true))],
+            6,
+        ),
         ("topk.default", vec![("k", i(2)), ("dim", i(1))], 2),
     ] {
         let graph = with(|b| {
@@ -46,9 +58,17 @@ fn sorting_and_ranking_within_a_sample_are_accepted_and_positions_are_in_range()
             let sum = b.call("add.Tensor", &[("self", t(&ordered[0])), ("other", t(&picked))]);
             rows(b, &sum)
         });
-        let gather = graph.nodes().iter().find(|node| node.operator == "gather").unwrap();
+        let gather = graph
+            .nodes()
+            .iter()
+            .find(|node| node.operator == "gather")
+            .unwrap();
         let picked = &graph.values()[gather.outputs[0].0 as usize].value_type;
-        assert_eq!(picked.shape, [Extent::Batch(1), Extent::Fixed(width)], "{operator}");
+        assert_eq!(
+            picked.shape,
+            [Extent::Batch(1), Extent::Fixed(width)],
+            "{operator}"
+        );
     }
     with(|b| {
         let order = b.call("argsort.default", &[("self", t("m")), ("dim", i(1))]);
@@ -68,6 +88,10 @@ fn more_elements_than_an_axis_has_are_refused() {
         let total = rows(&mut b, &names[0]);
         b.returns_loss_plus(&total);
         let refusals = b.check().unwrap_err().refusals;
-        assert!(refusals[0].reason.contains("does not have as many"), "{}", refusals[0].reason);
+        assert!(
+            refusals[0].reason.contains("does not have as many"),
+            "{}",
+            refusals[0].reason
+        );
     }
 }
