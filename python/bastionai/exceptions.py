@@ -148,6 +148,10 @@ class ProtocolMismatch(BastionError):
     """Client and server speak different versions of the protocol: update the older one."""
 
 
+class QueueFull(ServerBusy):
+    """The queue of runs is full, or holds as many of yours as it may; nothing was charged. Let a run end first."""
+
+
 class ServerFailure(BastionError):
     """The server failed. Its log has the cause; the answer deliberately does not."""
 

@@ -67,7 +67,8 @@ class Run:
     Attributes:
         id: Find it again with ``client.run(id)``.
         kind: ``training`` or ``evaluation``.
-        state: ``queued``, ``running``, ``succeeded``, ``failed`` or ``cancelled``, as last seen.
+        state: ``queued``, ``running``, ``suspended``, ``succeeded``, ``failed`` or ``cancelled``, as last seen.
+        queue_position: 1 is next; None unless queued.
         model_name: Given by the scientist.
         steps: Steps planned.
         released_step: Last step whose progress is durable and released.
@@ -94,6 +95,7 @@ class Run:
         self.created = _time(document["created_unix_ms"])
         ended = document["ended_unix_ms"]
         self.ended = None if ended is None else _time(ended)
+        self.queue_position: int | None = document["queue_position"]
         self.dataset_ids: list[str] = document["dataset_ids"]
         self.dataset_names: list[str] = document["dataset_names"]
         self.charges = [Charge.parse(charge) for charge in document["charges"]]
@@ -164,6 +166,24 @@ class Run:
     def cancel(self) -> Run:
         """Stops the run. What was started stays charged; its weights are destroyed."""
         self._read(json.loads(self._session.cancel_run(self.id)))
+        return self
+
+    def suspend(self) -> Run:
+        """Stops a run on a dataset of yours until you ``resume()`` it. Once this returns nothing more of it is released.
+
+        Raises:
+            PermissionRefused: If you own none of its datasets.
+        """
+        self._read(json.loads(self._session.suspend_run(self.id)))
+        return self
+
+    def resume(self) -> Run:
+        """Lifts your own suspension: the run goes on from its last checkpoint, unless another owner's stands.
+
+        Raises:
+            PermissionRefused: If you did not suspend it.
+        """
+        self._read(json.loads(self._session.resume_run(self.id)))
         return self
 
     def at(self, step: int | None = None, ema: bool = False) -> RunWeights:

@@ -144,6 +144,16 @@ impl Session {
         to_json(py, &wait(py, &self.runtime, self.peer.cancel_run(run))?)
     }
 
+    fn suspend_run(&self, py: Python<'_>, run_id: &str) -> PyResult<String> {
+        let run: RunId = parse(py, run_id)?;
+        to_json(py, &wait(py, &self.runtime, self.peer.suspend_run(run))?)
+    }
+
+    fn resume_run(&self, py: Python<'_>, run_id: &str) -> PyResult<String> {
+        let run: RunId = parse(py, run_id)?;
+        to_json(py, &wait(py, &self.runtime, self.peer.resume_run(run))?)
+    }
+
     fn withdraw_dataset(&self, py: Python<'_>, dataset_id: &str) -> PyResult<String> {
         let dataset: DatasetId = parse(py, dataset_id)?;
         to_json(py, &wait(py, &self.runtime, self.peer.withdraw_dataset(dataset))?)

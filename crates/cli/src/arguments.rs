@@ -345,6 +345,20 @@ pub(crate) enum RunVerb {
         /// Run id, hex.
         run: String,
     },
+    /// Suspend a run on a dataset of yours: it stops, and releases nothing until you resume it.
+    Suspend {
+        #[command(flatten)]
+        connection: ConnectionArguments,
+        /// Run id, hex.
+        run: String,
+    },
+    /// Resume a run that you suspended: it goes on from its last checkpoint.
+    Resume {
+        #[command(flatten)]
+        connection: ConnectionArguments,
+        /// Run id, hex.
+        run: String,
+    },
     /// Fetch the receipt and the weights of a finished run, both checked.
     Fetch {
         #[command(flatten)]

@@ -272,6 +272,22 @@ impl Client {
         self.driver.wait(self.peer.cancel_run(run))
     }
 
+    /// See [`AppraisedPeer::suspend_run`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn suspend_run(&self, run: RunId) -> Result<Run, ClientError> {
+        self.driver.wait(self.peer.suspend_run(run))
+    }
+
+    /// See [`AppraisedPeer::resume_run`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resume_run(&self, run: RunId) -> Result<Run, ClientError> {
+        self.driver.wait(self.peer.resume_run(run))
+    }
+
     /// See [`AppraisedPeer::fetch_run`].
     ///
     /// # Errors

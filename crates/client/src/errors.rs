@@ -118,6 +118,9 @@ pub enum ClientError {
     /// A limit of the server or of a policy was met.
     #[error("{0}")]
     LimitExceeded(String),
+    /// The server's queue of runs is full, or holds as many of this principal as it may. Nothing was charged.
+    #[error("{0}")]
+    QueueFull(String),
     /// The server is about to stop.
     #[error("the server is draining: {0}; connect again when it is back")]
     Draining(String),
@@ -191,6 +194,7 @@ impl ClientError {
             Self::NotFound(_) => "not-found",
             Self::GraphRefused { .. } => "graph-refused",
             Self::LimitExceeded(_) => "limit-exceeded",
+            Self::QueueFull(_) => "queue-full",
             Self::Draining(_) => "draining",
             Self::ServerRefused { .. } => "server-refused",
             Self::Protocol { .. } => "protocol",
@@ -235,6 +239,7 @@ impl ClientError {
                 refusals: serde_json::from_slice(status.details()).unwrap_or_default(),
             },
             (Some("draining"), _) | (None, Code::Unavailable) => Self::Draining(message),
+            (Some("queue-full"), _) => Self::QueueFull(message),
             (_, Code::PermissionDenied | Code::Unauthenticated) => Self::NotAllowed(message),
             (_, Code::NotFound) => Self::NotFound(message),
             (_, Code::ResourceExhausted) => Self::LimitExceeded(message),

@@ -17,6 +17,7 @@ pub struct AuditedReceipt {
     receipt: Receipt,
     issuer: AttestationResult,
     runner: Option<AttestationResult>,
+    resumers: Vec<AttestationResult>,
 }
 
 impl AuditedReceipt {
@@ -34,14 +35,19 @@ impl AuditedReceipt {
     pub fn runner(&self) -> Option<&AttestationResult> {
         self.runner.as_ref()
     }
+
+    /// The boots that went on with the run after a restart, beside the two above, in order.
+    pub fn resumers(&self) -> &[AttestationResult] {
+        &self.resumers
+    }
 }
 
 /// Checks a receipt (a DSSE envelope) with nothing but a policy.
 ///
 /// # Guarantee
 /// A server that meets `policy` made the signing key in its TEE and signed exactly this statement; so
-/// did the server that ran the run, if it was an earlier boot; both are of one ledger, which the receipt's
-/// head continues. Every private dataset's charge covers its mechanism over all steps, recomputed here.
+/// did the server that reserved the run, if it was an earlier boot, and every one that went on with it; all are of
+/// one ledger, which the receipt's head continues. Every private dataset's charge covers its mechanism over all steps, recomputed here.
 /// # Errors
 /// [`ClientError::ReceiptRefused`] if it was changed, contradicts itself or its evidence, or charges too little,
 /// [`ClientError::EvidenceRefused`] or [`ClientError::AppraisalRefused`] if the server is not good enough.
@@ -58,6 +64,9 @@ pub fn audit_receipt(
         Some(runner) => Some(appraise(&receipt, runner, ledger, policy, now_unix_ms)?),
         None => None,
     };
+    let resumers = receipt.resumers.iter();
+    let resumers = resumers.map(|resumer| appraise(&receipt, resumer, ledger, policy, now_unix_ms));
+    let resumers = resumers.collect::<Result<_, _>>()?;
     let freshness = match receipt.freshness {
         StatedFreshness::None => Freshness::None,
     };
@@ -74,6 +83,7 @@ pub fn audit_receipt(
         receipt,
         issuer,
         runner,
+        resumers,
     })
 }
 

@@ -167,8 +167,10 @@ pub enum RunState {
     Succeeded,
     /// Charged as its receipt says; never says why.
     Failed,
-    /// By the scientist.
+    /// By the scientist or an owner.
     Cancelled,
+    /// By an owner, who may resume it.
+    Suspended,
 }
 
 impl RunState {
@@ -207,6 +209,10 @@ pub struct Run {
     pub ended_unix_ms: Option<u64>,
     /// What it costs each dataset.
     pub charges: Vec<Charge>,
+    /// Runs served before it, itself included; absent unless queued.
+    pub queue_position: Option<u32>,
+    /// Owners whose suspension stands.
+    pub suspended_by: Vec<Principal>,
 }
 
 /// One message of a watched run.
@@ -263,7 +269,8 @@ impl AppraisedPeer {
     /// Reserves the full cost, durably, and starts the run of a quote.
     ///
     /// # Errors
-    /// [`ClientError::BudgetExceeded`], [`ClientError::QuoteExpired`], [`ClientError::LimitExceeded`].
+    /// [`ClientError::BudgetExceeded`], [`ClientError::QuoteExpired`], [`ClientError::QueueFull`],
+    /// [`ClientError::LimitExceeded`].
     pub async fn start_run(&self, run_digest: Digest32) -> Result<Run, ClientError> {
         let request = v1::StartRunRequest {
             run_digest: run_digest.as_bytes().to_vec(),
@@ -321,6 +328,34 @@ impl AppraisedPeer {
             self.answer("CancelRun", self.client().cancel_run(request))
                 .await?,
         )
+    }
+}
+
+impl AppraisedPeer {
+    /// As an owner of one of its datasets, stops a run until [`AppraisedPeer::resume_run`]. Once this returns nothing more
+    /// of it is released.
+    ///
+    /// # Errors
+    /// [`ClientError::NotFound`]; [`ClientError::NotAllowed`] unless this client owns one of its datasets; a refusal if
+    /// it has ended.
+    pub async fn suspend_run(&self, run: RunId) -> Result<Run, ClientError> {
+        let request = v1::SuspendRunRequest {
+            run_id: run.as_bytes().to_vec(),
+        };
+        let call = "SuspendRun";
+        parse_run(call, self.answer(call, self.client().suspend_run(request)).await?)
+    }
+
+    /// Lifts this client's own suspension. The run goes on from its last checkpoint, unless another owner's stands.
+    ///
+    /// # Errors
+    /// [`ClientError::NotFound`]; [`ClientError::NotAllowed`] unless this client suspended it; a refusal if it has ended.
+    pub async fn resume_run(&self, run: RunId) -> Result<Run, ClientError> {
+        let request = v1::ResumeRunRequest {
+            run_id: run.as_bytes().to_vec(),
+        };
+        let call = "ResumeRun";
+        parse_run(call, self.answer(call, self.client().resume_run(request)).await?)
     }
 }
 

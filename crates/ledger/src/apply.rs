@@ -7,7 +7,7 @@ use crate::id::{DatasetId, EntryHash, LedgerId};
 use crate::policy::RunKind;
 use crate::rules::{Refusal, dataset_digests};
 use crate::state::{Dataset, Ledger, Run, RunStatus};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Why an entry does not continue a chain.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -133,7 +133,11 @@ impl Ledger {
             Body::RunReserved(reserved) => self.reserve(reserved, RunKind::Training, time_unix_ms),
             Body::EvaluationReserved(reserved) => self.reserve(reserved, RunKind::Evaluation, time_unix_ms),
             Body::RunStarted(started) => self.run_mut(started.run).status = RunStatus::Started,
-            Body::RunAdvanced(advanced) => self.run_mut(advanced.run).released_step = advanced.released_step,
+            Body::RunAdvanced(advanced) => {
+                let run = self.run_mut(advanced.run);
+                run.released_step = advanced.released_step;
+                run.idle_resumptions = 0;
+            }
             Body::RunCommitted(committed) => {
                 let run = self.run_mut(committed.run);
                 run.status = RunStatus::Committed(committed.outcome);
@@ -155,6 +159,19 @@ impl Ledger {
                     recipients.push(released.recipient);
                 }
             }
+            Body::RunResumed(resumed) => {
+                let run = self.run_mut(resumed.run);
+                run.boot = resumed.boot;
+                run.resumed_by.push(resumed.boot);
+                let idle = run.status == RunStatus::Started && !run.is_suspended();
+                run.idle_resumptions = run.idle_resumptions.saturating_add(u32::from(idle));
+            }
+            Body::RunSuspended(suspended) => {
+                self.run_mut(suspended.run).suspended_by.insert(suspended.by);
+            }
+            Body::RunUnsuspended(unsuspended) => {
+                self.run_mut(unsuspended.run).suspended_by.remove(&unsuspended.by);
+            }
         }
     }
 
@@ -173,6 +190,10 @@ impl Ledger {
             ended_unix_ms: None,
             weights_digest: None,
             released_to: Vec::new(),
+            boot: reserved.boot,
+            resumed_by: Vec::new(),
+            idle_resumptions: 0,
+            suspended_by: BTreeSet::new(),
         };
         self.run_order.push(reserved.run);
         self.runs.insert(reserved.run, run);

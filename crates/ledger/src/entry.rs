@@ -25,7 +25,7 @@ pub const ENTRY_VERSION: u8 = 1;
 pub enum Body {
     /// The first entry.
     Genesis(Genesis),
-    /// A server started; runs of earlier boots can only be settled from here on.
+    /// A server started; runs of earlier boots are resumed or settled from here on.
     BootStarted(BootStarted),
     /// A dataset was uploaded completely.
     DatasetCreated(DatasetCreated),
@@ -47,6 +47,12 @@ pub enum Body {
     DatasetRemoved(DatasetRemoved),
     /// The full cost of an evaluation was set aside: a run of one step whose result is a noisy histogram.
     EvaluationReserved(RunReserved),
+    /// A later boot took over a run that an earlier one left open: same digest, same steps, same charge (rule D1).
+    RunResumed(RunResumed),
+    /// An owner stopped a run for the time being: it neither advances nor succeeds until they lift that.
+    RunSuspended(RunSuspended),
+    /// The owner who suspended a run lets it go on.
+    RunUnsuspended(RunUnsuspended),
 }
 
 /// See [`Body::Genesis`].
@@ -121,7 +127,7 @@ pub struct DatasetRemoved {
 pub struct RunReserved {
     /// The run's id.
     pub run: RunId,
-    /// The boot it belongs to (rule A11).
+    /// The boot that reserved it (rule A11).
     pub boot: BootId,
     /// Digest of everything that was agreed (rule A11).
     pub run_digest: Digest32,
@@ -230,6 +236,36 @@ pub struct Released {
     pub weights_digest: Digest32,
 }
 
+/// See [`Body::RunResumed`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunResumed {
+    /// The run.
+    pub run: RunId,
+    /// The boot that goes on with it: the current one.
+    pub boot: BootId,
+}
+
+/// See [`Body::RunSuspended`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSuspended {
+    /// The run.
+    pub run: RunId,
+    /// An owner of one of its datasets.
+    pub by: Principal,
+}
+
+/// See [`Body::RunUnsuspended`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunUnsuspended {
+    /// The run.
+    pub run: RunId,
+    /// The owner who had suspended it. While another one's suspension stands, so does the run.
+    pub by: Principal,
+}
+
 impl Body {
     /// The kind of event, as shown to people.
     pub fn kind(&self) -> &'static str {
@@ -246,6 +282,9 @@ impl Body {
             Self::Released(_) => "released",
             Self::DatasetRemoved(_) => "dataset_removed",
             Self::EvaluationReserved(_) => "evaluation_reserved",
+            Self::RunResumed(_) => "run_resumed",
+            Self::RunSuspended(_) => "run_suspended",
+            Self::RunUnsuspended(_) => "run_unsuspended",
         }
     }
 
@@ -258,7 +297,10 @@ impl Body {
             | Self::RunCommitted(RunCommitted { run, .. })
             | Self::RunRefunded(RunRefunded { run, .. })
             | Self::Released(Released { run, .. })
-            | Self::EvaluationReserved(RunReserved { run, .. }) => Some(*run),
+            | Self::EvaluationReserved(RunReserved { run, .. })
+            | Self::RunResumed(RunResumed { run, .. })
+            | Self::RunSuspended(RunSuspended { run, .. })
+            | Self::RunUnsuspended(RunUnsuspended { run, .. }) => Some(*run),
             Self::Genesis(_)
             | Self::BootStarted(_)
             | Self::DatasetCreated(_)

@@ -30,7 +30,8 @@
 //! A run: [`Ledger::propose_reservation`] → [`Ledger::reservation`] gives a [`BudgetReservation`] →
 //! [`Ledger::propose_start`] → [`Ledger::started`] gives a [`StartedRun`] → [`Ledger::propose_advance`] … →
 //! [`Ledger::propose_commit`] → [`Ledger::budget_receipt`] gives a [`BudgetReceipt`] →
-//! [`Ledger::propose_release`] takes it. Crate `vault` does all three steps of each in one call.
+//! [`Ledger::propose_release`] takes it. A run that outlives its boot is taken over by [`Ledger::propose_resumption`];
+//! owners stop one for a while by [`Ledger::propose_suspension`]. Crate `vault` does all three steps of each in one call.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -58,7 +59,8 @@ pub use budget::{BudgetReceipt, BudgetReservation, StartedRun};
 pub use chain::{ExtensionError, Head, Link, genesis_digest, verify_extension};
 pub use entry::{
     Body, BootStarted, Charge, DatasetCreated, DatasetRemoved, DatasetWithdrawn, Entry, EntryError, Genesis,
-    Outcome, RefundReason, Released, RunAdvanced, RunCommitted, RunRefunded, RunReserved, RunStarted,
+    Outcome, RefundReason, Released, RunAdvanced, RunCommitted, RunRefunded, RunReserved, RunResumed,
+    RunStarted, RunSuspended, RunUnsuspended,
 };
 pub use id::{BootId, DatasetId, Digest32, EntryHash, IdError, LedgerId, LedgerPublicKey, Principal, RunId};
 pub use key::{LedgerKey, SignatureError, SignedHead};

@@ -4,9 +4,10 @@
 use crate::budget::{BudgetReceipt, BudgetReservation, StartedRun};
 use crate::entry::{
     Body, BootStarted, DatasetCreated, DatasetRemoved, DatasetWithdrawn, Entry, Outcome, RefundReason,
-    Released, RunAdvanced, RunCommitted, RunRefunded, RunReserved, RunStarted,
+    Released, RunAdvanced, RunCommitted, RunRefunded, RunReserved, RunResumed, RunStarted, RunSuspended,
+    RunUnsuspended,
 };
-use crate::id::{DatasetId, Digest32, Principal};
+use crate::id::{DatasetId, Digest32, Principal, RunId};
 use crate::rules::Refusal;
 use crate::state::{Ledger, Orphan};
 
@@ -71,6 +72,42 @@ impl Ledger {
             })
         };
         self.propose(body, now_unix_ms)
+    }
+
+    /// Takes over a run that an earlier boot left open: the current boot goes on with it.
+    ///
+    /// # Errors
+    /// [`Refusal`] when the run is not such a run, or a dataset of it is withdrawn or expired: settle it then.
+    pub fn propose_resumption(&self, orphan: Orphan, now_unix_ms: u64) -> Result<Proposal, Refusal> {
+        let boot = self.current_boot().ok_or(Refusal::OtherBoot)?.boot;
+        let run = orphan.run;
+        self.propose(Body::RunResumed(RunResumed { run, boot }), now_unix_ms)
+    }
+
+    /// An owner of one of its datasets stops a run for the time being.
+    ///
+    /// # Errors
+    /// [`Refusal::NotLender`], [`Refusal::Suspension`], [`Refusal::RunStatus`] once it has ended.
+    pub fn propose_suspension(
+        &self,
+        run: RunId,
+        by: Principal,
+        now_unix_ms: u64,
+    ) -> Result<Proposal, Refusal> {
+        self.propose(Body::RunSuspended(RunSuspended { run, by }), now_unix_ms)
+    }
+
+    /// The owner who suspended a run lets it go on.
+    ///
+    /// # Errors
+    /// [`Refusal::Suspension`] to anyone else; [`Refusal::RunStatus`] once it has ended.
+    pub fn propose_unsuspension(
+        &self,
+        run: RunId,
+        by: Principal,
+        now_unix_ms: u64,
+    ) -> Result<Proposal, Refusal> {
+        self.propose(Body::RunUnsuspended(RunUnsuspended { run, by }), now_unix_ms)
     }
 
     /// A complete upload.

@@ -36,8 +36,11 @@ pub struct Receipt {
     pub accounting: AccountingStatement,
     /// The boot whose key signs this receipt, with its evidence.
     pub issuer: RuntimeEvidence,
-    /// The boot that ran the run, when it is another.
+    /// The boot that reserved the run, when it is another.
     pub runner: Option<RuntimeEvidence>,
+    /// Boots that went on with the run after a restart and are neither of the above, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resumers: Vec<RuntimeEvidence>,
 }
 
 /// The run of a receipt.
@@ -67,8 +70,11 @@ pub struct RunStatement {
     pub released_step: u64,
     /// How noise was made (rule D2).
     pub noise_mode: NoiseMode,
-    /// The boot that ran it.
+    /// The boot that reserved it.
     pub boot: BootId,
+    /// Boots that took it over afterwards, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resumed_by: Vec<BootId>,
     /// When its budget was reserved.
     pub reserved_unix_ms: u64,
     /// When it was charged.
@@ -195,8 +201,8 @@ pub enum ReceiptError {
 }
 
 impl Receipt {
-    /// The statement about a committed run. `issuer` is the current boot; `runner` the boot that ran the
-    /// run, needed exactly when it is another.
+    /// The statement about a committed run. `issuer` is the current boot; `runner` the boot that reserved the
+    /// run, needed exactly when it is another; `resumers` those that went on with it, as [`boots_due`] names them.
     ///
     /// # Errors
     /// [`IssueError::NotCommitted`]; [`IssueError::OtherBoot`] when the evidence is not of the boots that the
@@ -206,6 +212,7 @@ impl Receipt {
         run: &RunId,
         issuer: RuntimeEvidence,
         runner: Option<RuntimeEvidence>,
+        resumers: Vec<RuntimeEvidence>,
         now_unix_ms: u64,
     ) -> Result<Self, IssueError> {
         let not_committed = IssueError::NotCommitted { run: *run };
@@ -213,7 +220,7 @@ impl Receipt {
         let RunStatus::Committed(outcome) = run.status() else {
             return Err(not_committed);
         };
-        check_boots(ledger, run, &issuer, runner.as_ref())?;
+        check_boots(ledger, run, &issuer, runner.as_ref(), &resumers)?;
         let freshness = ledger
             .current_boot()
             .map_or(Freshness::None, |boot| boot.freshness);
@@ -231,6 +238,7 @@ impl Receipt {
             accounting: accounting_statement(),
             issuer,
             runner,
+            resumers,
         })
     }
 
@@ -267,7 +275,11 @@ impl Receipt {
         }
         let runner = self.runner.as_ref().unwrap_or(&self.issuer);
         if runner.boot != self.run.boot {
-            return fault("its evidence is not of the boot that ran the run");
+            return fault("its evidence is not of the boot that reserved the run");
+        }
+        let shown = self.resumers.iter().map(|evidence| evidence.boot);
+        if !shown.eq(boots_due(self.run.boot, &self.run.resumed_by, self.issuer.boot)) {
+            return fault("its evidence is not of the boots that resumed the run");
         }
         if self.run.weights_digest.is_some() != (self.run.outcome == Outcome::Succeeded) {
             return fault("weights and outcome disagree");
@@ -314,6 +326,18 @@ impl DatasetStatement {
     }
 }
 
+/// The boots, beside the one that reserved a run and the one that issues its receipt, whose evidence is due.
+pub fn boots_due(
+    reserved: BootId,
+    resumed_by: &[BootId],
+    issuer: BootId,
+) -> impl Iterator<Item = BootId> + '_ {
+    resumed_by
+        .iter()
+        .copied()
+        .filter(move |boot| *boot != reserved && *boot != issuer)
+}
+
 #[derive(Deserialize)]
 struct VersionOnly {
     version: u32,
@@ -324,6 +348,7 @@ fn check_boots(
     run: &Run,
     issuer: &RuntimeEvidence,
     runner: Option<&RuntimeEvidence>,
+    resumers: &[RuntimeEvidence],
 ) -> Result<(), IssueError> {
     let current = ledger.current_boot().ok_or(IssueError::OtherBoot)?;
     let run_boot = run.reservation().boot;
@@ -339,7 +364,10 @@ fn check_boots(
         Some(runner) => runner_is_due && runner.boot == run_boot && known(runner),
         None => !runner_is_due,
     };
-    if issuer.boot == current.boot && known(issuer) && runner_fits {
+    let resumed = resumers.iter().map(|evidence| evidence.boot);
+    let resumers_fit =
+        resumed.eq(boots_due(run_boot, run.resumed_by(), current.boot)) && resumers.iter().all(known);
+    if issuer.boot == current.boot && known(issuer) && runner_fits && resumers_fit {
         Ok(())
     } else {
         Err(IssueError::OtherBoot)
@@ -361,6 +389,7 @@ fn run_statement(run: &Run, outcome: Outcome) -> RunStatement {
         released_step: run.released_step(),
         noise_mode: reserved.noise_mode,
         boot: reserved.boot,
+        resumed_by: run.resumed_by().to_vec(),
         reserved_unix_ms: run.created_unix_ms(),
         committed_unix_ms: run.ended_unix_ms().unwrap_or_default(),
     }

@@ -3,10 +3,11 @@
 use crate::amount::Amount;
 use crate::entry::{
     Body, BootStarted, Charge, DatasetCreated, DatasetRemoved, DatasetWithdrawn, Outcome, Released,
-    RunAdvanced, RunCommitted, RunRefunded, RunReserved, RunStarted,
+    RunAdvanced, RunCommitted, RunRefunded, RunReserved, RunResumed, RunStarted, RunSuspended,
+    RunUnsuspended,
 };
 use crate::event::{self, EventError};
-use crate::id::{DatasetId, Digest32, Principal, RunId};
+use crate::id::{BootId, DatasetId, Digest32, Principal, RunId};
 use crate::name::{MAX_NAME_CHARACTERS, is_showable};
 use crate::policy::{DatasetKind, PolicyError, RunKind};
 use crate::state::{Dataset, Ledger, Run, RunStatus};
@@ -188,6 +189,26 @@ pub enum Refusal {
     /// The run belongs to another boot.
     #[error("the run belongs to another boot of the server")]
     OtherBoot,
+    /// Only those who lend data to a run may suspend it.
+    #[error("only an owner of one of its datasets may suspend run {run}")]
+    NotLender {
+        /// The run.
+        run: RunId,
+    },
+    /// This owner's suspension is not there to be lifted, or there already.
+    #[error("run {run} {}", if *suspended { "is suspended by you already" } else { "is not suspended by you: whoever suspended it lifts that" })]
+    Suspension {
+        /// The run.
+        run: RunId,
+        /// Whether it is there already.
+        suspended: bool,
+    },
+    /// An owner suspended it: it neither starts nor advances nor succeeds until they lift that.
+    #[error("run {run} is suspended by an owner")]
+    Suspended {
+        /// The run.
+        run: RunId,
+    },
     /// Steps are released once, in order, and no further than planned.
     #[error("run {run} cannot advance to step {to}: it has released {released} of {steps}")]
     ReleasedStep {
@@ -248,6 +269,9 @@ impl Ledger {
             Body::EvaluationReserved(reserved) => {
                 self.check_reserved(reserved, RunKind::Evaluation, time_unix_ms)
             }
+            Body::RunResumed(resumed) => self.check_resumed(resumed, time_unix_ms),
+            Body::RunSuspended(suspended) => self.check_suspended(suspended),
+            Body::RunUnsuspended(unsuspended) => self.check_unsuspended(unsuspended),
         }
     }
 
@@ -323,7 +347,7 @@ impl Ledger {
         time_unix_ms: u64,
     ) -> Result<(), Refusal> {
         check_name(&reserved.model_name)?;
-        self.check_current_boot(reserved)?;
+        self.check_current_boot(reserved.boot)?;
         if self.runs.contains_key(&reserved.run) {
             return Err(Refusal::IdTaken);
         }
@@ -355,17 +379,52 @@ impl Ledger {
     /// A run may have queued for long: owners who have gone since lend it nothing (rule D7).
     fn check_started(&self, started: &RunStarted, time_unix_ms: u64) -> Result<(), Refusal> {
         let run = self.existing_run(started.run)?;
-        self.check_current_boot(&run.reserved)?;
+        self.check_current_boot(run.boot)?;
         run.expect_status(RunStatus::Reserved, "started")?;
+        run.expect_not_suspended()?;
+        self.check_all_offered(run, time_unix_ms)
+    }
+
+    fn check_all_offered(&self, run: &Run, time_unix_ms: u64) -> Result<(), Refusal> {
         run.charges()
             .iter()
             .try_for_each(|charge| self.existing_dataset(charge.dataset)?.check_offered(time_unix_ms))
     }
 
+    /// Its data are read again: owners who have gone since lend it nothing more.
+    fn check_resumed(&self, resumed: &RunResumed, time_unix_ms: u64) -> Result<(), Refusal> {
+        let run = self.existing_run(resumed.run)?;
+        self.check_current_boot(resumed.boot)?;
+        if !run.is_open() || run.boot == resumed.boot {
+            return Err(run.refuse("resumed"));
+        }
+        self.check_all_offered(run, time_unix_ms)
+    }
+
+    fn check_suspended(&self, suspended: &RunSuspended) -> Result<(), Refusal> {
+        let run = self.existing_run(suspended.run)?;
+        if !run.is_open() {
+            return Err(run.refuse("suspended"));
+        }
+        if !self.lends(run, &suspended.by) {
+            return Err(Refusal::NotLender { run: run.id() });
+        }
+        run.expect_suspension(&suspended.by, false)
+    }
+
+    fn check_unsuspended(&self, unsuspended: &RunUnsuspended) -> Result<(), Refusal> {
+        let run = self.existing_run(unsuspended.run)?;
+        if !run.is_open() {
+            return Err(run.refuse("taken up again"));
+        }
+        run.expect_suspension(&unsuspended.by, true)
+    }
+
     fn check_advanced(&self, advanced: &RunAdvanced) -> Result<(), Refusal> {
         let run = self.existing_run(advanced.run)?;
-        self.check_current_boot(&run.reserved)?;
+        self.check_current_boot(run.boot)?;
         run.expect_status(RunStatus::Started, "advanced")?;
+        run.expect_not_suspended()?;
         if advanced.released_step <= run.released_step || advanced.released_step > run.steps() {
             return Err(Refusal::ReleasedStep {
                 run: advanced.run,
@@ -385,9 +444,12 @@ impl Ledger {
         if succeeded != committed.weights_digest.is_some() || (succeeded && !complete) {
             return Err(Refusal::Outcome { run: committed.run });
         }
-        // Nobody holds the trainer of an earlier boot any more: its runs can only have failed.
+        if succeeded {
+            run.expect_not_suspended()?;
+        }
+        // A run that this boot has not taken over can only have failed.
         if committed.outcome != Outcome::Failed {
-            self.check_current_boot(&run.reserved)
+            self.check_current_boot(run.boot)
         } else {
             Ok(())
         }
@@ -414,8 +476,8 @@ impl Ledger {
         }
     }
 
-    fn check_current_boot(&self, reserved: &RunReserved) -> Result<(), Refusal> {
-        let current = self.current_boot().is_some_and(|boot| boot.boot == reserved.boot);
+    fn check_current_boot(&self, boot: BootId) -> Result<(), Refusal> {
+        let current = self.current_boot().is_some_and(|current| current.boot == boot);
         if current { Ok(()) } else { Err(Refusal::OtherBoot) }
     }
 
@@ -524,12 +586,35 @@ impl Run {
         if self.status == status {
             Ok(())
         } else {
-            Err(Refusal::RunStatus {
-                run: self.id(),
-                status: self.status,
-                action,
-            })
+            Err(self.refuse(action))
         }
+    }
+
+    fn refuse(&self, action: &'static str) -> Refusal {
+        Refusal::RunStatus {
+            run: self.id(),
+            status: self.status,
+            action,
+        }
+    }
+
+    fn expect_not_suspended(&self) -> Result<(), Refusal> {
+        if self.is_suspended() {
+            Err(Refusal::Suspended { run: self.id() })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether this owner's suspension is there or not, as expected.
+    fn expect_suspension(&self, by: &Principal, expected: bool) -> Result<(), Refusal> {
+        if self.suspended_by.contains(by) == expected {
+            return Ok(());
+        }
+        Err(Refusal::Suspension {
+            run: self.id(),
+            suspended: !expected,
+        })
     }
 }
 

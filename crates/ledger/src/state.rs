@@ -3,9 +3,9 @@
 use crate::amount::Amount;
 use crate::chain::{Head, Link};
 use crate::entry::{BootStarted, Charge, DatasetCreated, Entry, Outcome, RefundReason, RunReserved};
-use crate::id::{DatasetId, Digest32, EntryHash, LedgerId, Principal, RunId};
+use crate::id::{BootId, DatasetId, Digest32, EntryHash, LedgerId, Principal, RunId};
 use crate::policy::{DatasetKind, Policy, RunKind};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A ledger in memory: every entry, and what they add up to.
 #[derive(Clone, Debug)]
@@ -59,6 +59,13 @@ pub struct Run {
     pub(crate) ended_unix_ms: Option<u64>,
     pub(crate) weights_digest: Option<Digest32>,
     pub(crate) released_to: Vec<Principal>,
+    /// The boot that has it in hand: the one that reserved it, or the last that resumed it.
+    pub(crate) boot: BootId,
+    pub(crate) resumed_by: Vec<BootId>,
+    /// Times it was resumed since it last advanced, having started.
+    pub(crate) idle_resumptions: u32,
+    /// Owners whose suspension stands.
+    pub(crate) suspended_by: BTreeSet<Principal>,
 }
 
 /// Where a run is in its life.
@@ -79,7 +86,7 @@ pub enum RunStatus {
 pub struct Orphan {
     /// The run.
     pub run: RunId,
-    /// Whether it had started: then it is committed as failed, else refunded.
+    /// Whether it had started: then settling it is committing it as failed, else refunding it.
     pub started: bool,
 }
 
@@ -182,24 +189,28 @@ impl Ledger {
 
     /// Whether a run concerns a principal: its scientist, and the owners of its datasets.
     pub fn concerns(&self, run: &RunId, principal: &Principal) -> bool {
-        self.runs.get(run).is_some_and(|run| {
-            run.scientist() == *principal
-                || run.charges().iter().any(|charge| {
-                    self.datasets
-                        .get(&charge.dataset)
-                        .is_some_and(|dataset| dataset.owner() == *principal)
-                })
+        self.runs
+            .get(run)
+            .is_some_and(|run| run.scientist() == *principal || self.lends(run, principal))
+    }
+
+    /// Whether a principal owns one of a run's datasets.
+    pub fn lends(&self, run: &Run, principal: &Principal) -> bool {
+        run.charges().iter().any(|charge| {
+            self.datasets
+                .get(&charge.dataset)
+                .is_some_and(|dataset| dataset.owner() == *principal)
         })
     }
 
-    /// Runs still open that the current boot did not start, oldest first. Before [`Body::BootStarted`]
+    /// Runs still open that the current boot has not in hand, oldest first. Before [`Body::BootStarted`]
     /// of a new boot these are the runs of the boots before that one.
     ///
     /// [`Body::BootStarted`]: crate::entry::Body::BootStarted
     pub fn orphans(&self) -> Vec<Orphan> {
         let current = self.current_boot().map(|boot| boot.boot);
         self.runs()
-            .filter(|run| run.is_open() && Some(run.reserved.boot) != current)
+            .filter(|run| run.is_open() && Some(run.boot) != current)
             .map(|run| Orphan {
                 run: run.id(),
                 started: run.status == RunStatus::Started,
@@ -337,6 +348,23 @@ impl Run {
     /// Whether it still holds its reserve.
     pub fn is_open(&self) -> bool {
         matches!(self.status, RunStatus::Reserved | RunStatus::Started)
+    }
+    /// Whether an owner suspended it.
+    pub fn is_suspended(&self) -> bool {
+        !self.suspended_by.is_empty()
+    }
+    /// Owners whose suspension stands.
+    pub fn suspended_by(&self) -> &BTreeSet<Principal> {
+        &self.suspended_by
+    }
+    /// Boots that took it over after the one that reserved it, in order.
+    pub fn resumed_by(&self) -> &[BootId] {
+        &self.resumed_by
+    }
+    /// Times it was resumed after it had started and since it last advanced: a run that ends its server each time
+    /// shows here.
+    pub fn idle_resumptions(&self) -> u32 {
+        self.idle_resumptions
     }
     /// Last step whose progress may leave; 0 before the first.
     pub fn released_step(&self) -> u64 {

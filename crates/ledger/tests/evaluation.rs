@@ -126,7 +126,7 @@ fn the_bytes_of_held_out_datasets_and_evaluations_are_pinned() {
         let digest = ledger.dataset(&dataset_id(n)).unwrap().policy_digest();
         writeln!(text, "policy {digest}").unwrap();
     }
-    let receipt = Receipt::issue(&ledger, &run_id(1), evidence(1), None, T0).unwrap();
+    let receipt = Receipt::issue(&ledger, &run_id(1), evidence(1), None, Vec::new(), T0).unwrap();
     receipt.check_prices().unwrap();
     let envelope = receipt.sign(&key());
     assert_eq!(

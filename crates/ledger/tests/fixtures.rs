@@ -58,7 +58,7 @@ fn current() -> String {
         weights_digest(&[tensor], &[1, 2, 3, 4, 5, 6, 7, 8])
     )
     .unwrap();
-    let receipt = Receipt::issue(&ledger, &run_id(1), evidence(1), None, T0).unwrap();
+    let receipt = Receipt::issue(&ledger, &run_id(1), evidence(1), None, Vec::new(), T0).unwrap();
     writeln!(
         text,
         "receipt {}",

@@ -5,18 +5,24 @@ mod common;
 use bastionai_ledger::*;
 use common::*;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Debug)]
 enum Op {
-    Reserve { run: u8, charges: Charges },
+    Reserve {
+        run: u8,
+        charges: Charges,
+    },
     Start(u8),
     Advance(u8, u64),
     Commit(u8, Outcome),
     Refund(u8),
     Release(u8),
     Withdraw(u8),
-    Boot,
+    Suspend(u8, u8),
+    Unsuspend(u8, u8),
+    /// Resumes the runs whose bit is set, as far as the ledger lets it; settles the others.
+    Boot(u16),
 }
 
 /// Dataset, ε and δ in units.
@@ -34,7 +40,9 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => (0u8..12).prop_map(Op::Refund),
         1 => (0u8..12).prop_map(Op::Release),
         1 => (0u8..30).prop_map(Op::Withdraw),
-        1 => Just(Op::Boot),
+        2 => (0u8..12, 0u8..4).prop_map(|(run, owner)| Op::Suspend(run, owner)),
+        2 => (0u8..12, 0u8..4).prop_map(|(run, owner)| Op::Unsuspend(run, owner)),
+        2 => any::<u16>().prop_map(Op::Boot),
     ];
     prop::collection::vec(op, 1..60)
 }
@@ -51,6 +59,7 @@ enum State {
 struct Model {
     /// State, boot, released step, charges.
     runs: BTreeMap<u8, (State, u32, u64, Charges)>,
+    suspended: BTreeSet<(u8, u8)>,
     spent: [(u64, u64); 3],
     withdrawn: [bool; 3],
     boot: u32,
@@ -87,8 +96,22 @@ impl Model {
         }
     }
 
+    /// Open, and whether this owner lends to it.
+    fn may_suspend(&self, run: u8, owner: u8) -> bool {
+        self.runs
+            .get(&run)
+            .is_some_and(|run| run.0 != State::Ended && run.3.iter().any(|charge| charge.0 == owner))
+    }
+
     fn apply(&mut self, op: &Op) -> bool {
         let boot = self.boot;
+        let halted = |run: &u8| self.suspended.iter().any(|(suspended, _)| suspended == run);
+        match op {
+            Op::Start(run) | Op::Advance(run, _) | Op::Commit(run, Outcome::Succeeded) if halted(run) => {
+                return false;
+            }
+            _ => {}
+        }
         match op {
             Op::Reserve { run, charges } => self.reserve(*run, charges),
             Op::Start(run) => match self.runs.get_mut(run) {
@@ -142,7 +165,13 @@ impl Model {
                 }
                 known
             }
-            Op::Boot => {
+            Op::Suspend(run, owner) => {
+                self.may_suspend(*run, *owner) && self.suspended.insert((*run, *owner))
+            }
+            Op::Unsuspend(run, owner) => {
+                self.may_suspend(*run, *owner) && self.suspended.remove(&(*run, *owner))
+            }
+            Op::Boot(resume) => {
                 self.boot += 1;
                 let open: Vec<u8> = self
                     .runs
@@ -152,6 +181,11 @@ impl Model {
                     .collect();
                 for id in open {
                     let run = self.runs.get_mut(&id).unwrap();
+                    let offered = run.3.iter().all(|charge| !self.withdrawn[charge.0 as usize]);
+                    if resume & (1 << id) != 0 && offered {
+                        run.1 = self.boot;
+                        continue;
+                    }
                     let (state, charges) = (run.0, run.3.clone());
                     run.0 = State::Ended;
                     if state == State::Reserved {
@@ -209,12 +243,20 @@ fn apply(ledger: &mut Ledger, op: &Op, boot_number: u8) -> bool {
             ledger.propose_release(receipt, principal(100), T0)
         }
         Op::Withdraw(dataset) => ledger.propose_withdrawal(dataset_id(*dataset), principal(*dataset), T0),
-        Op::Boot => {
+        Op::Suspend(id, owner) => ledger.propose_suspension(run_id(*id), principal(*owner), T0),
+        Op::Unsuspend(id, owner) => ledger.propose_unsuspension(run_id(*id), principal(*owner), T0),
+        Op::Boot(resume) => {
             let proposal = ledger.propose_boot(boot(boot_number + 1), T0);
             take(ledger, proposal);
             for orphan in ledger.orphans() {
-                let proposal = ledger.propose_settlement(orphan, T0);
-                take(ledger, proposal);
+                let resumed = (0..12).any(|id| run_id(id) == orphan.run && resume & (1 << id) != 0);
+                match ledger.propose_resumption(orphan, T0).ok().filter(|_| resumed) {
+                    Some(proposal) => drop(take(ledger, Ok(proposal))),
+                    None => {
+                        let proposal = ledger.propose_settlement(orphan, T0);
+                        drop(take(ledger, proposal));
+                    }
+                }
             }
             return true;
         }
@@ -240,7 +282,7 @@ proptest! {
         let mut boot_number = 1;
         for op in &ops {
             prop_assert_eq!(apply(&mut ledger, op, boot_number), model.apply(op), "{:?}", op);
-            boot_number += u8::from(matches!(op, Op::Boot));
+            boot_number += u8::from(matches!(op, Op::Boot(_)));
             for n in 0..3u8 {
                 let spent = spent(&ledger, n);
                 prop_assert_eq!(spent, model.spent[n as usize], "{:?}", op);

@@ -7,7 +7,7 @@ use bastionai_ledger::*;
 use common::*;
 
 fn receipt(ledger: &Ledger) -> Receipt {
-    Receipt::issue(ledger, &run_id(1), evidence(1), None, T0 + 20).unwrap()
+    Receipt::issue(ledger, &run_id(1), evidence(1), None, Vec::new(), T0 + 20).unwrap()
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn a_receipt_issued_after_a_restart_carries_the_boot_that_ran_the_run() {
     let mut ledger = full_ledger();
     let proposal = ledger.propose_boot(boot(2), T0 + 30);
     take(&mut ledger, proposal);
-    let issue = |issuer, runner| Receipt::issue(&ledger, &run_id(1), issuer, runner, T0 + 31);
+    let issue = |issuer, runner| Receipt::issue(&ledger, &run_id(1), issuer, runner, Vec::new(), T0 + 31);
     assert_eq!(
         issue(evidence(2), None).unwrap_err(),
         IssueError::OtherBoot,
@@ -152,7 +152,7 @@ fn a_receipt_issued_after_a_restart_carries_the_boot_that_ran_the_run() {
 #[test]
 fn failed_runs_have_receipts_and_refunded_ones_none() {
     let ledger = full_ledger();
-    let failed = Receipt::issue(&ledger, &run_id(3), evidence(1), None, T0).unwrap();
+    let failed = Receipt::issue(&ledger, &run_id(3), evidence(1), None, Vec::new(), T0).unwrap();
     assert_eq!(
         (failed.run.outcome, failed.run.weights_digest),
         (Outcome::Failed, None)
@@ -165,7 +165,7 @@ fn failed_runs_have_receipts_and_refunded_ones_none() {
     assert!(Receipt::verify_offline(&failed.sign(&key()), &key().public_key()).is_ok());
     for run in [run_id(2), run_id(77)] {
         assert_eq!(
-            Receipt::issue(&ledger, &run, evidence(1), None, T0).unwrap_err(),
+            Receipt::issue(&ledger, &run, evidence(1), None, Vec::new(), T0).unwrap_err(),
             IssueError::NotCommitted { run }
         );
     }

@@ -1,14 +1,15 @@
 //! What a start makes inside the TEE: boot id, ledger key, runtime claims, and the evidence that ties them
-//! together for offline receipts (rules A4, A6). Runs that an earlier boot left open are settled here.
+//! together for offline receipts (rules A4, A6). Runs that an earlier boot left open are resumed or settled here.
 
 use crate::config::{AttesterKind, Config, RootKeyKind};
 use crate::log::Event;
 use crate::price;
 use crate::program::{TrainerError, TrainerProgram};
 use crate::root_key::INSECURE_FILE_ROOT_KEY;
+use crate::runs::resume;
 use bastionai_attestation::claims::{self, RuntimeClaims};
 use bastionai_attestation::{AttestError, Attester, BootBinding, Freshness, InsecureSimulatedAttester};
-use bastionai_ledger::{BootId, Digest32, LedgerKey, RuntimeEvidence, SignatureError};
+use bastionai_ledger::{BootId, Digest32, LedgerKey, Orphan, RuntimeEvidence, SignatureError};
 use bastionai_vault::{StorageError, TransactError, Vault};
 use ring::rand::SystemRandom;
 
@@ -20,6 +21,8 @@ pub(crate) struct Boot {
     /// Canonical runtime claims.
     pub(crate) claims: Vec<u8>,
     pub(crate) claims_digest: Digest32,
+    /// What must be the same in a later boot that goes on with a run of this one.
+    pub(crate) conditions: Digest32,
     pub(crate) attester: Box<dyn Attester>,
     /// For receipts.
     pub(crate) evidence: RuntimeEvidence,
@@ -86,11 +89,19 @@ impl Boot {
             evidence: evidence.clone(),
             freshness,
         };
-        let orphans = vault.start_boot(boot, now_unix_ms)?;
-        let failed = orphans.iter().filter(|orphan| orphan.started).count() as u64;
+        let conditions = resume::conditions(&runtime_claims);
+        let orphans = vault.start_boot(
+            boot,
+            |orphan| resume::is_resumable(vault, orphan, conditions, now_unix_ms),
+            now_unix_ms,
+        )?;
+        let count = |which: &dyn Fn(&(Orphan, bool)) -> bool| {
+            orphans.iter().filter(|orphan| which(orphan)).count() as u64
+        };
         Event::Orphans {
-            refunded: orphans.len() as u64 - failed,
-            failed,
+            resumed: count(&|(_, resumed)| *resumed),
+            refunded: count(&|(orphan, resumed)| !resumed && !orphan.started),
+            failed: count(&|(orphan, resumed)| !resumed && orphan.started),
         }
         .emit();
         let claims = evidence.claims.clone();
@@ -99,6 +110,7 @@ impl Boot {
             key,
             claims,
             claims_digest,
+            conditions,
             attester,
             evidence,
             trainer,

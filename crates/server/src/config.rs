@@ -149,11 +149,15 @@ pub struct TrainerConfig {
     pub run_timeout_ms: u64,
     /// Largest memory estimate of a run that is accepted, and the most private memory a trainer gets.
     pub memory_bytes: u64,
-    /// Progress is made durable and released this often, and after the last step.
+    /// Progress is made durable and released this often, and after the last step, each time with a checkpoint of the
+    /// run: for models whose state (parameters and optimizer) has at most 16 MiB.
     pub commit_ms: u64,
+    /// The same for larger models, whose checkpoints take seconds.
+    pub checkpoint_ms: u64,
     /// Refuse to start on a kernel without Landlock, rather than say `insecure-trainer-sandbox` in the claims.
     pub require_landlock: bool,
-    /// At shutdown, running trainers get this long before they are cancelled.
+    /// At shutdown, running trainers get this long to finish a step and hand over a checkpoint; then they are killed, and
+    /// the next boot goes on from the checkpoint before.
     pub drain_timeout_ms: u64,
 }
 
@@ -318,6 +322,7 @@ impl TrainerConfig {
             ("run_timeout_ms", self.run_timeout_ms, 100),
             ("memory_bytes", self.memory_bytes, 1 << 20),
             ("commit_ms", self.commit_ms, 1),
+            ("checkpoint_ms", self.checkpoint_ms, 1),
         ] {
             at_least(problems, "trainer", name, value, minimum);
         }
@@ -436,6 +441,7 @@ impl Default for TrainerConfig {
             run_timeout_ms: 24 * 3_600_000,
             memory_bytes: 16 << 30,
             commit_ms: 500,
+            checkpoint_ms: 60_000,
             require_landlock: false,
             drain_timeout_ms: 20_000,
         }

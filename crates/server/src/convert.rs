@@ -135,6 +135,7 @@ pub(crate) fn charge(ledger: &Ledger, charge: &bastionai_ledger::Charge) -> v1::
 /// A run as its ledger entries tell it. A refunded run costs nothing, so it shows no charges.
 pub(crate) fn run(ledger: &Ledger, run: &Run) -> v1::Run {
     let state = match run.status() {
+        RunStatus::Reserved | RunStatus::Started if run.is_suspended() => v1::RunState::Suspended,
         RunStatus::Reserved => v1::RunState::Queued,
         RunStatus::Started => v1::RunState::Running,
         RunStatus::Committed(Outcome::Succeeded) => v1::RunState::Succeeded,
@@ -175,6 +176,12 @@ pub(crate) fn run(ledger: &Ledger, run: &Run) -> v1::Run {
             RunKind::Evaluation => v1::RunKind::Evaluation,
         }
         .into(),
+        queue_position: 0, // the queue's to say
+        suspended_by: run
+            .suspended_by()
+            .iter()
+            .map(|by| by.as_bytes().to_vec())
+            .collect(),
     }
 }
 

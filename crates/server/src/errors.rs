@@ -256,6 +256,7 @@ impl From<Refusal> for Failure {
             Refusal::TooManyFailures { .. } => Reason::TooManyFailures,
             Refusal::DatasetCount { .. } | Refusal::EvaluationSteps { .. } => Reason::RunSpecInvalid,
             Refusal::DatasetTwice { .. } => Reason::SameDatasetTwice,
+            Refusal::NotLender { .. } | Refusal::Suspension { .. } => Reason::NotPermitted,
             Refusal::RunStatus { .. } => Reason::NotReleasable,
             // The others speak of entries that only this server makes: a fault of ours.
             _ => return Self::internal(refusal),

@@ -104,6 +104,17 @@ pub(crate) fn may_cancel(ledger: &Ledger, run: &Run, caller: &Principal) -> Resu
     ))
 }
 
+/// Whether this principal may suspend the run: the owners of its datasets, not its scientist.
+pub(crate) fn may_suspend(ledger: &Ledger, run: &Run, caller: &Principal) -> Result<(), Failure> {
+    if ledger.lends(run, caller) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Reason::NotPermitted,
+        "only the owners of the run's datasets may suspend it",
+    ))
+}
+
 /// Whether this principal may have the run's weights now: succeeded, and allowed by every owner.
 pub(crate) fn may_fetch(ledger: &Ledger, run: &Run, caller: &Principal) -> Result<(), Failure> {
     if !ledger.may_receive(&run.id(), caller) {

@@ -79,6 +79,7 @@ pub(crate) enum Event<'a> {
         address: SocketAddr,
     },
     Orphans {
+        resumed: u64,
         refunded: u64,
         failed: u64,
     },
@@ -141,6 +142,11 @@ pub(crate) enum Event<'a> {
     RunStarted {
         run: Hex<'a>,
     },
+    /// After a restart or a suspension, from the checkpoint of this step.
+    RunResumed {
+        run: Hex<'a>,
+        step: u64,
+    },
     RunAdvanced {
         run: Hex<'a>,
         step: u64,
@@ -152,6 +158,23 @@ pub(crate) enum Event<'a> {
     TrainerLost {
         run: Hex<'a>,
         why: &'static str,
+    },
+    RunSuspended {
+        run: Hex<'a>,
+        by: Principal,
+    },
+    RunUnsuspended {
+        run: Hex<'a>,
+        by: Principal,
+    },
+    /// It goes on later, from its last checkpoint.
+    RunPaused {
+        run: Hex<'a>,
+    },
+    /// A run of an earlier boot that cannot go on, and why: it ends failed or refunded.
+    NotResumed {
+        run: Hex<'a>,
+        chain: &'a str,
     },
     RunEnded {
         run: Hex<'a>,
@@ -195,7 +218,11 @@ impl Event<'_> {
             Self::OperationsListening { address } => {
                 info!(target: TARGET, event = "operations_listening", %address)
             }
-            Self::Orphans { refunded, failed } => info!(target: TARGET, event = "orphans", refunded, failed),
+            Self::Orphans {
+                resumed,
+                refunded,
+                failed,
+            } => info!(target: TARGET, event = "orphans", resumed, refunded, failed),
             Self::Sandbox { landlock_abi } => info!(target: TARGET, event = "sandbox", landlock_abi),
             Self::AcceptFailed => warn!(target: TARGET, event = "accept_failed"),
             Self::ConnectionRefused { address, why } => {
@@ -251,6 +278,11 @@ impl Event<'_> {
                 info!(target: TARGET, event = "run_queued", %run, %scientist);
             }
             Self::RunStarted { run } => info!(target: TARGET, event = "run_started", %run),
+            Self::RunResumed { run, step } => info!(target: TARGET, event = "run_resumed", %run, step),
+            Self::RunSuspended { run, by } => info!(target: TARGET, event = "run_suspended", %run, %by),
+            Self::RunUnsuspended { run, by } => info!(target: TARGET, event = "run_unsuspended", %run, %by),
+            Self::RunPaused { run } => info!(target: TARGET, event = "run_paused", %run),
+            Self::NotResumed { run, chain } => warn!(target: TARGET, event = "run_not_resumed", %run, chain),
             Self::RunAdvanced { run, step } => info!(target: TARGET, event = "run_advanced", %run, step),
             Self::RunEnded { run, outcome, why } => {
                 info!(target: TARGET, event = "run_ended", %run, outcome, why)

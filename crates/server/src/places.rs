@@ -51,6 +51,15 @@ impl Places {
             holder,
         })
     }
+
+    /// Takes a place that `holder` had before, whether one is free or not.
+    pub(crate) fn add(&self, holder: Principal) -> Place {
+        *lock(&self.taken).entry(holder).or_default() += 1;
+        Place {
+            taken: Arc::clone(&self.taken),
+            holder,
+        }
+    }
 }
 
 impl Drop for Place {
@@ -88,5 +97,15 @@ mod tests {
         drop(first);
         assert!(places.take(CAROL).is_ok());
         assert!(places.take(ALICE).is_ok(), "a dropped place is free again");
+    }
+
+    #[test]
+    fn a_place_that_was_had_before_is_had_again_and_counts() {
+        let places = Places::new(1, 1);
+        let _first = places.take(ALICE).unwrap();
+        let again = places.add(BOB);
+        assert_eq!(places.take(CAROL).err(), Some(NoPlace::Full));
+        drop(again);
+        assert_eq!(places.take(CAROL).err(), Some(NoPlace::Full));
     }
 }

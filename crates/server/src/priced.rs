@@ -8,7 +8,7 @@ use bastionai_graph::typed::TypedGraph;
 use bastionai_ledger::{
     BootId, BudgetReservation, DatasetId, Digest32, Principal, RunId, RunKind, RunReserved,
 };
-use bastionai_vault::{TransactError, Vault};
+use bastionai_vault::{RunOrder, TransactError, Vault};
 
 /// A quote that was given.
 pub(crate) enum Priced {
@@ -82,18 +82,19 @@ impl Priced {
         }
     }
 
-    /// Sets the full cost aside, durably.
+    /// Sets the full cost aside, durably, with all that the run needs.
     pub(crate) fn reserve(
         &self,
         vault: &Vault,
         run: RunId,
         boot: BootId,
+        order: RunOrder<'_>,
         now_unix_ms: u64,
     ) -> Result<BudgetReservation, TransactError> {
         let reserved = self.reservation(run, boot);
         match self.kind() {
-            RunKind::Training => vault.reserve_run(reserved, now_unix_ms),
-            RunKind::Evaluation => vault.reserve_evaluation(reserved, now_unix_ms),
+            RunKind::Training => vault.reserve_run(reserved, order, now_unix_ms),
+            RunKind::Evaluation => vault.reserve_evaluation(reserved, order, now_unix_ms),
         }
     }
 }

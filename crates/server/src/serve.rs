@@ -7,7 +7,7 @@ use crate::log::{Event, Hex};
 use crate::operations::{CountCalls, Operations};
 use crate::root_key::{self, RootKeyError};
 use crate::rpc::Service;
-use crate::runs::is_queued;
+use crate::runs::resume;
 use crate::state::{self, now_unix_ms};
 use crate::tls::{IdentityError, ServerIdentity};
 use bastionai_vault::{OpenError, Vault, VaultConfig};
@@ -121,6 +121,7 @@ impl Server {
             entries: head.sequence,
         }
         .emit();
+        resume::take_up_open_runs(&shared);
         Ok(Self {
             shared,
             listener,
@@ -134,8 +135,8 @@ impl Server {
         self.address
     }
 
-    /// Serves until `shutdown` resolves; then refuses new work, lets running runs finish for
-    /// `trainer.drain_timeout_ms`, stops the rest, and closes.
+    /// Serves until `shutdown` resolves; then refuses new work, has running trainers hand over a checkpoint within
+    /// `trainer.drain_timeout_ms`, and closes. The next boot goes on with their runs and with those in the queue.
     ///
     /// # Errors
     /// [`ServeError::Transport`].
@@ -151,11 +152,7 @@ impl Server {
         }
         Event::Draining.emit();
         self.shared.start_draining();
-        let patience = Duration::from_millis(self.shared.config.trainer.drain_timeout_ms);
-        self.shared
-            .runs
-            .drain(|run| is_queued(&self.shared, run), patience)
-            .await;
+        self.shared.runs.drain().await;
         // The transport may have stopped on its own meanwhile.
         let _ = close.send(());
         match tokio::time::timeout(CLOSE_TIMEOUT, &mut transport).await {

@@ -4,6 +4,7 @@
 mod common;
 
 use bastionai_client::runs::RunState;
+use common::process::ServerProcess;
 use common::{TestServer, epsilon_of, identity, spec, start, upload, upload_mlp, watch};
 use std::path::PathBuf;
 
@@ -86,4 +87,73 @@ async fn cancelling_ends_the_trainer_and_the_next_run_gets_its_place() {
     let next = start(&peer, &[id], 1.0, 10).await;
     assert_eq!(watch(&peer, next).await.1, RunState::Succeeded);
     server.stop().await;
+}
+
+/// `kill -9` while libtorch trains: the state of SGD with momentum comes back, and weights come of it.
+#[tokio::test]
+async fn a_run_of_the_real_trainer_survives_kills_and_ends_with_weights() {
+    let directory = tempfile::tempdir().unwrap();
+    let (me, heads) = (identity(), bastionai_client::HeadMemory::in_process());
+    let boot = || {
+        ServerProcess::start(directory.path(), "unused", |config| {
+            config.trainer.path = Some(trainer());
+            config.trainer.commit_ms = 20;
+        })
+    };
+    let mut server = boot();
+    let mut peer = common::try_peer(&server.address, &me, &heads).await.unwrap();
+    let id = upload(&peer, "north", "6.0").await;
+    let model = upload_mlp(&peer).await;
+    let mut momentum = spec(model, &[id], 2.0, 3_000);
+    momentum.optimizer = bastionai_client::Optimizer::Sgd {
+        lr: 0.01,
+        momentum: 0.9,
+        dampening: 0.0,
+        weight_decay: 0.0,
+        nesterov: false,
+    };
+    let quote = peer.price(&momentum).await.unwrap();
+    let run = peer.start_run(quote.run_digest).await.unwrap();
+    let mut seen = std::collections::BTreeMap::new();
+    for _ in 0..3 {
+        let from = seen.keys().next_back().copied().unwrap_or(0);
+        let mut watcher = peer.watch_run(run.id, 0).await.unwrap();
+        while seen.keys().next_back().is_none_or(|last| *last <= from) {
+            let progress = common::timeout(watcher.next())
+                .await
+                .unwrap()
+                .expect("3000 steps take longer");
+            if let Some(loss) = progress.noisy_loss {
+                let first = *seen.entry(progress.step).or_insert(loss);
+                assert_eq!(
+                    first.to_bits(),
+                    loss.to_bits(),
+                    "step {} has two values",
+                    progress.step
+                );
+            }
+        }
+        server.kill();
+        server = boot();
+        peer = common::try_peer(&server.address, &me, &heads).await.unwrap();
+    }
+    let (losses, state) = watch(&peer, run.id).await;
+    assert_eq!((losses.len(), state), (3_000, RunState::Succeeded));
+    for (step, loss) in losses {
+        assert!(
+            seen.get(&step)
+                .is_none_or(|first| first.to_bits() == loss.to_bits()),
+            "step {step}"
+        );
+    }
+    let fetched = peer.fetch_run(run.id, Some(&run), &mut |_| {}).await.unwrap();
+    assert_eq!(fetched.weights.len(), 4);
+    assert_eq!(fetched.receipt.run.resumed_by.len(), 3);
+    let (committed, reserved, _) = epsilon_of(&peer, "north").await;
+    assert_eq!(
+        (committed, reserved),
+        (quote.charges[0].cost.epsilon.units(), 0),
+        "one charge"
+    );
+    server.kill();
 }

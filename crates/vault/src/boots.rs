@@ -16,12 +16,18 @@ pub struct Boot {
 }
 
 impl Vault {
-    /// Opens a boot: the first step after [`Vault::open`]. Runs that earlier boots left open are settled:
-    /// never started → refunded, started → committed as failed.
+    /// Opens a boot: the first step after [`Vault::open`]. Runs that earlier boots left open are resumed if `resumable`
+    /// says so and all their datasets are still lent, else settled: never started → refunded, started →
+    /// committed as failed. Returns each with whether it was resumed.
     ///
     /// # Errors
     /// [`TransactError`].
-    pub fn start_boot(&self, boot: Boot, now_unix_ms: u64) -> Result<Vec<Orphan>, TransactError> {
+    pub fn start_boot(
+        &self,
+        boot: Boot,
+        resumable: impl Fn(&Orphan) -> bool,
+        now_unix_ms: u64,
+    ) -> Result<Vec<(Orphan, bool)>, TransactError> {
         let started = BootStarted {
             boot: boot.evidence.boot,
             ledger_key: boot.evidence.ledger_key,
@@ -34,10 +40,27 @@ impl Vault {
             |write, _| insert(write, BOOTS, boot.evidence.boot.as_bytes(), &sealed),
         )?;
         let orphans = self.read(|ledger| ledger.orphans());
-        for orphan in &orphans {
-            self.transact(|ledger| ledger.propose_settlement(*orphan, now_unix_ms))?;
+        orphans
+            .into_iter()
+            .map(|orphan| {
+                let resumed = resumable(&orphan) && self.resume_orphan(orphan, now_unix_ms)?;
+                if !resumed {
+                    self.end_run(&orphan.run, |ledger| {
+                        ledger.propose_settlement(orphan, now_unix_ms)
+                    })?;
+                }
+                Ok((orphan, resumed))
+            })
+            .collect()
+    }
+
+    /// False when the ledger refuses: a dataset is withdrawn or expired.
+    fn resume_orphan(&self, orphan: Orphan, now_unix_ms: u64) -> Result<bool, TransactError> {
+        match self.transact(|ledger| ledger.propose_resumption(orphan, now_unix_ms)) {
+            Ok(_) => Ok(true),
+            Err(TransactError::Refused(_)) => Ok(false),
+            Err(error) => Err(error),
         }
-        Ok(orphans)
     }
 
     /// The evidence of a boot, for receipts of runs it ran.

@@ -8,12 +8,14 @@
 //! boots      boot id → sealed evidence of the boot
 //! released   (run id, step) → sealed released value
 //! results    run id → sealed record of a run's weights
+//! orders     run id → version ‖ sealed record of what an open run needs to go on       (since format 2)
+//! checkpoints run id → version ‖ sealed record of its last checkpoint                  (since format 2)
 //! ```
 //! Entries are sealed, not only chained: without the root key an operator can neither read who trains what
 //! nor write a chain of their own.
 
 use crate::crypto::{RootKey, Sealer, random_bytes};
-use crate::error::{FORMAT_VERSION, OpenError, StorageError};
+use crate::error::{FORMAT_VERSION, OLDEST_FORMAT, OpenError, StorageError};
 use bastionai_ledger::{Entry, Head, Ledger, LedgerId};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use zeroize::Zeroizing;
@@ -27,6 +29,8 @@ pub(crate) const DATASETS: TableDefinition<Id, &[u8]> = TableDefinition::new("da
 pub(crate) const BOOTS: TableDefinition<Id, &[u8]> = TableDefinition::new("boots");
 pub(crate) const RELEASED: TableDefinition<(Id, u64), &[u8]> = TableDefinition::new("released");
 pub(crate) const RESULTS: TableDefinition<Id, &[u8]> = TableDefinition::new("results");
+pub(crate) const ORDERS: TableDefinition<Id, &[u8]> = TableDefinition::new("orders");
+pub(crate) const CHECKPOINTS: TableDefinition<Id, &[u8]> = TableDefinition::new("checkpoints");
 
 /// The database with the keys that its small values lie under.
 pub(crate) struct Store {
@@ -45,9 +49,9 @@ impl Store {
         root: &RootKey,
         now_unix_ms: u64,
     ) -> Result<(Self, Ledger), OpenError> {
-        let vault = match read_meta(&database)? {
-            Some(vault) => vault,
-            None => create(&database, root, now_unix_ms)?,
+        let (vault, format) = match read_meta(&database)? {
+            Some(found) => found,
+            None => (create(&database, root, now_unix_ms)?, FORMAT_VERSION),
         };
         let store = Self {
             database,
@@ -56,6 +60,10 @@ impl Store {
             records: root.derive(&vault, "bastionai/v1/vault/records"),
         };
         let ledger = store.replay(&vault)?;
+        // Only once the root key has opened the chain: a vault that is refused stays as it was.
+        if format < FORMAT_VERSION {
+            migrate(&store.database)?;
+        }
         Ok((store, ledger))
     }
 
@@ -178,8 +186,8 @@ pub(crate) fn remove(
     Ok(())
 }
 
-/// The vault's id, or `None` when the database is empty: a crash while it was made left nothing.
-fn read_meta(database: &Database) -> Result<Option<Id>, OpenError> {
+/// The vault's id and format, or `None` when the database is empty: a crash while it was made left nothing.
+fn read_meta(database: &Database) -> Result<Option<(Id, u32)>, OpenError> {
     let read = database.begin_read().map_err(StorageError::database)?;
     if read
         .list_tables()
@@ -203,16 +211,25 @@ fn read_meta(database: &Database) -> Result<Option<Id>, OpenError> {
     if format > FORMAT_VERSION {
         return Err(OpenError::NewerFormat { found: format });
     }
-    if format != FORMAT_VERSION {
+    if format < OLDEST_FORMAT {
         return Err(not_a_vault("its format is none this program ever wrote"));
     }
     let vault = field("vault")?.ok_or(not_a_vault("it has no id"))?;
-    Ok(Some(
-        vault
-            .value()
-            .try_into()
-            .map_err(|_| not_a_vault("its id is odd"))?,
-    ))
+    let vault = vault
+        .value()
+        .try_into()
+        .map_err(|_| not_a_vault("its id is odd"))?;
+    Ok(Some((vault, format)))
+}
+
+/// From format 1, in which no run outlived its boot: two tables more, nothing else.
+fn migrate(database: &Database) -> Result<(), StorageError> {
+    let write = begin_durable(database)?;
+    for table in [ORDERS, CHECKPOINTS] {
+        write.open_table(table).map_err(StorageError::database)?;
+    }
+    write_meta(&write, "format", &FORMAT_VERSION.to_le_bytes())?;
+    write.commit().map_err(StorageError::database)
 }
 
 /// Everything a new vault has, in one transaction.
@@ -220,7 +237,7 @@ fn create(database: &Database, root: &RootKey, now_unix_ms: u64) -> Result<Id, S
     let vault: Id = random_bytes()?;
     let ledger = LedgerId::from_bytes(vault);
     let write = begin_durable(database)?;
-    for table in [KEYS, DATASETS, BOOTS, RESULTS] {
+    for table in [KEYS, DATASETS, BOOTS, RESULTS, ORDERS, CHECKPOINTS] {
         write.open_table(table).map_err(StorageError::database)?;
     }
     write.open_table(RELEASED).map_err(StorageError::database)?;

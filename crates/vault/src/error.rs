@@ -164,6 +164,34 @@ pub enum UploadError {
     Storage(#[from] StorageError),
 }
 
+/// Why a run that an earlier boot left open cannot go on. Then it is settled.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotResumable {
+    /// Nothing was kept that it could go on with: it was reserved by a program that resumed no runs.
+    #[error("nothing was kept that it could go on with")]
+    NoOrder,
+    /// The program, its configuration or its trainer is another than the run was agreed for (rule A11).
+    #[error(
+        "the server's program, configuration, trainer or libraries are not those the run was agreed for (rule A11): \
+         let runs end before changing them"
+    )]
+    OtherConditions,
+    /// It was written by another version of this program.
+    #[error("{what} has version {found}, this program reads version {expected}")]
+    Version {
+        /// Which value.
+        what: &'static str,
+        /// Version found.
+        found: u32,
+        /// Version of this program.
+        expected: u32,
+    },
+    /// The storage failed, or what it returned does not open.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
 /// Why stored data was not read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -268,7 +296,9 @@ impl StorageError {
 }
 
 /// Newest vault format this program reads and the one it writes.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
+/// Oldest vault format this program reads; it is brought up to [`FORMAT_VERSION`] when it is opened.
+pub const OLDEST_FORMAT: u32 = 1;
 /// Longest record.
 pub const MAX_RECORD_BYTES: u64 = 1 << 30;
 /// Most columns.

@@ -2,9 +2,10 @@
 //! thread. No network, no policy of its own: what may happen is crate `ledger`'s decision.
 //!
 //! In call order: [`vault`] (open, transact) → [`boots`] (start, settle orphans) → [`upload`] (begin, push,
-//! finish) → [`dataset`] (read whole, withdraw) → [`runs`] (reserve, start, advance, commit, release) →
-//! [`results`] (weights at rest). Below: [`blocks`] (where blocks lie), `block` (their bytes), `crypto`,
-//! `database`, `files`; [`error`] lists what can go wrong.
+//! finish) → [`dataset`] (read whole, withdraw) → [`runs`] (reserve, start, advance, suspend, commit, release) with
+//! [`open_runs`] (what a run needs to go on in a later boot) → [`results`] (weights at rest). Below: `objects` (large
+//! values), [`blocks`] (where blocks lie), `block` (their bytes), `crypto`, `database`, `files`; [`error`] lists what
+//! can go wrong.
 //!
 //! ```
 //! use bastionai_ledger::*;
@@ -14,7 +15,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let directory = tempfile::tempdir()?;
 //! # let (now, owner, scientist) = (1_700_000_000_000, Principal::from_bytes([1; 32]), Principal::from_bytes([2; 32]));
-//! // 1. Open, then start the boot: runs that an earlier boot left open are settled.
+//! // 1. Open, then start the boot: runs that an earlier boot left open are resumed or settled.
 //! let vault = Vault::open(directory.path(), &RootKey::from_bytes([9; 32]), VaultConfig::default(), now)?;
 //! let key = LedgerKey::from_seed(&[7; 32]); // LedgerKey::generate in a server
 //! let evidence = RuntimeEvidence {
@@ -24,8 +25,10 @@
 //!     evidence_media_type: "application/example".into(),
 //!     evidence: vec![1, 2, 3],
 //! };
-//! let settled = vault.start_boot(Boot { evidence: evidence.clone(), freshness: Freshness::None }, now)?;
-//! assert!(settled.is_empty());
+//! let boot = Boot { evidence: evidence.clone(), freshness: Freshness::None };
+//! let conditions = Digest32::of(b"what must be the same where a run goes on");
+//! let left_open = vault.start_boot(boot, |orphan| vault.check_resumable(&orphan.run, conditions).is_ok(), now)?;
+//! assert!(left_open.is_empty());
 //!
 //! // 2. Upload: nothing is visible before `finish` returns.
 //! let amount = |epsilon: &str, delta: &str| Ok::<_, AmountError>(Amount::new(epsilon.parse()?, delta.parse()?));
@@ -69,10 +72,12 @@
 //!             amount: amount("2.0", "1e-6")?,
 //!         }],
 //!     },
+//!     RunOrder { conditions, parts: &[b"all that the run needs"] },
 //!     now,
 //! )?; // or refund_run(reservation, RefundReason::Cancelled, now)
 //! let started = vault.start_run(reservation, now)?; // before any record reaches the trainer
-//! vault.advance_run(&started, 2, &[ReleasedValue { step: 2, noisy_loss: Some(0.7) }], now)?; // before it is shown
+//! let checkpoint = Checkpoint { step: 2, parts: &[b"all that the next step depends on"] };
+//! vault.advance_run(&started, checkpoint, &[ReleasedValue { step: 2, noisy_loss: Some(0.7) }], now)?; // before it is shown
 //! let tensor = WeightTensor { names: vec!["w".into()], dtype: "float32".into(), shape: vec![1], size_bytes: 4 };
 //! let weights = Weights { tensors: vec![tensor], data: vec![0; 4].into() };
 //! vault.commit_run(started, RunEnd::Succeeded(weights), now)?;
@@ -81,7 +86,7 @@
 //! let receipt = vault.read(|ledger| ledger.budget_receipt(&run)).ok_or("not committed")?;
 //! let weights = vault.release_weights(receipt, scientist, now)?;
 //! // `runner`: None when the run is of this boot, else Some(vault.boot_evidence(&run_boot)?).
-//! let envelope = vault.read(|ledger| Receipt::issue(ledger, &run, evidence, None, now))?.sign(&key);
+//! let envelope = vault.read(|ledger| Receipt::issue(ledger, &run, evidence, None, Vec::new(), now))?.sign(&key);
 //! let checked = Receipt::verify_offline(&envelope, &key.public_key())?;
 //! assert_eq!(checked.run.weights_digest, Some(weights.digest()));
 //! # Ok(()) }
@@ -97,6 +102,8 @@ mod database;
 pub mod dataset;
 pub mod error;
 mod files;
+mod objects;
+pub mod open_runs;
 pub mod results;
 pub mod runs;
 pub mod upload;
@@ -107,8 +114,10 @@ pub use boots::Boot;
 pub use crypto::RootKey;
 pub use dataset::DatasetRows;
 pub use error::{
-    AdvanceError, CommitError, OpenError, ReadError, ReleaseError, StorageError, TransactError, UploadError,
+    AdvanceError, CommitError, NotResumable, OpenError, ReadError, ReleaseError, StorageError, TransactError,
+    UploadError,
 };
+pub use open_runs::{Checkpoint, RunOrder, StoredCheckpoint};
 pub use results::Weights;
 pub use runs::{ReleasedValue, RunEnd};
 pub use upload::{Upload, UploadHeader};

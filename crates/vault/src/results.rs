@@ -1,9 +1,9 @@
 //! Trained weights at rest: sealed in blocks under a key of their own, named by one sealed record.
 
 use crate::blocks::ObjectId;
-use crate::crypto::{BlockSealer, Secret, TAG_BYTES, random_bytes, random_secret};
 use crate::database::{RESULTS, insert};
 use crate::error::{CommitError, ReadError, StorageError};
+use crate::objects::{NewObject, ObjectKey};
 use crate::vault::Vault;
 use bastionai_ledger::{Digest32, RunId, WeightTensor, weights_digest};
 use redb::WriteTransaction;
@@ -22,21 +22,16 @@ pub struct Weights {
 /// What is needed to read a result back.
 #[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 struct ResultRecord {
-    object: [u8; 16],
-    key: [u8; 32],
-    data_bytes: u64,
-    block_bytes: u64,
+    object: ObjectKey,
     #[zeroize(skip)]
     tensors: Vec<WeightTensor>,
 }
 
-/// Blocks that are durable but not yet named; dropped before [`StoredResult::enter`], they are deleted.
+/// Weights that are durable but not yet named; dropped before [`StoredResult::enter`], they are deleted.
 pub(crate) struct StoredResult<'vault> {
-    vault: &'vault Vault,
     run: RunId,
-    object: ObjectId,
+    object: NewObject<'vault>,
     sealed_record: Vec<u8>,
-    abandon_on_drop: bool,
 }
 
 impl Weights {
@@ -75,69 +70,26 @@ impl fmt::Debug for Weights {
 
 impl<'vault> StoredResult<'vault> {
     pub(crate) fn write(vault: &'vault Vault, run: RunId, weights: &Weights) -> Result<Self, StorageError> {
-        let (object, key) = (ObjectId(random_bytes()?), random_secret()?);
+        let object = NewObject::write(vault, &object_aad(&run), &[&weights.data])?;
         let record = ResultRecord {
-            object: object.0,
-            key: *key,
-            data_bytes: weights.data.len() as u64,
-            block_bytes: vault.inner.config.block_bytes.max(1),
+            object: object.key().clone(),
             tensors: weights.tensors.clone(),
         };
         let plain = Zeroizing::new(
             postcard::to_stdvec(&record).expect("postcard encodes every field type of ResultRecord"),
         );
         let sealed_record = vault.inner.store.records.seal(&record_aad(&run), &plain)?;
-        let stored = Self {
-            vault,
+        Ok(Self {
             run,
             object,
             sealed_record,
-            abandon_on_drop: true,
-        };
-        stored.write_blocks(&key, &record, &weights.data)?;
-        Ok(stored)
-    }
-
-    fn write_blocks(&self, key: &Secret, record: &ResultRecord, data: &[u8]) -> Result<(), StorageError> {
-        let (sealer, blocks) = (BlockSealer::new(key), &self.vault.inner.blocks);
-        for index in 0..record.blocks()? {
-            let mut block = data[record.range(index)].to_vec();
-            sealer.seal(index, &block_aad(&self.run, index), &mut block);
-            blocks
-                .put(self.object, u64::from(index), &block)
-                .map_err(StorageError::blocks("write a block"))?;
-        }
-        blocks.sync(self.object).map_err(StorageError::blocks("sync"))
+        })
     }
 
     /// Names the blocks in the transaction that commits the run.
     pub(crate) fn enter(&mut self, write: &WriteTransaction) -> Result<(), StorageError> {
-        self.abandon_on_drop = false;
+        self.object.named();
         insert(write, RESULTS, self.run.as_bytes(), &self.sealed_record)
-    }
-}
-
-impl Drop for StoredResult<'_> {
-    fn drop(&mut self) {
-        if self.abandon_on_drop {
-            // Best effort: the key is gone with this value, and the next open sweeps.
-            drop(self.vault.inner.blocks.delete(self.object));
-        }
-    }
-}
-
-impl ResultRecord {
-    /// One block at least, so that the object exists even for a model without parameters.
-    fn blocks(&self) -> Result<u32, StorageError> {
-        let blocks = self.data_bytes.div_ceil(self.block_bytes).max(1);
-        u32::try_from(blocks).map_err(|_| StorageError::Sealed {
-            what: "a result record",
-        })
-    }
-
-    fn range(&self, index: u32) -> std::ops::Range<usize> {
-        let start = u64::from(index) * self.block_bytes;
-        start as usize..(start + self.block_bytes).min(self.data_bytes) as usize
     }
 }
 
@@ -167,24 +119,9 @@ impl Vault {
     }
 
     fn read_result(&self, run: &RunId, record: &ResultRecord) -> Result<Weights, StorageError> {
-        let sealer = BlockSealer::new(&Zeroizing::new(record.key));
-        let mut data = Zeroizing::new(Vec::with_capacity(record.data_bytes as usize));
-        for index in 0..record.blocks()? {
-            let most = record.block_bytes + TAG_BYTES as u64;
-            let block = self
-                .inner
-                .blocks
-                .get(ObjectId(record.object), u64::from(index), most);
-            let mut block = Zeroizing::new(block.map_err(StorageError::blocks("read a block"))?);
-            let length = sealer.open(index, &block_aad(run, index), &mut block);
-            let length = length.ok_or(StorageError::Sealed {
-                what: "a result block",
-            })?;
-            data.extend_from_slice(&block[..length]);
-        }
         Ok(Weights {
             tensors: record.tensors.clone(),
-            data,
+            data: self.read_object(&record.object, &object_aad(run), "a result block")?,
         })
     }
 
@@ -194,7 +131,7 @@ impl Vault {
             .iter()
             .map(|(run, _)| {
                 self.result_record(&RunId::from_bytes(*run))
-                    .map(|record| ObjectId(record.object))
+                    .map(|record| record.object.id())
             })
             .collect()
     }
@@ -205,6 +142,7 @@ impl Vault {
             .dataset_objects()?
             .into_iter()
             .chain(self.result_objects()?)
+            .chain(self.open_run_objects()?)
             .collect())
     }
 }
@@ -213,8 +151,8 @@ fn record_aad(run: &RunId) -> Vec<u8> {
     [RECORD_LABEL, run.as_bytes()].concat()
 }
 
-fn block_aad(run: &RunId, index: u32) -> Vec<u8> {
-    [BLOCK_LABEL, run.as_bytes(), &index.to_le_bytes()[..]].concat()
+fn object_aad(run: &RunId) -> Vec<u8> {
+    [BLOCK_LABEL, run.as_bytes()].concat()
 }
 
 const RECORD_LABEL: &[u8] = b"run-result\0";

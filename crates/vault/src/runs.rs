@@ -1,13 +1,14 @@
 //! A run's steps, each durable before it takes effect:
-//! reserve → start → advance … → commit → release, or reserve → refund.
+//! reserve → start → advance … → commit → release, or reserve → refund; suspend and unsuspend in between.
 
 use crate::database::{Id, RELEASED};
 use crate::error::{AdvanceError, CommitError, ReleaseError, StorageError, TransactError};
+use crate::open_runs::{Checkpoint, RunOrder, StoredState};
 use crate::results::{StoredResult, Weights};
 use crate::vault::Vault;
 use bastionai_ledger::{
-    BudgetReceipt, BudgetReservation, Ledger, Outcome, Principal, RefundReason, Refusal, RunId, RunReserved,
-    StartedRun,
+    BudgetReceipt, BudgetReservation, Ledger, Outcome, Principal, Proposal, RefundReason, Refusal, RunId,
+    RunReserved, StartedRun,
 };
 
 /// One released value: a step that is complete, with its noisy loss, if the run releases any.
@@ -31,34 +32,50 @@ pub enum RunEnd {
 }
 
 impl Vault {
-    /// Sets the full cost of a run aside on all its datasets, or on none.
+    /// Sets the full cost of a run aside on all its datasets, or on none; what it needs to go on in a later boot is
+    /// durable with it.
     ///
     /// # Errors
     /// [`TransactError::Refused`] with the dataset and the reason.
     pub fn reserve_run(
         &self,
         reserved: RunReserved,
+        order: RunOrder<'_>,
         now_unix_ms: u64,
     ) -> Result<BudgetReservation, TransactError> {
+        self.reserve(&reserved, order, |ledger| {
+            ledger.propose_reservation(reserved.clone(), now_unix_ms)
+        })
+    }
+
+    fn reserve(
+        &self,
+        reserved: &RunReserved,
+        order: RunOrder<'_>,
+        propose: impl Fn(&Ledger) -> Result<Proposal, Refusal>,
+    ) -> Result<BudgetReservation, TransactError> {
         let run = reserved.run;
-        self.transact(|ledger| ledger.propose_reservation(reserved, now_unix_ms))?;
+        // Ask first: a reservation that would be refused should not write a model.
+        self.read(|ledger| propose(ledger).map(drop))?;
+        let mut stored = StoredState::order(self, reserved, &order)?;
+        self.transact_with(propose, |write, _| stored.enter(write))?;
         self.read(|ledger| ledger.reservation(&run))
             .ok_or(TransactError::Refused(Refusal::NoRun { run }))
     }
 
-    /// Sets the full cost of an evaluation aside on all its datasets, or on none.
+    /// As [`Vault::reserve_run`], for an evaluation.
     ///
     /// # Errors
-    /// [`TransactError::Refused`] with the dataset and the reason.
+    /// As there.
     pub fn reserve_evaluation(
         &self,
         reserved: RunReserved,
+        order: RunOrder<'_>,
         now_unix_ms: u64,
     ) -> Result<BudgetReservation, TransactError> {
-        let run = reserved.run;
-        self.transact(|ledger| ledger.propose_evaluation(reserved, now_unix_ms))?;
-        self.read(|ledger| ledger.reservation(&run))
-            .ok_or(TransactError::Refused(Refusal::NoRun { run }))
+        self.reserve(&reserved, order, |ledger| {
+            ledger.propose_evaluation(reserved.clone(), now_unix_ms)
+        })
     }
 
     /// Starts a run: call it before any record reaches the trainer. From here on the reserve stays charged.
@@ -76,23 +93,28 @@ impl Vault {
             .ok_or(TransactError::Refused(Refusal::NoRun { run }))
     }
 
-    /// Makes progress through `released_step` durable, values and ledger entry in one transaction. Only when
-    /// this returns may any of it leave (rule D1).
+    /// Makes progress through the checkpoint's step durable: the state, then values and ledger entry in the transaction
+    /// that names it. Only when this returns may any of it leave (rule D1). The checkpoint before is deleted.
     ///
     /// # Errors
-    /// [`AdvanceError::Steps`] unless the values' steps rise and end at or below `released_step`;
+    /// [`AdvanceError::Steps`] unless the values' steps rise and end at or below the checkpoint's;
     /// [`AdvanceError::Transact`], also when a step was released already.
     pub fn advance_run(
         &self,
         run: &StartedRun,
-        released_step: u64,
+        checkpoint: Checkpoint<'_>,
         values: &[ReleasedValue],
         now_unix_ms: u64,
     ) -> Result<(), AdvanceError> {
+        let released_step = checkpoint.step;
         let rising = values.windows(2).all(|pair| pair[0].step < pair[1].step);
         if !rising || values.last().is_some_and(|value| value.step > released_step) {
             return Err(AdvanceError::Steps);
         }
+        // Ask first, as in a reservation; the answer that counts is the one under the writer's lock.
+        self.read(|ledger| ledger.propose_advance(run, released_step, now_unix_ms).map(drop))?;
+        let before = self.checkpoint_object(&run.run())?;
+        let mut stored = StoredState::checkpoint(self, &run.run(), &checkpoint)?;
         let id = *run.run().as_bytes();
         let sealed = values
             .iter()
@@ -111,9 +133,28 @@ impl Vault {
                         .insert((id, *step), value.as_slice())
                         .map_err(StorageError::database)?;
                 }
-                Ok(())
+                stored.enter(write)
             },
         )?;
+        before.into_iter().for_each(|object| self.delete_object(object));
+        Ok(())
+    }
+
+    /// An owner of one of its datasets stops a run for the time being: from here on nothing of it is released.
+    ///
+    /// # Errors
+    /// [`TransactError::Refused`] to anyone else, when it is suspended by them already, or has ended.
+    pub fn suspend_run(&self, run: RunId, by: Principal, now_unix_ms: u64) -> Result<(), TransactError> {
+        self.transact(|ledger| ledger.propose_suspension(run, by, now_unix_ms))?;
+        Ok(())
+    }
+
+    /// The owner who suspended a run lifts that.
+    ///
+    /// # Errors
+    /// [`TransactError::Refused`] to anyone else, or when it has ended.
+    pub fn unsuspend_run(&self, run: RunId, by: Principal, now_unix_ms: u64) -> Result<(), TransactError> {
+        self.transact(|ledger| ledger.propose_unsuspension(run, by, now_unix_ms))?;
         Ok(())
     }
 
@@ -143,7 +184,10 @@ impl Vault {
         outcome: Outcome,
         now_unix_ms: u64,
     ) -> Result<(), CommitError> {
-        self.transact(|ledger| ledger.propose_commit(run, outcome, None, now_unix_ms))?;
+        let id = run.run();
+        self.end_run(&id, |ledger| {
+            ledger.propose_commit(run, outcome, None, now_unix_ms)
+        })?;
         Ok(())
     }
 
@@ -159,7 +203,7 @@ impl Vault {
         // Ask first: a commit that would be refused should not write gigabytes.
         self.read(|ledger| propose(ledger).map(drop))?;
         let mut stored = StoredResult::write(self, run.run(), weights)?;
-        self.transact_with(propose, |write, _| stored.enter(write))?;
+        self.end_run_with(&run.run(), propose, |write| stored.enter(write))?;
         Ok(())
     }
 
@@ -173,7 +217,9 @@ impl Vault {
         reason: RefundReason,
         now_unix_ms: u64,
     ) -> Result<(), TransactError> {
-        self.transact(|ledger| ledger.propose_refund(&reservation, reason, now_unix_ms))?;
+        self.end_run(&reservation.run(), |ledger| {
+            ledger.propose_refund(&reservation, reason, now_unix_ms)
+        })?;
         Ok(())
     }
 

@@ -21,6 +21,9 @@ pub struct VaultConfig {
     pub block_bytes: u64,
     /// Blocks sealed under one key (rule A9).
     pub blocks_per_segment: u32,
+    /// Plaintext bytes per block of weights, checkpoints and orders: larger than a dataset's, since each block is a file
+    /// to sync, and these are written while a trainer waits.
+    pub object_block_bytes: u64,
     /// Memory for the database's page cache.
     pub cache_bytes: usize,
 }
@@ -48,6 +51,7 @@ impl Default for VaultConfig {
         Self {
             block_bytes: 1 << 20,
             blocks_per_segment: 4096,
+            object_block_bytes: 16 << 20,
             cache_bytes: 16 << 20,
         }
     }

@@ -35,6 +35,7 @@ struct RunTold {
     start_asked: bool,
     refund_asked: bool,
     released_told: u64,
+    suspended_told: Option<bool>,
     values_asked: BTreeMap<u64, ReleasedValue>,
     commit_told: Option<Outcome>,
     weights_seed: u64,
@@ -53,7 +54,10 @@ impl Oracle {
     fn boot(&mut self, disk: &Disk) -> Result<Vault, String> {
         let vault = disk.open().map_err(failed)?;
         self.boots += 1;
-        vault.start_boot(boot(self.boots), T0).map_err(failed)?;
+        let resumable = |orphan: &Orphan| vault.check_resumable(&orphan.run, conditions()).is_ok();
+        vault
+            .start_boot(boot(self.boots), resumable, T0)
+            .map_err(failed)?;
         self.head = Some(vault.head());
         Ok(vault)
     }
@@ -93,7 +97,10 @@ impl Oracle {
                 ..RunTold::default()
             },
         );
-        vault.reserve_run(reserved, T0).map_err(failed).map(|_| run)
+        vault
+            .reserve_run(reserved, order(), T0)
+            .map_err(failed)
+            .map(|_| run)
     }
 
     fn start(&mut self, vault: &Vault, run: RunId) -> Told {
@@ -125,9 +132,23 @@ impl Oracle {
         self.told(run)
             .values_asked
             .extend(values.iter().map(|value| (value.step, *value)));
-        vault.advance_run(&started, to, &values, T0).map_err(failed)?;
+        vault
+            .advance_run(&started, checkpoint(to), &values, T0)
+            .map_err(failed)?;
         self.told(run).released_told = to;
         Ok(())
+    }
+
+    fn suspend(&mut self, vault: &Vault, run: RunId) -> Told {
+        vault.suspend_run(run, principal(1), T0).map_err(failed)?;
+        self.told(run).suspended_told = Some(true);
+        Ok(())
+    }
+
+    fn unsuspend(&mut self, vault: &Vault, run: RunId) -> Told {
+        // In doubt from here on.
+        self.told(run).suspended_told = None;
+        vault.unsuspend_run(run, principal(1), T0).map_err(failed)
     }
 
     fn commit(&mut self, vault: &Vault, run: RunId, outcome: Outcome) -> Told {
@@ -223,11 +244,13 @@ impl Oracle {
         }
     }
 
-    /// The block store holds the objects of live datasets and results, and nothing else.
+    /// The block store holds the objects of live datasets, results and open runs, and nothing else.
     fn check_objects(&self, disk: &Disk, vault: &Vault) {
         let named = vault.read(|ledger| {
             let live = ledger.datasets().filter(|dataset| !dataset.is_removed()).count();
-            live + ledger.runs().filter(|run| run.weights_digest().is_some()).count()
+            let open = ledger.runs().filter(|run| run.is_open());
+            let states: usize = open.map(|run| 1 + usize::from(run.released_step() > 0)).sum();
+            live + states + ledger.runs().filter(|run| run.weights_digest().is_some()).count()
         });
         assert_eq!(
             disk.objects().len(),
@@ -247,9 +270,13 @@ impl Oracle {
             return;
         };
         assert!(
-            !run.is_open() || run.reservation().boot == boot(self.boots).evidence.boot,
-            "orphans are settled"
+            vault.read(|ledger| ledger.orphans().is_empty()),
+            "orphans are resumed or settled"
         );
+        if told.suspended_told == Some(true) && run.is_open() {
+            assert!(run.is_suspended(), "a suspension is lost");
+        }
+        self.check_state(vault, id, &run);
         if told.start_told {
             assert!(
                 matches!(run.status(), RunStatus::Started | RunStatus::Committed(_)),
@@ -268,6 +295,23 @@ impl Oracle {
         }
         self.check_values(vault, id, &run, told);
         self.check_weights(vault, id, &run, told);
+    }
+
+    /// An open run has what it needs to go on, of the very step that was released last; an ended one has nothing.
+    fn check_state(&self, vault: &Vault, id: &RunId, run: &Run) {
+        if !run.is_open() {
+            assert!(matches!(vault.read_order(id), Err(NotResumable::NoOrder)));
+            return;
+        }
+        assert_eq!(*vault.read_order(id).unwrap(), order_bytes());
+        let stored = vault.read_checkpoint(id).unwrap();
+        assert_eq!(
+            stored.as_ref().map_or(0, |stored| stored.step),
+            run.released_step()
+        );
+        if let Some(stored) = stored {
+            assert_eq!(*stored.data, checkpoint(stored.step).parts.concat());
+        }
     }
 
     /// Rule D1: what was told stays, and no step has two values.
@@ -371,6 +415,10 @@ fn script(disk: &Disk, oracle: &mut Oracle, carry_on: bool) {
     steps.push(Box::new(reserve_on_first));
     steps.push(on_last_run(Oracle::start));
     steps.push(on_last_run(|oracle, vault, run| oracle.advance(vault, run, 3)));
+    steps.push(on_last_run(Oracle::suspend));
+    steps.push(on_last_run(Oracle::unsuspend));
+    steps.push(on_last_run(|oracle, vault, run| oracle.advance(vault, run, 5)));
+    steps.push(on_last_run(Oracle::suspend));
     steps.push(Box::new(reserve_on_first));
     steps.push(Box::new(|oracle, vault| {
         let last = oracle.datasets.keys().next_back().copied();
@@ -516,7 +564,7 @@ fn random_step(oracle: &mut Oracle, vault: &Vault, random: &mut Random) -> Told 
     let mut pick =
         |from: &[RunId]| (!from.is_empty()).then(|| from[random.below(from.len() as u64) as usize]);
     let (open, closed) = (pick(&runs), pick(&ended));
-    match (random.below(12), open) {
+    match (random.below(15), open) {
         (0, _) => oracle.upload(vault, random.below(33)),
         (1, _) => oracle.abandon(vault, random.below(33)),
         (2, _) if datasets.len() > 3 => {
@@ -550,6 +598,8 @@ fn random_step(oracle: &mut Oracle, vault: &Vault, random: &mut Random) -> Told 
             )
         }
         (9, Some(run)) => oracle.refund(vault, run),
+        (12, Some(run)) => oracle.suspend(vault, run),
+        (13 | 14, Some(run)) => oracle.unsuspend(vault, run),
         (10 | 11, _) if closed.is_some() => oracle.release(vault, closed.unwrap(), scientist()),
         _ => Ok(()),
     }
@@ -561,9 +611,10 @@ fn a_failed_database_write_poisons_the_vault_until_it_is_opened_again() {
     let vault = disk.boot(1);
     let dataset = upload(&vault, "a", 3, 1).unwrap();
     let head = vault.head();
-    disk.plan(Some(Fault::Error { at: 0 }));
+    // After the four writes and syncs of its order's blocks.
+    disk.plan(Some(Fault::Error { at: 4 }));
     let first = vault
-        .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), T0)
+        .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), order(), T0)
         .unwrap_err();
     assert!(
         matches!(first, TransactError::Storage(StorageError::Database(_))),
@@ -573,7 +624,7 @@ fn a_failed_database_write_poisons_the_vault_until_it_is_opened_again() {
     assert!(vault.is_poisoned());
     for _ in 0..3 {
         let next = vault
-            .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), T0)
+            .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), order(), T0)
             .unwrap_err();
         assert!(
             matches!(next, TransactError::Storage(StorageError::Poisoned)),
@@ -592,7 +643,7 @@ fn a_failed_database_write_poisons_the_vault_until_it_is_opened_again() {
     let vault = disk.boot(2);
     assert!(vault.head().sequence > head.sequence);
     let _ = vault
-        .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), T0)
+        .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), order(), T0)
         .unwrap();
 }
 

@@ -1,4 +1,4 @@
-//! The format on disk: a vault written by version 0.1.0 opens, newer ones and tampered ones do not.
+//! The format on disk: vaults of all formats so far open, newer ones and tampered ones do not.
 #![allow(clippy::unwrap_used)]
 mod common;
 
@@ -15,25 +15,28 @@ const LEDGER: TableDefinition<u64, &[u8]> = TableDefinition::new("ledger");
 const KEYS: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new("keys");
 const DATASETS: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new("datasets");
 
-/// One dataset of 21 rows (seed 5), one successful run (weights seed 9), one run left started.
+/// One dataset of 21 rows (seed 5), one successful run (weights seed 9), one run left at step 3 (format 1: left started).
 fn write_vault(path: &Path) -> Vault {
     let vault = Vault::open(path, &root(), config(), T0).unwrap();
-    vault.start_boot(boot(1), T0).unwrap();
+    vault.start_boot(boot(1), |_| false, T0).unwrap();
     let dataset = upload(&vault, "tumours", 21, 5).unwrap();
     let reservation = vault
-        .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), T0)
+        .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), order(), T0)
         .unwrap();
     let started = vault.start_run(reservation, T0).unwrap();
     vault
-        .advance_run(&started, 10, &[value(5), value(10)], T0)
+        .advance_run(&started, checkpoint(10), &[value(5), value(10)], T0)
         .unwrap();
     vault
         .commit_run(started, RunEnd::Succeeded(weights(9)), T0)
         .unwrap();
     let reservation = vault
-        .reserve_run(run_on(&vault, &[dataset], amount("2", "1e-6")), T0)
+        .reserve_run(run_on(&vault, &[dataset], amount("2", "1e-6")), order(), T0)
         .unwrap();
-    let _ = vault.start_run(reservation, T0).unwrap();
+    let started = vault.start_run(reservation, T0).unwrap();
+    vault
+        .advance_run(&started, checkpoint(3), &[value(3)], T0)
+        .unwrap();
     vault
 }
 
@@ -75,15 +78,32 @@ fn a_vault_of_every_format_ever_released_opens_with_all_it_holds() {
         let directory = tempfile::tempdir().unwrap();
         copy(&fixture(version), directory.path());
         let expected = std::fs::read_to_string(fixture(version).join("head.txt")).unwrap();
-        opens_with_all_it_holds(directory.path(), &expected);
+        // No run of format 1 outlived its boot; since format 2 one does.
+        opens_with_all_it_holds(directory.path(), &expected, version > 1);
     }
 }
 
-fn opens_with_all_it_holds(path: &Path, expected: &str) {
+fn opens_with_all_it_holds(path: &Path, expected: &str, resumed: bool) {
+    // Twice: what the first opening migrates, the second finds.
+    drop(Vault::open(path, &root(), VaultConfig::default(), T0).unwrap());
     let vault = Vault::open(path, &root(), VaultConfig::default(), T0).unwrap();
     assert_eq!(vault.head().entry_hash.to_string(), expected);
-    let settled = vault.start_boot(boot(2), T0).unwrap();
-    assert_eq!(settled.len(), 1);
+    let resumable = |orphan: &Orphan| vault.check_resumable(&orphan.run, conditions()).is_ok();
+    let left_open = vault.start_boot(boot(2), resumable, T0).unwrap();
+    assert_eq!(
+        left_open.iter().map(|(_, resumed)| *resumed).collect::<Vec<_>>(),
+        [resumed]
+    );
+    if resumed {
+        let run = left_open[0].0.run;
+        assert_eq!(*vault.read_order(&run).unwrap(), order_bytes());
+        assert_eq!(
+            *vault.read_checkpoint(&run).unwrap().unwrap().data,
+            checkpoint(3).parts.concat()
+        );
+        let started = vault.read(|ledger| ledger.started(&run)).unwrap();
+        vault.commit_run(started, RunEnd::Failed, T0).unwrap();
+    }
     let dataset = vault.read(|ledger| ledger.dataset_named("tumours").unwrap().id());
     assert_eq!(budget(&vault, &dataset).committed, amount("3", "2e-6"));
     let stored = vault.read_dataset(&dataset).unwrap();
@@ -196,11 +216,14 @@ fn a_newer_format_is_refused_and_says_so() {
         write
             .open_table(META)
             .unwrap()
-            .insert("format", &2u32.to_le_bytes()[..])
+            .insert("format", &(FORMAT_VERSION + 1).to_le_bytes()[..])
             .unwrap();
     });
     let error = error.unwrap_err();
-    assert!(matches!(error, OpenError::NewerFormat { found: 2 }), "{error}");
+    assert!(
+        matches!(error, OpenError::NewerFormat { found } if found == FORMAT_VERSION + 1),
+        "{error}"
+    );
     let older = tampered(|write| {
         write
             .open_table(META)
@@ -222,8 +245,8 @@ fn a_truncated_ledger_is_refused() {
         matches!(
             error,
             OpenError::Truncated {
-                expected: 9,
-                found: 8
+                expected: 10,
+                found: 9
             }
         ),
         "{error}"

@@ -14,12 +14,16 @@ fn open_directory(path: &std::path::Path) -> Result<Vault, OpenError> {
 
 fn succeed(vault: &Vault, dataset: DatasetId, seed: u64) -> RunId {
     let reservation = vault
-        .reserve_run(run_on(vault, &[dataset], amount("1", "1e-6")), T0)
+        .reserve_run(run_on(vault, &[dataset], amount("1", "1e-6")), order(), T0)
         .unwrap();
     let started = vault.start_run(reservation, T0).unwrap();
     let values: Vec<ReleasedValue> = (1..=10).map(value).collect();
-    vault.advance_run(&started, 4, &values[..4], T0).unwrap();
-    vault.advance_run(&started, 10, &values[4..], T0).unwrap();
+    vault
+        .advance_run(&started, checkpoint(4), &values[..4], T0)
+        .unwrap();
+    vault
+        .advance_run(&started, checkpoint(10), &values[4..], T0)
+        .unwrap();
     vault
         .commit_run(started, RunEnd::Succeeded(weights(seed)), T0)
         .unwrap()
@@ -37,7 +41,7 @@ fn everything_is_there_after_a_restart() {
     let (head, dataset, run);
     {
         let vault = open_directory(directory.path()).unwrap();
-        vault.start_boot(boot(1), T0).unwrap();
+        vault.start_boot(boot(1), |_| false, T0).unwrap();
         dataset = upload(&vault, "tumours", 21, 5).unwrap();
         run = succeed(&vault, dataset, 9);
         head = vault.head();
@@ -45,7 +49,7 @@ fn everything_is_there_after_a_restart() {
     }
     let vault = open_directory(directory.path()).unwrap();
     assert_eq!(vault.head(), head);
-    assert_eq!(vault.start_boot(boot(2), T0).unwrap(), []);
+    assert_eq!(vault.start_boot(boot(2), |_| false, T0).unwrap(), []);
     let stored = vault.read_dataset(&dataset).unwrap();
     assert_eq!((stored.rows, stored.declared_size), (21, 32));
     for ((column, sent), width) in stored.columns.iter().zip(rows(21, 5)).zip([4, 10]) {
@@ -76,7 +80,7 @@ fn everything_is_there_after_a_restart() {
     assert!(vault.boot_evidence(&BootId::from_bytes([9; 16])).is_err());
     let runner = Some(vault.boot_evidence(&boot(1).evidence.boot).unwrap());
     let receipt = vault
-        .read(|ledger| Receipt::issue(ledger, &run, boot(2).evidence, runner, T0))
+        .read(|ledger| Receipt::issue(ledger, &run, boot(2).evidence, runner, Vec::new(), T0))
         .unwrap();
     assert_eq!(receipt.run.weights_digest, Some(released.digest()));
 }
@@ -86,7 +90,7 @@ fn a_database_that_was_half_made_is_made_anew() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("vault.redb.new"), [1; 5000]).unwrap();
     let vault = open_directory(directory.path()).unwrap();
-    vault.start_boot(boot(1), T0).unwrap();
+    vault.start_boot(boot(1), |_| false, T0).unwrap();
     let head = vault.head();
     drop(vault);
     assert!(!directory.path().join("vault.redb.new").exists());
@@ -102,7 +106,7 @@ fn a_database_that_was_half_made_is_made_anew() {
 fn a_missing_database_beside_blocks_is_refused_and_no_block_is_deleted() {
     let directory = tempfile::tempdir().unwrap();
     let vault = open_directory(directory.path()).unwrap();
-    vault.start_boot(boot(1), T0).unwrap();
+    vault.start_boot(boot(1), |_| false, T0).unwrap();
     let dataset = upload(&vault, "kept", 20, 1).unwrap();
     drop(vault);
     let (database, away) = (directory.path().join("vault.redb"), directory.path().join("away"));
@@ -145,7 +149,7 @@ fn a_failed_run_is_charged_and_has_no_weights() {
     let dataset = upload(&vault, "a", 5, 1).unwrap();
     for end in [RunEnd::Failed, RunEnd::Cancelled] {
         let reservation = vault
-            .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), T0)
+            .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), order(), T0)
             .unwrap();
         let started = vault.start_run(reservation, T0).unwrap();
         let receipt = vault.commit_run(started, end, T0).unwrap();
@@ -360,7 +364,7 @@ fn a_withdrawn_dataset_keeps_its_records_for_the_runs_that_started_and_a_removed
         "only the owner"
     );
     let reservation = vault
-        .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), T0)
+        .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), order(), T0)
         .unwrap();
     let started = vault.start_run(reservation, T0).unwrap();
     vault.withdraw_dataset(&dataset, principal(1), T0).unwrap();
@@ -409,7 +413,7 @@ fn two_threads_racing_for_the_last_of_a_budget_cannot_overdraw_it() {
                 scope.spawn(|| {
                     let reserved = run_on(&vault, &[dataset], amount("0.8", "1e-7"));
                     barrier.wait();
-                    usize::from(vault.reserve_run(reserved, T0).is_ok())
+                    usize::from(vault.reserve_run(reserved, order(), T0).is_ok())
                 })
             })
             .collect();
@@ -425,22 +429,26 @@ fn released_steps_keep_their_first_value() {
     let vault = disk.boot(1);
     let dataset = upload(&vault, "a", 3, 7).unwrap();
     let reservation = vault
-        .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), T0)
+        .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), order(), T0)
         .unwrap();
     let started = vault.start_run(reservation, T0).unwrap();
-    vault.advance_run(&started, 4, &[value(2), value(4)], T0).unwrap();
+    vault
+        .advance_run(&started, checkpoint(4), &[value(2), value(4)], T0)
+        .unwrap();
     let other = ReleasedValue {
         step: 4,
         noisy_loss: Some(99.0),
     };
     assert!(
-        vault.advance_run(&started, 6, &[other, value(6)], T0).is_err(),
+        vault
+            .advance_run(&started, checkpoint(6), &[other, value(6)], T0)
+            .is_err(),
         "step 4 was released"
     );
-    assert!(vault.advance_run(&started, 4, &[], T0).is_err());
+    assert!(vault.advance_run(&started, checkpoint(4), &[], T0).is_err());
     for wrong in [vec![value(6), value(5)], vec![value(5), value(5)], vec![value(7)]] {
         assert!(matches!(
-            vault.advance_run(&started, 6, &wrong, T0),
+            vault.advance_run(&started, checkpoint(6), &wrong, T0),
             Err(AdvanceError::Steps)
         ));
     }
@@ -460,11 +468,11 @@ fn weights_that_contradict_their_description_are_refused() {
     let vault = disk.boot(1);
     let dataset = upload(&vault, "a", 3, 7).unwrap();
     let reservation = vault
-        .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), T0)
+        .reserve_run(run_on(&vault, &[dataset], amount("1", "1e-6")), order(), T0)
         .unwrap();
     let run = reservation.run();
     let started = vault.start_run(reservation, T0).unwrap();
-    vault.advance_run(&started, 10, &[], T0).unwrap();
+    vault.advance_run(&started, checkpoint(10), &[], T0).unwrap();
     let objects = disk.objects();
     let mut wrong = weights(1);
     wrong.data.pop();
@@ -506,7 +514,7 @@ fn another_root_key_opens_nothing() {
 fn nothing_lies_in_clear_on_disk() {
     let directory = tempfile::tempdir().unwrap();
     let vault = open_directory(directory.path()).unwrap();
-    vault.start_boot(boot(1), T0).unwrap();
+    vault.start_boot(boot(1), |_| false, T0).unwrap();
     let mut upload = vault.begin_upload(header("canary-name")).unwrap();
     upload
         .push(3, &[b"cana".repeat(3), b"ry-in-rows".repeat(3)])

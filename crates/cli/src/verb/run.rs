@@ -1,4 +1,4 @@
-//! `bastionai run start|evaluate|watch|list|show|cancel|fetch`.
+//! `bastionai run start|evaluate|watch|list|show|cancel|suspend|resume|fetch`.
 
 use super::evaluate::evaluate;
 use crate::arguments::{OptimizerArgument, RunStartArguments, RunVerb, ScheduleArgument};
@@ -33,6 +33,14 @@ pub(crate) fn run(verb: &RunVerb, json: bool) -> anyhow::Result<()> {
         }
         RunVerb::Cancel { connection, run } => {
             let run = connect(connection)?.cancel_run(run_id(run)?)?;
+            output::either(json, &run, || print_runs(std::slice::from_ref(&run)))
+        }
+        RunVerb::Suspend { connection, run } => {
+            let run = connect(connection)?.suspend_run(run_id(run)?)?;
+            output::either(json, &run, || print_runs(std::slice::from_ref(&run)))
+        }
+        RunVerb::Resume { connection, run } => {
+            let run = connect(connection)?.resume_run(run_id(run)?)?;
             output::either(json, &run, || print_runs(std::slice::from_ref(&run)))
         }
         RunVerb::Fetch { connection, run, out } => fetch(&connect(connection)?, run_id(run)?, out, json),
@@ -368,7 +376,10 @@ fn print_runs(runs: &[Run]) {
         .map(|run| {
             vec![
                 run.id.to_string(),
-                state_name(run.state).to_owned(),
+                run.queue_position.map_or_else(
+                    || state_name(run.state).to_owned(),
+                    |place| format!("queued ({place})"),
+                ),
                 run.model_name.clone(),
                 kind_name(run.kind).to_owned(),
                 format!("{}/{}", run.released_step, run.steps),
@@ -428,5 +439,6 @@ fn state_name(state: RunState) -> &'static str {
         RunState::Succeeded => "succeeded",
         RunState::Failed => "failed",
         RunState::Cancelled => "cancelled",
+        RunState::Suspended => "suspended",
     }
 }

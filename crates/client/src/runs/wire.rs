@@ -142,6 +142,7 @@ pub(super) fn parse_run(call: &'static str, wire: v1::Run) -> Result<Run, Client
         v1::RunState::Succeeded => RunState::Succeeded,
         v1::RunState::Failed => RunState::Failed,
         v1::RunState::Cancelled => RunState::Cancelled,
+        v1::RunState::Suspended => RunState::Suspended,
         v1::RunState::Unspecified => return Err(ClientError::protocol(call, "a run in an unknown state")),
     };
     let kind = match wire.kind() {
@@ -163,6 +164,8 @@ pub(super) fn parse_run(call: &'static str, wire: v1::Run) -> Result<Run, Client
         released_step: wire.released_step,
         created_unix_ms: wire.created_unix_ms,
         ended_unix_ms: (wire.ended_unix_ms != 0).then_some(wire.ended_unix_ms),
+        queue_position: (wire.queue_position != 0).then_some(wire.queue_position),
+        suspended_by: all(call, &wire.suspended_by, |call, by| principal(call, by))?,
     })
 }
 

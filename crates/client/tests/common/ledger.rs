@@ -137,6 +137,7 @@ impl TestLedger {
                 released_step: 10,
                 noise_mode: NoiseMode::Standard,
                 boot: BootId::from_bytes(self.boot),
+                resumed_by: Vec::new(),
                 reserved_unix_ms: 10,
                 committed_unix_ms: 40,
             },
@@ -164,6 +165,7 @@ impl TestLedger {
             },
             issuer: self.boot_evidence(),
             runner: None,
+            resumers: Vec::new(),
         }
     }
 }

@@ -275,6 +275,16 @@ impl Bastion for TestService {
         Err(refusal(Code::NotFound, "unknown-run"))
     }
 
+    async fn suspend_run(&self, _: Request<SuspendRunRequest>) -> Reply<Run> {
+        self.called("SuspendRun");
+        Err(refusal(Code::NotFound, "unknown-run"))
+    }
+
+    async fn resume_run(&self, _: Request<ResumeRunRequest>) -> Reply<Run> {
+        self.called("ResumeRun");
+        Err(refusal(Code::NotFound, "unknown-run"))
+    }
+
     async fn list_runs(&self, _: Request<ListRunsRequest>) -> Reply<ListRunsReply> {
         self.called("ListRuns");
         Ok(Response::new(ListRunsReply { runs: vec![] }))

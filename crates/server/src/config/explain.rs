@@ -236,7 +236,13 @@ pub const EXPLAINED: &[Explained] = &[
     ),
     row(
         "trainer.commit_ms",
-        "progress is made durable and released this often, and after the last step",
+        "progress is made durable with a checkpoint and released this often, and after the last step; for states up to 16 MiB",
+        "",
+        "",
+    ),
+    row(
+        "trainer.checkpoint_ms",
+        "the same for models whose state (parameters and optimizer) is larger, and whose checkpoints take seconds",
         "",
         "",
     ),
@@ -248,9 +254,9 @@ pub const EXPLAINED: &[Explained] = &[
     ),
     row(
         "trainer.drain_timeout_ms",
-        "at shutdown, how long running trainers get",
-        "the run is stopped as by a cancellation of the server's",
-        "tests/runs.rs::a_draining_server_refuses_new_work_settles_what_runs_and_comes_back",
+        "at shutdown, how long running trainers get to finish a step and hand over a checkpoint",
+        "the trainer is killed; the next start goes on from the checkpoint before",
+        "tests/resume.rs::a_trainer_that_does_not_stop_in_time_is_killed_and_its_run_goes_on_from_the_checkpoint_before",
     ),
     row(
         "operations.listen",

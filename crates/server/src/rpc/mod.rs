@@ -13,6 +13,8 @@ mod runs;
 mod withdrawal;
 
 pub(crate) use price::unknown_model;
+#[cfg(test)]
+pub(crate) use runs::reserve;
 
 use crate::acceptor::Peer;
 use crate::errors::{Failure, Panicked, Reason};
@@ -214,6 +216,24 @@ impl Bastion for Service {
             "cancel_run",
             peer.principal,
             runs::cancel(server, &peer, request.into_inner()).await,
+        )
+    }
+
+    async fn suspend_run(&self, request: Request<v1::SuspendRunRequest>) -> Answer<v1::Run> {
+        let (server, peer) = self.enter(&request)?;
+        answer(
+            "suspend_run",
+            peer.principal,
+            runs::suspend(server, &peer, request.into_inner()).await,
+        )
+    }
+
+    async fn resume_run(&self, request: Request<v1::ResumeRunRequest>) -> Answer<v1::Run> {
+        let (server, peer) = self.enter(&request)?;
+        answer(
+            "resume_run",
+            peer.principal,
+            runs::resume(server, &peer, request.into_inner()).await,
         )
     }
 

@@ -7,6 +7,7 @@ use crate::errors::{Failure, Reason};
 use crate::governance;
 use crate::log::{Event, Hex};
 use crate::state::Server;
+use bastionai_ledger::receipt::boots_due;
 use bastionai_ledger::{BootId, Principal, RunId, RuntimeEvidence, WeightTensor};
 use bastionai_vault::Weights;
 use bastionai_wire::v1;
@@ -77,16 +78,28 @@ fn release(
     ))
 }
 
-fn sign_receipt(server: &Server, run: RunId, runner: BootId, now_unix_ms: u64) -> Result<Vec<u8>, Failure> {
+fn sign_receipt(
+    server: &Server,
+    run: RunId,
+    reserved_by: BootId,
+    now_unix_ms: u64,
+) -> Result<Vec<u8>, Failure> {
     let issuer = server.boot.evidence.clone();
-    let runner = if runner == issuer.boot {
+    let runner = if reserved_by == issuer.boot {
         None
     } else {
-        Some(evidence_of(server, runner)?)
+        Some(evidence_of(server, reserved_by)?)
     };
+    let resumed_by = server.vault.read(|ledger| {
+        let found = ledger.run(&run);
+        found.map_or(Vec::new(), |run| run.resumed_by().to_vec())
+    });
+    let resumers = boots_due(reserved_by, &resumed_by, issuer.boot)
+        .map(|boot| evidence_of(server, boot))
+        .collect::<Result<_, _>>()?;
     let receipt = server
         .vault
-        .read(|ledger| bastionai_ledger::Receipt::issue(ledger, &run, issuer, runner, now_unix_ms))
+        .read(|ledger| bastionai_ledger::Receipt::issue(ledger, &run, issuer, runner, resumers, now_unix_ms))
         .map_err(Failure::internal)?;
     Ok(receipt.sign(&server.boot.key))
 }

@@ -1,4 +1,4 @@
-//! StartRun, CancelRun, ListRuns, WatchRun.
+//! StartRun, CancelRun, SuspendRun, ResumeRun, ListRuns, WatchRun.
 
 use super::price::unknown_model;
 use super::{Replies, blocking};
@@ -7,18 +7,19 @@ use crate::convert;
 use crate::errors::{Failure, Reason};
 use crate::governance;
 use crate::log::{Event, Hex};
+use crate::priced::Priced;
 use crate::quotes::QuoteGone;
-use crate::runs::StopWhy;
+use crate::runs::{Cancelling, RunOrder, settle};
 use crate::state::Server;
-use crate::warm_start::WeightsSource;
-use bastionai_ledger::RunId;
+use crate::warm_start;
+use bastionai_ledger::{Ledger, Outcome, RefundReason, RunId};
 use bastionai_wire::v1;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-/// Starts a quoted run: reserve durably, then queue. The same quote started again is the same run.
+/// Starts a quoted run: reserve durably with all it needs, then queue. The same quote started again is the same run.
 pub(crate) async fn start(
     server: Arc<Server>,
     peer: &Peer,
@@ -32,44 +33,55 @@ pub(crate) async fn start(
             .quotes
             .find(scientist, &request.run_digest, now_unix_ms)
             .map_err(quote_gone)?;
-        let _one_at_a_time = server.runs.starting();
+        let _one_at_a_time = server.runs.changing();
         let known = server.vault.read(|ledger| {
             let run = ledger.runs().find(|run| run.run_digest() == priced.run_digest());
-            run.map(|run| convert::run(ledger, run))
+            run.map(bastionai_ledger::Run::id)
         });
         if let Some(run) = known {
-            return Ok(run);
+            return show(&server, &run);
         }
         server.vault.read(|ledger| {
             let (datasets, kind) = (priced.datasets(), priced.kind());
             governance::usable(ledger, datasets, &scientist, kind, now_unix_ms).map(drop)
         })?;
-        let model = server
-            .models
-            .find(scientist, priced.model().as_bytes())
-            .ok_or_else(unknown_model)?;
-        if let Some(WeightsSource::Model(source)) = priced.weights() {
-            server
-                .models
-                .find(scientist, source.as_bytes())
-                .ok_or_else(unknown_model)?;
-        }
         let place = server.runs.place(scientist)?;
         let run = server.vault.new_run_id()?;
-        let _reservation = priced.reserve(&server.vault, run, server.boot.id, now_unix_ms)?;
+        reserve(&server, &priced, run, now_unix_ms)?;
         Event::RunQueued {
             run: Hex(run.as_bytes()),
             scientist,
         }
         .emit();
-        server.runs.launch(Arc::clone(&server), run, priced, model, place);
+        server.runs.launch(&server, run, scientist, place);
         show(&server, &run)
     })
     .await
 }
 
-/// Stops a run. Unstarted it costs nothing; started it stays charged in full, and its weights are destroyed
-/// (rule D5). Answers when the end is in the ledger.
+pub(crate) fn reserve(server: &Server, priced: &Priced, run: RunId, now_unix_ms: u64) -> Result<(), Failure> {
+    let scientist = priced.scientist();
+    let model = server
+        .models
+        .find(scientist, priced.model().as_bytes())
+        .ok_or_else(unknown_model)?;
+    let initial = warm_start::load(server, priced.weights(), scientist)?;
+    let limits = &server.config.limits;
+    let threads = server.config.trainer.threads_for(limits.concurrent_runs);
+    let order = RunOrder::new(priced, &model, initial.as_ref(), limits, threads)?;
+    let head = order.head().map_err(Failure::internal)?;
+    let tensors = order.tensors.iter().map(|tensor| &tensor[..]);
+    let parts: Vec<&[u8]> = std::iter::once(&head[..]).chain(tensors).collect();
+    let order = bastionai_vault::RunOrder {
+        conditions: server.boot.conditions,
+        parts: &parts,
+    };
+    let _reservation = priced.reserve(&server.vault, run, server.boot.id, order, now_unix_ms)?;
+    Ok(())
+}
+
+/// Stops a run for good. Unstarted it costs nothing; started it stays charged in full, and its weights are destroyed
+/// (rule D5). Answers when the end is in the ledger; a run that ended before answers as it ended.
 pub(crate) async fn cancel(
     server: Arc<Server>,
     peer: &Peer,
@@ -80,14 +92,122 @@ pub(crate) async fn cancel(
         governance::may_cancel(ledger, run, &peer.principal)?;
         Ok::<_, Failure>(run.id())
     })?;
-    let notices = server.runs.watch(&run);
-    if server.runs.stop(&run, StopWhy::Cancel)
-        && let Some(mut notices) = notices
-    {
-        // Closed when the run has ended.
-        while server.runs.watch(&run).is_some() && notices.changed().await.is_ok() {}
+    loop {
+        let notices = server.runs.watch(&run);
+        let shared = Arc::clone(&server);
+        let ended = blocking(move || {
+            let _one_at_a_time = shared.runs.changing();
+            match shared.runs.cancel(&run) {
+                Cancelling::Stopping => Ok(false),
+                Cancelling::Idle => {
+                    end_idle(&shared, &run)?;
+                    Ok(true)
+                }
+            }
+        })
+        .await?;
+        if ended {
+            return show(&server, &run);
+        }
+        still(&server, &run, notices).await;
+    }
+}
+
+/// Ends a run that no trainer works on; one that has ended already stays as it is.
+fn end_idle(server: &Server, run: &RunId) -> Result<(), Failure> {
+    let open = |ledger: &Ledger| ledger.run(run).is_some_and(bastionai_ledger::Run::is_open);
+    if server.vault.read(open) {
+        settle(server, run, Outcome::Cancelled, RefundReason::Cancelled)?;
+        Event::RunEnded {
+            run: Hex(run.as_bytes()),
+            outcome: "cancelled",
+            why: "cancelled",
+        }
+        .emit();
+    }
+    server.runs.forget(run);
+    Ok(())
+}
+
+/// Stops a run for the time being, at the word of an owner of one of its datasets. Once this answers, nothing more of
+/// it is released and no trainer works on it, in this boot or a later one, until that owner resumes it.
+pub(crate) async fn suspend(
+    server: Arc<Server>,
+    peer: &Peer,
+    request: v1::SuspendRunRequest,
+) -> Result<v1::Run, Failure> {
+    let by = peer.principal;
+    let run = server.vault.read(|ledger| {
+        let run = governance::visible_run(ledger, &request.run_id, &by)?;
+        governance::may_suspend(ledger, run, &by)?;
+        Ok::<_, Failure>(run.id())
+    })?;
+    let shared = Arc::clone(&server);
+    blocking(move || {
+        let _one_at_a_time = shared.runs.changing();
+        let suspended = |run: &bastionai_ledger::Run| run.suspended_by().contains(&by);
+        if !shared
+            .vault
+            .read(|ledger| ledger.run(&run).is_some_and(suspended))
+        {
+            shared.vault.suspend_run(run, by, shared.now_unix_ms())?;
+            let run = Hex(run.as_bytes());
+            Event::RunSuspended { run, by }.emit();
+        }
+        shared.runs.suspend(&run);
+        Ok(())
+    })
+    .await?;
+    while server.runs.is_running(&run) {
+        let notices = server.runs.watch(&run);
+        still(&server, &run, notices).await;
     }
     show(&server, &run)
+}
+
+/// Lifts the caller's own suspension. The run goes on from its last checkpoint when its turn comes, unless another
+/// owner's suspension stands.
+pub(crate) async fn resume(
+    server: Arc<Server>,
+    peer: &Peer,
+    request: v1::ResumeRunRequest,
+) -> Result<v1::Run, Failure> {
+    let by = peer.principal;
+    let run = server.vault.read(|ledger| {
+        governance::visible_run(ledger, &request.run_id, &by).map(bastionai_ledger::Run::id)
+    })?;
+    while server.runs.is_running(&run) && server.vault.read(|ledger| is_suspended(ledger, &run)) {
+        let notices = server.runs.watch(&run);
+        still(&server, &run, notices).await;
+    }
+    blocking(move || {
+        let _one_at_a_time = server.runs.changing();
+        server.vault.unsuspend_run(run, by, server.now_unix_ms())?;
+        Event::RunUnsuspended {
+            run: Hex(run.as_bytes()),
+            by,
+        }
+        .emit();
+        if !server.vault.read(|ledger| is_suspended(ledger, &run)) {
+            server.runs.unsuspend(&server, &run);
+        }
+        show(&server, &run)
+    })
+    .await
+}
+
+fn is_suspended(ledger: &Ledger, run: &RunId) -> bool {
+    ledger.run(run).is_some_and(bastionai_ledger::Run::is_suspended)
+}
+
+/// Waits for the next notice of a run that a trainer works on; briefly, in case it came before this listened.
+async fn still(server: &Server, run: &RunId, notices: Option<tokio::sync::watch::Receiver<()>>) {
+    if let Some(mut notices) = notices
+        && server.runs.is_running(run)
+    {
+        // Closed when the run has ended: then it runs no more.
+        let _ = tokio::time::timeout(BRIEFLY, notices.changed()).await;
+    }
 }
 
 /// The runs that concern the caller, oldest first.
@@ -98,8 +218,9 @@ pub(crate) async fn list(server: Arc<Server>, peer: &Peer) -> Result<v1::ListRun
             let shown = ledger
                 .runs()
                 .filter(|run| ledger.concerns(&run.id(), &caller) || ledger.may_receive(&run.id(), &caller));
-            shown.map(|run| convert::run(ledger, run)).collect()
+            shown.map(|run| convert::run(ledger, run)).collect::<Vec<_>>()
         });
+        let runs = runs.into_iter().map(|run| with_position(&server, run)).collect();
         Ok(v1::ListRunsReply { runs })
     })
     .await
@@ -175,6 +296,12 @@ async fn follow(
         if ended {
             return Ok(());
         }
+        if server.runs.is_left_to_the_next_boot(&run) {
+            let message = format!(
+                "the server is draining: the run stopped after step {told} and goes on when the server is back; watch it again then"
+            );
+            return Err(Failure::new(Reason::Draining, message));
+        }
         greeted = true;
         wait(server, &run, notices.as_mut(), sender).await?;
     }
@@ -206,10 +333,21 @@ async fn wait(
 }
 
 fn show(server: &Server, run: &RunId) -> Result<v1::Run, Failure> {
-    server.vault.read(|ledger| {
-        let found = ledger.run(run).map(|run| convert::run(ledger, run));
-        found.ok_or_else(|| Failure::new(Reason::UnknownRun, "there is no such run"))
-    })
+    let found = server
+        .vault
+        .read(|ledger| ledger.run(run).map(|run| convert::run(ledger, run)));
+    let found = found.ok_or_else(|| Failure::new(Reason::UnknownRun, "there is no such run"))?;
+    Ok(with_position(server, found))
+}
+
+/// Where a queued run stands in the queue; runs that were asked for after the ledger was read may show 0.
+fn with_position(server: &Server, mut shown: v1::Run) -> v1::Run {
+    if shown.state() == v1::RunState::Queued
+        && let Ok(run) = RunId::try_from(&shown.id[..])
+    {
+        shown.queue_position = server.runs.position(&run).unwrap_or(0);
+    }
+    shown
 }
 
 fn quote_gone(gone: QuoteGone) -> Failure {
@@ -227,3 +365,5 @@ fn quote_gone(gone: QuoteGone) -> Failure {
 
 /// A notice may come between a look and the next wait's subscription; then this bounds the delay.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// As above, where somebody waits for an answer.
+const BRIEFLY: Duration = Duration::from_millis(200);

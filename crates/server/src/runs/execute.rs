@@ -1,113 +1,122 @@
-//! One run on a pool slot: open records, supervise the trainer, enter the end in the ledger.
+//! One run on a trainer: read its order and its last checkpoint, open records, supervise, enter the end in the ledger.
 
-use super::supervise::{Ended, Frames, Order, StateShape, Timing, Why, supervise};
-use super::{LiveRun, StopWhy, record::Record};
+use super::LiveRun;
+use super::order::RunOrder;
+use super::record::Record;
+use super::stop::StopWhy;
+use super::supervise::{Ended, Frames, Order, StateTensors, Timing, Why, supervise};
+use crate::config::TrainerConfig;
 use crate::errors::{Failure, chain};
 use crate::log::{Event, Hex};
-use crate::models::Model;
-use crate::price;
-use crate::priced::Priced;
 use crate::state::Server;
-use crate::warm_start;
 use bastionai_graph::contract::DataContract;
-use bastionai_graph::dtype::DType;
-use bastionai_graph::typed::{Parameter, TypedGraph};
-use bastionai_ledger::{Outcome, RefundReason, RunStatus, WeightTensor};
-use bastionai_privacy::histogram::HistogramShape;
+use bastionai_ledger::{Outcome, RefundReason, RunId};
 use bastionai_vault::{RunEnd, Weights};
-use bastionai_wire::trainer::{Job, Task};
+use bastionai_wire::trainer::DatasetShape;
 use std::sync::Arc;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// Executes a reserved run to its last ledger entry. Whatever happens, nobody hears more than `failed` (G4).
-pub(crate) fn execute(server: &Server, live: &LiveRun, priced: &Priced, model: &Model) {
-    let outcome = match prepare(server, live, priced, model) {
-        Ok((order, mut record)) => {
-            Event::TrainerStarted {
-                run: Hex(live.id.as_bytes()),
+/// Whether a run is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// In the ledger, or not at all: then the next boot finds it open.
+    Ended,
+    /// It goes on later.
+    Paused,
+}
+
+/// Executes an open run to its last ledger entry, or until it pauses. Whatever happens, nobody hears more than
+/// `failed` (G4).
+pub(crate) fn execute(server: &Server, live: &LiveRun) -> End {
+    let ended = match work(server, live) {
+        Ok(Some(weights)) => succeed(server, live, weights),
+        Ok(None) => Ok(End::Paused),
+        // The ledger refuses all progress of a suspended run, also before its trainer hears of it.
+        Err(Why::NotDurable(_)) if is_suspended(server, &live.id) => Ok(End::Paused),
+        Err(why) => fail(server, live, &why).map(|()| End::Ended),
+    };
+    match ended {
+        Ok(end) => {
+            if end == End::Paused {
+                let run = Hex(live.id.as_bytes());
+                Event::RunPaused { run }.emit();
             }
-            .emit();
-            supervise(&order, &mut record, &live.stop)
+            end
         }
-        Err(why) => Err(why),
-    };
-    let ended = match outcome {
-        Ok(Ended::Finished(state)) => succeed(server, live, priced, &state),
-        Ok(Ended::Paused) => fail(server, live, &Why::Cancelled),
-        Err(why) => fail(server, live, &why),
-    };
-    if let Err(failure) = ended {
-        // The entry is missing: the next boot settles the run as failed and charged, or refunds it.
-        let chain = failure.chain().unwrap_or_default();
-        Event::RunFault {
-            run: Hex(live.id.as_bytes()),
-            chain: &chain,
+        Err(failure) => {
+            // The entry is missing: the next boot goes on with the run, or settles it.
+            fault(live, &failure.chain().unwrap_or_default());
+            End::Ended
         }
-        .emit();
     }
 }
 
 /// Settles a run whose supervisor panicked.
 pub(crate) fn after_panic(server: &Server, live: &LiveRun) {
-    Event::RunFault {
-        run: Hex(live.id.as_bytes()),
-        chain: "panicked",
-    }
-    .emit();
-    if let Err(failure) = settle(server, live, Outcome::Failed, RefundReason::NotStartable) {
-        let chain = failure.chain().unwrap_or_default();
-        Event::RunFault {
-            run: Hex(live.id.as_bytes()),
-            chain: &chain,
-        }
-        .emit();
+    fault(live, "panicked");
+    if let Err(failure) = settle(server, &live.id, Outcome::Failed, RefundReason::NotStartable) {
+        fault(live, &failure.chain().unwrap_or_default());
     }
 }
 
-fn prepare<'a>(
+/// The trained weights, or `None` when the run paused.
+fn work(server: &Server, live: &LiveRun) -> Result<Option<Weights>, Why> {
+    match live.stop.why() {
+        Some(StopWhy::Cancel) => return Err(Why::Cancelled),
+        Some(StopWhy::Suspend | StopWhy::Drain) => return Ok(None),
+        None => {}
+    }
+    let stored = server.vault.read_order(&live.id).map_err(prepare)?;
+    let order = RunOrder::parse(&stored).map_err(prepare)?;
+    drop(stored);
+    let (start_step, state) = last_state(server, live, &order)?;
+    let state = if start_step == order.steps() {
+        // All steps were taken; only the end is missing.
+        state
+    } else {
+        let (command, mut record) = command(server, live, &order, start_step, state)?;
+        let run = Hex(live.id.as_bytes());
+        Event::TrainerStarted { run }.emit();
+        match supervise(&command, &mut record, &live.stop)? {
+            Ended::Finished(state) => state,
+            Ended::Paused => return Ok(None),
+        }
+    };
+    Ok(Some(order.results(&state)))
+}
+
+/// Steps released so far, and the state after them.
+fn last_state(server: &Server, live: &LiveRun, order: &RunOrder) -> Result<(u64, StateTensors), Why> {
+    let Some(checkpoint) = server.vault.read_checkpoint(&live.id).map_err(prepare)? else {
+        return Ok((0, Vec::new()));
+    };
+    let state = order.cut(&checkpoint.data);
+    Ok((
+        checkpoint.step,
+        state.ok_or_else(|| Why::Prepare("a checkpoint of other tensors".into()))?,
+    ))
+}
+
+fn command<'a>(
     server: &'a Server,
     live: &'a LiveRun,
-    priced: &Priced,
-    model: &Model,
+    order: &RunOrder,
+    start_step: u64,
+    state: StateTensors,
 ) -> Result<(Order, Record<'a>), Why> {
-    if live.stop.why().is_some() {
-        return Err(Why::Cancelled);
-    }
-    server
-        .boot
-        .trainer
-        .check_unchanged()
-        .map_err(|error| Why::Prepare(Box::new(error)))?;
-    let archive =
-        price::read_archive(&model.archive, server.config.limits.model_bytes).map_err(prepare_failed)?;
-    let initial = warm_start::load(server, priced.weights(), priced.scientist()).map_err(prepare_failed)?;
-    let tensors = warm_start::initial_tensors(&archive, priced.graph(), initial.as_ref());
-    let tensors = tensors.map_err(prepare_failed)?;
-    let (rows, frames) = open_records(server, priced)?;
-    let limits = &server.config.limits;
+    server.boot.trainer.check_unchanged().map_err(prepare)?;
+    let (datasets, frames) = open_records(server, order)?;
     let trainer = &server.config.trainer;
-    let threads = trainer.threads_for(limits.concurrent_runs);
-    let (task, groups) = match priced {
-        Priced::Training(run) => {
-            let job = Job {
-                checkpoint_ms: trainer.commit_ms,
-                ..run.job(&rows, threads)
-            };
-            let groups = job.state_groups();
-            (Task::Train(job), groups)
-        }
-        Priced::Evaluation(evaluation) => (Task::Evaluate(evaluation.job(&rows, threads)), 1),
-    };
-    let order = Order {
+    let shapes = order.state();
+    let state_bytes = shapes.iter().map(|shape| shape.bytes).sum();
+    let task = order.task(datasets, start_step, checkpoint_ms(trainer, state_bytes));
+    let tensors = order.tensors.iter().cloned().map(Zeroizing::new).chain(state);
+    let command = Order {
         program: server.boot.trainer.program.clone(),
         task,
-        tensors: Arc::new(tensors),
-        state: results(priced)
-            .into_iter()
-            .map(|(_, shape)| shape)
-            .collect::<Vec<_>>()
-            .repeat(groups),
+        tensors: Arc::new(tensors.collect()),
+        state: shapes,
         timing: Timing {
             start_timeout: Duration::from_millis(trainer.start_timeout_ms),
             step_timeout: Duration::from_millis(match priced {
@@ -120,36 +129,45 @@ fn prepare<'a>(
         },
         memory_bytes: trainer.memory_bytes,
     };
-    Ok((order, Record::new(server, live, frames)))
+    Ok((command, Record::new(server, live, frames, start_step)))
+}
+
+/// Small states go with every commit; large ones cost seconds, and wait for a time of their own. Public: it depends on
+/// the model's size and the configuration alone.
+fn checkpoint_ms(trainer: &TrainerConfig, state_bytes: u64) -> u64 {
+    if state_bytes <= SMALL_STATE_BYTES {
+        trainer.commit_ms
+    } else {
+        trainer.checkpoint_ms
+    }
 }
 
 /// Reads every dataset whole, whatever will be sampled (rule D8): true row counts, and one frame per dataset
 /// and graph input.
-fn open_records(server: &Server, priced: &Priced) -> Result<(Vec<u64>, Frames), Why> {
-    let mut rows = Vec::new();
+fn open_records(server: &Server, order: &RunOrder) -> Result<(Vec<DatasetShape>, Frames), Why> {
+    let mut shapes = Vec::new();
     let mut frames = Frames::new();
-    for id in priced.datasets() {
+    let inputs = order.graph.inputs();
+    for id in order.datasets() {
         let contract = server.vault.read(|ledger| {
             ledger
                 .dataset(id)
                 .map(|dataset| DataContract::parse_json(dataset.contract_json().as_bytes()))
         });
         let contract = contract.ok_or_else(|| Why::Prepare("a dataset of the run is gone".into()))?;
-        let contract = contract.map_err(|error| Why::Prepare(Box::new(error)))?;
-        let mut data = server
-            .vault
-            .read_dataset(id)
-            .map_err(|error| Why::Prepare(Box::new(error)))?;
-        rows.push(data.rows);
-        for (at, input) in priced.graph().inputs().iter().enumerate() {
+        let contract = contract.map_err(prepare)?;
+        let mut data = server.vault.read_dataset(id).map_err(prepare)?;
+        shapes.push(DatasetShape {
+            capacity: data.declared_size,
+            rows: data.rows,
+        });
+        for (at, input) in inputs.iter().enumerate() {
             let column = contract
                 .columns
                 .iter()
                 .position(|column| column.name == input.column);
             let column = column.ok_or_else(|| Why::Prepare("a column of the run is gone".into()))?;
-            let used_again = priced.graph().inputs()[at + 1..]
-                .iter()
-                .any(|later| later.column == input.column);
+            let used_again = inputs[at + 1..].iter().any(|later| later.column == input.column);
             let frame = if used_again {
                 data.columns[column].clone()
             } else {
@@ -158,63 +176,46 @@ fn open_records(server: &Server, priced: &Priced) -> Result<(Vec<u64>, Frames), 
             frames.push(frame);
         }
     }
-    Ok((rows, frames))
+    Ok((shapes, frames))
 }
 
-/// Seals the weights and commits, in one step; only then are they releasable.
-fn succeed(
-    server: &Server,
-    live: &LiveRun,
-    priced: &Priced,
-    state: &[Zeroizing<Vec<u8>>],
-) -> Result<(), Failure> {
-    let run = Hex(live.id.as_bytes());
-    let started = server.vault.read(|ledger| ledger.started(&live.id));
-    let Some(started) = started else {
-        return settle(server, live, Outcome::Failed, RefundReason::NotStartable);
-    };
-    let mut tensors: Vec<WeightTensor> = results(priced).into_iter().map(|(tensor, _)| tensor).collect();
-    let results = state.iter().take(tensors.len()).map(|bytes| &bytes[..]);
-    let mut data = results.collect::<Vec<_>>().concat();
-    if let Some((tensor, bytes)) = facts(priced) {
-        tensors.push(tensor);
-        data.extend(bytes);
+/// Seals the weights and commits, in one step; only then are they releasable. A cancellation that comes before this
+/// entry is too late only once the entry is durable.
+fn succeed(server: &Server, live: &LiveRun, weights: Weights) -> Result<End, Failure> {
+    if live.stop.why() == Some(StopWhy::Cancel) {
+        drop(weights);
+        return fail(server, live, &Why::Cancelled).map(|()| End::Ended);
     }
-    let weights = Weights {
-        tensors,
-        data: data.into(),
+    let Some(started) = server.vault.read(|ledger| ledger.started(&live.id)) else {
+        settle(server, &live.id, Outcome::Failed, RefundReason::NotStartable)?;
+        return Ok(End::Ended);
     };
     let committed = server
         .vault
         .commit_run(started, RunEnd::Succeeded(weights), server.now_unix_ms());
     if let Err(error) = committed {
-        Event::RunFault {
-            run,
-            chain: &chain(&error),
+        if is_suspended(server, &live.id) {
+            return Ok(End::Paused);
         }
-        .emit();
-        return settle(server, live, Outcome::Failed, RefundReason::NotStartable);
+        fault(live, &chain(&error));
+        settle(server, &live.id, Outcome::Failed, RefundReason::NotStartable)?;
+        return Ok(End::Ended);
     }
     Event::RunEnded {
-        run,
+        run: Hex(live.id.as_bytes()),
         outcome: "succeeded",
         why: "all steps done",
     }
     .emit();
-    Ok(())
+    Ok(End::Ended)
 }
 
 fn fail(server: &Server, live: &LiveRun, why: &Why) -> Result<(), Failure> {
-    let cancelled = matches!(why, Why::Cancelled);
-    let outcome = if cancelled {
-        Outcome::Cancelled
+    let (word, outcome, reason) = if matches!(why, Why::Cancelled) {
+        ("cancelled", Outcome::Cancelled, RefundReason::Cancelled)
     } else {
-        Outcome::Failed
-    };
-    let reason = match live.stop.why().filter(|_| cancelled) {
-        Some(StopWhy::Cancel) => RefundReason::Cancelled,
-        Some(_) => RefundReason::ServerStopped,
-        None => RefundReason::NotStartable,
+        fault(live, &chain(why));
+        ("failed", Outcome::Failed, RefundReason::NotStartable)
     };
     if why.is_loss() {
         Event::TrainerLost {
@@ -223,15 +224,7 @@ fn fail(server: &Server, live: &LiveRun, why: &Why) -> Result<(), Failure> {
         }
         .emit();
     }
-    if !cancelled {
-        Event::RunFault {
-            run: Hex(live.id.as_bytes()),
-            chain: &chain(why),
-        }
-        .emit();
-    }
-    settle(server, live, outcome, reason)?;
-    let word = if cancelled { "cancelled" } else { "failed" };
+    settle(server, &live.id, outcome, reason)?;
     Event::RunEnded {
         run: Hex(live.id.as_bytes()),
         outcome: word,
@@ -242,11 +235,16 @@ fn fail(server: &Server, live: &LiveRun, why: &Why) -> Result<(), Failure> {
 }
 
 /// Ends a run without weights: charged in full if the ledger says that it started (D5), else refunded.
-fn settle(server: &Server, live: &LiveRun, outcome: Outcome, reason: RefundReason) -> Result<(), Failure> {
+pub(crate) fn settle(
+    server: &Server,
+    run: &RunId,
+    outcome: Outcome,
+    reason: RefundReason,
+) -> Result<(), Failure> {
     let now_unix_ms = server.now_unix_ms();
     let (reservation, started) = server
         .vault
-        .read(|ledger| (ledger.reservation(&live.id), ledger.started(&live.id)));
+        .read(|ledger| (ledger.reservation(run), ledger.started(run)));
     if let Some(started) = started {
         let end = if outcome == Outcome::Cancelled {
             RunEnd::Cancelled
@@ -260,82 +258,22 @@ fn settle(server: &Server, live: &LiveRun, outcome: Outcome, reason: RefundReaso
     Ok(())
 }
 
-fn prepare_failed(failure: Failure) -> Why {
-    let text = failure
-        .chain()
-        .unwrap_or_else(|| failure.reason.name().to_owned());
-    Why::Prepare(text.into())
-}
-
-/// What the trainer hands over at the end, in order: trained parameters, or histograms.
-fn results(priced: &Priced) -> Vec<(WeightTensor, StateShape)> {
-    match priced {
-        Priced::Training(run) => trainable(&run.graph)
-            .map(|parameter| (weight_tensor(parameter), state_shape(parameter)))
-            .collect(),
-        Priced::Evaluation(evaluation) => evaluation
-            .histograms
-            .shapes()
-            .into_iter()
-            .map(histogram)
-            .collect(),
-    }
-}
-
-/// Public facts that are sealed and released with the results: how much noise the counts of a histogram have.
-fn facts(priced: &Priced) -> Option<(WeightTensor, Vec<u8>)> {
-    let Priced::Evaluation(evaluation) = priced else {
-        return None;
-    };
-    let noise = evaluation.noise_standard_deviation().to_le_bytes().to_vec();
-    let tensor = WeightTensor {
-        names: vec!["noise_standard_deviation".into()],
-        dtype: DType::F64.torch_name().to_owned(),
-        shape: Vec::new(),
-        size_bytes: noise.len() as u64,
-    };
-    Some((tensor, noise))
-}
-
-fn histogram(shape: HistogramShape) -> (WeightTensor, StateShape) {
-    let dtype = DType::I64;
-    let bytes = shape.counts() * dtype.size_bytes() as u64;
-    let tensor = WeightTensor {
-        names: vec![shape.name],
-        dtype: dtype.torch_name().to_owned(),
-        shape: vec![shape.rows, shape.columns],
-        size_bytes: bytes,
-    };
-    let float_bytes = None;
-    (tensor, StateShape { bytes, float_bytes })
-}
-
-fn trainable(graph: &TypedGraph) -> impl Iterator<Item = &Parameter> {
-    graph.parameters().iter().filter(|parameter| parameter.trainable)
-}
-
-fn weight_tensor(parameter: &Parameter) -> WeightTensor {
-    WeightTensor {
-        names: parameter.names.clone(),
-        dtype: parameter.dtype.torch_name().to_owned(),
-        shape: parameter.shape.clone(),
-        size_bytes: state_shape(parameter).bytes,
-    }
-}
-
-fn state_shape(parameter: &Parameter) -> StateShape {
-    let float_bytes = parameter.dtype.size_bytes();
-    StateShape {
-        bytes: crate::plan::elements(&parameter.shape).saturating_mul(float_bytes as u64),
-        float_bytes: Some(float_bytes),
-    }
-}
-
-/// Whether a run waits for its start.
-pub(crate) fn is_queued(server: &Server, run: &bastionai_ledger::RunId) -> bool {
+fn is_suspended(server: &Server, run: &RunId) -> bool {
     server.vault.read(|ledger| {
         ledger
             .run(run)
-            .is_some_and(|run| run.status() == RunStatus::Reserved)
+            .is_some_and(|run| run.is_open() && run.is_suspended())
     })
 }
+
+fn fault(live: &LiveRun, chain: &str) {
+    let run = Hex(live.id.as_bytes());
+    Event::RunFault { run, chain }.emit();
+}
+
+fn prepare(error: impl std::error::Error + Send + Sync + 'static) -> Why {
+    Why::Prepare(Box::new(error))
+}
+
+/// A state up to this size is sealed and synced in tens of milliseconds (docs/design.md).
+const SMALL_STATE_BYTES: u64 = 16 << 20;

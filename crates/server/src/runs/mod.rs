@@ -1,46 +1,78 @@
-//! Runs from reservation to their last ledger entry: a bounded queue, a pool of trainers, watchers.
+//! Runs from reservation to their last ledger entry: a fair bounded queue, a pool of trainers, watchers.
 //!
-//! [`Runs::launch`] → (queue) → [`execute`](mod@execute) → [`supervise`] (one trainer) with [`record`] (its
-//! durable side). What a run is and costs is in the ledger; this module only holds what is alive.
+//! [`Runs::launch`] → ([`queue`]) → [`execute`](mod@execute) → [`supervise`] (one trainer) with [`record`] (its
+//! durable side). What a run is and costs is in the ledger, what it needs in the vault ([`order`]); this module only
+//! holds what is alive. A run pauses when an owner suspends it or the server drains, and goes on from its last
+//! checkpoint when that is over ([`resume`], the next boot).
 
 mod death;
 mod execute;
+mod order;
+mod queue;
 mod record;
+pub(crate) mod resume;
 mod stop;
 mod supervise;
+#[cfg(test)]
+mod traces;
 
-pub(crate) use execute::is_queued;
-pub(crate) use stop::StopWhy;
+pub(crate) use execute::settle;
+pub(crate) use order::RunOrder;
 
 use crate::config::Limits;
 use crate::errors::{Failure, Reason};
-use crate::models::Model;
 use crate::places::{NoPlace, Place, Places};
-use crate::priced::Priced;
 use crate::state::Server;
 use bastionai_ledger::{Principal, RunId};
+use execute::End;
+use queue::FairQueue;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-use stop::Stop;
-use tokio::sync::{Notify, Semaphore, watch};
+use stop::{Stop, StopWhy};
+use tokio::sync::watch;
 
 /// What is alive.
 pub(crate) struct Runs {
-    live: Mutex<HashMap<RunId, Arc<LiveRun>>>,
+    state: Mutex<State>,
     /// Queued and running together.
     places: Places,
     /// Trainers at once.
-    slots: Arc<Semaphore>,
-    starting: Mutex<()>,
-    count: watch::Sender<usize>,
+    trainers: u32,
+    changing: Mutex<()>,
+    /// How many run, for the drain.
+    running: watch::Sender<u32>,
+}
+
+#[derive(Default)]
+struct State {
+    open: HashMap<RunId, OpenRun>,
+    queue: FairQueue,
+    running: u32,
+    draining: bool,
 }
 
 /// A run that has not ended.
+struct OpenRun {
+    live: Arc<LiveRun>,
+    phase: Phase,
+    place: Option<Place>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Waits for a trainer.
+    Queued,
+    /// Has one.
+    Running,
+    /// Suspended, or stopped by the drain.
+    Paused,
+}
+
+/// What the threads of an open run share.
 pub(crate) struct LiveRun {
     pub(crate) id: RunId,
+    scientist: Principal,
     pub(crate) stop: Stop,
-    stopped: Notify,
     changed: watch::Sender<()>,
 }
 
@@ -49,26 +81,29 @@ impl LiveRun {
     pub(crate) fn announce(&self) {
         self.changed.send_replace(());
     }
+}
 
-    fn stop(&self, why: StopWhy) {
-        self.stop.stop(why);
-        self.stopped.notify_one();
-    }
+/// What a cancellation found.
+pub(crate) enum Cancelling {
+    /// It runs: its trainer is being stopped.
+    Stopping,
+    /// It does not run (any more): whoever asked ends it in the ledger, if it is open there.
+    Idle,
 }
 
 impl Runs {
     pub(crate) fn new(limits: &Limits) -> Self {
         let total = limits.concurrent_runs.saturating_add(limits.queued_runs);
         Self {
-            live: Mutex::default(),
+            state: Mutex::default(),
             places: Places::new(total, limits.runs_per_principal),
-            slots: Arc::new(Semaphore::new(limits.concurrent_runs as usize)),
-            starting: Mutex::default(),
-            count: watch::Sender::new(0),
+            trainers: limits.concurrent_runs,
+            changing: Mutex::default(),
+            running: watch::Sender::new(0),
         }
     }
 
-    /// A place in the queue, held until the run ends.
+    /// A place in the queue, held until the run ends or pauses.
     pub(crate) fn place(&self, scientist: Principal) -> Result<Place, Failure> {
         self.places.take(scientist).map_err(|none| {
             let message = match none {
@@ -81,94 +116,200 @@ impl Runs {
         })
     }
 
-    /// One start at a time, so that the same quote started twice at once is one run.
-    pub(crate) fn starting(&self) -> MutexGuard<'_, ()> {
-        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
+    /// One start, suspension, resumption or cancellation at a time: the same quote started twice at once is one run, and
+    /// nobody ends a run that another just put into the queue.
+    pub(crate) fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a reserved run. From here on it ends in a ledger entry, whoever watches.
-    pub(crate) fn launch(
-        &self,
-        server: Arc<Server>,
-        run: RunId,
-        priced: Arc<Priced>,
-        model: Arc<Model>,
-        place: Place,
-    ) {
-        let live = Arc::new(LiveRun {
-            id: run,
-            stop: Stop::default(),
-            stopped: Notify::new(),
-            changed: watch::Sender::new(()),
-        });
-        self.with_live(|runs| runs.insert(run, Arc::clone(&live)));
-        let slots = Arc::clone(&self.slots);
-        tokio::spawn(async move {
-            let slot = tokio::select! {
-                biased;
-                () = live.stopped.notified() => None,
-                slot = slots.acquire_owned() => slot.ok(),
-            };
-            if slot.is_none() {
-                // The pool is closed (or this was cancelled already, which then stays the reason).
-                live.stop(StopWhy::Drain);
+    /// Queues a reserved run. From here on it ends in a ledger entry, whoever watches, in this boot or a later one.
+    pub(crate) fn launch(&self, server: &Arc<Server>, run: RunId, scientist: Principal, place: Place) {
+        self.admit(run, scientist, Phase::Queued, Some(place));
+        self.dispatch(server);
+    }
+
+    /// Takes up a run that was admitted before: by an earlier boot, or before it was suspended. It needs no free place.
+    fn take_up(&self, server: &Arc<Server>, run: RunId, scientist: Principal) {
+        let place = self.places.add(scientist);
+        self.admit(run, scientist, Phase::Queued, Some(place));
+        self.dispatch(server);
+    }
+
+    fn admit(&self, run: RunId, scientist: Principal, phase: Phase, place: Option<Place>) {
+        let mut state = self.state();
+        if phase == Phase::Queued {
+            state.queue.push(scientist, run);
+        }
+        match state.open.get_mut(&run) {
+            Some(open) => {
+                // It was paused: nothing of the reason is left.
+                open.live.stop.reset();
+                (open.phase, open.place) = (phase, place);
             }
-            let ended = {
-                let (server, live) = (Arc::clone(&server), Arc::clone(&live));
-                let work = move || execute::execute(&server, &live, &priced, &model);
-                tokio::task::spawn_blocking(work).await
-            };
-            if ended.is_err() {
-                execute::after_panic(&server, &live);
+            None => {
+                let live = Arc::new(LiveRun {
+                    id: run,
+                    scientist,
+                    stop: Stop::default(),
+                    changed: watch::Sender::new(()),
+                });
+                state.open.insert(run, OpenRun { live, phase, place });
             }
-            server.runs.with_live(|runs| runs.remove(&run));
-            live.announce();
-            drop((slot, place));
-        });
-    }
-
-    /// Notices of a live run; `None` once it has ended.
-    pub(crate) fn watch(&self, run: &RunId) -> Option<watch::Receiver<()>> {
-        self.with_live(|runs| runs.get(run).map(|live| live.changed.subscribe()))
-    }
-
-    /// Stops a run; false when it is not alive.
-    pub(crate) fn stop(&self, run: &RunId, why: StopWhy) -> bool {
-        let live = self.with_live(|runs| runs.get(run).cloned());
-        live.inspect(|live| live.stop(why)).is_some()
-    }
-
-    /// Lets running runs finish for `patience`, then stops them; returns when none is alive. Queued runs are
-    /// stopped at once: they have cost nothing yet.
-    pub(crate) async fn drain(&self, queued: impl Fn(&RunId) -> bool, patience: Duration) {
-        self.slots.close();
-        self.cancel_all(queued);
-        if tokio::time::timeout(patience, self.idle()).await.is_err() {
-            self.cancel_all(|_| true);
-            self.idle().await;
         }
     }
 
-    async fn idle(&self) {
-        let mut count = self.count.subscribe();
+    /// Gives free trainers to the runs whose turn it is.
+    fn dispatch(&self, server: &Arc<Server>) {
+        while let Some(live) = self.next() {
+            let server = Arc::clone(server);
+            tokio::spawn(async move {
+                let end = {
+                    let (server, live) = (Arc::clone(&server), Arc::clone(&live));
+                    tokio::task::spawn_blocking(move || execute::execute(&server, &live)).await
+                };
+                let end = end.unwrap_or_else(|_| {
+                    execute::after_panic(&server, &live);
+                    End::Ended
+                });
+                server.runs.finish(&server, &live, end);
+            });
+        }
+    }
+
+    fn next(&self) -> Option<Arc<LiveRun>> {
+        let mut state = self.state();
+        if state.draining || state.running >= self.trainers {
+            return None;
+        }
+        let run = state.queue.pop()?;
+        state.running += 1;
+        self.running.send_replace(state.running);
+        // Those behind it have moved up.
+        let waiting = state.open.values().filter(|open| open.phase == Phase::Queued);
+        waiting.for_each(|open| open.live.announce());
+        let open = state.open.get_mut(&run).expect("what is queued is open");
+        open.phase = Phase::Running;
+        Some(Arc::clone(&open.live))
+    }
+
+    fn finish(&self, server: &Arc<Server>, live: &LiveRun, end: End) {
+        {
+            let mut state = self.state();
+            let ended = match (end, state.open.get_mut(&live.id)) {
+                (End::Paused, Some(open)) => {
+                    (open.phase, open.place) = (Phase::Paused, None);
+                    None
+                }
+                _ => state.open.remove(&live.id),
+            };
+            state.running -= 1;
+            self.running.send_replace(state.running);
+            drop(state);
+            // Its place is free before anyone hears of its end.
+            drop(ended);
+        }
+        live.announce();
+        self.dispatch(server);
+    }
+
+    /// Notices of an open run; `None` once it has ended.
+    pub(crate) fn watch(&self, run: &RunId) -> Option<watch::Receiver<()>> {
+        self.state()
+            .open
+            .get(run)
+            .map(|open| open.live.changed.subscribe())
+    }
+
+    /// Runs that are served before this one is, itself included; `None` unless it is queued.
+    pub(crate) fn position(&self, run: &RunId) -> Option<u32> {
+        self.state().queue.position(run)
+    }
+
+    /// Whether a trainer works on it.
+    pub(crate) fn is_running(&self, run: &RunId) -> bool {
+        self.state()
+            .open
+            .get(run)
+            .is_some_and(|open| open.phase == Phase::Running)
+    }
+
+    /// Whether a run is open, but will not go on in this boot.
+    pub(crate) fn is_left_to_the_next_boot(&self, run: &RunId) -> bool {
+        let state = self.state();
+        state.draining
+            && state
+                .open
+                .get(run)
+                .is_some_and(|open| open.phase != Phase::Running)
+    }
+
+    /// Stops a run that its owner has suspended in the ledger.
+    pub(crate) fn suspend(&self, run: &RunId) {
+        let mut state = self.state();
+        state.queue.remove(run);
+        if let Some(open) = state.open.get_mut(run) {
+            match open.phase {
+                Phase::Running => open.live.stop.stop(StopWhy::Suspend),
+                Phase::Queued | Phase::Paused => (open.phase, open.place) = (Phase::Paused, None),
+            }
+            open.live.announce();
+        }
+    }
+
+    /// Puts a run that is not suspended any more back into the queue.
+    pub(crate) fn unsuspend(&self, server: &Arc<Server>, run: &RunId) {
+        let paused = {
+            let state = self.state();
+            let open = state.open.get(run).filter(|open| open.phase == Phase::Paused);
+            open.map(|open| open.live.scientist)
+        };
+        if let Some(scientist) = paused {
+            self.take_up(server, *run, scientist);
+        }
+    }
+
+    /// Stops a run for good. Under [`Runs::changing`]: between this and the entry nobody queues it again.
+    pub(crate) fn cancel(&self, run: &RunId) -> Cancelling {
+        let mut state = self.state();
+        state.queue.remove(run);
+        match state.open.get_mut(run) {
+            Some(open) if open.phase == Phase::Running => {
+                open.live.stop.stop(StopWhy::Cancel);
+                Cancelling::Stopping
+            }
+            Some(open) => {
+                (open.phase, open.place) = (Phase::Paused, None);
+                Cancelling::Idle
+            }
+            None => Cancelling::Idle,
+        }
+    }
+
+    /// Forgets a run that has ended in the ledger without a trainer.
+    pub(crate) fn forget(&self, run: &RunId) {
+        let ended = self.state().open.remove(run);
+        ended.into_iter().for_each(|open| open.live.announce());
+    }
+
+    /// Asks running trainers for a last checkpoint and waits until they have stopped. What is queued stays queued: the
+    /// next boot goes on with all of it.
+    pub(crate) async fn drain(&self) {
+        {
+            let mut state = self.state();
+            state.draining = true;
+            for open in state.open.values() {
+                if open.phase == Phase::Running {
+                    open.live.stop.stop(StopWhy::Drain);
+                }
+                open.live.announce();
+            }
+        }
+        let mut running = self.running.subscribe();
         // The sender lives as long as `self`, so this cannot fail.
-        let _ = count.wait_for(|count| *count == 0).await;
+        let _ = running.wait_for(|running| *running == 0).await;
     }
 
-    fn cancel_all(&self, which: impl Fn(&RunId) -> bool) {
-        let runs: Vec<_> = self.with_live(|runs| runs.values().cloned().collect());
-        runs.iter()
-            .filter(|live| which(&live.id))
-            .for_each(|live| live.stop(StopWhy::Drain));
-    }
-
-    fn with_live<T>(&self, change: impl FnOnce(&mut HashMap<RunId, Arc<LiveRun>>) -> T) -> T {
-        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = change(&mut live);
-        let count = live.len();
-        drop(live);
-        self.count
-            .send_if_modified(|known| std::mem::replace(known, count) != count);
-        result
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

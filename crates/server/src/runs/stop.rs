@@ -29,6 +29,11 @@ impl Stop {
         self.0.fetch_max(code, Ordering::AcqRel);
     }
 
+    /// Ready for another start.
+    pub(crate) fn reset(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+
     pub(crate) fn why(&self) -> Option<StopWhy> {
         match self.0.load(Ordering::Acquire) {
             DRAIN => Some(StopWhy::Drain),
@@ -60,5 +65,7 @@ mod tests {
             stop.stop(why);
             assert_eq!(stop.why(), Some(expected));
         }
+        stop.reset();
+        assert_eq!(stop.why(), None);
     }
 }

@@ -28,7 +28,7 @@ pub(crate) struct Order {
     /// Everything but the raw tensors.
     pub(crate) task: Task,
     /// Parameters, then constants, in graph order; then the state of a run that continues.
-    pub(crate) tensors: Arc<Vec<Vec<u8>>>,
+    pub(crate) tensors: Arc<Vec<Zeroizing<Vec<u8>>>>,
     /// Expected tensors of the state, in order; or histograms.
     pub(crate) state: Vec<StateShape>,
     /// Patience and cadence.
@@ -67,8 +67,11 @@ pub(crate) struct Checkpoint {
     /// What the steps since the last checkpoint release.
     pub(crate) losses: Vec<Option<f64>>,
     /// The trainable parameters first, in graph order.
-    pub(crate) state: Vec<Zeroizing<Vec<u8>>>,
+    pub(crate) state: StateTensors,
 }
+
+/// The tensors of a state, in order; wiped on drop.
+pub(crate) type StateTensors = Vec<Zeroizing<Vec<u8>>>;
 
 /// The durable side of a run.
 pub(crate) trait Recorder {
@@ -142,7 +145,7 @@ impl Why {
 /// How a trainer ended that did nothing wrong.
 pub(crate) enum Ended {
     /// All steps are taken: the state after the last one.
-    Finished(Vec<Zeroizing<Vec<u8>>>),
+    Finished(StateTensors),
     /// Stopped to go on later, from the last durable checkpoint.
     Paused,
 }
@@ -429,7 +432,7 @@ fn named_thread(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<
 fn write_all(
     stdin: ChildStdin,
     task: &Task,
-    tensors: &[Vec<u8>],
+    tensors: &[Zeroizing<Vec<u8>>],
     input: &Receiver<Input>,
     broken: &SyncSender<Signal>,
 ) {

@@ -208,7 +208,7 @@ impl Disk {
     /// Opens and starts a boot with this number.
     pub fn boot(&self, number: u8) -> Vault {
         let vault = self.open().unwrap();
-        vault.start_boot(boot(number), T0).unwrap();
+        vault.start_boot(boot(number), |_| false, T0).unwrap();
         vault
     }
 }
@@ -369,7 +369,34 @@ pub fn config() -> VaultConfig {
     VaultConfig {
         block_bytes: 64,
         blocks_per_segment: 3,
+        object_block_bytes: 64,
         cache_bytes: 1 << 20,
+    }
+}
+
+pub fn conditions() -> Digest32 {
+    Digest32::of(b"this very program")
+}
+
+/// What every run of these tests is ordered with: 150 bytes in three parts.
+pub fn order() -> RunOrder<'static> {
+    RunOrder {
+        conditions: conditions(),
+        parts: &[&[0xaa; 100], &[], &[0xbb; 50]],
+    }
+}
+
+pub fn order_bytes() -> Vec<u8> {
+    order().parts.concat()
+}
+
+/// The checkpoint of a step says which it is in every byte; as large as `weights`.
+pub fn checkpoint(step: u64) -> Checkpoint<'static> {
+    let state: &'static [u8] = Box::leak(vec![step as u8; 150].into_boxed_slice());
+    let (one, other) = state.split_at(70);
+    Checkpoint {
+        step,
+        parts: Box::leak(Box::new([one, other])),
     }
 }
 

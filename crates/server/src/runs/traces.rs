@@ -1,0 +1,251 @@
+//! Rule D8: what a run reads, sends and stores, and what it tells, is the same for neighbouring datasets. A server
+//! over a block store that keeps a record, and a stand-in trainer that does.
+
+use super::RunOrder;
+use crate::boot::Boot;
+use crate::config::Config;
+use crate::models::Model;
+use crate::price::{self, PriceLimits, Terms};
+use crate::priced::Priced;
+use crate::rpc::reserve;
+use crate::spec::RunRequest;
+use crate::state::{Server, now_unix_ms};
+use crate::tls::ServerIdentity;
+use bastionai_ledger::{Amount, DatasetKind, Freshness, MayTrain, Policy, Principal, RunLimits, RunStatus};
+use bastionai_vault::{BlockStore, FileBlockStore, ObjectId, RootKey, UploadHeader, Vault, VaultConfig};
+use bastionai_wire::v1;
+use redb::backends::InMemoryBackend;
+use sha2::{Digest, Sha256};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const MLP: &[u8] = include_bytes!("../../tests/fixtures/mlp.pt2");
+const SCIENTIST: Principal = Principal::from_bytes([2; 32]);
+const CONTRACT: &str = r#"{"version":1,"columns":[
+  {"name":"x","dtype":"f32","shape":[4],"domain":{"range":{"minimum":[-10.0],"maximum":[10.0]}}},
+  {"name":"y","dtype":"i64","shape":[],"domain":{"classes":{"names":["benign","malignant"]}}}],
+  "privacy_unit":"record","declared_size":256}"#;
+
+/// Blocks as files, and every operation on them: objects are numbered as they first appear.
+struct Recording {
+    blocks: FileBlockStore,
+    trace: Arc<Mutex<(Vec<ObjectId>, Vec<String>)>>,
+}
+
+impl Recording {
+    fn record(&self, what: &str, object: ObjectId, rest: &str) {
+        let mut trace = self.trace.lock().unwrap();
+        let known = trace.0.iter().position(|known| *known == object);
+        let number = known.unwrap_or_else(|| {
+            trace.0.push(object);
+            trace.0.len() - 1
+        });
+        trace.1.push(format!("{what} object {number}{rest}"));
+    }
+}
+
+impl BlockStore for Recording {
+    fn put(&self, object: ObjectId, index: u64, bytes: &[u8]) -> io::Result<()> {
+        self.record("put", object, &format!(" block {index}: {} bytes", bytes.len()));
+        self.blocks.put(object, index, bytes)
+    }
+
+    fn sync(&self, object: ObjectId) -> io::Result<()> {
+        self.record("sync", object, "");
+        self.blocks.sync(object)
+    }
+
+    fn get(&self, object: ObjectId, index: u64, max_bytes: u64) -> io::Result<Vec<u8>> {
+        let bytes = self.blocks.get(object, index, max_bytes)?;
+        self.record("get", object, &format!(" block {index}: {} bytes", bytes.len()));
+        Ok(bytes)
+    }
+
+    fn delete(&self, object: ObjectId) -> io::Result<()> {
+        self.record("delete", object, "");
+        self.blocks.delete(object)
+    }
+
+    fn list(&self) -> io::Result<Vec<ObjectId>> {
+        self.blocks.list()
+    }
+}
+
+fn standin(directory: &Path) -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let program = own
+        .parent()
+        .unwrap()
+        .parent()
+        .unwrap()
+        .join("examples/standin_trainer");
+    assert!(
+        program.is_file(),
+        "{}: `cargo test -p bastionai-server` builds it",
+        program.display()
+    );
+    // Each step takes longer than a commit is apart: a checkpoint at every step, however busy the machine is.
+    let link = directory.join("trace-5");
+    std::os::unix::fs::symlink(program, &link).unwrap();
+    link
+}
+
+fn spec(dataset: &[u8]) -> v1::RunSpec {
+    v1::RunSpec {
+        model_id: Sha256::digest(MLP).to_vec(),
+        dataset_ids: vec![dataset.to_vec()],
+        input_columns: vec!["x".into(), "y".into()],
+        model_name: "mlp".into(),
+        batch_size: 32,
+        steps: 6,
+        max_grad_norm: 1.0,
+        privacy: Some(v1::run_spec::Privacy::NoiseMultiplier(2.0)),
+        max_loss: 4.0,
+        optimizer: Some(
+            bastionai_wire::Optimizer::AdamW {
+                lr: 0.1,
+                beta1: 0.9,
+                beta2: 0.999,
+                eps: 1e-8,
+                weight_decay: 0.0,
+            }
+            .into(),
+        ),
+        ..Default::default()
+    }
+}
+
+fn policy() -> Policy {
+    Policy {
+        lifetime: Some(Amount::new("100".parse().unwrap(), "1e-3".parse().unwrap())),
+        may_train: MayTrain::Anyone,
+        recipients: [].into(),
+        scientist_receives: true,
+        expires_unix_ms: None,
+        freshness: Freshness::None,
+        limits: RunLimits::default(),
+    }
+}
+
+/// A whole run on `rows` records whose values are functions of `tag`: everything that happens, line by line.
+async fn trace(rows: u64, tag: f32) -> Vec<String> {
+    let directory = tempfile::tempdir().unwrap();
+    let trace = Arc::<Mutex<(Vec<ObjectId>, Vec<String>)>>::default();
+    let blocks = Recording {
+        blocks: FileBlockStore::open(directory.path().join("blocks")).unwrap(),
+        trace: Arc::clone(&trace),
+    };
+    let (root, now) = (RootKey::from_bytes([1; 32]), now_unix_ms());
+    // Small blocks, so that reads of a part would show.
+    let sizes = VaultConfig {
+        block_bytes: 512,
+        object_block_bytes: 512,
+        ..VaultConfig::default()
+    };
+    let vault = Vault::open_with(InMemoryBackend::new(), Box::new(blocks), &root, sizes, now).unwrap();
+    let mut config = Config::insecure_development(directory.path().join("data"));
+    config.trainer.path = Some(standin(directory.path()));
+    config.trainer.threads = 1;
+    config.trainer.commit_ms = 1;
+    let boot = Boot::start(&config, &vault, now).unwrap();
+    let server = Arc::new(Server::new(
+        config,
+        vault,
+        boot,
+        ServerIdentity::generate().unwrap(),
+    ));
+
+    let mut upload = server
+        .vault
+        .begin_upload(UploadHeader {
+            name: "north".into(),
+            kind: DatasetKind::Private,
+            owner: Principal::from_bytes([1; 32]),
+            contract_json: CONTRACT.into(),
+            declared_size: 256,
+            column_bytes: vec![16, 8],
+            policy: policy(),
+        })
+        .unwrap();
+    let x: Vec<u8> = (0..rows * 4)
+        .flat_map(|n| (tag * n as f32).sin().to_le_bytes())
+        .collect();
+    let y: Vec<u8> = (0..rows)
+        .flat_map(|n| ((n as f32 * tag) as i64 % 2).to_le_bytes())
+        .collect();
+    upload.push(rows, &[x, y]).unwrap();
+    let dataset = upload.finish(rows, now).unwrap();
+    trace.lock().unwrap().1.clear();
+
+    let digest: [u8; 32] = Sha256::digest(MLP).into();
+    let archive = MLP.to_vec();
+    server.models.insert(
+        SCIENTIST,
+        Model {
+            digest,
+            archive: archive.clone(),
+        },
+    );
+    let request = RunRequest::parse(&spec(dataset.as_bytes()), 1000).unwrap();
+    let terms = server
+        .vault
+        .read(|ledger| Terms::of(ledger, &[ledger.dataset(&dataset).unwrap()], SCIENTIST));
+    let limits = PriceLimits {
+        model_bytes: 1 << 30,
+        memory_bytes: 1 << 40,
+        expires_unix_ms: u64::MAX,
+    };
+    let model = Model { digest, archive };
+    let priced = price::price(request, &model, None, &terms, server.boot.as_priced(), limits).unwrap();
+    let priced = Priced::Training(priced);
+    let run = server.vault.new_run_id().unwrap();
+    let place = server.runs.place(SCIENTIST).unwrap();
+    reserve(&server, &priced, run, now).unwrap();
+    assert!(RunOrder::parse(&server.vault.read_order(&run).unwrap()).is_ok());
+    server.runs.launch(&server, run, SCIENTIST, place);
+    while server.runs.watch(&run).is_some() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let status = server.vault.read(|ledger| ledger.run(&run).unwrap().status());
+    assert_eq!(status, RunStatus::Committed(bastionai_ledger::Outcome::Succeeded));
+
+    let mut lines = std::mem::take(&mut trace.lock().unwrap().1);
+    let frames = std::fs::read_to_string(directory.path().join("trace.txt")).unwrap();
+    lines.extend(
+        frames
+            .lines()
+            .map(|size| format!("frame of {size} bytes to the trainer")),
+    );
+    lines.extend(server.vault.read(|ledger| {
+        let entries = ledger.entries().iter().map(|entry| entry.body());
+        let shown = entries.map(|body| format!("{}: {} bytes", body.kind(), body.to_bytes().len()));
+        shown.collect::<Vec<_>>()
+    }));
+    let released = server.vault.released_values(&run, 0).unwrap();
+    lines.extend(released.iter().map(|value| {
+        format!(
+            "step {} released, loss: {}",
+            value.step,
+            value.noisy_loss.is_some()
+        )
+    }));
+    lines
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neighbouring_datasets_leave_the_same_trace() {
+    let one = trace(127, 1.0).await;
+    let count = |what: &str| one.iter().filter(|line| line.contains(what)).count();
+    assert_eq!(count("run_advanced"), 6, "a checkpoint each step: {one:#?}");
+    assert!(
+        count("get object 0 block") >= 12,
+        "the dataset is read in many blocks"
+    );
+    assert!(count("frame of") >= 7 && count(" released, ") == 6, "{one:#?}");
+    // One record more, across a length at which numbers of varying length grow; and other values.
+    for (rows, tag) in [(128, 1.0), (126, 1.0), (127, 7.5), (0, 1.0)] {
+        assert_eq!(one, trace(rows, tag).await, "{rows} records, tag {tag}");
+    }
+}
