@@ -204,7 +204,9 @@ def test_every_verb_answers_in_json(person: Callable[[str], Person], files: Path
     assert not (files / "none").exists()
 
 
-def test_sigterm_drains_and_the_run_is_settled(own_server: Any, people: Callable[[str], Path], files: Path) -> None:
+def test_sigterm_drains_and_the_run_goes_on_at_the_next_start(
+    own_server: Any, people: Callable[[str], Path], files: Path
+) -> None:
     everyone = Person(people("drained"), own_server.address, files / "heads.json")
     put(everyone, files, "drained", "--epsilon", "3", "--may-train", "anyone")
     start = ["run", "start", files / "mlp.pt2", "--dataset", "drained", "--epsilon", "1", "--batch-size", "16"]
@@ -222,8 +224,12 @@ def test_sigterm_drains_and_the_run_is_settled(own_server: Any, people: Callable
     watch.communicate(timeout=30)
     own_server.start()
     everyone = Person(people("drained"), own_server.address, files / "heads.json")
-    settled = everyone.asks("run", "list")[0]
-    assert settled["state"] in ("cancelled", "failed")
+    kept = everyone.asks("run", "list")[0]
+    assert kept["state"] in ("queued", "running")
+    assert kept["released_step"] >= 1
+    assert everyone.asks("run", "suspend", run)["state"] == "suspended"
+    assert everyone.asks("run", "resume", run)["state"] in ("queued", "running")
+    assert everyone.asks("run", "cancel", run)["state"] == "cancelled"
     left = everyone.asks("dataset", "show", "drained")["budget"]["remaining"]["epsilon"]
     assert float(left) == pytest.approx(2.0, abs=1e-3)
 

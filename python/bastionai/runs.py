@@ -169,7 +169,9 @@ class Run:
         return self
 
     def suspend(self) -> Run:
-        """Stops a run on a dataset of yours until you ``resume()`` it. Once this returns nothing more of it is released.
+        """Stops a run on a dataset of yours until you ``resume()`` it.
+
+        Once this returns nothing more of it is released.
 
         Raises:
             PermissionRefused: If you own none of its datasets.
