@@ -12,7 +12,7 @@ use crate::state::Server;
 use bastionai_graph::contract::DataContract;
 use bastionai_ledger::{Outcome, RefundReason, RunId};
 use bastionai_vault::{RunEnd, Weights};
-use bastionai_wire::trainer::DatasetShape;
+use bastionai_wire::trainer::{DatasetShape, Task};
 use std::sync::Arc;
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -111,6 +111,11 @@ fn command<'a>(
     let shapes = order.state();
     let state_bytes = shapes.iter().map(|shape| shape.bytes).sum();
     let task = order.task(datasets, start_step, checkpoint_ms(trainer, state_bytes));
+    let step_timeout_ms = match task {
+        Task::Train(_) => trainer.step_timeout_ms,
+        // One pass over everything, of which nothing is said before its end.
+        Task::Evaluate(_) => trainer.run_timeout_ms,
+    };
     let tensors = order.tensors.iter().cloned().map(Zeroizing::new).chain(state);
     let command = Order {
         program: server.boot.trainer.program.clone(),
@@ -119,11 +124,7 @@ fn command<'a>(
         state: shapes,
         timing: Timing {
             start_timeout: Duration::from_millis(trainer.start_timeout_ms),
-            step_timeout: Duration::from_millis(match priced {
-                Priced::Training(_) => trainer.step_timeout_ms,
-                // One pass over everything, of which nothing is said before its end.
-                Priced::Evaluation(_) => trainer.run_timeout_ms,
-            }),
+            step_timeout: Duration::from_millis(step_timeout_ms),
             run_timeout: Duration::from_millis(trainer.run_timeout_ms),
             stop_timeout: Duration::from_millis(trainer.drain_timeout_ms),
         },
