@@ -85,7 +85,17 @@ class Transformer(nn.Module):
         return self.head(self.encoder(self.words(words) + self.positions(places)).mean(dim=1))
 
 
+def cnn() -> nn.Sequential:
+    """The CNN of Opacus' MNIST example (examples/mnist.py)."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 8, 2, padding=3), nn.ReLU(), nn.MaxPool2d(2, 1)),
+        *(nn.Conv2d(16, 32, 4, 2), nn.ReLU(), nn.MaxPool2d(2, 1)),
+        *(nn.Flatten(), nn.Linear(32 * 4 * 4, 32), nn.ReLU(), nn.Linear(32, 10)),
+    )
+
+
 MLP = Task("MLP 784-512-512-10", lambda: mlp(784, 512, 512, 10), lambda: torch.rand(ROWS, 784) * 2 - 1, 10)
+CNN = Task("CNN of Opacus' MNIST example", cnn, lambda: torch.rand(ROWS, 1, 28, 28) * 2 - 1, 10)
 TRANSFORMER = Task(
     "transformer, 2 layers of width 128, 64 tokens, 4096 words",
     lambda: Transformer(4096, 64, 128, 2, 2),
