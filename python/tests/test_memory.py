@@ -87,6 +87,22 @@ class Attention(nn.Module):
         return self.head(self.layer(x).mean(1))
 
 
+def cnn() -> nn.Module:
+    """Opacus' MNIST example."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 8, 2, padding=3),
+        nn.ReLU(),
+        nn.MaxPool2d(2, 1),
+        nn.Conv2d(16, 32, 4, 2),
+        nn.ReLU(),
+        nn.MaxPool2d(2, 1),
+        nn.Flatten(),
+        nn.Linear(32 * 4 * 4, 32),
+        nn.ReLU(),
+        nn.Linear(32, 2),
+    )
+
+
 def mlp(width: int, hidden: int) -> nn.Module:
     return nn.Sequential(
         nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
@@ -99,6 +115,7 @@ MODELS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module], int, int, int]
     "wide MLP": ((784,), lambda: mlp(784, 2048), 1024, 256, 256),
     "large batch": ((784,), lambda: mlp(784, 512), 8192, 4096, 4096),
     "sequence": ((128, 64), lambda: Sequence(64, 256), 1024, 128, 128),
+    "CNN": ((1, 28, 28), cnn, 1024, 256, 256),
     "transformer": ((64, 64), lambda: Attention(64), 1024, 128, 128),
 }
 

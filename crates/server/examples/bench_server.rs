@@ -1,7 +1,10 @@
 //! The server's side of `make bench`, driven by benches/server.py: one word a line on standard input, the seconds it
 //! took on standard output.
 //!
-//! - `upload`: a dataset through client, TLS, contract checks, sealing and disk, to its ledger entry;
+//! - `upload`: a dataset through client, TLS, contract checks and sealing to its ledger entry, on a server whose data
+//!   lies in memory (/dev/shm);
+//! - `upload-to-disk`: the same on a server whose data lies in the temporary folder;
+//! - `disk`: the same bytes written there in blocks of 1 MiB, each made durable, as the vault does;
 //! - `tls`: the same bytes over a bare TLS 1.3 connection on the loopback, to the last byte's acknowledgement;
 //! - `gcm`: the same bytes sealed with AES-256-GCM in memory;
 //! - `run`: a fixed run through the server, as `START RUN`: from StartRun's answer to the first record, and from
@@ -52,11 +55,15 @@ fn main() -> Outcome<()> {
     runtime.block_on(async {
         let directory = tempfile::tempdir()?;
         let job = record(directory.path(), &standin, &model).await?;
-        let bench = Bench::new(directory.path(), trainer.clone(), &model).await?;
+        let memory = tempfile::tempdir_in("/dev/shm")?;
+        let bench = Bench::new(memory.path(), trainer.clone(), &model).await?;
+        let on_disk = Bench::new(&directory.path().join("disk"), trainer.clone(), &model).await?;
         println!("{} bytes, {STEPS} steps", bench.bytes());
         for line in std::io::stdin().lock().lines() {
             match line?.as_str() {
                 "upload" => println!("{}", bench.upload().await?),
+                "upload-to-disk" => println!("{}", on_disk.upload().await?),
+                "disk" => println!("{}", bench.disk(directory.path())?),
                 "tls" => println!("{}", bench.tls().await?),
                 "gcm" => println!("{}", bench.gcm()?),
                 "run" => println!("{}", bench.run().await?),
@@ -191,6 +198,18 @@ impl Bench {
                 .seal_in_place_separate_tag(nonce, Aad::empty(), block)
                 .map_err(|_| "not sealed")?;
             std::hint::black_box(&tag);
+        }
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    fn disk(&self, directory: &Path) -> Outcome<f64> {
+        let folder = tempfile::tempdir_in(directory)?;
+        let columns = self.batches.iter().flat_map(|batch| &batch.columns);
+        let start = Instant::now();
+        for (index, block) in columns.flat_map(|column| column.chunks(BLOCK)).enumerate() {
+            let mut file = std::fs::File::create(folder.path().join(index.to_string()))?;
+            file.write_all(block)?;
+            file.sync_data()?;
         }
         Ok(start.elapsed().as_secs_f64())
     }
