@@ -105,7 +105,7 @@ def test_a_run_from_a_csv_file_to_safetensors(person: Callable[[str], Person], f
     watched = scientist.does("run", "watch", run, "--json").stdout.splitlines()
     assert json.loads(watched[-1])["run"]["state"] == "succeeded"
     scientist.does("run", "fetch", run, "--out", files / "out")
-    weights = load_file(files / "out" / "weights.safetensors")
+    weights = load_file(files / "out" / "model.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == {
         "layer.weight": (2, 3),
         "layer.bias": (2,),

@@ -274,6 +274,9 @@ class Connection:
         optimizer: object,
         schedule: schedules.Schedule | None = None,
         initial_weights: Run | RunWeights | str | None = None,
+        ema_decay: float | None = None,
+        keep_steps: Sequence[int] = (),
+        keep_every: int | None = None,
         model_name: str = "model",
         batch_size: int | None = None,
         max_batch_size: int | None = None,
@@ -298,6 +301,11 @@ class Connection:
                 weights you may receive (``run``, or ``run.at(step=…, ema=…)``), or the digest of a model archive
                 that you uploaded. Matched by name, shape and dtype; what they do not name starts as in the module.
                 They are paid for already.
+            ema_decay: Decay of an average of the iterates, e.g. 0.999, which is released beside the weights
+                (``run.model(ema=True)``) and often better under noise. Costs no privacy.
+            keep_steps: Steps whose weights are kept and released with the run's (``run.model(step=…)``). The
+                iterates of private training are noisy already, so they cost no privacy either.
+            keep_every: The same, every so many steps.
             model_name: Shown in lists.
             batch_size: Expected number of records per step over all datasets; planned when absent.
             max_batch_size: Physical cap, for memory; it changes neither result nor privacy.
@@ -321,6 +329,9 @@ class Connection:
             optimizer=optimizer,
             schedule=schedule,
             initial_weights=initial_weights,
+            ema_decay=ema_decay,
+            keep_steps=keep_steps,
+            keep_every=keep_every,
             model_name=model_name,
             batch_size=batch_size,
             max_batch_size=max_batch_size,

@@ -48,6 +48,9 @@ class RemoteLearner:
         optimizer: object,
         schedule: schedules.Schedule | None = None,
         initial_weights: Run | RunWeights | str | None = None,
+        ema_decay: float | None = None,
+        keep_steps: Sequence[int] = (),
+        keep_every: int | None = None,
         model_name: str = "model",
         batch_size: int | None = None,
         max_batch_size: int | None = None,
@@ -66,6 +69,8 @@ class RemoteLearner:
         self._optimizer = optimizers.as_optimizer(optimizer)
         self._schedule = schedules.as_schedule(schedule)
         self._initial_weights = _source(initial_weights)
+        self._ema_decay = _decay(ema_decay)
+        self._keep_steps, self._keep_every = _kept(keep_steps, keep_every)
         self._batch_size = batch_size
         self._max_batch_size = max_batch_size
         self._max_grad_norm = _positive("max_grad_norm", max_grad_norm)
@@ -177,6 +182,7 @@ class RemoteLearner:
         quote = self.price(nb_epochs, eps, steps=steps, delta=delta, noise_multiplier=noise_multiplier)
         _refuse_unaffordable(quote.charges)
         self.run = self._client._start(quote)
+        self.run._module = self.model
         return self.run.wait(progress)
 
     def price_test(
@@ -301,13 +307,17 @@ class RemoteLearner:
                 raise PermissionRefused(f"the policy of {each.name!r} does not let you evaluate; ask its owner")
         return chosen
 
-    def get_model(self) -> nn.Module:
+    def get_model(self, step: int | None = None, ema: bool = False) -> nn.Module:
         """A copy of the module with the trained weights.
+
+        Args:
+            step: Those kept after this step; None for the last.
+            ema: The average of the iterates up to that step instead of the iterate.
 
         Raises:
             InvalidRequest: If nothing was trained yet.
         """
-        return self._last_run().get_model(self.model)
+        return self._last_run().model(self.model, step, ema)
 
     @property
     def receipt(self) -> Receipt:
@@ -375,6 +385,9 @@ class RemoteLearner:
             "optimizer": optimizers.document(self._optimizer),
             "schedule": schedules.document(self._schedule),
             "initial_weights": self._initial_weights,
+            "ema_decay": self._ema_decay,
+            "keep_steps": self._keep_steps,
+            "keep_every": self._keep_every,
         }
         return Quote.parse(json.loads(self._client._session.price(json.dumps(spec))))
 
@@ -452,6 +465,21 @@ def _source(initial_weights: Run | RunWeights | str | None) -> dict[str, Any] | 
         f"weights={initial_weights!r} are not known; give a run, run.at(step=…), or the digest of an "
         "uploaded model archive. Weights that are here belong into the module itself"
     )
+
+
+def _decay(ema_decay: float | None) -> float | None:
+    if ema_decay is not None and not 0.0 < ema_decay < 1.0:
+        raise InvalidRequest(f"ema_decay={ema_decay}: expected a decay between 0 and 1, e.g. 0.999, or None")
+    return ema_decay
+
+
+def _kept(keep_steps: Sequence[int], keep_every: int | None) -> tuple[list[int], int | None]:
+    steps = list(keep_steps)
+    if steps and keep_every is not None:
+        raise InvalidRequest("give keep_steps= or keep_every=, not both")
+    if any(step < 1 for step in steps) or (keep_every is not None and keep_every < 1):
+        raise InvalidRequest("keep_steps= and keep_every= count steps from 1")
+    return steps, keep_every
 
 
 def _refuse_unaffordable(charges: list[Charge]) -> None:

@@ -7,9 +7,12 @@ import datetime
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from bastionai.display import html_table
@@ -80,7 +83,8 @@ class Run:
 
     def __init__(self, session: _internal.Session, document: dict[str, Any]) -> None:
         self._session = session
-        self._fetched: _internal.FetchedRun | None = None
+        self._module: nn.Module | None = None
+        self._fetched: dict[tuple[int | None, bool], _internal.FetchedRun] = {}
         self._read(document)
 
     def _read(self, document: dict[str, Any]) -> None:
@@ -197,10 +201,10 @@ class Run:
         """
         return RunWeights(self.id, step, ema)
 
-    def _fetch(self) -> _internal.FetchedRun:
-        if self._fetched is None:
-            self._fetched = self._session.fetch_run(self.id, self.run_digest)
-        return self._fetched
+    def _fetch(self, step: int | None = None, ema: bool = False) -> _internal.FetchedRun:
+        if (step, ema) not in self._fetched:
+            self._fetched[step, ema] = self._session.fetch_run(self.id, self.run_digest, step, ema)
+        return self._fetched[step, ema]
 
     @property
     def receipt(self) -> Receipt:
@@ -211,8 +215,8 @@ class Run:
         Raises:
             InvalidRequest: While the run is not over, or if it was never charged.
         """
-        if self._fetched is not None:
-            return Receipt(self._fetched.receipt)
+        for fetched in self._fetched.values():
+            return Receipt(fetched.receipt)
         return Receipt(self._session.fetch_receipt(self.id, self.run_digest))
 
     def evaluation(self, metrics: Sequence[str] | str = (), class_names: Sequence[str] | None = None) -> Evaluation:
@@ -230,22 +234,39 @@ class Run:
         fetched = self._session.fetch_evaluation(self.id, self.run_digest, named)
         return Evaluation(json.loads(fetched.evaluation), fetched.receipt, class_names)
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The trained tensors by name, ties under each of their names."""
+    def state_dict(self, step: int | None = None, ema: bool = False) -> dict[str, torch.Tensor]:
+        """The trained tensors by name, ties under each of their names.
+
+        Args:
+            step: The weights kept after this step (``keep_steps=`` or ``keep_every=`` of the learner); None for
+                the last.
+            ema: The average of the iterates up to that step (``ema_decay=``) instead of the iterate.
+
+        Raises:
+            Refusal: If the run kept no such weights, saying which it has.
+        """
         tensors = {}
-        for names, dtype, shape, data in self._fetch().weights:
+        for names, dtype, shape, data in self._fetch(step, ema).weights:
             tensor = torch.frombuffer(bytearray(data), dtype=_TORCH_DTYPES[dtype]).reshape(shape)
             tensors.update({_user_name(name): tensor for name in names})
         return tensors
 
-    def get_model(self, model: nn.Module) -> nn.Module:
+    def model(self, module: nn.Module | None = None, step: int | None = None, ema: bool = False) -> nn.Module:
         """A copy of the module with the trained weights. Buffers and frozen parameters are the module's.
+
+        Args:
+            module: The one that was trained, or one like it; by default that of the learner that started this run.
+            step: As for :meth:`state_dict`.
+            ema: As for :meth:`state_dict`.
 
         Raises:
             InvalidRequest: If the module has not the parameters that were trained.
         """
-        weights = self.state_dict()
-        trained = copy.deepcopy(model)
+        module = self._module if module is None else module
+        if module is None:
+            raise InvalidRequest("a run found again knows no module: give one, e.g. run.model(module)")
+        weights = self.state_dict(step, ema)
+        trained = copy.deepcopy(module)
         own = dict(trained.named_parameters(remove_duplicate=False))
         for name, tensor in weights.items():
             if name not in own or own[name].shape != tensor.shape:
@@ -253,6 +274,31 @@ class Run:
             with torch.no_grad():
                 own[name].copy_(tensor)
         return trained
+
+    def get_model(self, model: nn.Module) -> nn.Module:
+        """The same as :meth:`model`, of the last step."""
+        return self.model(model)
+
+    def save(self, folder: str | PathLike[str], step: int | None = None, ema: bool = False) -> Path:
+        """Writes ``model.safetensors`` with the trained tensors and ``receipt.dsse.json`` beside it.
+
+        The receipt names the digest of these weights, so the folder is what an auditor needs.
+
+        Args:
+            folder: Made when it is absent.
+            step: As for :meth:`state_dict`.
+            ema: As for :meth:`state_dict`.
+
+        Returns:
+            The folder.
+        """
+        folder = Path(folder)
+        # Tied tensors become one tensor each: the format shares none.
+        tensors = {name: tensor.clone() for name, tensor in self.state_dict(step, ema).items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / "model.safetensors")
+        (folder / "receipt.dsse.json").write_bytes(self._fetch(step, ema).receipt)
+        return folder
 
     def _facts(self) -> list[tuple[str, str]]:
         facts = [

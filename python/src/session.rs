@@ -7,7 +7,7 @@ use crate::policy::appraisal_policy;
 use bastionai_client::{
     AppraisedPeer, ClientError, ConnectOptions, DataContract, DatasetId, DatasetKind, DatasetUpload,
     Digest32, EvaluationSpec, HeadMemory, Identity, NewDataset, Policy, RecordBatch, RunId, RunSpec,
-    RunWatch, connect,
+    RunWatch, WeightsAt, connect,
 };
 use bastionai_ledger::receipt::Receipt;
 use pyo3::prelude::*;
@@ -175,11 +175,22 @@ impl Session {
         Ok(PyBytes::new(py, &fetched.receipt_dsse_json).unbind())
     }
 
-    /// Receipt and weights, both checked; `run_digest` is what was started.
-    fn fetch_run(&self, py: Python<'_>, run_id: &str, run_digest: &str) -> PyResult<FetchedRun> {
+    /// Receipt and one set of weights, both checked; `run_digest` is what was started.
+    #[pyo3(signature = (run_id, run_digest, step, ema))]
+    fn fetch_run(
+        &self,
+        py: Python<'_>,
+        run_id: &str,
+        run_digest: &str,
+        step: Option<u64>,
+        ema: bool,
+    ) -> PyResult<FetchedRun> {
         let (run, digest): (RunId, Digest32) = (parse(py, run_id)?, parse(py, run_digest)?);
         let fetched = wait(py, &self.runtime, async {
-            let fetched = self.peer.fetch_run(run, None, &mut |_| {}).await?;
+            let fetched = self
+                .peer
+                .fetch_weights(run, WeightsAt { step, ema }, None, &mut |_| {})
+                .await?;
             check_digest(run, &fetched.receipt, digest)?;
             Ok(fetched)
         })?;

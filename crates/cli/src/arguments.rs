@@ -365,9 +365,15 @@ pub(crate) enum RunVerb {
         connection: ConnectionArguments,
         /// Run id, hex.
         run: String,
-        /// Folder for `weights.safetensors` and `receipt.dsse.json`.
+        /// Folder for `model.safetensors` and `receipt.dsse.json`.
         #[arg(long, short)]
         out: PathBuf,
+        /// The weights kept after this step instead of the last.
+        #[arg(long)]
+        step: Option<u64>,
+        /// The average of the iterates up to that step instead of the iterate.
+        #[arg(long)]
+        ema: bool,
     },
 }
 
@@ -431,6 +437,15 @@ pub(crate) struct RunStartArguments {
     /// Share of the learning rate that a linear or cosine schedule falls to; by default 0.
     #[arg(long)]
     pub(crate) final_ratio: Option<f64>,
+    /// Decay of an average of the iterates to release beside the weights, e.g. 0.999.
+    #[arg(long)]
+    pub(crate) ema_decay: Option<f64>,
+    /// Steps whose weights to keep and release with the run's, comma-separated.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) keep_steps: Vec<u64>,
+    /// The same, every so many steps.
+    #[arg(long, conflicts_with = "keep_steps")]
+    pub(crate) keep_every: Option<u64>,
     /// Weights to start from instead of the archive's: a run whose weights you may receive (RUN, or with @STEP for a
     /// kept step and @ema for the average), or another `.pt2` archive. Matched by name, shape and dtype.
     #[arg(long)]

@@ -7,7 +7,7 @@
 use crate::datasets::{self, Dataset, NewDataset};
 use crate::errors::ClientError;
 use crate::evaluation::{Evaluation, EvaluationQuote, EvaluationSpec, Metric};
-use crate::fetch::{FetchedReceipt, FetchedRun};
+use crate::fetch::{FetchedReceipt, FetchedRun, WeightsAt};
 use crate::heads::HeadMemory;
 use crate::identity::Identity;
 use crate::ledger::LedgerView;
@@ -286,6 +286,20 @@ impl Client {
     /// As there.
     pub fn resume_run(&self, run: RunId) -> Result<Run, ClientError> {
         self.driver.wait(self.peer.resume_run(run))
+    }
+
+    /// See [`AppraisedPeer::fetch_weights`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn fetch_weights(
+        &self,
+        run: RunId,
+        at: WeightsAt,
+        expected: Option<&Run>,
+        on_progress: &mut (dyn FnMut(Transfer) + Send),
+    ) -> Result<FetchedRun, ClientError> {
+        self.driver.wait(self.peer.fetch_weights(run, at, expected, on_progress))
     }
 
     /// See [`AppraisedPeer::fetch_run`].

@@ -7,7 +7,7 @@ use crate::rows::Transfer;
 use crate::runs::Run;
 use crate::session::AppraisedPeer;
 use bastionai_graph::dtype::DType;
-use bastionai_ledger::id::{LedgerPublicKey, RunId};
+use bastionai_ledger::id::{Digest32, LedgerPublicKey, RunId};
 use bastionai_ledger::receipt::Receipt;
 use bastionai_ledger::weights::{self, weights_digest};
 use bastionai_wire::v1::{self, FetchRunRequest, fetch_run_reply::Part};
@@ -48,8 +48,31 @@ pub struct WeightTensor {
     pub bytes: Vec<u8>,
 }
 
+/// Which of a run's weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WeightsAt {
+    /// A kept step; absent: the last.
+    pub step: Option<u64>,
+    /// The average of the iterates up to that step instead of the iterate.
+    pub ema: bool,
+}
+
 impl AppraisedPeer {
-    /// Fetches the receipt and the weights of a run.
+    /// Fetches the receipt and the trained weights of a run.
+    ///
+    /// # Errors
+    /// As [`AppraisedPeer::fetch_weights`].
+    pub async fn fetch_run(
+        &self,
+        run: RunId,
+        expected: Option<&Run>,
+        on_progress: &mut (dyn FnMut(Transfer) + Send),
+    ) -> Result<FetchedRun, ClientError> {
+        self.fetch_weights(run, WeightsAt::default(), expected, on_progress)
+            .await
+    }
+
+    /// Fetches the receipt of a run and one set of its weights: the trained ones, or a set kept on the way.
     ///
     /// # Guarantee
     /// The receipt is signed by the ledger key bound in the appraised evidence, and its own evidence meets
@@ -59,14 +82,17 @@ impl AppraisedPeer {
     /// # Errors
     /// [`ClientError::NotAllowed`] if a policy does not release them to this client,
     /// [`ClientError::ReceiptRefused`] if anything does not check out.
-    pub async fn fetch_run(
+    pub async fn fetch_weights(
         &self,
         run: RunId,
+        at: WeightsAt,
         expected: Option<&Run>,
         on_progress: &mut (dyn FnMut(Transfer) + Send),
     ) -> Result<FetchedRun, ClientError> {
         let request = FetchRunRequest {
             run_id: run.as_bytes().to_vec(),
+            step: at.step.unwrap_or(0),
+            ema: at.ema,
         };
         let mut stream = self.answer(CALL, self.client().fetch_run(request)).await?;
         let header = match self.next_part(&mut stream).await? {
@@ -78,7 +104,7 @@ impl AppraisedPeer {
             .await?;
         let total = total_bytes(&header.tensors)?;
         let data = self.receive(&mut stream, total, on_progress).await?;
-        let weights = check_weights(&receipt, header.tensors, &data)?;
+        let weights = check_weights(&receipt, at, header.tensors, &data)?;
         Ok(FetchedRun {
             receipt,
             receipt_dsse_json: header.receipt_dsse_json,
@@ -223,6 +249,7 @@ fn total_bytes(tensors: &[v1::WeightTensor]) -> Result<u64, ClientError> {
 
 fn check_weights(
     receipt: &Receipt,
+    at: WeightsAt,
     tensors: Vec<v1::WeightTensor>,
     data: &[u8],
 ) -> Result<Vec<WeightTensor>, ClientError> {
@@ -236,11 +263,9 @@ fn check_weights(
         })
         .collect();
     let found = weights_digest(&described, data);
-    if receipt.run.weights_digest != Some(found) {
-        let wanted = receipt
-            .run
-            .weights_digest
-            .map_or("no weights".to_owned(), |digest| digest.to_string());
+    let wanted = expected_digest(receipt, at);
+    if wanted != Some(found) {
+        let wanted = wanted.map_or("no such weights".to_owned(), |digest| digest.to_string());
         let what = format!("the weights received have digest {found}, it covers {wanted}");
         return Err(ClientError::ReceiptRefused {
             run: receipt.run.id.to_string(),
@@ -262,6 +287,20 @@ fn check_weights(
             })
         })
         .collect()
+}
+
+/// What the receipt says of a set of weights.
+fn expected_digest(receipt: &Receipt, at: WeightsAt) -> Option<Digest32> {
+    let run = &receipt.run;
+    let step = at.step.unwrap_or(run.steps);
+    if step == run.steps && !at.ema {
+        return run.weights_digest;
+    }
+    let kept = run
+        .kept
+        .iter()
+        .find(|kept| (kept.step, kept.ema) == (step, at.ema));
+    kept.map(|kept| kept.weights_digest)
 }
 
 fn dtype(tensor: &v1::WeightTensor) -> Result<DType, ClientError> {

@@ -61,7 +61,7 @@ pub use bastionai_wire::DEFAULT_LOSS_SHARE;
 pub use datasets::{Budget, Dataset, DatasetKind, DatasetState, DatasetUpload, MayTrain, NewDataset, Policy};
 pub use errors::ClientError;
 pub use evaluation::{Evaluation, EvaluationQuote, EvaluationSpec, Metric};
-pub use fetch::{FetchedReceipt, FetchedRun, WeightTensor};
+pub use fetch::{FetchedReceipt, FetchedRun, WeightTensor, WeightsAt};
 pub use heads::HeadMemory;
 pub use identity::Identity;
 pub use ledger::{LedgerEntry, LedgerView};

@@ -46,6 +46,15 @@ pub struct RunSpec {
     /// How its learning rate moves; a quote names the warm-up in steps.
     #[serde(default)]
     pub schedule: Schedule,
+    /// Decay of the average of the iterates that is released beside the weights, in (0, 1).
+    #[serde(default)]
+    pub ema_decay: Option<f64>,
+    /// Steps whose weights are kept and released with the run's; a quote lists them all.
+    #[serde(default)]
+    pub keep_steps: Vec<u64>,
+    /// The same, every so many steps; not with `keep_steps`.
+    #[serde(default)]
+    pub keep_every: Option<u64>,
     /// Weights on the server that the run begins with; absent: the archive's own.
     #[serde(default)]
     pub initial_weights: Option<WeightsSource>,
@@ -119,6 +128,8 @@ pub struct Quote {
     pub physical_batch_size: u32,
     /// Estimate for the trainer.
     pub memory_bytes: u64,
+    /// Bytes of the weights kept besides the last.
+    pub kept_bytes: u64,
     /// Trainable scalars of the model.
     pub trainable_parameters: u64,
     /// What it costs each dataset.

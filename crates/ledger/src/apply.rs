@@ -154,10 +154,20 @@ impl Ledger {
                 self.refund(&reserved);
             }
             Body::Released(released) => {
-                let recipients = &mut self.run_mut(released.run).released_to;
-                if !recipients.contains(&released.recipient) {
-                    recipients.push(released.recipient);
+                let run = self.run_mut(released.run);
+                if !run.released_to.contains(&released.recipient) {
+                    run.released_to.push(released.recipient);
                 }
+                let release = (released.recipient, released.weights_digest);
+                if !run.releases.contains(&release) {
+                    run.releases.push(release);
+                }
+            }
+            Body::RunAdvancedKeeping(advanced) => {
+                let run = self.run_mut(advanced.run);
+                run.released_step = advanced.released_step;
+                run.idle_resumptions = 0;
+                run.kept.extend(&advanced.kept);
             }
             Body::RunResumed(resumed) => {
                 let run = self.run_mut(resumed.run);
@@ -194,6 +204,8 @@ impl Ledger {
             resumed_by: Vec::new(),
             idle_resumptions: 0,
             suspended_by: BTreeSet::new(),
+            releases: Vec::new(),
+            kept: Vec::new(),
         };
         self.run_order.push(reserved.run);
         self.runs.insert(reserved.run, run);

@@ -53,6 +53,8 @@ pub enum Body {
     RunSuspended(RunSuspended),
     /// The owner who suspended a run lets it go on.
     RunUnsuspended(RunUnsuspended),
+    /// As `RunAdvanced`, and weights of steps up to this one are kept, to be released with the run.
+    RunAdvancedKeeping(RunAdvancedKeeping),
 }
 
 /// See [`Body::Genesis`].
@@ -178,6 +180,30 @@ pub struct RunAdvanced {
     pub released_step: u64,
 }
 
+/// See [`Body::RunAdvancedKeeping`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunAdvancedKeeping {
+    /// The run.
+    pub run: RunId,
+    /// Last step whose progress may leave; strictly above the one before.
+    pub released_step: u64,
+    /// Rising by step, an iterate before the average of the same step; at least one.
+    pub kept: Vec<KeptWeights>,
+}
+
+/// A set of weights that a run keeps on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeptWeights {
+    /// After which step.
+    pub step: u64,
+    /// The average of the iterates up to that step instead of the iterate.
+    pub ema: bool,
+    /// Digest of the weights ([`crate::weights::weights_digest`]).
+    pub weights_digest: Digest32,
+}
+
 /// See [`Body::RunCommitted`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -285,6 +311,7 @@ impl Body {
             Self::RunResumed(_) => "run_resumed",
             Self::RunSuspended(_) => "run_suspended",
             Self::RunUnsuspended(_) => "run_unsuspended",
+            Self::RunAdvancedKeeping(_) => "run_advanced_keeping",
         }
     }
 
@@ -300,7 +327,8 @@ impl Body {
             | Self::EvaluationReserved(RunReserved { run, .. })
             | Self::RunResumed(RunResumed { run, .. })
             | Self::RunSuspended(RunSuspended { run, .. })
-            | Self::RunUnsuspended(RunUnsuspended { run, .. }) => Some(*run),
+            | Self::RunUnsuspended(RunUnsuspended { run, .. })
+            | Self::RunAdvancedKeeping(RunAdvancedKeeping { run, .. }) => Some(*run),
             Self::Genesis(_)
             | Self::BootStarted(_)
             | Self::DatasetCreated(_)

@@ -4,7 +4,7 @@
 //! In call order: [`amount`], [`id`], [`policy`], [`event`] (what entries are made of) → [`entry`] (what can
 //! happen, and its bytes) → [`state`] (what entries add up to) → [`propose`] (event → [`Proposal`]) →
 //! [`rules`] (why not) → [`apply`] (durable entry → new state) → [`budget`] (proofs of steps taken) →
-//! [`chain`], [`key`] (heads and extension proofs) → [`weights`], [`receipt`], [`dsse`] (what leaves) → [`pricing`] (an auditor's check).
+//! [`chain`], [`key`] (heads and extension proofs) → [`weights`], [`kept`], [`receipt`], [`dsse`] (what leaves) → [`pricing`] (an auditor's check).
 //!
 //! Every change takes three steps, and a crash between any two of them loses nothing that took effect:
 //!
@@ -43,6 +43,7 @@ pub mod dsse;
 pub mod entry;
 pub mod event;
 pub mod id;
+pub mod kept;
 pub mod key;
 pub mod name;
 pub mod policy;
@@ -59,7 +60,7 @@ pub use budget::{BudgetReceipt, BudgetReservation, StartedRun};
 pub use chain::{ExtensionError, Head, Link, genesis_digest, verify_extension};
 pub use entry::{
     Body, BootStarted, Charge, DatasetCreated, DatasetRemoved, DatasetWithdrawn, Entry, EntryError, Genesis,
-    Outcome, RefundReason, Released, RunAdvanced, RunCommitted, RunRefunded, RunReserved, RunResumed,
+    KeptWeights, Outcome, RefundReason, Released, RunAdvanced, RunAdvancedKeeping, RunCommitted, RunRefunded, RunReserved, RunResumed,
     RunStarted, RunSuspended, RunUnsuspended,
 };
 pub use id::{BootId, DatasetId, Digest32, EntryHash, IdError, LedgerId, LedgerPublicKey, Principal, RunId};

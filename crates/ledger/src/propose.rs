@@ -30,7 +30,7 @@ impl Proposal {
 
 impl Ledger {
     /// Proposes any event. The methods below are the ways that carry proofs with them.
-    fn propose(&self, body: Body, now_unix_ms: u64) -> Result<Proposal, Refusal> {
+    pub(crate) fn propose(&self, body: Body, now_unix_ms: u64) -> Result<Proposal, Refusal> {
         let time_unix_ms = now_unix_ms.max(self.last_time_unix_ms());
         self.check(&body, time_unix_ms)?;
         let head = self.head();

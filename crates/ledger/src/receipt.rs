@@ -3,7 +3,7 @@
 use crate::amount::{Delta, Epsilon};
 use crate::chain::Head;
 use crate::dsse::{self, EnvelopeError};
-use crate::entry::{Charge, Outcome};
+use crate::entry::{Charge, KeptWeights, Outcome};
 use crate::id::{BootId, DatasetId, Digest32, LedgerPublicKey, Principal, RunId};
 use crate::key::LedgerKey;
 use crate::policy::{DatasetKind, Freshness, NoiseMode, RunKind};
@@ -58,6 +58,9 @@ pub struct RunStatement {
     pub graph_digest: Digest32,
     /// Digest of the result, weights or histograms ([`crate::weights::weights_digest`]); none unless it succeeded.
     pub weights_digest: Option<Digest32>,
+    /// Weights kept on the way, and the average of the iterates; none unless it succeeded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<KeptWeights>,
     /// Who started it.
     pub scientist: Principal,
     /// Name given by the scientist.
@@ -284,6 +287,19 @@ impl Receipt {
         if self.run.weights_digest.is_some() != (self.run.outcome == Outcome::Succeeded) {
             return fault("weights and outcome disagree");
         }
+        let order = |kept: &KeptWeights| (kept.step, kept.ema);
+        let rising = self
+            .run
+            .kept
+            .windows(2)
+            .all(|pair| order(&pair[0]) < order(&pair[1]));
+        let last = self.run.kept.last().map_or(0, |kept| kept.step);
+        if !rising
+            || last > self.run.steps
+            || (!self.run.kept.is_empty() && self.run.weights_digest.is_none())
+        {
+            return fault("kept weights do not belong to its steps");
+        }
         if self.datasets.is_empty() || self.datasets.iter().any(|dataset| !dataset.is_consistent()) {
             return fault("a dataset's charge and budget disagree");
         }
@@ -382,6 +398,10 @@ fn run_statement(run: &Run, outcome: Outcome) -> RunStatement {
         run_digest: reserved.run_digest,
         graph_digest: reserved.graph_digest,
         weights_digest: run.weights_digest(),
+        kept: match outcome {
+            Outcome::Succeeded => run.kept().to_vec(),
+            Outcome::Failed | Outcome::Cancelled => Vec::new(),
+        },
         scientist: reserved.scientist,
         model_name: reserved.model_name.clone(),
         outcome,

@@ -221,6 +221,14 @@ pub enum Refusal {
         /// Planned.
         steps: u64,
     },
+    /// Kept weights belong to the steps they are kept at.
+    #[error(
+        "the weights that run {run} keeps must rise by step within the steps it advances by, up to a limit"
+    )]
+    Kept {
+        /// The run.
+        run: RunId,
+    },
     /// Weights go with success, and success with all steps.
     #[error(
         "run {run} cannot be committed like this: success needs all steps released and weights, anything else has none"
@@ -272,6 +280,13 @@ impl Ledger {
             Body::RunResumed(resumed) => self.check_resumed(resumed, time_unix_ms),
             Body::RunSuspended(suspended) => self.check_suspended(suspended),
             Body::RunUnsuspended(unsuspended) => self.check_unsuspended(unsuspended),
+            Body::RunAdvancedKeeping(advanced) => {
+                self.check_advanced(&RunAdvanced {
+                    run: advanced.run,
+                    released_step: advanced.released_step,
+                })?;
+                self.check_kept(self.existing_run(advanced.run)?, advanced)
+            }
         }
     }
 
@@ -463,7 +478,11 @@ impl Ledger {
     fn check_released(&self, released: &Released) -> Result<(), Refusal> {
         let run = self.existing_run(released.run)?;
         run.expect_status(RunStatus::Committed(Outcome::Succeeded), "released")?;
-        if run.weights_digest != Some(released.weights_digest) {
+        let kept = run
+            .kept
+            .iter()
+            .any(|kept| kept.weights_digest == released.weights_digest);
+        if !kept && run.weights_digest != Some(released.weights_digest) {
             return Err(Refusal::OtherWeights { run: released.run });
         }
         if self.may_receive(&released.run, &released.recipient) {

@@ -2,7 +2,9 @@
 
 use crate::amount::Amount;
 use crate::chain::{Head, Link};
-use crate::entry::{BootStarted, Charge, DatasetCreated, Entry, Outcome, RefundReason, RunReserved};
+use crate::entry::{
+    BootStarted, Charge, DatasetCreated, Entry, KeptWeights, Outcome, RefundReason, RunReserved,
+};
 use crate::id::{BootId, DatasetId, Digest32, EntryHash, LedgerId, Principal, RunId};
 use crate::policy::{DatasetKind, Policy, RunKind};
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,6 +68,8 @@ pub struct Run {
     pub(crate) idle_resumptions: u32,
     /// Owners whose suspension stands.
     pub(crate) suspended_by: BTreeSet<Principal>,
+    pub(crate) releases: Vec<(Principal, Digest32)>,
+    pub(crate) kept: Vec<KeptWeights>,
 }
 
 /// Where a run is in its life.

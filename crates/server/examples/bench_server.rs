@@ -229,6 +229,9 @@ impl Bench {
         let spec = RunSpec {
             model_id: model,
             initial_weights: None,
+            ema_decay: None,
+            keep_steps: vec![],
+            keep_every: None,
             dataset_ids: vec![dataset.id],
             input_columns: vec!["x".into(), "y".into()],
             model_name: "mlp".into(),

@@ -3,7 +3,8 @@
 //! to this program) says how: `MODE-N`, where MODE is one of:
 //!
 //! - `normal-MS`: every step takes MS milliseconds; its state is the initial parameters with the step in the first
-//!   number, which it expects to get back when it continues; every "loss" is 0.5 plus fresh randomness, so that a
+//!   number, which it expects to get back when it continues, and the step added to the second; an average of the
+//!   iterates is minus the step and zeros; every "loss" is 0.5 plus fresh randomness, so that a
 //!   recomputed step would show a second value;
 //! - `hang-N`, `die-N`: after N steps it sleeps for ever, or exits; `die-0` dies as it gets the records;
 //! - `deaf-MS`: like `normal-MS`, but never stops when it is asked to;
@@ -99,6 +100,7 @@ fn main() -> io::Result<()> {
         _ => {}
     }
     let stop = listen(input.input);
+    let base = second_number(&state) - job.start_step as f32;
     let mut losses = Vec::new();
     let mut since = Instant::now();
     for step in job.start_step + 1..=job.steps {
@@ -116,9 +118,14 @@ fn main() -> io::Result<()> {
         losses.push(job.loss.map(|_| 0.5 + randomness()));
         let stopping = mode != "deaf" && stop.load(Ordering::Acquire);
         let due = since.elapsed() >= Duration::from_millis(job.checkpoint_ms);
-        if due || stopping || step == job.steps {
+        if due || stopping || step == job.steps || job.keep_steps.contains(&step) {
             since = Instant::now();
             state[0][..4].copy_from_slice(&(step as f32).to_le_bytes());
+            state[0][4..8].copy_from_slice(&(base + step as f32).to_le_bytes());
+            if job.ema_decay.is_some() {
+                let average = state.len() - state.len() / job.state_groups();
+                state[average][..4].copy_from_slice(&(-(step as f32)).to_le_bytes());
+            }
             let losses = std::mem::take(&mut losses);
             write_message(&mut output, &Report::Checkpoint { step, losses })?;
             for tensor in &state {
@@ -185,6 +192,11 @@ fn initial_state(input: &mut Counted, job: &Job, graph: &TypedGraph) -> io::Resu
         }
     }
     Ok(state)
+}
+
+fn second_number(state: &[Vec<u8>]) -> f32 {
+    let bytes = state[0].get(4..8).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(0.0, f32::from_le_bytes)
 }
 
 /// Ends this process by the signal that such an end brings.

@@ -131,6 +131,10 @@ pub struct Limits {
     pub starts_per_day: u32,
     /// Steps of one run.
     pub steps: u64,
+    /// Steps before the last whose weights one run may keep.
+    pub kept_iterates: u32,
+    /// Bytes of all weights that one run may keep besides its last: iterates and averages.
+    pub kept_bytes: u64,
 }
 
 /// How runs are executed.
@@ -373,6 +377,12 @@ impl Limits {
                 self.message_bytes
             ));
         }
+        if self.kept_iterates > MOST_KEPT {
+            problems.push(format!(
+                "limits.kept_iterates = {} is more than a ledger entry names: set it to at most {MOST_KEPT}",
+                self.kept_iterates
+            ));
+        }
         if self.models_total_bytes < self.model_bytes {
             problems.push(format!(
                 "limits.models_total_bytes = {} is below limits.model_bytes = {}: the largest model would never fit; raise it",
@@ -385,6 +395,9 @@ impl Limits {
         Duration::from_millis(self.handshake_timeout_ms)
     }
 }
+
+/// With their averages these stay within the sets that the ledger lets one run keep.
+const MOST_KEPT: u32 = (bastionai_ledger::kept::MAX_KEPT_SETS as u32 - 1) / 2;
 
 fn at_least(problems: &mut Vec<String>, table: &str, name: &str, value: u64, minimum: u64) {
     if value < minimum {
@@ -427,6 +440,8 @@ impl Default for Limits {
             failed_runs_per_dataset: 50,
             starts_per_day: 500,
             steps: 10_000_000,
+            kept_iterates: 64,
+            kept_bytes: 4 << 30,
         }
     }
 }

@@ -61,6 +61,7 @@ impl Agreement<'_> {
         fields.add(self.ledger_head.as_bytes());
         fields.integer(self.expires_unix_ms);
         self.add_schedule(&mut fields);
+        self.add_kept(&mut fields);
         fields.finish()
     }
 
@@ -141,6 +142,19 @@ impl Agreement<'_> {
                     .into_iter()
                     .for_each(|value| fields.float(value));
             }
+        }
+    }
+
+    fn add_kept(&self, fields: &mut Fields) {
+        let request = self.request;
+        if let Some(decay) = request.ema_decay {
+            fields.add(b"ema");
+            fields.float(decay);
+        }
+        if !request.keep_steps.is_empty() {
+            fields.add(b"keep");
+            fields.count(request.keep_steps.len());
+            request.keep_steps.iter().for_each(|&step| fields.integer(step));
         }
     }
 
@@ -250,6 +264,8 @@ mod tests {
                 },
                 schedule: Schedule::default(),
                 initial_weights: None,
+                ema_decay: None,
+                keep_steps: vec![],
             },
             plan: Plan {
                 noise_multiplier: 1.0,
@@ -352,6 +368,10 @@ mod tests {
             ("cosine", |e| {
                 e.request.schedule.decay = Decay::Cosine { final_ratio: 0.0 }
             }),
+            ("average", |e| e.request.ema_decay = Some(0.9)),
+            ("its decay", |e| e.request.ema_decay = Some(0.99)),
+            ("kept step", |e| e.request.keep_steps = vec![3]),
+            ("two kept steps", |e| e.request.keep_steps = vec![3, 4]),
             ("σ of the gradient", |e| e.plan.noise_multiplier = 1.5),
             ("σ of the loss", |e| e.plan.loss_noise_multiplier = None),
             ("joint σ", |e| e.plan.joint_noise_multiplier = 1.5),

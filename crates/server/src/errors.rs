@@ -318,7 +318,7 @@ impl From<ReadError> for Failure {
         match error {
             ReadError::Storage(error) => error.into(),
             ReadError::NoDataset { .. } => Self::of(Reason::UnknownDataset, error),
-            ReadError::NoWeights { .. } => Self::of(Reason::NotReleasable, error),
+            ReadError::NoWeights { .. } | ReadError::NotKept { .. } => Self::of(Reason::NotReleasable, error),
             other => Self::internal(other),
         }
     }

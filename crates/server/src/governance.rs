@@ -3,6 +3,7 @@
 
 use crate::errors::{Failure, Reason};
 use bastionai_ledger::{Dataset, DatasetId, Ledger, Outcome, Principal, Run, RunId, RunKind, RunStatus};
+use bastionai_vault::WeightsAt;
 
 /// The datasets of a run, if this scientist may use every one of them so now.
 pub(crate) fn usable<'a>(
@@ -147,4 +148,27 @@ pub(crate) fn has_receipt(run: &Run) -> Result<(), Failure> {
         Reason::NotReleasable,
         format!("run {} {state}", run.id()),
     ))
+}
+
+/// Whether a run has these weights: its last ones, or a set that it kept; says which there are.
+pub(crate) fn has_weights(run: &Run, at: WeightsAt) -> Result<(), Failure> {
+    let step = if at.step == 0 { run.steps() } else { at.step };
+    let is_last = step == run.steps() && !at.ema;
+    if is_last || run.kept_digest(step, at.ema).is_some() {
+        return Ok(());
+    }
+    let kept = run.kept().iter().map(|kept| match (kept.step == run.steps(), kept.ema) {
+        (true, true) => "the last average".to_owned(),
+        (_, true) => format!("the average of step {}", kept.step),
+        (_, false) => format!("step {}", kept.step),
+    });
+    let kept: Vec<String> = kept.collect();
+    let there = if kept.is_empty() { String::new() } else { format!(" and {}", kept.join(", ")) };
+    let what = if at.ema { "average" } else { "weights" };
+    let message = format!(
+        "run {} has no {what} of step {step}: it has its last weights{there}; what else a run keeps is agreed before it \
+         starts (keep_steps, ema_decay)",
+        run.id()
+    );
+    Err(Failure::new(Reason::NotReleasable, message))
 }

@@ -194,6 +194,14 @@ pub(crate) fn trainable_parameters(graph: &TypedGraph) -> u64 {
         .fold(0, u64::saturating_add)
 }
 
+/// Bytes of all trainable parameters: of one set of weights.
+pub(crate) fn weight_bytes(graph: &TypedGraph) -> u64 {
+    let trainable = graph.parameters().iter().filter(|parameter| parameter.trainable);
+    trainable
+        .map(|parameter| elements(&parameter.shape).saturating_mul(parameter.dtype.size_bytes() as u64))
+        .fold(0, u64::saturating_add)
+}
+
 /// Number of elements of a shape.
 pub(crate) fn elements(shape: &[u64]) -> u64 {
     shape
@@ -269,6 +277,8 @@ mod tests {
             },
             schedule: Schedule::default(),
             initial_weights: None,
+            ema_decay: None,
+            keep_steps: vec![],
         }
     }
 

@@ -33,6 +33,7 @@ pub(crate) struct PricedRun {
     pub(crate) declared_sizes: Vec<u64>,
     pub(crate) charges: Vec<Charge>,
     pub(crate) memory_bytes: u64,
+    pub(crate) kept_bytes: u64,
     pub(crate) expires_unix_ms: u64,
 }
 
@@ -64,6 +65,7 @@ pub(crate) struct Boot {
 pub(crate) struct PriceLimits {
     pub(crate) model_bytes: u64,
     pub(crate) memory_bytes: u64,
+    pub(crate) kept_bytes: u64,
     pub(crate) expires_unix_ms: u64,
 }
 
@@ -188,6 +190,14 @@ pub(crate) fn price(
     check_frames(&inputs, &declared_sizes)?;
     let delta = terms.delta(request.delta);
     let (plan, memory_bytes) = fitting_plan(&request, &graph, &declared_sizes, delta, limits.memory_bytes)?;
+    let kept_bytes = plan::weight_bytes(&graph).saturating_mul(kept_sets(&request));
+    if kept_bytes > limits.kept_bytes {
+        let message = format!(
+            "the run would keep {kept_bytes} bytes of weights besides its last, the server allows {}: keep fewer steps",
+            limits.kept_bytes
+        );
+        return Err(Failure::new(Reason::RunSpecInvalid, message));
+    }
     let datasets = terms.versions();
     let run_digest = Agreement {
         request: &request,
@@ -211,6 +221,7 @@ pub(crate) fn price(
         graph: Arc::new(graph),
         declared_sizes,
         memory_bytes,
+        kept_bytes,
         expires_unix_ms: limits.expires_unix_ms,
     })
 }
@@ -225,11 +236,13 @@ fn fitting_plan(
     allowed: u64,
 ) -> Result<(Plan, u64), Failure> {
     let records = declared_sizes.iter().copied().fold(0, u64::saturating_add);
+    let average = request.ema_decay.map_or(0, |_| plan::weight_bytes(graph));
+    let allowed = allowed.saturating_sub(average);
     let bytes_of = |plan: &Plan| Memory::of(graph, declared_sizes, plan.physical_batch_size).total();
     let plan = Plan::new(request, records, delta)?;
     let wanted = bytes_of(&plan);
     if wanted <= allowed {
-        return Ok((plan, wanted));
+        return Ok((plan, wanted + average));
     }
     let Some(largest) = memory::largest_batch(graph, declared_sizes, allowed, plan.physical_batch_size)
     else {
@@ -250,7 +263,7 @@ fn fitting_plan(
     };
     let plan = Plan::new(&smaller, records, delta)?;
     let bytes = bytes_of(&plan);
-    Ok((plan, bytes))
+    Ok((plan, bytes + average))
 }
 
 pub(crate) fn too_large(needs: Memory, allowed: u64) -> Failure {
@@ -266,6 +279,13 @@ pub(crate) fn too_large(needs: Memory, allowed: u64) -> Failure {
         memory::in_words(allowed)
     );
     Failure::new(Reason::RunSpecInvalid, message)
+}
+
+/// Sets of weights that a run keeps besides its last: iterates, each with the average if there is one, and the last
+/// average.
+fn kept_sets(request: &RunRequest) -> u64 {
+    let average = u64::from(request.ema_decay.is_some());
+    request.keep_steps.len() as u64 * (1 + average) + average
 }
 
 /// Reads an archive within the server's limits; refuses pickles, other schemas, anything malformed.
@@ -310,6 +330,7 @@ impl PricedRun {
             micro_batches: self.plan.micro_batches,
             physical_batch_size: self.plan.physical_batch_size,
             memory_bytes: self.memory_bytes,
+            kept_bytes: self.kept_bytes,
             trainable_parameters,
             charges: self
                 .charges
@@ -366,6 +387,8 @@ impl PricedRun {
             loss: self.loss_release(),
             optimizer: self.request.optimizer,
             schedule: self.request.schedule,
+            ema_decay: self.request.ema_decay,
+            keep_steps: self.request.keep_steps.clone(),
             threads,
         }
     }
@@ -399,6 +422,9 @@ impl PricedRun {
             optimizer: Some(request.optimizer.into()),
             schedule: Some(request.schedule.into()),
             initial_weights: request.initial_weights.map(WeightsSource::to_wire),
+            ema_decay: request.ema_decay.unwrap_or(0.0),
+            keep_steps: request.keep_steps.clone(),
+            keep_every: 0,
         }
     }
 }

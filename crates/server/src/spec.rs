@@ -1,6 +1,7 @@
 //! Parses a `RunSpec` from the wire into [`RunRequest`]: after this, every number is in range and every default
 //! is filled in. Concerns the scientist's own words only; datasets and the model come later.
 
+use crate::config::Limits;
 use crate::errors::{Failure, Reason};
 use crate::warm_start::WeightsSource;
 use bastionai_ledger::{DatasetId, Delta, Digest32};
@@ -27,6 +28,10 @@ pub(crate) struct RunRequest {
     pub(crate) optimizer: Optimizer,
     /// Its warm-up in steps.
     pub(crate) schedule: Schedule,
+    /// Decay of the average of the iterates, in (0, 1).
+    pub(crate) ema_decay: Option<f64>,
+    /// Steps before the last whose weights are kept, rising.
+    pub(crate) keep_steps: Vec<u64>,
     /// `None`: the archive's own weights.
     pub(crate) initial_weights: Option<WeightsSource>,
 }
@@ -51,7 +56,7 @@ pub(crate) struct LossRequest {
 
 impl RunRequest {
     /// Checks every field of the scientist's request.
-    pub(crate) fn parse(spec: &v1::RunSpec, max_steps: u64) -> Result<Self, Failure> {
+    pub(crate) fn parse(spec: &v1::RunSpec, limits: &Limits) -> Result<Self, Failure> {
         Ok(Self {
             model: model(&spec.model_id)?,
             datasets: datasets(&spec.dataset_ids)?,
@@ -59,13 +64,15 @@ impl RunRequest {
             model_name: name("model_name", &spec.model_name)?,
             batch_size: in_range("batch_size", spec.batch_size, 1, 1 << 31)?,
             max_batch_size: max_batch_size(spec.max_batch_size)?,
-            steps: in_range("steps", spec.steps, 1, max_steps)?,
+            steps: in_range("steps", spec.steps, 1, limits.steps)?,
             max_grad_norm: positive("max_grad_norm", spec.max_grad_norm)?,
             privacy: privacy(spec.privacy.as_ref())?,
             delta: delta(spec.target_delta)?,
             loss: loss(spec.max_loss, spec.loss_share)?,
             optimizer: optimizer(spec.optimizer.as_ref())?,
             schedule: schedule(spec.schedule, spec.steps)?,
+            ema_decay: ema_decay(spec.ema_decay)?,
+            keep_steps: keep_steps(spec, limits.kept_iterates)?,
             initial_weights: spec
                 .initial_weights
                 .as_ref()
@@ -248,6 +255,55 @@ fn schedule(wire: Option<v1::Schedule>, steps: u64) -> Result<Schedule, Failure>
     })
 }
 
+fn ema_decay(value: f64) -> Result<Option<f64>, Failure> {
+    if !(0.0..1.0).contains(&value) {
+        return Err(invalid(format!(
+            "ema_decay = {value} must be from 0 (no average) to below 1, e.g. 0.999"
+        )));
+    }
+    Ok((value > 0.0).then_some(value))
+}
+
+/// The steps to keep, rising. The last step's weights are the run's own, so that keeping them means nothing more.
+fn keep_steps(spec: &v1::RunSpec, most: u32) -> Result<Vec<u64>, Failure> {
+    let most = u64::from(most);
+    let too_many = |count: u64| {
+        Err(invalid(format!(
+            "{count} steps to keep: this server keeps the weights of at most {most} steps of a run besides the last"
+        )))
+    };
+    if spec.keep_every > 0 && !spec.keep_steps.is_empty() {
+        return Err(invalid("set keep_steps or keep_every, not both"));
+    }
+    if spec.keep_every > 0 {
+        let count = spec.steps.saturating_sub(1) / spec.keep_every;
+        if count > most {
+            return too_many(count);
+        }
+        return Ok((1..=count).map(|index| index * spec.keep_every).collect());
+    }
+    if let Some(step) = spec
+        .keep_steps
+        .iter()
+        .find(|step| !(1..=spec.steps).contains(*step))
+    {
+        return Err(invalid(format!(
+            "keep_steps names step {step}: steps count from 1 to the run's {}",
+            spec.steps
+        )));
+    }
+    let kept: BTreeSet<u64> = spec
+        .keep_steps
+        .iter()
+        .copied()
+        .filter(|&step| step < spec.steps)
+        .collect();
+    if kept.len() as u64 > most {
+        return too_many(kept.len() as u64);
+    }
+    Ok(kept.into_iter().collect())
+}
+
 fn invalid(message: impl Into<String>) -> Failure {
     Failure::new(Reason::RunSpecInvalid, message)
 }
@@ -321,12 +377,23 @@ mod tests {
             }),
             schedule: None,
             initial_weights: None,
+            ema_decay: 0.0,
+            keep_steps: vec![],
+            keep_every: 0,
+        }
+    }
+
+    fn limits() -> Limits {
+        Limits {
+            steps: 100,
+            kept_iterates: 4,
+            ..Limits::default()
         }
     }
 
     #[test]
     fn defaults_are_filled_in() {
-        let request = RunRequest::parse(&spec(), 100).unwrap();
+        let request = RunRequest::parse(&spec(), &limits()).unwrap();
         assert_eq!(request.delta.unwrap().to_string().parse::<f64>().unwrap(), 1e-6);
         assert_eq!(request.loss.unwrap().share, DEFAULT_LOSS_SHARE);
         assert_eq!(request.max_batch_size, None);
@@ -343,7 +410,7 @@ mod tests {
             (Warmup::Ratio(0.0), 0),
         ] {
             spec.schedule = Some(Schedule { decay, warmup: asked }.into());
-            let found = RunRequest::parse(&spec, 100).unwrap().schedule;
+            let found = RunRequest::parse(&spec, &limits()).unwrap().schedule;
             let warmup = Warmup::Steps(counted);
             assert_eq!(found, Schedule { decay, warmup });
         }
@@ -356,7 +423,7 @@ mod tests {
                 schedule: Some(schedule),
                 ..spec()
             };
-            let failure = RunRequest::parse(&spec, 100).unwrap_err();
+            let failure = RunRequest::parse(&spec, &limits()).unwrap_err();
             assert_eq!(failure.reason, Reason::RunSpecInvalid);
             tonic::Status::from(failure).message().to_owned()
         };
@@ -382,11 +449,30 @@ mod tests {
     }
 
     #[test]
+    fn steps_to_keep_are_listed_once_in_order_and_without_the_last() {
+        for (every, steps, kept) in [
+            (0, vec![7, 3, 7, 10], vec![3, 7]),
+            (3, vec![], vec![3, 6, 9]),
+            (5, vec![], vec![5]),
+            (10, vec![], vec![]),
+            (11, vec![], vec![]),
+            (0, vec![], vec![]),
+        ] {
+            let spec = v1::RunSpec {
+                keep_every: every,
+                keep_steps: steps,
+                ..spec()
+            };
+            assert_eq!(RunRequest::parse(&spec, &limits()).unwrap().keep_steps, kept);
+        }
+    }
+
+    #[test]
     fn the_same_dataset_twice_is_refused() {
         let mut spec = spec();
         spec.dataset_ids = vec![vec![7; 16], vec![7; 16]];
         assert_eq!(
-            RunRequest::parse(&spec, 100).unwrap_err().reason,
+            RunRequest::parse(&spec, &limits()).unwrap_err().reason,
             Reason::SameDatasetTwice
         );
     }
@@ -427,6 +513,17 @@ mod tests {
             ("max_loss < 0", |s| s.max_loss = -1.0),
             ("loss_share = 1", |s| s.loss_share = 1.0),
             ("no optimizer", |s| s.optimizer = None),
+            ("decay 1", |s| s.ema_decay = 1.0),
+            ("decay < 0", |s| s.ema_decay = -0.1),
+            ("decay NaN", |s| s.ema_decay = f64::NAN),
+            ("step 0 kept", |s| s.keep_steps = vec![0]),
+            ("a step beyond the run kept", |s| s.keep_steps = vec![11]),
+            ("too many steps kept", |s| s.keep_steps = vec![1, 2, 3, 4, 5]),
+            ("kept too often", |s| s.keep_every = 1),
+            ("kept in two ways", |s| {
+                s.keep_every = 5;
+                s.keep_steps = vec![1]
+            }),
             ("initial weights of nothing", |s| {
                 s.initial_weights = Some(v1::WeightsSource { source: None })
             }),
@@ -442,7 +539,10 @@ mod tests {
         for (what, edit) in edits {
             let mut spec = spec();
             edit(&mut spec);
-            assert!(RunRequest::parse(&spec, 100).is_err(), "{what} was accepted");
+            assert!(
+                RunRequest::parse(&spec, &limits()).is_err(),
+                "{what} was accepted"
+            );
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::state::Server;
 use bastionai_graph::archive::Archive;
 use bastionai_graph::typed::{Parameter, TypedGraph};
 use bastionai_ledger::{Digest32, Principal, RunId, WeightTensor};
-use bastionai_vault::Weights;
+use bastionai_vault::{Weights, WeightsAt};
 use bastionai_wire::v1;
 use bastionai_wire::v1::weights_source::Source;
 
@@ -81,18 +81,16 @@ impl WeightsSource {
                     server.config.limits.model_bytes,
                 )?))
             }
-            Self::Run { step: 1.., .. } | Self::Run { ema: true, .. } => Err(Failure::new(
-                Reason::NotReleasable,
-                "initial_weights: the run kept the weights of its last step only",
-            )),
-            Self::Run { run: id, .. } => {
+            Self::Run { run: id, step, ema } => {
+                let at = WeightsAt { step, ema };
                 let receipt = server.vault.read(|ledger| {
                     let run = governance::visible_run(ledger, id.as_bytes(), &scientist)?;
                     governance::may_fetch(ledger, run, &scientist)?;
+                    governance::has_weights(run, at)?;
                     let not_yet = || Failure::new(Reason::NotReleasable, "the run is not committed");
                     ledger.budget_receipt(&id).ok_or_else(not_yet)
                 })?;
-                Ok(server.vault.entitled_weights(&receipt, scientist)?)
+                Ok(server.vault.entitled_weights_at(&receipt, at, scientist)?)
             }
         }
     }

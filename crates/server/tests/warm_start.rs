@@ -1,5 +1,5 @@
 //! Runs that start from weights which the server holds. The stand-in trainer hands its initial parameters back as
-//! the trained weights, so what is fetched is what the run began with.
+//! the trained weights, but for the first two numbers, so what is fetched is what the run began with.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod common;
@@ -16,23 +16,32 @@ use common::{
 fn parameters(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
     let archive = Archive::read(archive, &Limits::default()).unwrap();
     let described = archive.program().parameters().iter().enumerate();
-    described
+    let tensors = described
         .map(|(index, each)| {
             (
                 each.names[0].clone(),
                 archive.parameter_bytes(index).unwrap().to_vec(),
             )
         })
-        .collect()
+        .collect();
+    unstamped(tensors)
+}
+
+/// Without the two numbers that the stand-in writes steps into.
+fn unstamped(mut tensors: Vec<(String, Vec<u8>)>) -> Vec<(String, Vec<u8>)> {
+    tensors[0].1.drain(..8);
+    tensors
 }
 
 /// What a run was given, as its weights, by first name.
 async fn weights(peer: &AppraisedPeer, run: RunId) -> Vec<(String, Vec<u8>)> {
     let fetched = peer.fetch_run(run, None, &mut |_| {}).await.unwrap();
     let tensors = fetched.weights.into_iter();
-    tensors
-        .map(|tensor| (tensor.names[0].clone(), tensor.bytes))
-        .collect()
+    unstamped(
+        tensors
+            .map(|tensor| (tensor.names[0].clone(), tensor.bytes))
+            .collect(),
+    )
 }
 
 fn from_run(run: RunId) -> Option<WeightsSource> {

@@ -135,6 +135,8 @@ fn job(engine: &Engine, batch: u32, cap: u32, threads: u32, optimizer: &str) -> 
         loss: None,
         optimizer,
         schedule: Schedule::default(),
+        ema_decay: None,
+        keep_steps: vec![],
         threads,
     }
 }

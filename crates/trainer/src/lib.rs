@@ -4,8 +4,8 @@
 //! In call order: [`sandbox`] (what the process gives up, `landlock` among it) → [`process`] (the conversation with the server) →
 //! [`selftest`] (what is proven before a record arrives, on the [`kernels`] it chose) →
 //! [`confinement`] (no files, network or processes from here on) → [`training`] (steps) → [`sample`] and [`records`]
-//! (micro-batches) → [`engine`] (clipped sums) → [`optimizer`] (noise and update, at the rate of [`schedule`]); or [`evaluation`]
-//! (one forward pass, noisy histograms). Inside the engine: `program`
+//! (micro-batches) → [`engine`] (clipped sums) → [`optimizer`] (noise and update, at the rate of [`schedule`]) →
+//! [`average`] (of the iterates); or [`evaluation`] (one forward pass, noisy histograms). Inside the engine: `program`
 //! (the graph laid out) → `executor`, `attention` and `guards` (forward) → `taps` and `gradients` (per-sample norms) →
 //! `precision` and [`grid`] (the sum). [`probe`] stands apart: how fast the machine is.
 //! All unsafe code is in `ffi`, `sandbox` and `landlock`.
@@ -13,6 +13,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod attention;
+pub mod average;
 pub mod confinement;
 pub mod engine;
 pub mod error;

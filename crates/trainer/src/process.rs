@@ -114,11 +114,12 @@ fn ready<T>(prepared: Result<T, Preparation>, output: &mut impl Write) -> Result
     }
 }
 
-/// When the next checkpoint is due: by the clock, by count, and at the end; never by anything a record could change
-/// but the time a step takes.
+/// When the next checkpoint is due: by the clock, by count, at steps to keep, and at the end; never by anything a record could
+/// change but the time a step takes.
 struct Due {
     every: Duration,
     last_step: u64,
+    keep_steps: Vec<u64>,
     since: Instant,
     losses: Vec<Option<f64>>,
 }
@@ -128,6 +129,7 @@ impl Due {
         Self {
             every: Duration::from_millis(job.checkpoint_ms),
             last_step: job.steps,
+            keep_steps: job.keep_steps.clone(),
             since: Instant::now(),
             losses: Vec::new(),
         }
@@ -137,7 +139,8 @@ impl Due {
     fn after(&mut self, step: u64, noisy_loss: Option<f64>, stop: bool) -> Option<Vec<Option<f64>>> {
         self.losses.push(noisy_loss);
         let full = self.losses.len() as u64 >= MAX_STEPS_PER_CHECKPOINT;
-        if !(stop || full || step == self.last_step || self.since.elapsed() >= self.every) {
+        let kept = self.keep_steps.binary_search(&step).is_ok();
+        if !(stop || full || kept || step == self.last_step || self.since.elapsed() >= self.every) {
             return None;
         }
         self.since = Instant::now();
@@ -196,7 +199,7 @@ impl From<io::Error> for Preparation {
     }
 }
 
-/// The engine, and the optimizer's tensors of a run that continues.
+/// The engine, and the tensors of a run that continues which are not parameters.
 fn prepare(job: &Job, input: &mut impl Read) -> Result<(Engine, Vec<Vec<u8>>), Preparation> {
     let (graph, mut parameters, constants) = read_model(job.version, &job.graph, input)?;
     let moments = read_state(input, job, &graph, &mut parameters)?;

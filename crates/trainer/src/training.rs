@@ -1,5 +1,6 @@
 //! The steps of a run: sample, micro-batches, noise and update, loss release.
 
+use crate::average::{IterateAverage, is_decay};
 use crate::engine::{Engine, RecordResults};
 use crate::error::{EngineError, Result};
 use crate::optimizer::{NoisyMean, OptimizerState};
@@ -28,6 +29,7 @@ pub struct Training {
     sampler: PooledSampler,
     noise: NoiseStream,
     optimizer: OptimizerState,
+    average: Option<IterateAverage>,
     mean: NoisyMean,
     loss: Option<LossRelease>,
     expected_batch_size: f64,
@@ -49,6 +51,13 @@ pub fn check_job(job: &Job) -> Result<()> {
     }
     if job.start_step >= job.steps {
         return refuse("the run has taken all its steps already");
+    }
+    if job.ema_decay.is_some_and(|decay| !is_decay(decay)) {
+        return refuse("ema_decay must be between 0 and 1");
+    }
+    let rising = job.keep_steps.windows(2).all(|pair| pair[0] < pair[1]);
+    if !rising || job.keep_steps.iter().any(|step| !(1..=job.steps).contains(step)) {
+        return refuse("keep_steps must rise and lie within the run's steps");
     }
     if !positive(job.expected_batch_size) || !positive(job.max_grad_norm) {
         return refuse("expected_batch_size and max_grad_norm must be positive and finite");
@@ -84,6 +93,10 @@ impl Training {
         ));
         let rates = LearningRates::new(job.schedule, job.steps)?;
         let optimizer = OptimizerState::new(job.optimizer, rates, &engine.trainable())?;
+        let average = job
+            .ema_decay
+            .map(|decay| IterateAverage::new(decay, &engine.trainable()));
+        let average = average.transpose()?;
         let mean = NoisyMean {
             standard_deviation: job.noise_multiplier * engine.l2_sensitivity() / engine.grid().width(),
             scale: engine.grid().width() / job.expected_batch_size,
@@ -99,6 +112,7 @@ impl Training {
             engine,
             records,
             optimizer,
+            average,
             mean,
             frozen,
         })
@@ -141,18 +155,31 @@ impl Training {
             mean,
             threads,
         )?;
+        if let Some(average) = &mut self.average {
+            average.update(&self.engine.trainable())?;
+        }
         self.loss
             .map(|release| self.release(step, losses, release))
             .transpose()
     }
 
-    /// Continues a run: the engine has the parameters after `job.start_step` steps, `moments` are the optimizer's groups
-    /// of tensors. Sample and noise of the steps to come are drawn afresh (rule D1).
+    /// Continues a run: the engine has the parameters after `job.start_step` steps, `tensors` are the optimizer's groups
+    /// of tensors, then the average. Sample and noise of the steps to come are drawn afresh (rule D1).
     ///
     /// # Errors
-    /// [`EngineError::Job`] when they are not this optimizer's.
-    pub fn restore(&mut self, moments: &[Vec<u8>]) -> Result<()> {
-        self.optimizer.restore(self.first_step - 1, moments)
+    /// [`EngineError::Job`] when they are not this run's.
+    pub fn restore(&mut self, tensors: &[Vec<u8>]) -> Result<()> {
+        let steps = self.first_step - 1;
+        let averages = match &self.average {
+            Some(average) => average.tensors().len(),
+            None => 0,
+        };
+        let (moments, averages) = tensors.split_at(tensors.len().saturating_sub(averages));
+        self.optimizer.restore(steps, moments)?;
+        match &mut self.average {
+            Some(average) => average.restore(steps, averages),
+            None => Ok(()),
+        }
     }
 
     /// Hashes at the first and the last step; every step checks write counters besides (rule T8).
@@ -194,6 +221,9 @@ impl Training {
             for tensor in self.optimizer.group(group) {
                 sink(&tensor)?;
             }
+        }
+        for average in self.average.iter().flat_map(IterateAverage::tensors) {
+            sink(&crate::state::bytes(average)?)?;
         }
         Ok(())
     }

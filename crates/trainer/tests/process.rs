@@ -119,6 +119,8 @@ fn job(model: &Model) -> Job {
             nesterov: false,
         },
         schedule: Schedule::default(),
+        ema_decay: None,
+        keep_steps: vec![],
         threads: 2,
     }
 }
@@ -146,12 +148,18 @@ fn state_tensors(job: &Job, model: &Model) -> usize {
 
 /// A whole run: noisy losses and the trained parameters' bytes.
 fn run(job: &Job, model: &Model, records: &[Vec<Tensor>]) -> (Vec<Option<f64>>, Vec<Vec<u8>>) {
+    let (losses, mut state) = run_to_state(job, model, records);
+    state.truncate(state.len() / job.state_groups());
+    (losses, state)
+}
+
+/// The same, with the whole last state.
+fn run_to_state(job: &Job, model: &Model, records: &[Vec<Tensor>]) -> (Vec<Option<f64>>, Vec<Vec<u8>>) {
     let mut trainer = Trainer::start();
     trainer.send_job(job, model);
     assert_eq!(trainer.report(), Report::Ready);
     trainer.send_records(records);
-    let (losses, mut state) = follow(&mut trainer, job, model);
-    state.truncate(state.len() / job.state_groups());
+    let (losses, state) = follow(&mut trainer, job, model);
     let (status, errors) = trainer.end();
     assert!(status.success() && errors.is_empty(), "{status} {errors}");
     (losses, state)
@@ -285,6 +293,61 @@ fn no_loss_is_reported_unless_it_is_released() {
     assert_eq!(losses, [None, None]);
 }
 
+/// Whatever the clock says: the steps to keep end with a checkpoint, whose last group is the average of all iterates.
+#[test]
+fn steps_to_keep_end_with_a_checkpoint_that_holds_the_average_of_the_iterates() {
+    let (model, records) = (model(), records());
+    let decay = 0.7;
+    let job = Job {
+        checkpoint_ms: 3_600_000,
+        ema_decay: Some(decay),
+        keep_steps: vec![1, 2, 3, 4, 7],
+        ..job(&model)
+    };
+    let mut trainer = Trainer::start();
+    trainer.send_job(&job, &model);
+    assert_eq!(trainer.report(), Report::Ready);
+    trainer.send_records(&records);
+    let (mut kept, mut iterates) = (Vec::new(), Vec::new());
+    for step in 1..=job.steps {
+        assert_eq!(trainer.report(), Report::Step { step });
+        if !job.keep_steps.contains(&step) && step != job.steps {
+            continue;
+        }
+        let Report::Checkpoint { step: at, losses } = trainer.report() else {
+            panic!("no checkpoint at step {step}")
+        };
+        assert_eq!(
+            (at, losses.len() as u64),
+            (step, step - kept.last().unwrap_or(&0))
+        );
+        kept.push(step);
+        let state: Vec<Vec<f64>> = (0..state_tensors(&job, &model))
+            .map(|_| floats(&read_frame(&mut trainer.output, 1 << 20).unwrap()))
+            .collect();
+        assert_eq!(state.len(), 9, "parameters, momentum, average");
+        iterates.push(state[0].clone());
+        if step <= 4 {
+            let weights: Vec<f64> = (1..=step).map(|s| decay.powi((step - s) as i32)).collect();
+            let mass: f64 = weights.iter().sum();
+            for (place, average) in state[6].iter().enumerate() {
+                let sum: f64 = iterates
+                    .iter()
+                    .zip(&weights)
+                    .map(|(each, weight)| each[place] * weight)
+                    .sum();
+                assert!(
+                    (average - sum / mass).abs() < 1e-6,
+                    "step {step}: {average} for {}",
+                    sum / mass
+                );
+            }
+        }
+    }
+    assert_eq!(kept, [1, 2, 3, 4, 7, 12]);
+    assert!(trainer.end().0.success());
+}
+
 /// Without noise, and with everybody in every sample, a run that was cut in two is the run that was not.
 #[test]
 fn a_run_that_continues_from_its_state_ends_where_it_would_have() {
@@ -311,9 +374,10 @@ fn a_run_that_continues_from_its_state_ends_where_it_would_have() {
             sample_threshold: u64::MAX,
             micro_batches: 8,
             noise_multiplier: 1e-9,
+            ema_decay: Some(0.9),
             ..job(&model)
         };
-        let (_, expected) = run(&whole, &model, &records);
+        let (_, expected) = run_to_state(&whole, &model, &records);
         let mut trainer = Trainer::start();
         // Every step a checkpoint, so that one is certain to come early.
         trainer.send_job(
@@ -348,6 +412,7 @@ fn a_run_that_continues_from_its_state_ends_where_it_would_have() {
             second.send_records(&records);
             let (losses, ended) = follow(&mut second, &rest, &model);
             assert_eq!(losses.len(), 7);
+            assert_eq!(ended.len(), expected.len());
             for (one, other) in ended.iter().zip(&expected) {
                 for (one, other) in floats(one).into_iter().zip(floats(other)) {
                     assert!(
@@ -455,6 +520,18 @@ fn a_job_that_cannot_be_run_is_refused_with_its_reason() {
         ..good.clone()
     };
     assert!(refusal_with_state(&done, &model).contains("all its steps"));
+    for keep_steps in [vec![0], vec![13], vec![3, 3], vec![4, 2]] {
+        let keep = Job {
+            keep_steps,
+            ..good.clone()
+        };
+        assert!(refusal(&keep, &model).contains("keep_steps"));
+    }
+    let average = Job {
+        ema_decay: Some(1.0),
+        ..good.clone()
+    };
+    assert!(refusal(&average, &model).contains("ema_decay"));
     let mut graph = good.graph.clone();
     graph.truncate(graph.len() - 3);
     assert!(refusal(&Job { graph, ..good }, &model).contains("typed graph"));

@@ -10,6 +10,7 @@
 //! results    run id → sealed record of a run's weights
 //! orders     run id → version ‖ sealed record of what an open run needs to go on       (since format 2)
 //! checkpoints run id → version ‖ sealed record of its last checkpoint                  (since format 2)
+//! kept       (run id, 2·step + 1 for an average) → sealed record of weights kept on the way (since format 2)
 //! ```
 //! Entries are sealed, not only chained: without the root key an operator can neither read who trains what
 //! nor write a chain of their own.
@@ -31,6 +32,7 @@ pub(crate) const RELEASED: TableDefinition<(Id, u64), &[u8]> = TableDefinition::
 pub(crate) const RESULTS: TableDefinition<Id, &[u8]> = TableDefinition::new("results");
 pub(crate) const ORDERS: TableDefinition<Id, &[u8]> = TableDefinition::new("orders");
 pub(crate) const CHECKPOINTS: TableDefinition<Id, &[u8]> = TableDefinition::new("checkpoints");
+pub(crate) const KEPT: TableDefinition<(Id, u64), &[u8]> = TableDefinition::new("kept");
 
 /// The database with the keys that its small values lie under.
 pub(crate) struct Store {
@@ -163,6 +165,27 @@ impl Store {
     }
 }
 
+impl Store {
+    /// The keys of a run's kept weights.
+    pub(crate) fn kept(&self, run: &Id) -> Result<Vec<u64>, StorageError> {
+        let read = self.database.begin_read().map_err(StorageError::database)?;
+        let table = read.open_table(KEPT).map_err(StorageError::database)?;
+        let rows = table
+            .range((*run, 0)..=(*run, u64::MAX))
+            .map_err(StorageError::database)?;
+        rows.map(|row| row.map(|(key, _)| key.value().1).map_err(StorageError::database))
+            .collect()
+    }
+
+    /// The bytes under a run and a key.
+    pub(crate) fn get_kept(&self, run: &Id, key: u64) -> Result<Option<Vec<u8>>, StorageError> {
+        let read = self.database.begin_read().map_err(StorageError::database)?;
+        let table = read.open_table(KEPT).map_err(StorageError::database)?;
+        let value = table.get((*run, key)).map_err(StorageError::database)?;
+        Ok(value.map(|value| value.value().to_vec()))
+    }
+}
+
 /// Writes one value in a transaction.
 pub(crate) fn insert(
     write: &WriteTransaction,
@@ -222,12 +245,13 @@ fn read_meta(database: &Database) -> Result<Option<(Id, u32)>, OpenError> {
     Ok(Some((vault, format)))
 }
 
-/// From format 1, in which no run outlived its boot: two tables more, nothing else.
+/// From format 1, in which no run outlived its boot: three tables more, nothing else.
 fn migrate(database: &Database) -> Result<(), StorageError> {
     let write = begin_durable(database)?;
     for table in [ORDERS, CHECKPOINTS] {
         write.open_table(table).map_err(StorageError::database)?;
     }
+    write.open_table(KEPT).map_err(StorageError::database)?;
     write_meta(&write, "format", &FORMAT_VERSION.to_le_bytes())?;
     write.commit().map_err(StorageError::database)
 }
@@ -241,6 +265,7 @@ fn create(database: &Database, root: &RootKey, now_unix_ms: u64) -> Result<Id, S
         write.open_table(table).map_err(StorageError::database)?;
     }
     write.open_table(RELEASED).map_err(StorageError::database)?;
+    write.open_table(KEPT).map_err(StorageError::database)?;
     write_meta(&write, "format", &FORMAT_VERSION.to_le_bytes())?;
     write_meta(&write, "vault", &vault)?;
     write_entry(

@@ -214,6 +214,16 @@ pub enum ReadError {
         /// The run.
         run: RunId,
     },
+    /// The run kept no such set of weights.
+    #[error("run {run} kept no {} of step {step}", if *ema { "average" } else { "weights" })]
+    NotKept {
+        /// The run.
+        run: RunId,
+        /// The step asked for.
+        step: u64,
+        /// Whether the average was asked for.
+        ema: bool,
+    },
     /// The storage failed, or what it returned does not open.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -226,6 +236,9 @@ pub enum AdvanceError {
     /// Values and steps do not belong together.
     #[error("released values must have rising steps, none above the step that is released")]
     Steps,
+    /// Descriptions and bytes of kept weights disagree.
+    #[error("kept weights do not have the bytes that their tensors add up to")]
+    WeightBytes,
     /// The step was not taken.
     #[error(transparent)]
     Transact(#[from] TransactError),

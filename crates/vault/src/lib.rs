@@ -102,6 +102,7 @@ mod database;
 pub mod dataset;
 pub mod error;
 mod files;
+pub mod kept;
 mod objects;
 pub mod open_runs;
 pub mod results;
@@ -117,6 +118,7 @@ pub use error::{
     AdvanceError, CommitError, NotResumable, OpenError, ReadError, ReleaseError, StorageError, TransactError,
     UploadError,
 };
+pub use kept::{KeptSet, WeightsAt};
 pub use open_runs::{Checkpoint, RunOrder, StoredCheckpoint};
 pub use results::Weights;
 pub use runs::{ReleasedValue, RunEnd};

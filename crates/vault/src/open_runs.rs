@@ -169,16 +169,19 @@ impl Vault {
         Ok(Some(StoredCheckpoint { step, data }))
     }
 
-    /// Takes the step that ends a run; its order and checkpoint go with it.
+    /// Takes the step that ends a run without weights; its order, its checkpoint and what it kept go with it (rule D5).
     pub(crate) fn end_run(
         &self,
         run: &RunId,
         propose: impl FnOnce(&Ledger) -> Result<Proposal, Refusal>,
     ) -> Result<Entry, TransactError> {
-        self.end_run_with(run, propose, |_| Ok(()))
+        let kept = self.kept_objects(run)?;
+        let entry = self.end_run_with(run, propose, |write| Self::remove_kept(write, run))?;
+        kept.into_iter().for_each(|object| self.delete_object(object));
+        Ok(entry)
     }
 
-    /// As [`Vault::end_run`]; what `extra` writes becomes durable in the same transaction.
+    /// As [`Vault::end_run`], but for what it kept; what `extra` writes becomes durable in the same transaction.
     pub(crate) fn end_run_with(
         &self,
         run: &RunId,

@@ -3,8 +3,9 @@
 
 use crate::database::{Id, RELEASED};
 use crate::error::{AdvanceError, CommitError, ReleaseError, StorageError, TransactError};
+use crate::kept::{KeptSet, WeightsAt};
 use crate::open_runs::{Checkpoint, RunOrder, StoredState};
-use crate::results::{StoredResult, Weights};
+use crate::results::{Place, StoredResult, Weights};
 use crate::vault::Vault;
 use bastionai_ledger::{
     BudgetReceipt, BudgetReservation, Ledger, Outcome, Principal, Proposal, RefundReason, Refusal, RunId,
@@ -106,6 +107,22 @@ impl Vault {
         values: &[ReleasedValue],
         now_unix_ms: u64,
     ) -> Result<(), AdvanceError> {
+        self.advance_run_keeping(run, checkpoint, values, &[], now_unix_ms)
+    }
+
+    /// As [`Vault::advance_run`], with the weights kept since the checkpoint before: durable in the same transaction, and
+    /// released with the run ([`Vault::release_weights_at`]) or destroyed with it.
+    ///
+    /// # Errors
+    /// As there; [`AdvanceError::WeightBytes`]; a refusal unless the kept sets rise within the steps advanced.
+    pub fn advance_run_keeping(
+        &self,
+        run: &StartedRun,
+        checkpoint: Checkpoint<'_>,
+        values: &[ReleasedValue],
+        kept: &[KeptSet],
+        now_unix_ms: u64,
+    ) -> Result<(), AdvanceError> {
         let released_step = checkpoint.step;
         let rising = values.windows(2).all(|pair| pair[0].step < pair[1].step);
         if !rising || values.last().is_some_and(|value| value.step > released_step) {
@@ -115,6 +132,7 @@ impl Vault {
         self.read(|ledger| ledger.propose_advance(run, released_step, now_unix_ms).map(drop))?;
         let before = self.checkpoint_object(&run.run())?;
         let mut stored = StoredState::checkpoint(self, &run.run(), &checkpoint)?;
+        let (named, mut stored_kept) = self.write_kept(run.run(), kept)?;
         let id = *run.run().as_bytes();
         let sealed = values
             .iter()
@@ -124,7 +142,7 @@ impl Vault {
             |ledger| {
                 // Under the writer's lock: no step ever has two released values (rule D1).
                 check_unreleased(ledger, run, values)?;
-                ledger.propose_advance(run, released_step, now_unix_ms)
+                ledger.propose_advance_keeping(run, released_step, named, now_unix_ms)
             },
             |write, _| {
                 let mut table = write.open_table(RELEASED).map_err(StorageError::database)?;
@@ -133,6 +151,7 @@ impl Vault {
                         .insert((id, *step), value.as_slice())
                         .map_err(StorageError::database)?;
                 }
+                stored_kept.iter_mut().try_for_each(|kept| kept.enter(write))?;
                 stored.enter(write)
             },
         )?;
@@ -202,7 +221,7 @@ impl Vault {
             |ledger: &Ledger| ledger.propose_commit(run, Outcome::Succeeded, Some(digest), now_unix_ms);
         // Ask first: a commit that would be refused should not write gigabytes.
         self.read(|ledger| propose(ledger).map(drop))?;
-        let mut stored = StoredResult::write(self, run.run(), weights)?;
+        let mut stored = StoredResult::write(self, Place::Last(run.run()), weights)?;
         self.end_run_with(&run.run(), propose, |write| stored.enter(write))?;
         Ok(())
     }
@@ -234,38 +253,7 @@ impl Vault {
         recipient: Principal,
         now_unix_ms: u64,
     ) -> Result<Weights, ReleaseError> {
-        let run = receipt.run();
-        let weights = self.entitled_weights(&receipt, recipient)?;
-        let repeated = self.read(|ledger| {
-            ledger
-                .run(&run)
-                .is_some_and(|run| run.released_to().contains(&recipient))
-        });
-        if !repeated {
-            self.transact(|ledger| ledger.propose_release(receipt, recipient, now_unix_ms))?;
-        }
-        Ok(weights)
-    }
-
-    /// The weights of a committed run for use in the server by one who may receive them (a warm start). They do not
-    /// leave, so that no release is entered; what leaves later is another run's.
-    ///
-    /// # Errors
-    /// As [`Vault::release_weights`].
-    pub fn entitled_weights(
-        &self,
-        receipt: &BudgetReceipt,
-        recipient: Principal,
-    ) -> Result<Weights, ReleaseError> {
-        let run = receipt.run();
-        if !self.read(|ledger| ledger.may_receive(&run, &recipient)) {
-            return Err(Refusal::MayNotReceive {
-                run,
-                principal: recipient,
-            }
-            .into());
-        }
-        Ok(self.read_weights(&run)?)
+        self.release_weights_at(receipt, WeightsAt::LAST, recipient, now_unix_ms)
     }
 
     /// Values released so far, from a step on, for watchers that join late: they are stored, never recomputed.

@@ -13,8 +13,8 @@
 //!
 //! The **state** of a run is all that its next step depends on beside the job: [`Job::state_groups`] groups of
 //! tensors, each group one tensor per trainable parameter, in graph order, of that parameter's shape and dtype.
-//! First the parameters themselves, then the optimizer's groups in the order of [`Optimizer::moments`]. Randomness is
-//! not part of it: each start of a trainer draws its own (rule D1).
+//! First the parameters themselves, then the optimizer's groups in the order of [`Optimizer::moments`], last the average
+//! of the iterates, if there is one. Randomness is not part of it: each start of a trainer draws its own (rule D1).
 
 use crate::optimizer::Optimizer;
 use crate::schedule::Schedule;
@@ -38,6 +38,14 @@ pub enum Task {
 }
 
 impl Task {
+    /// Whether the weights after this step are kept, so that it ends with a checkpoint.
+    pub fn keeps(&self, step: u64) -> bool {
+        match self {
+            Self::Train(job) => job.keep_steps.binary_search(&step).is_ok(),
+            Self::Evaluate(_) => false,
+        }
+    }
+
     /// Steps of the whole run; an evaluation is one.
     pub fn steps(&self) -> u64 {
         match self {
@@ -122,6 +130,10 @@ pub struct Job {
     pub optimizer: Optimizer,
     /// Factor of its learning rate at each step.
     pub schedule: Schedule,
+    /// Decay of the average of the iterates, in (0, 1), if one is kept.
+    pub ema_decay: Option<f64>,
+    /// Steps whose weights are kept, rising: each ends with a checkpoint, besides those that are due.
+    pub keep_steps: Vec<u64>,
     /// Threads for libtorch and for the noise.
     pub threads: u32,
 }
@@ -149,7 +161,7 @@ pub struct LossRelease {
 impl Job {
     /// Groups of tensors in the state (module documentation).
     pub fn state_groups(&self) -> usize {
-        1 + self.optimizer.moments()
+        1 + self.optimizer.moments() + usize::from(self.ema_decay.is_some())
     }
 }
 

@@ -9,7 +9,7 @@ use bastionai_client::blocking::{Client, Watched};
 use bastionai_client::planning::{Fixed, plan};
 use bastionai_client::{
     Budget, Charge, DEFAULT_LOSS_SHARE, Dataset, Decay, FetchedRun, LossRelease, Optimizer, Privacy, Quote,
-    Run, RunId, RunKind, RunSpec, RunState, RunWeights, Schedule, Transfer, Warmup, WeightsSource,
+    Run, RunId, RunKind, RunSpec, RunState, RunWeights, Schedule, Transfer, Warmup, WeightsAt, WeightsSource,
 };
 use bastionai_graph::dtype::DType;
 use safetensors::tensor::{Dtype, TensorView};
@@ -43,7 +43,19 @@ pub(crate) fn run(verb: &RunVerb, json: bool) -> anyhow::Result<()> {
             let run = connect(connection)?.resume_run(run_id(run)?)?;
             output::either(json, &run, || print_runs(std::slice::from_ref(&run)))
         }
-        RunVerb::Fetch { connection, run, out } => fetch(&connect(connection)?, run_id(run)?, out, json),
+        RunVerb::Fetch {
+            connection,
+            run,
+            out,
+            step,
+            ema,
+        } => {
+            let at = WeightsAt {
+                step: *step,
+                ema: *ema,
+            };
+            fetch(&connect(connection)?, run_id(run)?, at, out, json)
+        }
     }
 }
 
@@ -176,6 +188,9 @@ fn spec(
         optimizer,
         schedule: schedule(arguments)?,
         initial_weights: weights_source(arguments.initial_weights.as_deref(), client)?,
+        ema_decay: arguments.ema_decay,
+        keep_steps: arguments.keep_steps.clone(),
+        keep_every: arguments.keep_every,
     })
 }
 
@@ -260,17 +275,17 @@ fn watch(client: &Client, run: RunId, json: bool) -> anyhow::Result<()> {
 }
 
 /// Weights and receipt land in a fresh folder, or not at all.
-fn fetch(client: &Client, run: RunId, out: &Path, json: bool) -> anyhow::Result<()> {
+fn fetch(client: &Client, run: RunId, at: WeightsAt, out: &Path, json: bool) -> anyhow::Result<()> {
     if out.exists() {
         bail!("{} exists already: name a new folder", out.display());
     }
     let expected = client.list_runs()?.into_iter().find(|known| known.id == run);
-    let fetched = client.fetch_run(run, expected.as_ref(), &mut |_: Transfer| {})?;
+    let fetched = client.fetch_weights(run, at, expected.as_ref(), &mut |_: Transfer| {})?;
     let weights = safetensors(&fetched)?;
     let partial = out.with_extension("partial");
     let write = || -> std::io::Result<()> {
         std::fs::create_dir_all(&partial)?;
-        std::fs::write(partial.join("weights.safetensors"), &weights)?;
+        std::fs::write(partial.join("model.safetensors"), &weights)?;
         std::fs::write(partial.join("receipt.dsse.json"), &fetched.receipt_dsse_json)?;
         std::fs::rename(&partial, out)
     };

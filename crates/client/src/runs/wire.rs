@@ -29,6 +29,9 @@ pub(super) fn spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
         optimizer: Some(spec.optimizer.into()),
         schedule: Some(spec.schedule.into()),
         initial_weights: spec.initial_weights.map(source_to_wire),
+        ema_decay: spec.ema_decay.unwrap_or(0.0),
+        keep_steps: spec.keep_steps.clone(),
+        keep_every: spec.keep_every.unwrap_or(0),
     }
 }
 
@@ -93,6 +96,9 @@ fn parse_spec(call: &'static str, wire: v1::RunSpec) -> Result<RunSpec, ClientEr
         }),
         optimizer,
         schedule,
+        ema_decay: (wire.ema_decay != 0.0).then_some(wire.ema_decay),
+        keep_steps: wire.keep_steps,
+        keep_every: (wire.keep_every != 0).then_some(wire.keep_every),
         initial_weights: wire
             .initial_weights
             .map(|source| parse_source(call, source))
@@ -113,6 +119,7 @@ pub(super) fn parse_quote(call: &'static str, wire: v1::Quote) -> Result<Quote, 
         micro_batches: wire.micro_batches,
         physical_batch_size: wire.physical_batch_size,
         memory_bytes: wire.memory_bytes,
+        kept_bytes: wire.kept_bytes,
         trainable_parameters: wire.trainable_parameters,
         charges: all(call, wire.charges, parse_charge)?,
         expires_unix_ms: wire.expires_unix_ms,
@@ -209,6 +216,9 @@ mod tests {
             },
             schedule: Schedule::default(),
             initial_weights: None,
+            ema_decay: None,
+            keep_steps: vec![],
+            keep_every: None,
         }
     }
 
@@ -230,6 +240,8 @@ mod tests {
                 warmup: Warmup::Ratio(0.05),
             },
             initial_weights: Some(WeightsSource::Model(Digest32::from_bytes([7; 32]))),
+            ema_decay: Some(0.999),
+            keep_steps: vec![3, 5],
             ..spec()
         };
         let from_run = RunSpec {

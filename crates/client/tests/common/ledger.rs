@@ -126,6 +126,7 @@ impl TestLedger {
             freshness: bastionai_ledger::Freshness::None,
             run: RunStatement {
                 kind: RunKind::Training,
+                kept: Vec::new(),
                 id: RUN,
                 run_digest: Digest32::from_bytes([8; 32]),
                 graph_digest: Digest32::from_bytes([9; 32]),

@@ -42,6 +42,7 @@ pub(crate) async fn price(
         let limits = PriceLimits {
             model_bytes: server.config.limits.model_bytes,
             memory_bytes: server.config.trainer.memory_bytes,
+            kept_bytes: 0,
             expires_unix_ms: now_unix_ms + server.config.limits.quote_lifetime_ms,
         };
         let priced = evaluation::price(

@@ -22,7 +22,7 @@ pub(crate) async fn price(
     let spec = request
         .spec
         .ok_or_else(|| Failure::malformed("spec is missing"))?;
-    let request = RunRequest::parse(&spec, server.config.limits.steps)?;
+    let request = RunRequest::parse(&spec, &server.config.limits)?;
     let scientist = peer.principal;
     let place = server.price_place(scientist).await?;
     blocking(move || {
@@ -40,6 +40,7 @@ pub(crate) async fn price(
         let limits = PriceLimits {
             model_bytes: server.config.limits.model_bytes,
             memory_bytes: server.config.trainer.memory_bytes,
+            kept_bytes: server.config.limits.kept_bytes,
             expires_unix_ms: now_unix_ms + server.config.limits.quote_lifetime_ms,
         };
         let priced = price::price(

@@ -9,7 +9,7 @@ use crate::log::{Event, Hex};
 use crate::state::Server;
 use bastionai_ledger::receipt::boots_due;
 use bastionai_ledger::{BootId, Principal, RunId, RuntimeEvidence, WeightTensor};
-use bastionai_vault::Weights;
+use bastionai_vault::{Weights, WeightsAt};
 use bastionai_wire::v1;
 use bastionai_wire::v1::fetch_run_reply::Part;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub(crate) async fn fetch(
     request: v1::FetchRunRequest,
 ) -> Result<Replies<v1::FetchRunReply>, Failure> {
     let recipient = peer.principal;
-    let (header, weights) = blocking(move || release(&server, &request.run_id, recipient)).await?;
+    let (header, weights) = blocking(move || release(&server, &request, recipient)).await?;
     Ok(Box::pin(Parts {
         header: Some(header),
         weights,
@@ -50,18 +50,23 @@ pub(crate) async fn receipt(
 
 fn release(
     server: &Server,
-    run_id: &[u8],
+    request: &v1::FetchRunRequest,
     recipient: Principal,
 ) -> Result<(v1::FetchHeader, Weights), Failure> {
+    let at = WeightsAt {
+        step: request.step,
+        ema: request.ema,
+    };
     let (run, runner, receipt) = server.vault.read(|ledger| {
-        let run = governance::visible_run(ledger, run_id, &recipient)?;
+        let run = governance::visible_run(ledger, &request.run_id, &recipient)?;
         governance::may_fetch(ledger, run, &recipient)?;
+        governance::has_weights(run, at)?;
         let not_yet = || Failure::new(Reason::NotReleasable, "the run is not committed");
         let receipt = ledger.budget_receipt(&run.id()).ok_or_else(not_yet)?;
         Ok::<_, Failure>((run.id(), run.reservation().boot, receipt))
     })?;
     let now_unix_ms = server.now_unix_ms();
-    let weights = server.vault.release_weights(receipt, recipient, now_unix_ms)?;
+    let weights = server.vault.release_weights_at(receipt, at, recipient, now_unix_ms)?;
     Event::Released {
         run: Hex(run.as_bytes()),
         recipient,

@@ -6,6 +6,7 @@
 //! ```
 //! Only a server that is wholly the same goes on with a run (rule A11), so this form never meets another version of itself.
 
+use super::record::Keeping;
 use super::supervise::{StateShape, StateTensors};
 use crate::config::Limits;
 use crate::errors::Failure;
@@ -168,6 +169,26 @@ impl RunOrder {
             stored = rest;
         }
         stored.is_empty().then_some(tensors)
+    }
+
+    /// What of its checkpoints is kept: of an evaluation nothing.
+    pub(crate) fn keeping(&self) -> Keeping {
+        let results = self.agreed.results.iter();
+        let weights = results.map(|result| result.tensor.clone()).collect();
+        match &self.agreed.task {
+            Task::Train(job) => Keeping {
+                steps: job.keep_steps.clone(),
+                average: job.ema_decay.is_some(),
+                last_step: job.steps,
+                weights,
+            },
+            Task::Evaluate(_) => Keeping {
+                steps: Vec::new(),
+                average: false,
+                last_step: 1,
+                weights,
+            },
+        }
     }
 
     /// What a finished run yields: the first tensors of its last checkpoint, and what is known beside.

@@ -378,6 +378,9 @@ impl<'a> Progress<'a> {
         if step != self.reached + 1 || step > self.task.steps() {
             return Err(Why::Protocol("steps out of order"));
         }
+        if self.reached > self.released && self.task.keeps(self.reached) {
+            return Err(Why::Protocol("a step to keep without its checkpoint"));
+        }
         self.reached = step;
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 use super::RunOrder;
 use crate::boot::Boot;
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::models::Model;
 use crate::price::{self, PriceLimits, Terms};
 use crate::priced::Priced;
@@ -188,13 +188,14 @@ async fn trace(rows: u64, tag: f32) -> Vec<String> {
             archive: archive.clone(),
         },
     );
-    let request = RunRequest::parse(&spec(dataset.as_bytes()), 1000).unwrap();
+    let request = RunRequest::parse(&spec(dataset.as_bytes()), &Limits::default()).unwrap();
     let terms = server
         .vault
         .read(|ledger| Terms::of(ledger, &[ledger.dataset(&dataset).unwrap()], SCIENTIST));
     let limits = PriceLimits {
         model_bytes: 1 << 30,
         memory_bytes: 1 << 40,
+        kept_bytes: 0,
         expires_unix_ms: u64::MAX,
     };
     let model = Model { digest, archive };

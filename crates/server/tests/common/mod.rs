@@ -216,6 +216,9 @@ pub fn spec(model: Digest32, datasets: &[DatasetId], epsilon: f64, steps: u64) -
         },
         schedule: Schedule::default(),
         initial_weights: None,
+        ema_decay: None,
+        keep_steps: vec![],
+        keep_every: None,
     }
 }
 

@@ -160,6 +160,16 @@ def run(
     return trajectory
 
 
+def averages(iterates: list, decay: float) -> list:
+    """The mean of the first t iterates for every t, the one after step s weighted by decay ** (t - s)."""
+    iterates = torch.tensor(iterates, dtype=torch.float64)
+    means = []
+    for t in range(1, len(iterates) + 1):
+        weights = torch.tensor([decay ** (t - s) for s in range(1, t + 1)], dtype=torch.float64)
+        means.append(((weights[:, None] * iterates[:t]).sum(0) / weights.sum()).tolist())
+    return means
+
+
 def main() -> None:
     generator = torch.Generator().manual_seed(20261123)
     units = torch.randint(-(2**22), 2**22, (STEPS, SIZE), generator=generator)
@@ -180,6 +190,8 @@ def main() -> None:
             "float32": run(kind, numbers, torch.float32, units, start, SCHEDULED.get(name, CONSTANT)),
             "float64": run(kind, numbers, torch.float64, units, start, SCHEDULED.get(name, CONSTANT)),
         }
+    iterates = out["cases"]["sgd_momentum"]["float64"]
+    out["averages"] = [{"decay": decay, "averages": averages(iterates, decay)} for decay in (0.5, 0.9, 0.9999)]
     pathlib.Path(__file__).with_name("optimizers.json").write_text(json.dumps(out, indent=1) + "\n")
 
 
