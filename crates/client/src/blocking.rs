@@ -299,7 +299,8 @@ impl Client {
         expected: Option<&Run>,
         on_progress: &mut (dyn FnMut(Transfer) + Send),
     ) -> Result<FetchedRun, ClientError> {
-        self.driver.wait(self.peer.fetch_weights(run, at, expected, on_progress))
+        self.driver
+            .wait(self.peer.fetch_weights(run, at, expected, on_progress))
     }
 
     /// See [`AppraisedPeer::fetch_run`].

@@ -60,8 +60,8 @@ pub use budget::{BudgetReceipt, BudgetReservation, StartedRun};
 pub use chain::{ExtensionError, Head, Link, genesis_digest, verify_extension};
 pub use entry::{
     Body, BootStarted, Charge, DatasetCreated, DatasetRemoved, DatasetWithdrawn, Entry, EntryError, Genesis,
-    KeptWeights, Outcome, RefundReason, Released, RunAdvanced, RunAdvancedKeeping, RunCommitted, RunRefunded, RunReserved, RunResumed,
-    RunStarted, RunSuspended, RunUnsuspended,
+    KeptWeights, Outcome, RefundReason, Released, RunAdvanced, RunAdvancedKeeping, RunCommitted, RunRefunded,
+    RunReserved, RunResumed, RunStarted, RunSuspended, RunUnsuspended,
 };
 pub use id::{BootId, DatasetId, Digest32, EntryHash, IdError, LedgerId, LedgerPublicKey, Principal, RunId};
 pub use key::{LedgerKey, SignatureError, SignedHead};

@@ -157,13 +157,20 @@ pub(crate) fn has_weights(run: &Run, at: WeightsAt) -> Result<(), Failure> {
     if is_last || run.kept_digest(step, at.ema).is_some() {
         return Ok(());
     }
-    let kept = run.kept().iter().map(|kept| match (kept.step == run.steps(), kept.ema) {
-        (true, true) => "the last average".to_owned(),
-        (_, true) => format!("the average of step {}", kept.step),
-        (_, false) => format!("step {}", kept.step),
-    });
+    let kept = run
+        .kept()
+        .iter()
+        .map(|kept| match (kept.step == run.steps(), kept.ema) {
+            (true, true) => "the last average".to_owned(),
+            (_, true) => format!("the average of step {}", kept.step),
+            (_, false) => format!("step {}", kept.step),
+        });
     let kept: Vec<String> = kept.collect();
-    let there = if kept.is_empty() { String::new() } else { format!(" and {}", kept.join(", ")) };
+    let there = if kept.is_empty() {
+        String::new()
+    } else {
+        format!(" and {}", kept.join(", "))
+    };
     let what = if at.ema { "average" } else { "weights" };
     let message = format!(
         "run {} has no {what} of step {step}: it has its last weights{there}; what else a run keeps is agreed before it \

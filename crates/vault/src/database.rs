@@ -169,7 +169,9 @@ impl Store {
     /// The keys of a run's kept weights.
     pub(crate) fn kept(&self, run: &Id) -> Result<Vec<u64>, StorageError> {
         let read = self.database.begin_read().map_err(StorageError::database)?;
-        let table = read.open_table(KEPT).map_err(StorageError::database)?;
+        let Some(table) = open_kept(&read)? else {
+            return Ok(Vec::new());
+        };
         let rows = table
             .range((*run, 0)..=(*run, u64::MAX))
             .map_err(StorageError::database)?;
@@ -180,9 +182,22 @@ impl Store {
     /// The bytes under a run and a key.
     pub(crate) fn get_kept(&self, run: &Id, key: u64) -> Result<Option<Vec<u8>>, StorageError> {
         let read = self.database.begin_read().map_err(StorageError::database)?;
-        let table = read.open_table(KEPT).map_err(StorageError::database)?;
+        let Some(table) = open_kept(&read)? else {
+            return Ok(None);
+        };
         let value = table.get((*run, key)).map_err(StorageError::database)?;
         Ok(value.map(|value| value.value().to_vec()))
+    }
+}
+
+/// The table of kept weights: absent in a vault of format 2 in which no run has kept any yet.
+fn open_kept(
+    read: &redb::ReadTransaction,
+) -> Result<Option<redb::ReadOnlyTable<(Id, u64), &'static [u8]>>, StorageError> {
+    match read.open_table(KEPT) {
+        Ok(table) => Ok(Some(table)),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(StorageError::database(error)),
     }
 }
 

@@ -66,7 +66,9 @@ fn release(
         Ok::<_, Failure>((run.id(), run.reservation().boot, receipt))
     })?;
     let now_unix_ms = server.now_unix_ms();
-    let weights = server.vault.release_weights_at(receipt, at, recipient, now_unix_ms)?;
+    let weights = server
+        .vault
+        .release_weights_at(receipt, at, recipient, now_unix_ms)?;
     Event::Released {
         run: Hex(run.as_bytes()),
         recipient,

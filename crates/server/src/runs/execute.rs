@@ -130,7 +130,10 @@ fn command<'a>(
         },
         memory_bytes: trainer.memory_bytes,
     };
-    Ok((command, Record::new(server, live, frames, start_step, order.keeping())))
+    Ok((
+        command,
+        Record::new(server, live, frames, start_step, order.keeping()),
+    ))
 }
 
 /// Small states go with every commit; large ones cost seconds, and wait for a time of their own. Public: it depends on
