@@ -25,7 +25,7 @@ async fn one_scientist_cannot_take_the_whole_queue() {
     let quote = greedy.price(&spec(model, &[id], 0.5, 1002)).await.unwrap();
     let error = greedy.start_run(quote.run_digest).await.unwrap_err();
     assert!(
-        matches!(error, ClientError::LimitExceeded(_)) && error.to_string().contains("as one may"),
+        matches!(error, ClientError::QueueFull(_)) && error.to_string().contains("as one may"),
         "{error}"
     );
     let third = start(&modest, &[id], 0.5, 1003).await;
