@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def export_bytes(module: nn.Module, example_inputs: Sequence[Tensor] | Mapping[s
     """The archive of :func:`export`, in memory. Equal modules give equal bytes."""
     inputs = example_inputs if isinstance(example_inputs, Mapping) else tuple(example_inputs)
     _check_examples(list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs))
-    program = functionalise(_trace(_training_copy(module), inputs))
+    program = functionalise(_trace(_training_copy(module, inputs), inputs))
     _check_result(program)
     return _saved(program)
 
@@ -133,15 +133,41 @@ def _check_examples(tensors: list[Tensor]) -> None:
         raise ExportError("example inputs must be tensors with the batch first, of one batch size of at least 2")
 
 
-def _training_copy(module: nn.Module) -> nn.Module:
+def _training_copy(module: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, Tensor]) -> nn.Module:
     names = unfixed(module)
     if names:
+        lines = _calling_lines(module, inputs, names)
+        layers = [f"{name} ({lines[name]})" if name in lines else name for name in names[:5]]
         raise ExportError(
-            f"{', '.join(names[:5])}: BatchNorm (or InstanceNorm with running statistics) normalises a sample by "
+            f"{', '.join(layers)}: BatchNorm (or InstanceNorm with running statistics) normalises a sample by "
             "the others of its batch, so no sample's influence can be bounded. Use model = bastionai.fix(model)"
         )
     # The user's module is not touched: its mode, buffers and device stay as they are.
     return copy.deepcopy(module).cpu().train()
+
+
+def _calling_lines(
+    module: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, Tensor], names: list[str]
+) -> dict[str, str]:
+    """``file:line`` of the user's code that calls each of these layers, as far as one run of a copy tells."""
+    trial, lines = copy.deepcopy(module).cpu(), {}
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+    def note(name: str) -> Callable[[nn.Module, object], None]:
+        def before(_layer: nn.Module, _input: object) -> None:
+            frames = (frame for frame in inspect.stack(context=0) if not frame.filename.startswith(ours))
+            caller = next(frames, None)
+            if caller is not None:
+                lines.setdefault(name, f"{caller.filename}:{caller.lineno}")
+
+        return before
+
+    for name in names:
+        trial.get_submodule(name).register_forward_pre_hook(note(name))
+    # Any failure is the export's to report; here it only costs the line.
+    with contextlib.suppress(Exception), torch.no_grad(), _quiet():
+        trial(**inputs) if isinstance(inputs, Mapping) else trial(*inputs)
+    return lines
 
 
 def _trace(module: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, Tensor]) -> torch.export.ExportedProgram:

@@ -68,7 +68,7 @@ class FrozenBatchNorm(nn.Module):
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
         super().__init__()
         if not norm.track_running_stats:
-            raise ExportError("a BatchNorm without running statistics cannot be frozen; use batch_norm='group'")
+            raise ExportError("a BatchNorm without running statistics cannot be frozen; use batchnorm='group'")
         mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
         self.register_buffer("running_mean", mean.detach().clone())
         self.register_buffer("running_scale", torch.rsqrt(variance.detach() + norm.eps))
@@ -90,30 +90,32 @@ class FrozenBatchNorm(nn.Module):
 
 def fix(
     model: nn.Module,
-    batch_norm: str = "group",
+    batchnorm: str | None = None,
     verbose: bool = True,
 ) -> nn.Module:
     """A copy of the model in which every sample is processed by itself.
 
     * BatchNorm normalises a sample by the others of its batch. It becomes GroupNorm (the largest
       number of groups up to 32 that divides the channels) with the same scale and shift, or is
-      frozen to its running statistics.
+      frozen to its running statistics. By default a layer is frozen when it looks pre-trained: when
+      its running mean or variance is not the 0 and 1 that a new layer has. (PyTorch's count of
+      batches does not tell: old checkpoints lack it.)
     * InstanceNorm stops tracking running statistics, which are a memory of private samples.
     * In-place activations become out-of-place, which changes no value.
 
     Args:
         model: Left as it is.
-        batch_norm: ``"group"``, or ``"freeze"`` for a pre-trained model that shall keep its statistics.
+        batchnorm: ``"group"`` or ``"freeze"`` for every BatchNorm; None decides for each by itself.
         verbose: Print what changed, on stderr.
 
     Returns:
         The changed copy. Its weights start from the model's.
 
     Raises:
-        ExportError: If ``batch_norm`` is unknown, or a layer without statistics is to be frozen.
+        ExportError: If ``batchnorm`` is unknown, or a layer without statistics is to be frozen.
     """
-    if batch_norm not in ("group", "freeze"):
-        raise ExportError(f"batch_norm={batch_norm!r}: expected 'group' or 'freeze'")
+    if batchnorm not in (None, "group", "freeze"):
+        raise ExportError(f"batchnorm={batchnorm!r}: expected 'group' or 'freeze'")
     fixed = copy.deepcopy(model)
     changes: list[Change] = []
     replaced: dict[int, nn.Module] = {}
@@ -121,7 +123,7 @@ def fix(
     def replacement(name: str, module: nn.Module) -> nn.Module:
         # A module used in two places stays one module.
         if id(module) not in replaced:
-            replaced[id(module)] = _fixed(name, module, batch_norm, changes)
+            replaced[id(module)] = _fixed(name, module, batchnorm, changes)
         return replaced[id(module)]
 
     fixed = _rebuild(fixed, "", replacement)
@@ -150,10 +152,14 @@ def _rebuild(module: nn.Module, name: str, replacement: Callable[[str, nn.Module
     return result
 
 
-def _fixed(name: str, module: nn.Module, batch_norm: str, changes: list[Change]) -> nn.Module:
+def _fixed(name: str, module: nn.Module, batchnorm: str | None, changes: list[Change]) -> nn.Module:
     if isinstance(module, _BATCH_NORMS):
-        result = FrozenBatchNorm(module) if batch_norm == "freeze" else _group_norm(module)
-        changes.append(Change(name, _short(module), _short(result), "normalised a sample by others of its batch"))
+        freeze = batchnorm == "freeze" or (batchnorm is None and _is_pretrained(module))
+        result = FrozenBatchNorm(module) if freeze else _group_norm(module)
+        why = "normalised a sample by others of its batch"
+        if batchnorm is None:
+            why += "; it has statistics to keep" if freeze else "; it has no statistics yet"
+        changes.append(Change(name, _short(module), _short(result), why))
         return result
     if isinstance(module, _INSTANCE_NORMS) and _tracks(module):
         module.track_running_stats = False
@@ -163,6 +169,13 @@ def _fixed(name: str, module: nn.Module, batch_norm: str, changes: list[Change])
         vars(module)["inplace"] = False
         changes.append(Change(name, f"{_short(module)} in place", "out of place", "the graph must be functional"))
     return module
+
+
+def _is_pretrained(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None:
+        return False
+    return bool((mean != 0).any() or (variance != 1).any())
 
 
 def _tracks(module: nn.Module) -> bool:

@@ -129,7 +129,7 @@ def test_inputs_of_several_axes_are_accepted():
 @pytest.mark.parametrize("choice", ["group", "freeze"])
 def test_fixed_models_are_accepted(choice):
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(inplace=True), nn.Linear(6, 3))
-    checked(fix(model, batch_norm=choice, verbose=False), "cross_entropy", contract())
+    checked(fix(model, batchnorm=choice, verbose=False), "cross_entropy", contract())
 
 
 def test_frozen_and_tied_parameters_are_accepted():

@@ -356,4 +356,23 @@ def test_labels_below_zero_need_an_ignore_index():
 def test_fixed_models_export():
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(inplace=True), nn.Linear(6, 3))
     for choice in ("group", "freeze"):
-        prepare(fix(model, batch_norm=choice, verbose=False), "cross_entropy", contract())
+        prepare(fix(model, batchnorm=choice, verbose=False), "cross_entropy", contract())
+
+
+class Normed(nn.Module):
+    """BatchNorm, called on a line of this file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(x))  # the line that is named
+
+
+def test_batch_norm_is_refused_with_the_line_that_calls_it():
+    with open(__file__) as source:
+        line = next(number for number, text in enumerate(source, 1) if "the line that is named" in text)
+    with pytest.raises(ExportError, match=rf"model\.norm \(.*test_export\.py:{line}\).*bastionai\.fix"):
+        prepare(Normed(), "cross_entropy", contract())

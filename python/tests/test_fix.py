@@ -31,7 +31,7 @@ def test_batch_norm_mixes_samples_and_what_replaces_it_does_not():
     model, x = batch_normed(), torch.randn(8, 4)
     assert not torch.allclose(model(x)[:4], model(x[:4]), atol=1e-4)
     for choice in ("group", "freeze"):
-        assert samples_are_apart(fix(model, batch_norm=choice, verbose=False).train(), x), choice
+        assert samples_are_apart(fix(model, batchnorm=choice, verbose=False).train(), x), choice
 
 
 def test_the_model_itself_is_not_changed():
@@ -44,15 +44,31 @@ def test_the_model_itself_is_not_changed():
 def test_it_says_what_it_changed(capsys):
     fix(batch_normed())
     said = capsys.readouterr().err
-    assert "1: BatchNorm1d(12) → GroupNorm1d" in said
+    assert "1: BatchNorm1d(12) → FrozenBatchNorm" in said
+    assert "statistics to keep" in said
     assert "2: ReLU in place → out of place" in said
     fix(nn.Linear(2, 2))
     assert "nothing to fix" in capsys.readouterr().err
 
 
+def test_a_layer_with_statistics_is_frozen_and_a_new_one_grouped_unless_told_otherwise():
+    model = nn.Sequential(batch_normed()[1], nn.BatchNorm1d(12))
+    kinds = [type(layer).__name__ for layer in fix(model, verbose=False)]
+    assert kinds == ["FrozenBatchNorm", "GroupNorm1d"]
+    for choice, kind in (("group", "GroupNorm1d"), ("freeze", "FrozenBatchNorm")):
+        assert {type(layer).__name__ for layer in fix(model, batchnorm=choice, verbose=False)} == {kind}
+
+
+def test_statistics_of_an_old_checkpoint_without_a_count_of_batches_are_kept():
+    layer = nn.BatchNorm1d(4)
+    layer.running_mean.fill_(0.5)
+    assert layer.num_batches_tracked == 0
+    assert type(fix(layer, verbose=False)).__name__ == "FrozenBatchNorm"
+
+
 def test_freezing_keeps_what_the_model_computes_in_evaluation():
     model = batch_normed().eval()
-    frozen = fix(model, batch_norm="freeze", verbose=False).train()
+    frozen = fix(model, batchnorm="freeze", verbose=False).train()
     x = torch.randn(8, 4)
     torch.testing.assert_close(frozen(x), model(x))
     assert {name for name, _ in frozen.named_parameters()} == {name for name, _ in model.named_parameters()}
@@ -73,7 +89,7 @@ def test_one_dimensional_norms_take_both_ranks():
     fixed = fix(nn.Sequential(nn.BatchNorm1d(6)), verbose=False)
     for x in (torch.randn(5, 6), torch.randn(5, 6, 9)):
         assert samples_are_apart(fixed, x)
-    frozen = fix(nn.Sequential(nn.BatchNorm1d(6)), batch_norm="freeze", verbose=False)
+    frozen = fix(nn.Sequential(nn.BatchNorm1d(6)), batchnorm="freeze", verbose=False)
     for x in (torch.randn(5, 6), torch.randn(5, 6, 9)):
         assert samples_are_apart(frozen, x)
 
@@ -105,6 +121,6 @@ def test_a_model_that_is_one_layer_is_replaced_as_a_whole():
 
 def test_wrong_choices_are_refused():
     with pytest.raises(ExportError, match="expected 'group' or 'freeze'"):
-        fix(nn.Linear(2, 2), batch_norm="layer")
+        fix(nn.Linear(2, 2), batchnorm="layer")
     with pytest.raises(ExportError, match="without running statistics"):
-        fix(nn.BatchNorm1d(4, track_running_stats=False), batch_norm="freeze", verbose=False)
+        fix(nn.BatchNorm1d(4, track_running_stats=False), batchnorm="freeze", verbose=False)
