@@ -293,11 +293,23 @@ class Composed(nn.Module):
         return total.square().mean((1, 2)) + F.cosine_similarity(h, mixed, dim=-1).sum(1)
 
 
+class SequenceFirst(nn.Module):
+    """Must be refused: attention told that the sequence comes first, and given the batch first."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0].square().mean((1, 2))
+
+
 #: Exported as the client does it (`bastionai.export`), where that is not plain torch.export.
 BY_CLIENT = {
     "encoder": (Encoder, (torch.randn(4, 5, 8),)),
     "functions": (Functions, (torch.randn(4, 5, 8),)),
     "composed": (Composed, (torch.randn(4, 4, 6),)),
+    "refused_sequence_first": (SequenceFirst, (torch.randn(4, 5, 8),)),
 }
 
 MODELS = {

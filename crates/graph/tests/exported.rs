@@ -192,3 +192,14 @@ fn columns_of_another_shape_or_dtype_are_refused_by_input() {
         "{refusals}"
     );
 }
+
+#[test]
+fn attention_that_takes_the_batch_for_a_sequence_is_refused_where_samples_would_attend_to_one_another() {
+    let refusals = checked("refused_sequence_first").expect_err("a leak").refusals;
+    assert_eq!(
+        refusals[0].operator, "aten.scaled_dot_product_attention.default",
+        "{refusals:?}"
+    );
+    assert_eq!(refusals[0].rule.as_deref(), Some("T7"));
+    assert!(refusals[0].remedy.contains("batch_first=True"));
+}
