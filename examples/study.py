@@ -90,7 +90,7 @@ class Study:
         with self.connect(owner) as client:
             self.lent[owner] = client.RemoteDataset(
                 TensorDataset(*records),
-                privacy_limit=privacy_limit,
+                privacy_limit=round(privacy_limit, 6),
                 name=owner,
                 contract=contract,
                 may_train=may_train,
