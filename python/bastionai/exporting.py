@@ -150,7 +150,8 @@ def _calling_lines(
     module: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, Tensor], names: list[str]
 ) -> dict[str, str]:
     """``file:line`` of the user's code that calls each of these layers, as far as one run of a copy tells."""
-    trial, lines = copy.deepcopy(module).cpu(), {}
+    trial = copy.deepcopy(module).cpu()
+    lines: dict[str, str] = {}
     ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
     def note(name: str) -> Callable[[nn.Module, object], None]:

@@ -298,7 +298,7 @@ fn scaled_with(
     let other = g.parameter("other", DType::F32, &[2, 3], true);
     let weight = change(&mut g, [x, w, other]);
     let arguments = [("input", Argument::Value(x)), ("weight", Argument::Value(weight))];
-    let h = g.node("linear", &arguments, DType::F32, &[b(1), n(2)]);
+    g.node("linear", &arguments, DType::F32, &[b(1), n(2)]);
     g.tap(Tap::Linear {
         input: x,
         weight: Some(g.function(weight, &[w])),
