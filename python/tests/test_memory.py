@@ -174,10 +174,8 @@ def test_a_batch_that_cannot_fit_is_said_with_the_one_that_would(tight):
     assert 256 < fitting < 8192
     quote = client.RemoteLearner(model, dataset, max_batch_size=fitting, **options).price(steps=2, eps=2.0)
     assert quote.memory_bytes <= 1 << 30
-    # Without a wish the server chooses one that fits; and it does.
-    free = client.RemoteLearner(model, dataset, **options)
-    assert free.price(steps=2, eps=2.0).memory_bytes <= 1 << 30
-    assert free.fit(steps=2, eps=2.0, progress=False).state == "succeeded"
+    # Without a wish the server chooses one that fits.
+    assert client.RemoteLearner(model, dataset, **options).price(steps=2, eps=2.0).memory_bytes <= 1 << 30
 
 
 class Huge(nn.Module):
