@@ -193,13 +193,11 @@ fn columns_of_another_shape_or_dtype_are_refused_by_input() {
     );
 }
 
+/// The projections already meet the samples on another axis than the first; what attends later is not judged any more.
 #[test]
-fn attention_that_takes_the_batch_for_a_sequence_is_refused_where_samples_would_attend_to_one_another() {
+fn attention_that_takes_the_batch_for_a_sequence_is_refused_at_its_projection() {
     let refusals = checked("refused_sequence_first").expect_err("a leak").refusals;
-    assert_eq!(
-        refusals[0].operator, "aten.scaled_dot_product_attention.default",
-        "{refusals:?}"
-    );
-    assert_eq!(refusals[0].rule.as_deref(), Some("T7"));
-    assert!(refusals[0].remedy.contains("batch_first=True"));
+    assert_eq!(refusals[0].operator, "aten.linear.default", "{refusals:?}");
+    assert_eq!(refusals[0].rule.as_deref(), Some("G2"));
+    assert!(refusals[0].reason.contains("batch axis is not the first"));
 }
