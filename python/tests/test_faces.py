@@ -87,6 +87,7 @@ def run(**other: Any) -> Run:
         "run_digest": "ef" * 32,
         "steps": 120,
         "released_step": 120,
+        "queue_position": None,
         "dataset_ids": [ID],
         "dataset_names": [HOSTILE],
         "charges": [charge(budget_before=None)],

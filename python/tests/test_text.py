@@ -132,7 +132,7 @@ class Bag(nn.Module):
 def test_an_exported_bag_holds_no_offsets():
     from bastionai.exporting import _trace, _training_copy
 
-    program = _trace(_training_copy(Bag()), (tokens(),))
+    program = _trace(_training_copy(Bag(), (tokens(),)), (tokens(),))
     operators = {str(node.target) for node in program.graph.nodes}
     assert "aten.embedding.default" in operators
     assert not any("embedding_bag" in operator for operator in operators)

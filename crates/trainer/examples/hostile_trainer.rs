@@ -15,7 +15,7 @@
 use bastionai_graph::typed::TypedGraph;
 use bastionai_trainer::confinement::confine;
 use bastionai_trainer::sandbox;
-use bastionai_wire::trainer::{Job, Report, read_frame, read_message, write_frame, write_message};
+use bastionai_wire::trainer::{Report, Task, read_frame, read_message, write_frame, write_message};
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -49,7 +49,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let in_force = sandbox::harden()?;
     let mut output = sandbox::take_standard_output()?;
     let mut input = BufReader::new(io::stdin());
-    let job: Job = read_message(&mut input, MAX)?;
+    let Task::Train(job) = read_message(&mut input, MAX)? else {
+        return Err("it is hostile to training runs only".into());
+    };
     let graph = TypedGraph::from_bytes(&job.graph)?;
     let parameters = frames(&mut input, graph.parameters().len())?;
     frames(&mut input, graph.constants().len())?;

@@ -199,6 +199,18 @@ pub const EXPLAINED: &[Explained] = &[
         "tests/limits.rs::more_steps_than_allowed_are_refused_before_anything_is_priced",
     ),
     row(
+        "limits.kept_iterates",
+        "steps before the last whose weights one run may keep; at most 2047",
+        "`run-spec-invalid`: … steps to keep: this server keeps the weights of at most …",
+        "tests/kept.rs::what_a_run_may_keep_is_bounded_and_checked",
+    ),
+    row(
+        "limits.kept_bytes",
+        "weights that one run may keep besides its last, all together",
+        "`run-spec-invalid`: the run would keep … bytes of weights besides its last",
+        "tests/kept.rs::what_a_run_may_keep_is_bounded_and_checked",
+    ),
+    row(
         "trainer.path",
         "the trainer's program; absent: `bastionai-trainer` beside this one",
         "the server does not start",
