@@ -28,6 +28,7 @@ mod landlock;
 pub mod libraries;
 mod operators;
 pub mod optimizer;
+mod pooling;
 mod precision;
 pub mod probe;
 pub mod process;

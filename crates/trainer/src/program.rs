@@ -4,6 +4,7 @@ use crate::attention;
 use crate::error::{EngineError, Result};
 use crate::ffi::{self, CallArgument, Operator};
 use crate::operators::{self, Guard};
+use crate::pooling;
 use bastionai_graph::dtype::DType;
 use bastionai_graph::schema::{self, Schema};
 use bastionai_graph::typed::{
@@ -96,6 +97,7 @@ impl Program {
             });
             let call = call(node, tap, batch_size)?;
             attention::check(&call, &expected)?;
+            pooling::check(&node.operator, &call, &expected)?;
             calls.push(call);
         }
         let mut program = Self {

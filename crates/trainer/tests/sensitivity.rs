@@ -334,3 +334,32 @@ fn a_function_of_more_than_it_names_is_refused() {
     });
     assert!(error.contains("a function of the parameters it names"), "{error}");
 }
+
+/// The checker refuses it as well; here the kernel would write beyond its buffer.
+#[test]
+fn a_pool_with_a_window_wholly_in_the_padding_is_refused() {
+    let mut g = Builder::default();
+    let x = g.input("x", DType::F32, &[1, 1, 4]);
+    let ints = |values: [i64; 2]| Argument::Ints(values.to_vec());
+    let arguments = [
+        ("self", Argument::Value(x)),
+        ("kernel_size", ints([2, 1])),
+        ("stride", ints([1, 1])),
+        ("padding", ints([1, 0])),
+        ("dilation", ints([2, 1])),
+        ("ceil_mode", Argument::Bool(false)),
+    ];
+    let shape = [b(1), n(1), n(1), n(4)];
+    let pooled = g.node("max_pool2d.default", &arguments, DType::F32, &shape);
+    let over = ("dim", Argument::Ints(vec![1, 2, 3]));
+    let loss = g.node(
+        "sum.dim_IntList",
+        &[("self", Argument::Value(pooled)), over],
+        DType::F32,
+        &[b(1)],
+    );
+    set_up();
+    let engine = bastionai_trainer::Engine::new(g.finish(loss), &[], &[], settings(4, 1.0));
+    let error = engine.err().unwrap().to_string();
+    assert!(error.contains("wholly in the padding"), "{error}");
+}

@@ -104,10 +104,10 @@ fn kernel(weight: &Typed) -> Result<Vec<u64>, Objection> {
     weight.value_type.shape[2..]
         .iter()
         .map(|extent| match extent {
-            Extent::Fixed(size) if *size <= 1 << 16 => Ok(*size),
+            Extent::Fixed(size) if (1..=1 << 16).contains(size) => Ok(*size),
             _ => Err(Objection::plain(
-                "the kernel is too large",
-                "use at most 2^16 along an axis",
+                "the kernel is empty or too large",
+                "use 1 to 2^16 along an axis",
             )),
         })
         .collect()

@@ -26,9 +26,28 @@ fn maxima(call: &mut Call<'_>) -> Result<(ValueType, Option<(i64, i64)>), Object
     let (input, axes) = input(call)?;
     let dilation = required(call, "dilation", axes, 1)?;
     let windows = windows(call, input, axes, &dilation)?;
+    require_elements(input, &windows)?;
     call.replace("dilation", ints(&dilation));
     let shape = after_windows(input, &windows)?;
     Ok((of(input, shape), plane(input, axes)))
+}
+
+/// Every window meets an element. Of one that lies wholly in the padding libtorch makes a maximum with an index beyond
+/// the plane, and its backward pass adds the gradient there: in the next sample, or beyond the buffer (rules T7, A2).
+///
+/// A window that starts in the padding has its first tap at or after 0 before `dilation`, and padding is at most half
+/// of the kernel; one that starts later starts within the axis.
+fn require_elements(input: &Typed, windows: &[Window]) -> Result<(), Objection> {
+    let shape = &input.value_type.shape;
+    let spatial = &shape[shape.len() - windows.len()..];
+    let empty = |(extent, window): (&Extent, &Window)| matches!(extent, Extent::Fixed(size) if window.before > 0 && window.dilation > *size);
+    if spatial.iter().zip(windows).any(empty) {
+        return Err(Objection::denied(
+            "a window may lie wholly in the padding: its maximum would be taken from outside of the sample",
+            "use a dilation of at most the axis's size, or no padding",
+        ));
+    }
+    Ok(())
 }
 
 /// `avg_pool1d` … `avg_pool3d`.

@@ -469,6 +469,31 @@ fn pooled() -> Vec<Case> {
             let mean = b.call("mean.default", &[("self", t(&blamed))]);
             b.returns_loss_plus(&mean);
         }),
+        // Measured on torch 2.11: the gradient of sample i's last channel arrives in sample i + 1's first.
+        case("max_pool2d with a window wholly in the padding", "T7", |b| {
+            let plane = b.call(
+                "reshape.default",
+                &[("self", t("x")), ("shape", ints(&[-1, 1, 1, 6]))],
+            );
+            let given = [
+                ("self", t(&plane)),
+                ("kernel_size", ints(&[2, 1])),
+                ("stride", ints(&[1, 1])),
+                ("padding", ints(&[1, 0])),
+                ("dilation", ints(&[2, 1])),
+            ];
+            bad_then_mean(b, "max_pool2d.default", &given);
+        }),
+        case("max_pool1d whose taps straddle the sample", "T7", |b| {
+            let given = [
+                ("self", t("m")),
+                ("kernel_size", ints(&[2])),
+                ("stride", ints(&[1])),
+                ("padding", ints(&[1])),
+                ("dilation", ints(&[4])),
+            ];
+            bad_then_mean(b, "max_pool1d.default", &given);
+        }),
         case("max_pool1d of a plain batch of numbers", "T7", |b| {
             let row = b.call("unsqueeze.default", &[("self", t("t")), ("dim", i(0))]);
             bad_then_mean(
