@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,10 @@ import bastionai
 
 ROOT = Path(__file__).resolve().parent
 BINARY = Path(os.environ.get("BASTIONAI_BIN", ROOT / "target/release/bastionai"))
+
+
+# A shell that starts tests in the background has them ignore Ctrl-C, which some of them press.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

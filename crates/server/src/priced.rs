@@ -68,6 +68,14 @@ impl Priced {
         }
     }
 
+    /// Weights kept besides the last ones.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        match self {
+            Self::Training(run) => run.kept_bytes,
+            Self::Evaluation(_) => 0,
+        }
+    }
+
     pub(crate) fn graph(&self) -> &TypedGraph {
         match self {
             Self::Training(run) => &run.graph,

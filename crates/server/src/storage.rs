@@ -39,8 +39,13 @@ impl Storage {
     /// Counts the datasets that the ledger holds.
     pub(crate) fn new(limits: &Limits, ledger: &Ledger) -> Self {
         let mut used = Used::default();
-        for dataset in ledger.datasets().filter(|dataset| !dataset.is_removed()) {
-            used.add(dataset.owner(), stored_bytes_of(dataset));
+        for dataset in ledger.datasets() {
+            let erased = if dataset.is_removed() {
+                erased_bytes_of(dataset)
+            } else {
+                0
+            };
+            used.add(dataset.owner(), stored_bytes_of(dataset) - erased);
         }
         Self {
             used: Arc::new(Mutex::new(used)),
@@ -94,9 +99,24 @@ impl Storage {
 }
 
 impl Storage {
-    /// A dataset was removed: its owner has that room again.
+    /// A dataset was removed: its owner has the room of the records again. Entry and contract stay in the ledger, and
+    /// count: or uploads and removals in turn would fill it.
     pub(crate) fn freed(&self, dataset: &Dataset) {
-        lock(&self.used).subtract(dataset.owner(), stored_bytes_of(dataset));
+        lock(&self.used).subtract(dataset.owner(), erased_bytes_of(dataset));
+    }
+
+    /// Whether a run may store this much besides what the disk must keep free for the ledger.
+    pub(crate) fn check_room(&self, bytes: u64, free_bytes: u64) -> Result<(), Failure> {
+        let wanted = self
+            .free_reserve
+            .saturating_add(lock(&self.used).pending)
+            .saturating_add(bytes);
+        if free_bytes < wanted {
+            let message = "the server's disk has too little room for this run's weights and checkpoints; nothing was \
+                           charged; keep fewer iterates, or tell its operator";
+            return Err(Failure::new(Reason::StorageFull, message));
+        }
+        Ok(())
     }
 }
 
@@ -154,6 +174,12 @@ fn stored_bytes_of(dataset: &Dataset) -> u64 {
     )
 }
 
+/// Bytes of a dataset that its removal erases: all but its entry and contract.
+fn erased_bytes_of(dataset: &Dataset) -> u64 {
+    let kept = ENTRY_BYTES.saturating_add(dataset.contract_json().len() as u64);
+    stored_bytes_of(dataset).saturating_sub(kept)
+}
+
 /// Bytes that an unprivileged process may still write on the file system of `directory`.
 pub(crate) fn free_bytes(directory: &Path) -> Result<u64, Failure> {
     let file_system = rustix::fs::statvfs(directory).map_err(Failure::internal)?;
@@ -197,6 +223,16 @@ mod tests {
         storage.claim(ALICE, 60, 1000).unwrap().entered();
         assert_eq!(reason(storage.claim(ALICE, 1, 1000)), Some(Reason::StorageQuota));
         assert_eq!(reason(storage.claim(BOB, 40, 1000)), None);
+    }
+
+    #[test]
+    fn a_run_leaves_the_reserve_and_what_is_being_uploaded() {
+        let storage = storage();
+        let _claim = storage.claim(ALICE, 20, 1000).unwrap();
+        assert!(storage.check_room(5, 35).is_ok());
+        let refused = storage.check_room(6, 35).unwrap_err();
+        assert_eq!(refused.reason, Reason::StorageFull);
+        assert!(storage.check_room(u64::MAX, 35).is_err());
     }
 
     #[test]

@@ -190,10 +190,10 @@ impl Store {
     }
 }
 
+type KeptTable = redb::ReadOnlyTable<(Id, u64), &'static [u8]>;
+
 /// The table of kept weights: absent in a vault of format 2 in which no run has kept any yet.
-fn open_kept(
-    read: &redb::ReadTransaction,
-) -> Result<Option<redb::ReadOnlyTable<(Id, u64), &'static [u8]>>, StorageError> {
+fn open_kept(read: &redb::ReadTransaction) -> Result<Option<KeptTable>, StorageError> {
     match read.open_table(KEPT) {
         Ok(table) => Ok(Some(table)),
         Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),

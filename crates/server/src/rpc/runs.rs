@@ -11,6 +11,7 @@ use crate::priced::Priced;
 use crate::quotes::QuoteGone;
 use crate::runs::{Cancelling, RunOrder, settle};
 use crate::state::Server;
+use crate::storage;
 use crate::warm_start;
 use bastionai_ledger::{Ledger, Outcome, RefundReason, RunId};
 use bastionai_wire::v1;
@@ -72,12 +73,26 @@ pub(crate) fn reserve(server: &Server, priced: &Priced, run: RunId, now_unix_ms:
     let head = order.head().map_err(Failure::internal)?;
     let tensors = order.tensors.iter().map(|tensor| &tensor[..]);
     let parts: Vec<&[u8]> = std::iter::once(&head[..]).chain(tensors).collect();
+    server.storage.check_room(
+        stored_by(&order, &parts, priced),
+        storage::free_bytes(&server.config.data_dir)?,
+    )?;
     let order = bastionai_vault::RunOrder {
         conditions: server.boot.conditions,
         parts: &parts,
     };
     let _reservation = priced.reserve(&server.vault, run, server.boot.id, order, now_unix_ms)?;
     Ok(())
+}
+
+/// What a run may store at once: its order, two checkpoints (the new one is written before the old one goes), its
+/// results and the weights it keeps.
+fn stored_by(order: &RunOrder, parts: &[&[u8]], priced: &Priced) -> u64 {
+    let state: u64 = order.state().iter().map(|shape| shape.bytes).sum();
+    let order: u64 = parts.iter().map(|part| part.len() as u64).sum();
+    order
+        .saturating_add(state.saturating_mul(3))
+        .saturating_add(priced.kept_bytes())
 }
 
 /// Stops a run for good. Unstarted it costs nothing; started it stays charged in full, and its weights are destroyed

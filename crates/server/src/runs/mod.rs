@@ -34,7 +34,7 @@ use tokio::sync::watch;
 /// What is alive.
 pub(crate) struct Runs {
     state: Mutex<State>,
-    /// Queued and running together.
+    /// Queued, running and paused together.
     places: Places,
     /// Trainers at once.
     trainers: u32,
@@ -55,7 +55,8 @@ struct State {
 struct OpenRun {
     live: Arc<LiveRun>,
     phase: Phase,
-    place: Option<Place>,
+    /// A paused run keeps its place: what it stores stays stored.
+    _place: Place,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,13 +104,13 @@ impl Runs {
         }
     }
 
-    /// A place in the queue, held until the run ends or pauses.
+    /// A place in the queue, held until the run ends.
     pub(crate) fn place(&self, scientist: Principal) -> Result<Place, Failure> {
         self.places.take(scientist).map_err(|none| {
             let message = match none {
                 NoPlace::Full => "the queue of runs is full; nothing was charged; try again later",
                 NoPlace::Yours => {
-                    "you have as many runs queued and running as one may; nothing was charged; let one end first"
+                    "you have as many runs queued, running and suspended as one may; nothing was charged; let one end first, or cancel it"
                 }
             };
             Failure::new(Reason::QueueFull, message)
@@ -124,38 +125,34 @@ impl Runs {
 
     /// Queues a reserved run. From here on it ends in a ledger entry, whoever watches, in this boot or a later one.
     pub(crate) fn launch(&self, server: &Arc<Server>, run: RunId, scientist: Principal, place: Place) {
-        self.admit(run, scientist, Phase::Queued, Some(place));
+        self.admit(run, scientist, Phase::Queued, place);
         self.dispatch(server);
     }
 
-    /// Takes up a run that was admitted before: by an earlier boot, or before it was suspended. It needs no free place.
-    fn take_up(&self, server: &Arc<Server>, run: RunId, scientist: Principal) {
-        let place = self.places.add(scientist);
-        self.admit(run, scientist, Phase::Queued, Some(place));
+    /// Takes up a run that an earlier boot admitted, which needs no free place; a suspended one waits paused.
+    fn take_up(&self, server: &Arc<Server>, run: RunId, scientist: Principal, suspended: bool) {
+        let phase = if suspended { Phase::Paused } else { Phase::Queued };
+        self.admit(run, scientist, phase, self.places.add(scientist));
         self.dispatch(server);
     }
 
-    fn admit(&self, run: RunId, scientist: Principal, phase: Phase, place: Option<Place>) {
+    fn admit(&self, run: RunId, scientist: Principal, phase: Phase, place: Place) {
         let mut state = self.state();
         if phase == Phase::Queued {
             state.queue.push(scientist, run);
         }
-        match state.open.get_mut(&run) {
-            Some(open) => {
-                // It was paused: nothing of the reason is left.
-                open.live.stop.reset();
-                (open.phase, open.place) = (phase, place);
-            }
-            None => {
-                let live = Arc::new(LiveRun {
-                    id: run,
-                    scientist,
-                    stop: Stop::default(),
-                    changed: watch::Sender::new(()),
-                });
-                state.open.insert(run, OpenRun { live, phase, place });
-            }
-        }
+        let live = Arc::new(LiveRun {
+            id: run,
+            scientist,
+            stop: Stop::default(),
+            changed: watch::Sender::new(()),
+        });
+        let open = OpenRun {
+            live,
+            phase,
+            _place: place,
+        };
+        state.open.insert(run, open);
     }
 
     /// Gives free trainers to the runs whose turn it is.
@@ -197,7 +194,7 @@ impl Runs {
             let mut state = self.state();
             let ended = match (end, state.open.get_mut(&live.id)) {
                 (End::Paused, Some(open)) => {
-                    (open.phase, open.place) = (Phase::Paused, None);
+                    open.phase = Phase::Paused;
                     None
                 }
                 _ => state.open.remove(&live.id),
@@ -250,7 +247,7 @@ impl Runs {
         if let Some(open) = state.open.get_mut(run) {
             match open.phase {
                 Phase::Running => open.live.stop.stop(StopWhy::Suspend),
-                Phase::Queued | Phase::Paused => (open.phase, open.place) = (Phase::Paused, None),
+                Phase::Queued | Phase::Paused => open.phase = Phase::Paused,
             }
             open.live.announce();
         }
@@ -258,14 +255,18 @@ impl Runs {
 
     /// Puts a run that is not suspended any more back into the queue.
     pub(crate) fn unsuspend(&self, server: &Arc<Server>, run: &RunId) {
-        let paused = {
-            let state = self.state();
-            let open = state.open.get(run).filter(|open| open.phase == Phase::Paused);
-            open.map(|open| open.live.scientist)
-        };
-        if let Some(scientist) = paused {
-            self.take_up(server, *run, scientist);
+        {
+            let mut state = self.state();
+            let Some(open) = state.open.get_mut(run).filter(|open| open.phase == Phase::Paused) else {
+                return;
+            };
+            // Nothing of the reason is left.
+            open.live.stop.reset();
+            open.phase = Phase::Queued;
+            let scientist = open.live.scientist;
+            state.queue.push(scientist, *run);
         }
+        self.dispatch(server);
     }
 
     /// Stops a run for good. Under [`Runs::changing`]: between this and the entry nobody queues it again.
@@ -278,7 +279,7 @@ impl Runs {
                 Cancelling::Stopping
             }
             Some(open) => {
-                (open.phase, open.place) = (Phase::Paused, None);
+                open.phase = Phase::Paused;
                 Cancelling::Idle
             }
             None => Cancelling::Idle,

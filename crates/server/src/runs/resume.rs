@@ -1,6 +1,5 @@
 //! Runs that an earlier boot left open: which of them this one goes on with (rules D1, A11).
 
-use super::Phase;
 use crate::log::{Event, Hex};
 use crate::state::Server;
 use bastionai_attestation::claims::RuntimeClaims;
@@ -83,11 +82,7 @@ pub(crate) fn take_up_open_runs(server: &Arc<Server>) {
             .collect()
     });
     for (run, scientist, suspended) in open {
-        if suspended {
-            server.runs.admit(run, scientist, Phase::Paused, None);
-        } else {
-            server.runs.take_up(server, run, scientist);
-        }
+        server.runs.take_up(server, run, scientist, suspended);
     }
 }
 
