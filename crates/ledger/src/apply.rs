@@ -173,7 +173,8 @@ impl Ledger {
                 let run = self.run_mut(resumed.run);
                 run.boot = resumed.boot;
                 run.resumed_by.push(resumed.boot);
-                let idle = run.status == RunStatus::Started && !run.is_suspended();
+                // Also one that never started: preparing it may be what ends each boot.
+                let idle = !run.is_suspended();
                 run.idle_resumptions = run.idle_resumptions.saturating_add(u32::from(idle));
             }
             Body::RunSuspended(suspended) => {

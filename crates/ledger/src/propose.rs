@@ -169,12 +169,14 @@ impl Ledger {
     ///
     /// # Errors
     /// [`Refusal::RunStatus`] when it is no longer only reserved; [`Refusal::Withdrawn`] or [`Refusal::Expired`]
-    /// when a dataset is no longer offered: the reservation is to be refunded then.
+    /// when a dataset is no longer offered, [`Refusal::TooManyFailures`] when others have failed on it since: the
+    /// reservation is to be refunded then.
     pub fn propose_start(
         &self,
         reservation: &BudgetReservation,
         now_unix_ms: u64,
     ) -> Result<Proposal, Refusal> {
+        self.check_failures_of(reservation.run())?;
         self.propose(
             Body::RunStarted(RunStarted {
                 run: reservation.run(),

@@ -406,6 +406,15 @@ impl Ledger {
             .try_for_each(|charge| self.existing_dataset(charge.dataset)?.check_offered(time_unix_ms))
     }
 
+    /// Runs that were reserved before others failed do not start beyond the limit. Asked of new starts only: chains of
+    /// earlier releases may hold such a start.
+    pub(crate) fn check_failures_of(&self, run: RunId) -> Result<(), Refusal> {
+        let run = self.existing_run(run)?;
+        run.charges()
+            .iter()
+            .try_for_each(|charge| self.existing_dataset(charge.dataset)?.check_failures())
+    }
+
     /// Its data are read again: owners who have gone since lend it nothing more.
     fn check_resumed(&self, resumed: &RunResumed, time_unix_ms: u64) -> Result<(), Refusal> {
         let run = self.existing_run(resumed.run)?;
@@ -522,6 +531,16 @@ impl Dataset {
         Ok(())
     }
 
+    /// Each failure may tell something of a record (rule G4).
+    fn check_failures(&self) -> Result<(), Refusal> {
+        let limit = self.policy().limits.max_failed_runs;
+        if self.kind() == DatasetKind::Private && self.failed_runs >= limit {
+            let name = self.name().to_owned();
+            return Err(Refusal::TooManyFailures { name, limit });
+        }
+        Ok(())
+    }
+
     fn check_usable(&self, scientist: &Principal, kind: RunKind, time_unix_ms: u64) -> Result<(), Refusal> {
         self.check_offered(time_unix_ms)?;
         self.check_right(scientist, kind)?;
@@ -530,12 +549,7 @@ impl Dataset {
         if self.kind() != DatasetKind::Private {
             return Ok(());
         }
-        if self.failed_runs >= limits.max_failed_runs {
-            return Err(Refusal::TooManyFailures {
-                name: name(),
-                limit: limits.max_failed_runs,
-            });
-        }
+        self.check_failures()?;
         let day_ago = time_unix_ms.saturating_sub(DAY_MS);
         let today = self
             .starts

@@ -426,9 +426,13 @@ fn starts_per_day_and_failures_are_limited() {
     take(&mut ledger, proposal);
     let _ = reserve(&mut ledger, run(3, 1, cheap()), T0 + 4).unwrap();
     assert!(reserve(&mut ledger, run(4, 1, cheap()), T0 + 5).is_err());
-    let _ = reserve(&mut ledger, run(4, 1, cheap()), T0 + 4 + day).unwrap();
+    let queued = reserve(&mut ledger, run(4, 1, cheap()), T0 + 4 + day).unwrap();
     let _ = start(&mut ledger, 1);
     let _ = commit(&mut ledger, 1, Outcome::Failed);
+    assert!(matches!(
+        ledger.propose_start(&queued, T0 + 2 * day),
+        Err(Refusal::TooManyFailures { limit: 1, .. })
+    ));
     let failed = reserve(&mut ledger, run(5, 1, cheap()), T0 + 3 * day).unwrap_err();
     assert!(matches!(failed, Refusal::TooManyFailures { limit: 1, .. }));
 }

@@ -76,7 +76,8 @@ async fn a_withdrawn_dataset_takes_no_new_run_and_a_running_one_goes_on() {
 async fn a_removed_dataset_is_gone_from_disk_and_its_account_stays() {
     let directory = tempfile::tempdir().unwrap();
     let server = TestServer::start_with(directory.path(), "normal-20", |config| {
-        config.limits.stored_bytes_per_principal = 80 << 10
+        // Room for one dataset and the entry of another (64 KiB each), not for the records of two.
+        config.limits.stored_bytes_per_principal = 134_000;
     })
     .await;
     let me = identity();

@@ -146,6 +146,7 @@ async fn trace(rows: u64, tag: f32) -> Vec<String> {
     };
     let vault = Vault::open_with(InMemoryBackend::new(), Box::new(blocks), &root, sizes, now).unwrap();
     let mut config = Config::insecure_development(directory.path().join("data"));
+    std::fs::create_dir(&config.data_dir).unwrap();
     config.trainer.path = Some(standin(directory.path()));
     config.trainer.threads = 1;
     config.trainer.commit_ms = 1;
