@@ -275,8 +275,7 @@ fn keep_steps(spec: &v1::RunSpec, most: u32) -> Result<Vec<u64>, Failure> {
     if spec.keep_every > 0 && !spec.keep_steps.is_empty() {
         return Err(invalid("set keep_steps or keep_every, not both"));
     }
-    if spec.keep_every > 0 {
-        let count = spec.steps.saturating_sub(1) / spec.keep_every;
+    if let Some(count) = spec.steps.saturating_sub(1).checked_div(spec.keep_every) {
         if count > most {
             return too_many(count);
         }
