@@ -188,11 +188,10 @@ impl Bench {
             .flat_map(|batch| batch.columns.clone())
             .collect();
         let start = Instant::now();
-        let mut count = 0u64;
-        for block in columns.iter_mut().flat_map(|column| column.chunks_mut(BLOCK)) {
+        let blocks = columns.iter_mut().flat_map(|column| column.chunks_mut(BLOCK));
+        for (count, block) in (0u64..).zip(blocks) {
             let mut nonce = [0; 12];
             nonce[..8].copy_from_slice(&count.to_le_bytes());
-            count += 1;
             let nonce = Nonce::assume_unique_for_key(nonce);
             let tag = key
                 .seal_in_place_separate_tag(nonce, Aad::empty(), block)
