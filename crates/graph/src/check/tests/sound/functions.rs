@@ -6,8 +6,8 @@ use crate::typed::{ParameterId, TappedParameter};
 
 /// What the last tap takes, of a program whose nodes after `linear` end in `build`'s.
 fn last_tapped(graph: &TypedGraph) -> Vec<TappedParameter> {
-    let taps = graph.nodes().iter().filter_map(|node| node.tap.as_ref());
-    let last = taps.last().expect("a tap");
+    let mut taps = graph.nodes().iter().filter_map(|node| node.tap.as_ref());
+    let last = taps.next_back().expect("a tap");
     tapped_parameters(last).into_iter().cloned().collect()
 }
 
