@@ -105,7 +105,7 @@ impl Bench {
         Ok(Self {
             peer: session.appraise(&policy, now, &HeadMemory::in_process()).await?,
             model: std::fs::read(model)?,
-            batches: (0..ROWS / BATCH).map(|index| images(index)).collect(),
+            batches: (0..ROWS / BATCH).map(images).collect(),
         })
     }
 
