@@ -1,6 +1,8 @@
-//! Uploaded model archives: in memory, per boot, bounded; never on disk. A model is its scientist's secret,
+//! Uploaded model archives: in memory, per boot, bounded; a run that was
+//! reserved keeps what it needs of one sealed in the vault. A model is its scientist's secret,
 //! so it is found only by the principal that uploaded it.
 
+use crate::errors::{Failure, Reason};
 use bastionai_ledger::Principal;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -61,8 +63,21 @@ impl Models {
         true
     }
 
+    /// The model whose archive has this digest.
+    ///
+    /// # Errors
+    /// [`Reason::UnknownModel`] when this principal never uploaded it, or it had to make room.
+    pub(crate) fn held(&self, owner: Principal, digest: &[u8]) -> Result<Arc<Model>, Failure> {
+        self.find(owner, digest).ok_or_else(|| {
+            Failure::new(
+                Reason::UnknownModel,
+                "the server does not hold this model (any more): upload it, then ask the price again",
+            )
+        })
+    }
+
     /// The model this principal uploaded under this digest.
-    pub(crate) fn find(&self, owner: Principal, digest: &[u8]) -> Option<Arc<Model>> {
+    fn find(&self, owner: Principal, digest: &[u8]) -> Option<Arc<Model>> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let place = held.position(owner, digest)?;
         Some(Arc::clone(&held.models[place].1))

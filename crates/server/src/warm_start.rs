@@ -5,7 +5,6 @@
 use crate::errors::{Failure, Reason};
 use crate::governance;
 use crate::price::{read_archive, tensors};
-use crate::rpc::unknown_model;
 use crate::state::Server;
 use bastionai_graph::archive::Archive;
 use bastionai_graph::typed::{Parameter, TypedGraph};
@@ -72,10 +71,7 @@ impl WeightsSource {
     fn load(self, server: &Server, scientist: Principal) -> Result<Weights, Failure> {
         match self {
             Self::Model(id) => {
-                let model = server
-                    .models
-                    .find(scientist, id.as_bytes())
-                    .ok_or_else(unknown_model)?;
+                let model = server.models.held(scientist, id.as_bytes())?;
                 Ok(parameters(&read_archive(
                     &model.archive,
                     server.config.limits.model_bytes,

@@ -3,7 +3,6 @@
 
 mod attest;
 mod datasets;
-mod evaluate;
 mod hello;
 mod ledger;
 mod models;
@@ -12,7 +11,6 @@ mod release;
 mod runs;
 mod withdrawal;
 
-pub(crate) use price::unknown_model;
 #[cfg(test)]
 pub(crate) use runs::reserve;
 
@@ -185,7 +183,7 @@ impl Bastion for Service {
         answer(
             "price_run",
             peer.principal,
-            price::price(server, &peer, request.into_inner()).await,
+            price::training(server, &peer, request.into_inner()).await,
         )
     }
 
@@ -197,7 +195,7 @@ impl Bastion for Service {
         answer(
             "price_evaluation",
             peer.principal,
-            evaluate::price(server, &peer, request.into_inner()).await,
+            price::evaluation(server, &peer, request.into_inner()).await,
         )
     }
 

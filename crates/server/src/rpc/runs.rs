@@ -1,6 +1,5 @@
 //! StartRun, CancelRun, SuspendRun, ResumeRun, ListRuns, WatchRun.
 
-use super::price::unknown_model;
 use super::{Replies, blocking};
 use crate::acceptor::Peer;
 use crate::convert;
@@ -62,10 +61,7 @@ pub(crate) async fn start(
 
 pub(crate) fn reserve(server: &Server, priced: &Priced, run: RunId, now_unix_ms: u64) -> Result<(), Failure> {
     let scientist = priced.scientist();
-    let model = server
-        .models
-        .find(scientist, priced.model().as_bytes())
-        .ok_or_else(unknown_model)?;
+    let model = server.models.held(scientist, priced.model().as_bytes())?;
     let initial = warm_start::load(server, priced.weights(), scientist)?;
     let limits = &server.config.limits;
     let threads = server.config.trainer.threads_for(limits.concurrent_runs);
