@@ -67,6 +67,10 @@ def measure(rounds: int) -> dict[str, Any]:
         pairs = zip(seconds[name], seconds[base], strict=True)
         return statistics.median(own[column] / other[column] for own, other in pairs)
 
+    def whole(name: str) -> float:
+        # Start to end: a client hears that a run has started only with its first progress.
+        return statistics.median(sum(row) for row in seconds[name])
+
     megabytes = float(bench.setting.split()[0]) / 1e6
     return {
         "setting": bench.setting,
@@ -79,9 +83,11 @@ def measure(rounds: int) -> dict[str, Any]:
         "upload_to_disk_megabytes_a_second": megabytes / median("upload-to-disk"),
         "disk_megabytes_a_second": megabytes / median("disk"),
         "upload_to_disk_over_disk": ratio("upload-to-disk", "disk"),
-        "run_seconds": median("run", 1),
-        "bare_seconds": median("bare", 1),
-        "run_over_bare": ratio("run", "bare", 1),
+        "run_seconds": whole("run"),
+        "bare_seconds": whole("bare"),
+        "run_over_bare": statistics.median(
+            sum(served) / sum(bare) for served, bare in zip(seconds["run"], seconds["bare"], strict=True)
+        ),
         "run_start_seconds": median("run", 0),
         "bare_start_seconds": median("bare", 0),
     }
@@ -100,17 +106,17 @@ def table(result: dict[str, Any]) -> str:
         ("upload, data on disk", speed("upload_to_disk"), ""),
         ("bare disk, made durable", speed("disk"), f"upload takes {result['upload_to_disk_over_disk']:.1f}×"),
         (
-            "run through the server",
+            "whole run, by the server",
             f"{result['run_seconds']:.2f} s",
             f"{result['run_over_bare']:.3f}× the bare trainer",
         ),
-        ("bare trainer", f"{result['bare_seconds']:.2f} s", ""),
+        ("whole run, bare trainer", f"{result['bare_seconds']:.2f} s", ""),
         (
-            "start through the server",
+            "of it the start, by the server",
             f"{result['run_start_seconds']:.2f} s",
-            "measures the trainer's files again first",
+            "measures the trainer's files again first (A4)",
         ),
-        ("start of the bare trainer", f"{result['bare_start_seconds']:.2f} s", ""),
+        ("of it the start, bare trainer", f"{result['bare_start_seconds']:.2f} s", ""),
     ]
     head = f"server: {result['setting']}, {result['rounds']} rounds"
-    return "\n".join([head, *(f"{name:28}{value:>12}   {note}" for name, value, note in rows)])
+    return "\n".join([head, *(f"{name:32}{value:>12}   {note}" for name, value, note in rows)])
