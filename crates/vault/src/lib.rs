@@ -3,9 +3,9 @@
 //!
 //! In call order: [`vault`] (open, transact) → [`boots`] (start, settle orphans) → [`upload`] (begin, push,
 //! finish) → [`dataset`] (read whole, withdraw) → [`runs`] (reserve, start, advance, suspend, commit, release) with
-//! [`open_runs`] (what a run needs to go on in a later boot) → [`results`] (weights at rest). Below: `objects` (large
-//! values), [`blocks`] (where blocks lie), `block` (their bytes), `crypto`, `database`, `files`; [`error`] lists what
-//! can go wrong.
+//! [`open_runs`] (what a run needs to go on in a later boot) → [`results`] (weights at rest). Below: `block_writer`
+//! (an upload's blocks, on a thread of their own), `objects` (large values), [`blocks`] (where blocks lie), `block`
+//! (their bytes), `crypto`, `database`, `files`; [`error`] lists what can go wrong.
 //!
 //! ```
 //! use bastionai_ledger::*;
@@ -95,6 +95,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod block;
+mod block_writer;
 pub mod blocks;
 pub mod boots;
 mod crypto;

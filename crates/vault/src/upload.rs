@@ -1,11 +1,12 @@
 //! Uploads: begin → push … → finish. Blocks first, then one transaction with keys and ledger entry: before it,
 //! nothing of an upload can be seen; after it, everything is there.
 
-use crate::block::{BlockHeader, BlockPlace, Layout};
+use crate::block::Layout;
+use crate::block_writer::{BlockWriter, FilledBlock, Sealing};
 use crate::blocks::ObjectId;
-use crate::crypto::{BlockSealer, Sealer, Secret, random_bytes, random_secret};
+use crate::crypto::{Sealer, Secret, random_bytes, random_secret};
 use crate::database::{DATASETS, Id, KEYS, insert};
-use crate::dataset::{DatasetRecord, SegmentRecord, VersionRoot, key_aad, record_aad};
+use crate::dataset::{DatasetRecord, SegmentRecord, key_aad, record_aad};
 use crate::error::{StorageError, UploadError};
 use crate::vault::Vault;
 use bastionai_ledger::{DatasetCreated, DatasetId, DatasetKind, Digest32, Policy, Principal};
@@ -39,14 +40,14 @@ pub struct Upload {
     layout: Layout,
     object: ObjectId,
     key: Secret,
-    segments: Vec<SegmentRecord>,
-    sealer: Option<BlockSealer>,
+    /// From the first full block on.
+    writer: Option<BlockWriter>,
     /// The block being filled, one chunk per column, of full capacity; rows past `filled` are zero.
     chunks: Vec<Zeroizing<Vec<u8>>>,
     filled: u64,
     rows: u64,
-    next_block: u64,
-    root: VersionRoot,
+    /// Blocks handed to the writer.
+    blocks: u64,
     /// Cleared once a transaction may name the object.
     abandon_on_drop: bool,
 }
@@ -79,21 +80,18 @@ impl Vault {
         if self.is_poisoned() {
             return Err(StorageError::Poisoned.into());
         }
-        let chunk = |bytes: &u64| Zeroizing::new(vec![0; (bytes * layout.rows_per_block) as usize]);
         Ok(Upload {
             vault: self.clone(),
             policy_digest: created.policy.digest(),
             created,
             object: ObjectId(random_bytes()?),
             key: random_secret()?,
-            segments: Vec::new(),
-            sealer: None,
-            chunks: layout.column_bytes.iter().map(chunk).collect(),
+            writer: None,
+            chunks: empty_chunks(&layout),
             layout,
             filled: 0,
             rows: 0,
-            next_block: 0,
-            root: VersionRoot::default(),
+            blocks: 0,
             abandon_on_drop: true,
         })
     }
@@ -168,16 +166,17 @@ impl Upload {
                 sent,
             });
         }
-        while self.next_block < self.layout.blocks() {
+        while self.blocks < self.layout.blocks() {
             self.store_block()?;
         }
+        let written = self.writer()?.finish()?;
         self.vault
             .inner
             .blocks
             .sync(self.object)
             .map_err(StorageError::blocks("sync"))?;
-        self.created.root = self.root.digest();
-        let (id, wrapped_key, record) = self.sealed_records()?;
+        self.created.root = written.root.digest();
+        let (id, wrapped_key, record) = self.sealed_records(written.segments)?;
         let (vault, created) = (self.vault.clone(), self.created.clone());
         let abandon_on_drop = &mut self.abandon_on_drop;
         vault.transact_with(
@@ -191,13 +190,13 @@ impl Upload {
         Ok(self.created.dataset)
     }
 
-    fn sealed_records(&mut self) -> Result<(Id, Vec<u8>, Vec<u8>), StorageError> {
+    fn sealed_records(&self, segments: Vec<SegmentRecord>) -> Result<(Id, Vec<u8>, Vec<u8>), StorageError> {
         let dataset = self.created.dataset;
         let record = DatasetRecord {
             object: self.object.0,
             rows: self.rows.to_le_bytes(),
             layout: self.layout.clone(),
-            segments: std::mem::take(&mut self.segments),
+            segments,
         };
         let wrapped = self
             .vault
@@ -211,45 +210,39 @@ impl Upload {
     }
 
     fn store_block(&mut self) -> Result<(), StorageError> {
-        let (segment, index) = self.layout.place(self.next_block);
-        if index == 0 {
-            let key = random_secret()?;
-            self.sealer = Some(BlockSealer::new(&key));
-            self.segments.push(SegmentRecord::new(&key));
-        }
-        let place = BlockPlace {
-            dataset: self.created.dataset,
-            policy_digest: self.policy_digest,
-            segment,
-            index,
+        let block = FilledBlock {
+            chunks: std::mem::replace(&mut self.chunks, empty_chunks(&self.layout)),
+            records: std::mem::take(&mut self.filled),
         };
-        let header = BlockHeader {
-            columns: self.chunks.len() as u32,
-            first_unit: self.next_block * self.layout.rows_per_block,
-            capacity: self.layout.rows_per_block,
-            records: self.filled,
-        };
-        let sealer = self
-            .sealer
-            .as_ref()
-            .expect("the first block of a segment made its sealer");
-        let block = place.seal(sealer, header, &self.chunks);
-        self.root.update(&block);
-        self.vault
-            .inner
-            .blocks
-            .put(self.object, self.next_block, &block)
-            .map_err(StorageError::blocks("write a block"))?;
-        self.chunks.iter_mut().for_each(|chunk| chunk.fill(0));
-        self.filled = 0;
-        self.next_block += 1;
-        Ok(())
+        self.blocks += 1;
+        self.writer()?.put(block)
     }
+
+    fn writer(&mut self) -> Result<&mut BlockWriter, StorageError> {
+        if self.writer.is_none() {
+            let sealing = Sealing::new(
+                self.vault.clone(),
+                self.created.dataset,
+                self.policy_digest,
+                self.layout.clone(),
+                self.object,
+            );
+            self.writer = Some(BlockWriter::start(sealing)?);
+        }
+        Ok(self.writer.as_mut().expect("it was made just now"))
+    }
+}
+
+fn empty_chunks(layout: &Layout) -> Vec<Zeroizing<Vec<u8>>> {
+    let chunk = |bytes: &u64| Zeroizing::new(vec![0; (bytes * layout.rows_per_block) as usize]);
+    layout.column_bytes.iter().map(chunk).collect()
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        if self.abandon_on_drop && self.next_block > 0 {
+        let Some(writer) = &mut self.writer else { return };
+        writer.abandon();
+        if self.abandon_on_drop {
             // Best effort: what stays is sealed under a key that is gone now, and is swept at the next open.
             drop(self.vault.inner.blocks.delete(self.object));
         }

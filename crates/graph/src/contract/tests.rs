@@ -240,6 +240,43 @@ fn a_value_equal_to_its_declared_bound_passes_however_f32_rounds_it() {
 }
 
 #[test]
+fn one_bad_element_of_a_long_record_is_found_wherever_it_stands() {
+    let column = Column {
+        name: "x".into(),
+        dtype: DType::F32,
+        shape: vec![37],
+        domain: Domain::Range {
+            minimum: vec![-1.0],
+            maximum: vec![1.0],
+        },
+    };
+    let record = |values: [f32; 37]| values.map(f32::to_le_bytes).concat();
+    let edges = record(std::array::from_fn(|at| {
+        [-1.0, 1.0, -0.0, f32::MIN_POSITIVE][at % 4]
+    }));
+    assert_eq!(column.check_rows(2, &[edges.clone(), edges].concat()), Ok(()));
+    for at in 0..37 {
+        for bad in [
+            1.0f32.next_up(),
+            (-1.0f32).next_down(),
+            f32::INFINITY,
+            f32::NAN,
+            -f32::NAN,
+        ] {
+            let mut values = [0.5; 37];
+            values[at] = bad;
+            let error = column.check_rows(1, &record(values)).unwrap_err();
+            assert_eq!(error.row, Some(0));
+            let named = match error.reason {
+                RowReason::OutOfRange { element, .. } | RowReason::NotANumber { element } => element,
+                other => panic!("{other}"),
+            };
+            assert_eq!(named, at, "{bad}");
+        }
+    }
+}
+
+#[test]
 fn batches_of_another_size_are_refused() {
     assert!(matches!(
         broken(|batch| batch.truncate(5)).reason,
