@@ -293,6 +293,46 @@ class Composed(nn.Module):
         return total.square().mean((1, 2)) + F.cosine_similarity(h, mixed, dim=-1).sum(1)
 
 
+class Images(nn.Module):
+    """Convolutions with stride, padding, dilation and groups, transposed ones, pooling, group_norm; in float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.GroupNorm(2, 4)
+        self.grouped = nn.Conv2d(4, 4, (3, 2), padding=(2, 1), dilation=(2, 1), groups=2, bias=False)
+        self.up = nn.ConvTranspose2d(4, 2, 3, stride=2, padding=1, output_padding=1, groups=2)
+        self.signal = nn.Conv1d(2, 4, 5, stride=3, padding=2, dilation=2, groups=2)
+        self.back = nn.ConvTranspose1d(4, 2, 3, dilation=2)
+        self.head = nn.Linear(12, 3)
+        self.double()
+
+    def forward(self, x, y):
+        h = F.max_pool2d(torch.tanh(self.norm(self.first(x))), 2, stride=1, padding=1)
+        h = torch.tanh(self.up(F.avg_pool2d(torch.tanh(self.grouped(h)), 2)))
+        signal = F.max_pool1d(torch.tanh(self.signal(x.flatten(2))), 3, stride=2)
+        signal = F.adaptive_max_pool1d(torch.tanh(self.back(signal)), 2)
+        features = torch.cat([F.adaptive_avg_pool2d(h, 2).flatten(1), signal.flatten(1)], dim=1)
+        return F.cross_entropy(self.head(features), y, reduction="none")
+
+
+class Plain(nn.Module):
+    """What plain torch.export leaves as it is: BatchNorm in evaluation mode under its core name, repeat, flip, roll."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.norm.running_mean.normal_()
+        self.norm.running_var.uniform_(0.5, 2.0)
+        self.token, self.head = nn.Parameter(torch.randn(1, 1, 3)), nn.Linear(3, 1)
+
+    def forward(self, x):
+        h = torch.tanh(self.norm(self.first(x)))
+        h = h.masked_fill(h > 0.5, torch.tensor(0.25)).flip(2).roll(1, 3)
+        h = h.repeat(1, 1, 2, 1).repeat_interleave(2, dim=3).flatten(2).transpose(1, 2)
+        h = torch.cat([self.token.repeat(x.shape[0], 1, 1), h], dim=1)
+        return torch.tanh(self.head(h)).square().mean((1, 2))
+
+
 class SequenceFirst(nn.Module):
     """Must be refused: attention told that the sequence comes first, and given the batch first."""
 
@@ -312,6 +352,9 @@ BY_CLIENT = {
     "refused_sequence_first": (SequenceFirst, (torch.randn(4, 5, 8),)),
 }
 
+#: Exported as a user does it who has never heard of us: `module.eval()`, then plain torch.export.
+EVALUATED = {"plain"}
+
 MODELS = {
     **BY_CLIENT,
     "classifier": (Classifier, (torch.randn(4, 8), torch.randint(0, 3, (4,)))),
@@ -321,6 +364,8 @@ MODELS = {
     "broadcast": (Broadcast, (torch.randn(4, 6),)),
     "zoo": (Zoo, ZOO_INPUTS),
     "text": (Text, (torch.randint(0, 7, (4, 5)),)),
+    "images": (Images, (torch.randn(4, 2, 9, 9, dtype=torch.float64), torch.randint(0, 3, (4,)))),
+    "plain": (Plain, (torch.randn(4, 2, 5, 4),)),
     "refused_batch_norm": (BatchNorm, (torch.randn(4, 6), torch.randn(4))),
     "refused_batch_mean": (MeanOfBatch, (torch.randn(4, 6), torch.randn(4))),
 }
@@ -358,7 +403,9 @@ def main() -> int:
             (FOLDER / f"{name}.pt2").write_bytes(without_samples(export_bytes(module(), inputs)))
             continue
         shapes = tuple({0: batch} for _ in inputs)
-        program = torch.export.export(module().train(), inputs, dynamic_shapes=shapes).run_decompositions({})
+        program = torch.export.export(
+            module().train(name not in EVALUATED), inputs, dynamic_shapes=shapes
+        ).run_decompositions({})
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         (FOLDER / f"{name}.pt2").write_bytes(without_samples(buffer.getvalue()))

@@ -24,7 +24,7 @@ eq.Tensor ne.Tensor lt.Tensor le.Tensor gt.Tensor ge.Tensor
 eq.Scalar ne.Scalar lt.Scalar le.Scalar gt.Scalar ge.Scalar
 logical_and logical_or logical_xor logical_not
 __and__.Tensor __or__.Tensor bitwise_and.Tensor bitwise_or.Tensor bitwise_not
-where.self where.ScalarSelf where.ScalarOther masked_fill.Scalar
+where.self where.ScalarSelf where.ScalarOther masked_fill.Scalar masked_fill.Tensor
 alias clone contiguous detach to.dtype _to_copy zeros_like ones_like full_like
 mse_loss l1_loss smooth_l1_loss huber_loss soft_margin_loss kl_div poisson_nll_loss binary_cross_entropy_with_logits
 cross_entropy_loss nll_loss_nd nll_loss
@@ -32,6 +32,7 @@ sum.dim_IntList sum mean.dim mean amax amin argmax argmin max.dim min.dim logsum
 var.dim std.dim linalg_vector_norm any.dim all.dim
 softmax.int log_softmax.int _softmax _log_softmax
 view reshape _unsafe_view flatten.using_ints unsqueeze squeeze.dim squeeze.dims squeeze expand t transpose.int permute
+repeat repeat_interleave.self_int flip roll
 slice.Tensor select.int split.Tensor split_with_sizes unbind.int cat stack broadcast_tensors
 layer_norm rms_norm group_norm
 gather index.Tensor one_hot embedding

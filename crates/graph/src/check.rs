@@ -15,6 +15,7 @@ mod guards;
 mod hints;
 mod inputs;
 mod judge;
+mod lower;
 mod premise;
 mod refusal;
 mod resolve;
@@ -86,8 +87,9 @@ pub fn check_scores_program(program: &Program, inputs: &[InputColumn]) -> Result
     checker.finish(results)
 }
 
-/// Nodes whose outputs reach a result. The others are dropped: what is not run cannot leak.
-fn live_nodes(program: &Program) -> Vec<bool> {
+/// Nodes whose outputs reach a result, and the names that are read on the way. The others are dropped: what is not run
+/// cannot leak.
+fn live_nodes(program: &Program) -> (Vec<bool>, HashSet<&str>) {
     let results = program
         .outputs()
         .iter()
@@ -104,7 +106,7 @@ fn live_nodes(program: &Program) -> Vec<bool> {
             needed.extend(node.arguments.iter().flat_map(|(_, argument)| argument.names()));
         }
     }
-    live
+    (live, needed)
 }
 
 struct Checker<'p> {
@@ -112,6 +114,8 @@ struct Checker<'p> {
     /// Whether parameters get gradients: not in an evaluation.
     is_trained: bool,
     names: HashMap<&'p str, Named>,
+    /// Names that results are computed from.
+    needed: HashSet<&'p str>,
     graph_inputs: Vec<Input>,
     values: Vec<Value>,
     typed: Vec<Typed>,
@@ -125,6 +129,7 @@ impl<'p> Checker<'p> {
             program,
             is_trained,
             names: HashMap::new(),
+            needed: HashSet::new(),
             graph_inputs: Vec::new(),
             values: Vec::new(),
             typed: Vec::new(),
@@ -136,7 +141,8 @@ impl<'p> Checker<'p> {
     fn run(&mut self, inputs: &[InputColumn]) {
         self.inputs(inputs);
         self.state();
-        let live = live_nodes(self.program);
+        let (live, needed) = live_nodes(self.program);
+        self.needed = needed;
         for (node, live) in self.program.nodes().iter().zip(live) {
             self.node(node, live);
         }
@@ -290,17 +296,26 @@ impl<'p> Checker<'p> {
             });
             return Ok(());
         }
-        let (name, overload) = split_target(&node.target).ok_or_else(|| rules::no_rule(&node.target))?;
+        let lowered = lower::lowered(node, &self.needed)?;
+        let (target, given) = lowered
+            .as_ref()
+            .map_or((&node.target[..], &node.arguments), |lowered| {
+                (lowered.target, &lowered.arguments)
+            });
+        let (name, overload) = split_target(target).ok_or_else(|| rules::no_rule(target))?;
         let (schema, rule) = schema::find(name, overload)
             .zip(rules::find(name, overload))
-            .ok_or_else(|| rules::no_rule(&node.target))?;
+            .ok_or_else(|| rules::no_rule(target))?;
         let lookup = |name: &str| self.names.get(name).copied().unwrap_or(Named::Unknown);
-        let mut call = Call::resolve(schema, &node.arguments, &lookup, &self.typed)?;
+        let mut call = Call::resolve(schema, given, &lookup, &self.typed)?;
         let rules::Outcome { outputs, tap } = rule(&mut call)?;
         check_parameters(&call, &outputs, tap.as_ref())?;
         let (trusted, parameters) = (call.hints_trusted(), call.trained_parameters());
         let arguments = call.finish()?;
-        let names = output_names(node, outputs.len())?;
+        let returned = lowered
+            .as_ref()
+            .map_or(&node.outputs[..], |lowered| &node.outputs[..lowered.results]);
+        let names = output_names(returned, outputs.len())?;
         let mut trust = Vec::with_capacity(outputs.len());
         for (name, output) in names.iter().zip(&outputs) {
             check_extents(&output.value_type)?;
@@ -508,9 +523,9 @@ pub(crate) fn tapped_parameters(tap: &Tap) -> Vec<&TappedParameter> {
 }
 
 /// Names the outputs: single slots, or the elements of one returned list.
-fn output_names(node: &ProgramNode, expected: usize) -> Result<Vec<&str>, Objection> {
+fn output_names(returned: &[RawOutput], expected: usize) -> Result<Vec<&str>, Objection> {
     let mut names = Vec::with_capacity(expected);
-    for output in &node.outputs {
+    for output in returned {
         match output {
             RawOutput::Tensor(_) | RawOutput::Tensors(_) => {
                 names.extend(output.names().iter().map(String::as_str))

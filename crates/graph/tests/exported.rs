@@ -39,6 +39,8 @@ fn exported_models_are_accepted_and_encode_canonically() {
         "text",
         "functions",
         "composed",
+        "images",
+        "plain",
     ] {
         let graph = accepted(name);
         assert_eq!(
@@ -145,6 +147,27 @@ fn batch_norm_is_refused_with_its_python_line_and_a_remedy() {
             .iter()
             .any(|refusal| refusal.rule.as_deref() == Some("T8"))
     );
+}
+
+/// `module.eval()` and plain torch.export: core ATen's name is run as `batch_norm`, whose shapes are checked.
+#[test]
+fn batch_norm_in_evaluation_mode_is_accepted_with_its_affine_parameters_tapped() {
+    let graph = accepted("plain");
+    let norm = graph.nodes().iter().find(|node| node.operator == "batch_norm");
+    assert!(matches!(
+        norm.expect("it is there").tap,
+        Some(Tap::FrozenBatchNorm {
+            weight: Some(_),
+            bias: Some(_),
+            ..
+        })
+    ));
+    for operator in ["masked_fill", "repeat", "repeat_interleave", "flip", "roll"] {
+        assert!(
+            graph.nodes().iter().any(|node| node.operator == operator),
+            "{operator}"
+        );
+    }
 }
 
 #[test]

@@ -87,10 +87,11 @@ fn norm_length(plan: &Plan) -> u64 {
         TapKind::Rows {
             input_width,
             output_width,
-        } => input_width + output_width + tap.rows_per_record.saturating_mul(tap.rows_per_record),
+        } => (input_width + output_width)
+            .saturating_add(tap.rows_per_record.saturating_mul(tap.rows_per_record)),
         TapKind::Convolution(ref plan) if tap.as_rows => {
             let widths = plan.unfolded_width() + plan.plain_width();
-            widths + tap.rows_per_record.saturating_mul(tap.rows_per_record)
+            widths.saturating_add(tap.rows_per_record.saturating_mul(tap.rows_per_record))
         }
         _ => tap.rows_per_record,
     };
@@ -101,7 +102,8 @@ fn norm_length(plan: &Plan) -> u64 {
     };
     let taps = plan.taps.iter().map(of_tap).max().unwrap_or(0);
     let parameters = plan.parameters.iter().map(of_parameter).max().unwrap_or(0);
-    2 * (taps.saturating_add(parameters) as u64 + plan.parameters.len() as u64) + 64
+    let terms = taps.saturating_add(parameters) as u64 + plan.parameters.len() as u64;
+    terms.saturating_mul(2).saturating_add(64)
 }
 
 /// Of a tie, over all uses' rows `n`: Gram matrices of `rows` and `width` terms and their `n²` products, or sums over

@@ -28,6 +28,9 @@ pub(crate) struct BatchAxis {
     pub(crate) inner: i64,
 }
 
+/// Most elements of a value at the physical batch size, and of a parameter: sums of a few of them stay below 2^63.
+const MOST_ELEMENTS: i64 = 1 << 60;
+
 /// One argument, with sizes resolved.
 pub(crate) enum Prepared {
     None,
@@ -86,8 +89,16 @@ impl Program {
         let expected = graph
             .values()
             .iter()
-            .map(|value| expected(&value.value_type, batch_size))
+            .map(|value| {
+                let expected = expected(&value.value_type, batch_size)?;
+                check_size(&value.name, &expected.shape)?;
+                Ok(expected)
+            })
             .collect::<Result<Vec<_>>>()?;
+        for parameter in graph.parameters() {
+            let shape = parameter.shape.iter().map(|&extent| to_i64(extent));
+            check_size(&parameter.names.join(" = "), &shape.collect::<Result<Vec<_>>>()?)?;
+        }
         let mut taps = 0;
         let mut calls = Vec::with_capacity(graph.nodes().len());
         for node in graph.nodes() {
@@ -258,6 +269,23 @@ fn resolve(extent: Extent, batch_size: i64) -> Result<i64> {
         Extent::Fixed(size) => to_i64(size),
         Extent::Batch(inner) => to_i64(inner)?.checked_mul(batch_size).ok_or_else(too_large),
     }
+}
+
+/// Elements of a shape; `None` above [`MOST_ELEMENTS`].
+pub(crate) fn element_count(shape: &[i64]) -> Option<i64> {
+    let product =
+        |count: i64, extent: &i64| count.checked_mul(*extent).filter(|count| *count <= MOST_ELEMENTS);
+    shape.iter().try_fold(1, product)
+}
+
+fn check_size(node: &str, shape: &[i64]) -> Result<()> {
+    element_count(shape)
+        .map(drop)
+        .ok_or_else(|| EngineError::Unsupported {
+            node: node.to_owned(),
+            reason: "its value has more than 2^60 elements at this physical batch size; use smaller sizes"
+                .into(),
+        })
 }
 
 fn to_i64(size: u64) -> Result<i64> {

@@ -334,19 +334,14 @@ fn tap_plan(node: &TypedNode, tap: &Tap, program: &Program) -> Result<TapPlan> {
             eps,
             ..
         } => {
-            let normalized: Vec<i64> = normalized_shape.iter().map(|&extent| extent as i64).collect();
-            let trailing = program.expected[index(*input)]
-                .shape
-                .len()
-                .checked_sub(normalized.len());
-            if trailing.is_none_or(|leading| batch.axis >= leading as i64) {
-                return Err(refuse("layer_norm may not normalise over the batch axis"));
-            }
-            let width = normalized.iter().product();
+            let normalized =
+                trailing_axes(normalized_shape, &program.expected[index(*input)]).ok_or_else(|| {
+                    refuse("layer_norm normalises the last axes of its input, behind the batch")
+                })?;
             TapKind::LayerNorm {
-                normalized_shape: normalized,
+                normalized_shape: normalized.to_vec(),
                 eps: eps.get(),
-                width,
+                width: normalized.iter().product(),
             }
         }
         Tap::BroadcastAdd { .. } | Tap::BroadcastMul { .. } | Tap::Expand { .. } => TapKind::Broadcast,
@@ -383,18 +378,16 @@ fn tap_plan(node: &TypedNode, tap: &Tap, program: &Program) -> Result<TapPlan> {
             eps,
             ..
         } => {
-            let trailing = output.shape.len().checked_sub(normalized_shape.len());
-            if trailing.is_none_or(|leading| batch.axis >= leading as i64) {
-                return Err(refuse("rms_norm may not normalise over the batch axis"));
-            }
+            let normalized = trailing_axes(normalized_shape, output)
+                .ok_or_else(|| refuse("rms_norm normalises the last axes of its input, behind the batch"))?;
             TapKind::RmsNorm {
                 eps: eps.get(),
-                width: normalized_shape.iter().map(|&extent| extent as i64).product(),
+                width: normalized.iter().product(),
             }
         }
     };
     let elements: i64 = output.shape.iter().product();
-    let rows_of = |width: i64| elements / (program.batch_size * width).max(1);
+    let rows_of = |width: i64| elements / program.batch_size.saturating_mul(width).max(1);
     let rows_per_record = match &kind {
         TapKind::Rows { output_width, .. } => rows_of(*output_width),
         TapKind::LayerNorm { width, .. }
@@ -412,6 +405,15 @@ fn tap_plan(node: &TypedNode, tap: &Tap, program: &Program) -> Result<TapPlan> {
         rows_per_record,
         as_rows: false,
     })
+}
+
+/// The last axes of a value, if they are `normalized` and the batch is before them.
+fn trailing_axes<'v>(normalized: &[u64], value: &'v Expected) -> Option<&'v [i64]> {
+    let leading = value.shape.len().checked_sub(normalized.len())?;
+    let behind = value.batch.is_some_and(|batch| batch.axis < leading as i64);
+    let trailing = &value.shape[leading..];
+    let same = |(own, given): (&i64, &u64)| u64::try_from(*own) == Ok(*given);
+    (behind && trailing.iter().zip(normalized).all(same)).then_some(trailing)
 }
 
 /// The batch is axis 0 and the channels are axis 1.

@@ -13,7 +13,7 @@ use support::*;
 use tch::{Kind, Tensor};
 
 const BATCH: u32 = 16;
-const ACCEPTED: [&str; 10] = [
+const ACCEPTED: [&str; 12] = [
     "classifier",
     "cross_entropy",
     "regressor",
@@ -24,6 +24,8 @@ const ACCEPTED: [&str; 10] = [
     "text",
     "functions",
     "composed",
+    "images",
+    "plain",
 ];
 
 fn engine(name: &str, settings: Settings) -> Engine {
@@ -131,6 +133,44 @@ fn losses_and_per_sample_gradients_equal_pytorchs() {
             compared >= trained.len() * BATCH as usize,
             "{name}: {compared} of {} gradients",
             trained.len()
+        );
+    }
+}
+
+/// Convolutions with stride, padding, dilation and groups, transposed ones, pooling and group_norm, against code that is
+/// not ours (tests/data/generate_images.py). Opacus adds 1e-6 to a norm before it clips.
+#[test]
+fn gradients_and_clipped_sums_of_convolutions_equal_torch_funcs_and_opacus() {
+    let goldens: Value = serde_json::from_str(include_str!("data/images.json")).unwrap();
+    let engine_at = |max_grad_norm: f64| engine("images", settings(BATCH, max_grad_norm));
+    let engine = engine_at(1.0);
+    let parameters = engine.graph().parameters().iter();
+    let names: Vec<String> = parameters.map(|each| each.names[0].clone()).collect();
+    assert_eq!(names.len(), goldens["gradients"].as_object().unwrap().len());
+    let gradients = engine
+        .per_sample_gradients(&full(&engine, &inputs(&engine)))
+        .unwrap();
+    for (name, gradient) in names.iter().zip(&gradients) {
+        for (row, golden) in (0..).zip(goldens["gradients"][name].as_array().unwrap()) {
+            let actual = Vec::<f64>::try_from(gradient.get(row).flatten(0, -1)).unwrap();
+            let golden = floats(golden);
+            assert!(
+                distance(&actual, &golden) <= 1e-9 * norm(&golden) + 1e-12,
+                "{name} of record {row}"
+            );
+        }
+    }
+    for clipped in goldens["clipped"].as_array().unwrap() {
+        let max_grad_norm = clipped["max_grad_norm"].as_f64().unwrap();
+        let engine = engine_at(max_grad_norm);
+        let (sums, _) = engine.clipped_sums(&full(&engine, &inputs(&engine))).unwrap();
+        let golden: Vec<Vec<f64>> = names.iter().map(|name| floats(&clipped["sums"][name])).collect();
+        let (sums, golden) = (joined(&sums), joined(&golden));
+        assert!(
+            distance(&sums, &golden) <= 1e-5 * norm(&golden),
+            "C = {max_grad_norm}: off by {} of {}",
+            distance(&sums, &golden),
+            norm(&golden)
         );
     }
 }

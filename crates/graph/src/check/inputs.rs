@@ -1,6 +1,7 @@
 //! Graph inputs: parameters and constants from storage, model inputs from the contract's columns.
 
 use super::Checker;
+use super::call::Named;
 use super::facts::Output;
 use super::hints;
 use super::judge::check_extents;
@@ -46,6 +47,8 @@ impl Checker<'_> {
             let verdict = check_extents(&output.value_type).and(agrees);
             if let Err(objection) = verdict {
                 self.refuse(&input.name, "", None, objection);
+                self.names.insert(&input.name, Named::Unknown);
+                continue;
             }
             let parameters = match origin {
                 Origin::Parameter(id) => vec![id],

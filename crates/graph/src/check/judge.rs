@@ -1,5 +1,6 @@
 //! What holds for every result, whatever its operator: extents, parameters (G2), and the loss itself.
 
+use super::broadcast::product;
 use super::call::{self, Call};
 use super::facts::{Output, Typed};
 use super::premise::{self, Premise, require};
@@ -9,6 +10,10 @@ use crate::typed::{Dependence, Extent, Tap, ValueId, ValueType};
 
 /// Most axes of a value; far below what [`Dependence::PerSample`] can number.
 const MAX_RANK: usize = 16;
+
+/// Most elements of a value: of a record's share where it is per sample. Far more than any machine holds, and so few that
+/// the trainer's products with any physical batch size stay below 2^63.
+const MAX_ELEMENTS: u64 = 1 << 40;
 
 /// The result is one floating loss per sample, and something trains it.
 pub(super) fn judge_loss(loss: &Typed) -> Result<(), Objection> {
@@ -117,7 +122,7 @@ pub(super) fn check_parameters(
     Ok(())
 }
 
-/// No extent may be zero, no rank above [`MAX_RANK`], and B appears on the batch axis only (rule T1).
+/// No extent may be zero, no rank above [`MAX_RANK`], no more elements than [`MAX_ELEMENTS`], and B appears on the batch axis only (rule T1).
 pub(super) fn check_extents(value_type: &ValueType) -> Result<(), Objection> {
     if value_type
         .shape
@@ -135,6 +140,18 @@ pub(super) fn check_extents(value_type: &ValueType) -> Result<(), Objection> {
             value_type.shape.len()
         );
         return Err(Objection::plain(reason, "merge axes"));
+    }
+    if product(&value_type.shape).is_none_or(|elements| elements > MAX_ELEMENTS) {
+        let reason = format!(
+            "the result {} has more than 2^40 elements{}",
+            crate::display::ty(value_type),
+            if value_type.dependence == Dependence::Shared {
+                ""
+            } else {
+                " a record"
+            }
+        );
+        return Err(Objection::plain(reason, "use smaller sizes: no machine holds it"));
     }
     let batch_axes = value_type
         .shape

@@ -16,6 +16,7 @@ mod order;
 mod pool;
 mod random;
 mod reduce;
+mod repeat;
 mod resample;
 mod reshape;
 mod select;
@@ -74,7 +75,7 @@ pub(super) fn find(name: &str, overload: &str) -> Option<Rule> {
             elementwise::bitwise
         }
         ("where", "self" | "ScalarSelf" | "ScalarOther") => elementwise::choose,
-        ("masked_fill", "Scalar") => elementwise::masked_fill,
+        ("masked_fill", "Scalar" | "Tensor") => elementwise::masked_fill,
         ("alias" | "clone" | "contiguous" | "detach", "default") => elementwise::copy,
         ("to", "dtype") | ("_to_copy", "default") => elementwise::convert,
         ("zeros_like" | "ones_like" | "full_like", "default") => factory::like,
@@ -107,6 +108,9 @@ pub(super) fn find(name: &str, overload: &str) -> Option<Rule> {
         ("squeeze", "dim" | "dims" | "default") => reshape::squeeze,
         ("expand", "default") => reshape::expand,
         ("t", "default") | ("transpose", "int") | ("permute", "default") => reshape::permute,
+        ("repeat", "default") => repeat::repeat,
+        ("repeat_interleave", "self_int") => repeat::repeat_interleave,
+        ("flip" | "roll", "default") => repeat::turned,
 
         ("slice", "Tensor") => select::slice,
         ("select", "int") => select::select,
@@ -174,7 +178,6 @@ pub(super) fn no_rule(target: &str) -> Objection {
         | "_batch_norm_with_update"
         | "_native_batch_norm_legit"
         | "_native_batch_norm_legit_functional"
-        | "_native_batch_norm_legit_no_training"
         | "_batch_norm_no_update" => (
             "T7",
             "BatchNorm normalises with statistics of the whole batch: every sample's loss depends on the others",
@@ -220,11 +223,6 @@ pub(super) fn no_rule(target: &str) -> Objection {
             "T7",
             "its equation has no rule",
             "export with bastionai.export, which writes it as permute, reshape and bmm; or use matmul",
-        ),
-        "roll" | "flip" => (
-            "T7",
-            "without an axis of the sample it moves elements between samples",
-            "name an axis of the sample and export with bastionai.export, which writes it with slices",
         ),
         _ if base.ends_with('_') && !base.ends_with("__") => (
             "T8",

@@ -4,7 +4,7 @@
 use super::{Normalised, Role, TapKind, TapPlan, ViewBack, roles};
 use crate::error::{EngineError, Result};
 use crate::operators;
-use crate::program::index;
+use crate::program::{element_count, index};
 use bastionai_graph::typed::{
     Argument, Dependence, Origin, ParameterId, ParameterView, TappedParameter, TypedGraph, TypedNode, ValueId,
 };
@@ -252,8 +252,11 @@ pub(super) fn views_back(parameter: &[i64], views: &[ParameterView], value: &[i6
                 shape = permuted;
             }
             ParameterView::Reshape(to) => {
-                let to: Vec<i64> = to.iter().map(|&extent| extent as i64).collect();
-                if to.iter().product::<i64>() != shape.iter().product::<i64>() {
+                let to: Vec<i64> = to
+                    .iter()
+                    .map(|&extent| i64::try_from(extent).ok())
+                    .collect::<Option<_>>()?;
+                if element_count(&to)? != element_count(&shape)? {
                     return None;
                 }
                 back.push(ViewBack::Reshape(shape));
@@ -325,6 +328,9 @@ mod tests {
     fn a_view_that_repeats_an_axis_or_changes_the_count_is_refused() {
         assert!(views_back(&[2, 2], &[ParameterView::Permute(vec![0, 0])], &[2, 2]).is_none());
         assert!(views_back(&[2, 2], &[ParameterView::Reshape(vec![3])], &[3]).is_none());
+        for huge in [vec![1 << 32, 1 << 32], vec![u64::MAX]] {
+            assert!(views_back(&[2, 2], &[ParameterView::Reshape(huge)], &[4]).is_none());
+        }
         assert!(views_back(&[2, 2], &[], &[4]).is_none());
     }
 }

@@ -4,7 +4,7 @@
 //! Of an ordinary convolution the input is unfolded and the output gradient is plain; of a transposed one, which is
 //! the gradient of an ordinary one, the output gradient is unfolded and the input is plain.
 
-use crate::program::{BatchAxis, Expected};
+use crate::program::{BatchAxis, Expected, element_count};
 use bastionai_graph::typed::Convolution;
 
 /// Extents and steps of one convolution, checked to be those of its operator.
@@ -55,6 +55,9 @@ impl ConvolutionPlan {
             transposed: geometry.transposed,
         };
         let after = numbers(&geometry.padding_after)?;
+        let mut window = vec![plan.unfolded_channels / plan.groups];
+        window.extend(&plan.kernel);
+        element_count(&window)?;
         let divides = plan.unfolded_channels % plan.groups == 0 && plan.plain_channels % plan.groups == 0;
         (divides && (0..axes).all(|axis| plan.fits(axis, after[axis]))).then_some(plan)
     }
@@ -74,7 +77,9 @@ impl ConvolutionPlan {
         let Some((padded, reached)) = padded.zip(reach(self.positions[axis])) else {
             return false;
         };
-        let left = padded - reached;
+        let Some(left) = padded.checked_sub(reached) else {
+            return false;
+        };
         let most = if self.transposed {
             self.stride[axis].max(self.dilation[axis])
         } else {
@@ -175,6 +180,27 @@ mod tests {
             (plan.weight_shape(), plan.output_channels(), plan.length()),
             (vec![5, 2, 3], 2, 4)
         );
+    }
+
+    #[test]
+    fn extents_beyond_any_memory_are_refused_and_overflow_nothing() {
+        let huge = Convolution {
+            kernel: vec![1 << 40; 3],
+            stride: vec![1; 3],
+            padding_before: vec![1 << 40; 3],
+            padding_after: vec![0; 3],
+            dilation: vec![1; 3],
+            groups: 1,
+            transposed: false,
+        };
+        let (input, output) = (value(&[4, 2, 1, 1, 1]), value(&[4, 2, 2, 2, 2]));
+        assert!(ConvolutionPlan::new(&huge, &input, &output).is_none());
+        let no_position = Convolution {
+            stride: vec![i64::MAX as u64],
+            padding_before: vec![i64::MAX as u64 - 7],
+            ..geometry(0, false)
+        };
+        assert!(ConvolutionPlan::new(&no_position, &value(&[4, 2, 7]), &value(&[4, 5, 0])).is_none());
     }
 
     #[test]

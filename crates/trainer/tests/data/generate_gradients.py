@@ -1,6 +1,6 @@
 """Writes gradients.json: PyTorch's own losses and per-sample gradients of the graph crate's exported fixtures.
 
-Run with the pinned torch: .venv/bin/python crates/trainer/tests/data/generate_gradients.py
+Run with the pinned torch: .venv/bin/python crates/trainer/tests/data/generate_gradients.py [names of models]
 The inputs are made by the same formula in tests/exported.rs; dropout is switched off on both sides.
 """
 
@@ -25,6 +25,8 @@ ACCEPTED = [
     "text",
     "functions",
     "composed",
+    "images",
+    "plain",
 ]
 BATCH, HEAD = 16, 5
 
@@ -68,8 +70,11 @@ def without_dropout(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
 
 
 def main() -> None:
+    file = HERE / "gradients.json"
     out = {"torch": torch.__version__, "models": {}}
-    for name in ACCEPTED:
+    if sys.argv[1:]:
+        out["models"] = json.loads(file.read_text())["models"]
+    for name in sys.argv[1:] or ACCEPTED:
         program = load(name)
         module = without_dropout(program.module())
         inputs = [made_up(i, example) for i, example in enumerate(MODELS[name][1])]
@@ -92,7 +97,7 @@ def main() -> None:
             "losses": losses.detach().double().tolist(),
             "gradients": rows,
         }
-    (HERE / "gradients.json").write_text(json.dumps(out) + "\n")
+    file.write_text(json.dumps(out) + "\n")
 
 
 if __name__ == "__main__":

@@ -265,13 +265,24 @@ pub(in super::super) fn choose(call: &mut Call<'_>) -> Result<Outcome, Objection
     Ok(Output::new(value_type, call.any_requires_grad()).into())
 }
 
-/// `masked_fill(self, mask, value)`.
+/// `masked_fill(self, mask, value)`; a value that is a tensor is one Shared number.
 pub(in super::super) fn masked_fill(call: &mut Call<'_>) -> Result<Outcome, Objection> {
     let (value, mask) = (call.tensor("self")?, call.tensor("mask")?);
     require_bool("mask", mask)?;
-    let fill = required_number(call, "value")?;
+    let fill = if call.schema.overload == "Tensor" {
+        let fill = call.tensor("value")?;
+        if !fill.value_type.shape.is_empty() {
+            return Err(Objection::plain(
+                "the filled value has axes",
+                "use torch.where(mask, value, x)",
+            ));
+        }
+        Operand::Tensor(fill)
+    } else {
+        Operand::Number(required_number(call, "value")?)
+    };
     let dtype = value.value_type.dtype;
-    if promote(result_type(&[Operand::Number(fill)]), dtype) != dtype && !dtype.is_float() {
+    if promote(result_type(&[fill]), dtype) != dtype && !dtype.is_float() {
         return Err(Objection::plain(
             "the filled value does not fit the dtype",
             "convert first",

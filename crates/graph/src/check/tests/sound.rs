@@ -3,6 +3,7 @@
 mod attention;
 mod functions;
 mod order;
+mod repeat;
 
 use super::build::{Build, f, flag, i, ints, k, sizes, t};
 use super::oracle::judge;

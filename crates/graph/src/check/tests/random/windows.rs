@@ -2,7 +2,7 @@
 
 use super::super::build::{f, flag, i, ints, t};
 use super::Draw;
-use crate::program::RawArgument;
+use crate::program::{RawArgument, RawSize};
 use crate::schema::Schema;
 use crate::typed::{Dependence, Extent, ValueType};
 
@@ -41,6 +41,7 @@ pub(super) fn arguments(draw: &mut Draw<'_>, schema: &Schema) -> Option<Vec<(Str
                 ("downscale_factor", i(*draw.random.pick(&[1, 2]))),
             ]
         }
+        "repeat" | "repeat_interleave" | "flip" | "roll" => places(draw, name),
         "group_norm" | "instance_norm" | "batch_norm" => norm(draw, name),
         "prelu" => {
             let value = image(draw, 1);
@@ -221,5 +222,49 @@ fn norm(draw: &mut Draw<'_>, name: &str) -> Vec<(&'static str, RawArgument)> {
         ("eps", f(1e-5)),
         ("cudnn_enabled", flag(true)),
     ]);
+    given
+}
+
+/// Repetitions and turns, mostly of axes of the sample.
+fn places(draw: &mut Draw<'_>, name: &str) -> Vec<(&'static str, RawArgument)> {
+    let value = draw.like_first(|_| true);
+    let rank = draw
+        .values
+        .iter()
+        .find(|(found, _)| *found == value)
+        .map_or(0, |(_, found)| found.shape.len());
+    let dim = if draw.random.one_in(4) {
+        draw.random.dim()
+    } else {
+        rank.max(1) as i64 - 1
+    };
+    let mut given = vec![("self", t(&value))];
+    match name {
+        "repeat" => {
+            let added = usize::from(draw.random.one_in(3));
+            let mut repeats: Vec<RawSize> = (0..rank + added)
+                .map(|_| RawSize::Int(*draw.random.pick(&[1, 1, 1, 2])))
+                .collect();
+            if draw.random.one_in(3) && !repeats.is_empty() {
+                repeats[0] = draw.random.pick(draw.sizes).clone();
+            }
+            given.push(("repeats", RawArgument::Sizes(repeats)));
+        }
+        "repeat_interleave" => {
+            given.extend([("repeats", i(*draw.random.pick(&[1, 2, 3]))), ("dim", i(dim))]);
+        }
+        "flip" => given.push(("dims", ints(&[dim]))),
+        _ => given.extend([
+            ("shifts", ints(&[*draw.random.pick(&[-1, 1, 2])])),
+            (
+                "dims",
+                if draw.random.one_in(6) {
+                    ints(&[])
+                } else {
+                    ints(&[dim])
+                },
+            ),
+        ]),
+    }
     given
 }
