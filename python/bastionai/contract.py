@@ -115,6 +115,17 @@ class Column:
         """Names of the classes, or None for a column that is no label."""
         return None if self.classes is None else list(cast("tuple[str, ...]", self.classes))
 
+    @property
+    def class_count(self) -> int | None:
+        """How many classes a label of this column can name.
+
+        The declared classes, or what lies below the end of an integer range (token ids), or the width of a column of
+        class probabilities; None for a single float.
+        """
+        if self.torch_dtype.is_floating_point:
+            return self.shape[0] if self.shape else None
+        return int(self.bounds()[1].max()) + 1
+
     def bounds(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Lowest and highest value: one bound, or one per element (float64, flat)."""
         if self.class_names is not None:

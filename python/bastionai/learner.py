@@ -420,8 +420,8 @@ class RemoteLearner:
         if self._loss is None or not self.datasets:
             return 1.0
         contract = self.datasets[0].contract
-        names = contract.column(label_column(contract, label)).class_names
-        return per_sample_loss(self._loss).suggested_max_loss(None if names is None else len(names))
+        column = contract.column(label_column(contract, label))
+        return per_sample_loss(self._loss).suggested_max_loss(column.class_count)
 
     def _check_datasets(self) -> None:
         if not self.datasets:

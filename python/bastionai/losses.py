@@ -39,7 +39,7 @@ class PerSampleLoss(nn.Module):
         """Where to clip the loss that is shown during training, from public facts alone.
 
         Args:
-            classes: Number of classes of the label column, when it is one.
+            classes: How many classes the label column can name (``Column.class_count``), when it is one.
         """
         del classes
         return 1.0

@@ -14,7 +14,34 @@ from bastionai.exceptions import InvalidRequest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant:
+class _WarmedUp:
+    warmup_steps: int | None = None
+    warmup_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            raise InvalidRequest(f"{name}: give warmup_steps or warmup_ratio, not both")
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise InvalidRequest(f"{name}: warmup_steps must not be negative, got {self.warmup_steps}")
+        self._check_ratio("warmup_ratio", self.warmup_ratio or 0.0)
+
+    def _check_ratio(self, field: str, ratio: float) -> None:
+        if not 0.0 <= ratio <= 1.0:
+            raise InvalidRequest(f"{type(self).__name__}: {field} must lie in [0, 1], got {ratio}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Falling(_WarmedUp):
+    final_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_ratio("final_ratio", self.final_ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(_WarmedUp):
     """The full rate after the warm-up.
 
     Attributes:
@@ -22,15 +49,9 @@ class Constant:
         warmup_ratio: The same as a share of the run's steps, rounded up; give one of the two.
     """
 
-    warmup_steps: int | None = None
-    warmup_ratio: float | None = None
-
-    def __post_init__(self) -> None:
-        _check_warmup(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Linear:
+class Linear(_Falling):
     """Falls linearly after the warm-up, to reach ``final_ratio`` of the full rate one step after the last.
 
     Attributes:
@@ -39,17 +60,9 @@ class Linear:
         final_ratio: In [0, 1].
     """
 
-    warmup_steps: int | None = None
-    warmup_ratio: float | None = None
-    final_ratio: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_warmup(self)
-        _check_ratio(self, "final_ratio", self.final_ratio)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine:
+class Cosine(_Falling):
     """Falls along half a cosine after the warm-up, to reach ``final_ratio`` of the full rate one step after the last.
 
     Attributes:
@@ -57,14 +70,6 @@ class Cosine:
         warmup_ratio: The same as a share of the run's steps, rounded up; give one of the two.
         final_ratio: In [0, 1].
     """
-
-    warmup_steps: int | None = None
-    warmup_ratio: float | None = None
-    final_ratio: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_warmup(self)
-        _check_ratio(self, "final_ratio", self.final_ratio)
 
 
 #: What the server's trainer knows.
@@ -97,18 +102,3 @@ def document(schedule: Schedule) -> dict[str, Any]:
         return {"decay": "constant", "warmup": warmup}
     name = "linear" if isinstance(schedule, Linear) else "cosine"
     return {"decay": {name: {"final_ratio": schedule.final_ratio}}, "warmup": warmup}
-
-
-def _check_warmup(schedule: Schedule) -> None:
-    name = type(schedule).__name__
-    if schedule.warmup_steps is not None and schedule.warmup_ratio is not None:
-        raise InvalidRequest(f"{name}: give warmup_steps or warmup_ratio, not both")
-    if schedule.warmup_steps is not None and schedule.warmup_steps < 0:
-        raise InvalidRequest(f"{name}: warmup_steps must not be negative, got {schedule.warmup_steps}")
-    if schedule.warmup_ratio is not None:
-        _check_ratio(schedule, "warmup_ratio", schedule.warmup_ratio)
-
-
-def _check_ratio(schedule: Schedule, field: str, ratio: float) -> None:
-    if not 0.0 <= ratio <= 1.0:
-        raise InvalidRequest(f"{type(schedule).__name__}: {field} must lie in [0, 1], got {ratio}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,6 +81,15 @@ def test_a_column_of_tokens_is_input_and_target_of_a_language_model():
     contract = DataContract([Column("tokens", "int64", (TOKENS,), range=(0, WORDS - 1))], declared_size=64)
     prepared = prepare(Tied(), "causal_lm", contract)
     assert prepared.input_columns == ["tokens"]
+
+
+def test_the_shown_loss_of_a_language_model_is_clipped_at_twice_that_of_guessing_a_word_of_its_vocabulary():
+    tokens = Column("tokens", "int64", (TOKENS,), range=(0, 30_521))
+    padded = Column("tokens", "int64", (TOKENS,), range=(-100, 30_521))
+    for column in (tokens, padded):
+        assert per_sample_loss("causal_lm").suggested_max_loss(column.class_count) == pytest.approx(
+            2 * math.log(30_522)
+        )
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
