@@ -68,7 +68,7 @@ pub use ledger::{LedgerEntry, LedgerView};
 pub use receipts::{AuditedReceipt, audit_receipt};
 pub use rows::{CheckedRecords, RecordBatch, Transfer};
 pub use runs::{
-    Charge, Decay, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunKind, RunSpec, RunState,
+    Adam, Charge, Decay, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunKind, RunSpec, RunState,
     RunWatch, RunWeights, Schedule, Warmup, WeightsSource,
 };
 pub use session::{AppraisedPeer, ConnectOptions, ServerInfo, UnappraisedSession, connect};

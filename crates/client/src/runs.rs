@@ -10,7 +10,7 @@ use bastionai_ledger::amount::Amount;
 use bastionai_ledger::id::{DatasetId, Digest32, Principal, RunId};
 pub use bastionai_ledger::policy::RunKind;
 use bastionai_wire::v1;
-pub use bastionai_wire::{Decay, Optimizer, Schedule, Warmup};
+pub use bastionai_wire::{Adam, Decay, Optimizer, Schedule, Warmup};
 use serde::{Deserialize, Serialize};
 use tonic::Streaming;
 pub(crate) use wire::{parse_charge, parse_source, source_to_wire};

@@ -4,7 +4,7 @@
 use crate::plan::Plan;
 use crate::spec::RunRequest;
 use bastionai_ledger::{BootId, DatasetId, Digest32, EntryHash, Principal};
-use bastionai_wire::{Decay, Optimizer, Schedule};
+use bastionai_wire::{Adam, Decay, Optimizer, Schedule};
 use sha2::{Digest, Sha256};
 
 /// A dataset as a run uses it.
@@ -118,30 +118,8 @@ impl Agreement<'_> {
                     .for_each(|value| fields.float(value));
                 fields.integer(u64::from(nesterov));
             }
-            Optimizer::AdamW {
-                lr,
-                beta1,
-                beta2,
-                eps,
-                weight_decay,
-            } => {
-                fields.add(b"adamw");
-                [lr, beta1, beta2, eps, weight_decay]
-                    .into_iter()
-                    .for_each(|value| fields.float(value));
-            }
-            Optimizer::Adam {
-                lr,
-                beta1,
-                beta2,
-                eps,
-                weight_decay,
-            } => {
-                fields.add(b"adam");
-                [lr, beta1, beta2, eps, weight_decay]
-                    .into_iter()
-                    .for_each(|value| fields.float(value));
-            }
+            Optimizer::AdamW(numbers) => add_adam(fields, b"adamw", numbers),
+            Optimizer::Adam(numbers) => add_adam(fields, b"adam", numbers),
         }
     }
 
@@ -170,6 +148,21 @@ impl Agreement<'_> {
         fields.integer(plan.amount.epsilon.units());
         fields.integer(plan.amount.delta.units());
     }
+}
+
+/// The numbers of Adam or AdamW, which the name tells apart.
+fn add_adam(fields: &mut Fields, name: &[u8], numbers: Adam) {
+    let Adam {
+        lr,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+    } = numbers;
+    fields.add(name);
+    [lr, beta1, beta2, eps, weight_decay]
+        .into_iter()
+        .for_each(|value| fields.float(value));
 }
 
 /// SHA-256 over the initial values of parameters and constants, in graph order.
@@ -340,22 +333,22 @@ mod tests {
                 }
             }),
             ("optimizer", |e| {
-                e.request.optimizer = Optimizer::AdamW {
+                e.request.optimizer = Optimizer::AdamW(Adam {
                     lr: 0.1,
                     beta1: 0.9,
                     beta2: 0.0,
                     eps: 0.0,
                     weight_decay: 0.0,
-                }
+                })
             }),
             ("Adam is not AdamW", |e| {
-                e.request.optimizer = Optimizer::Adam {
+                e.request.optimizer = Optimizer::Adam(Adam {
                     lr: 0.1,
                     beta1: 0.9,
                     beta2: 0.0,
                     eps: 0.0,
                     weight_decay: 0.0,
-                }
+                })
             }),
             ("warm-up", |e| e.request.schedule.warmup = Warmup::Steps(1)),
             ("longer warm-up", |e| e.request.schedule.warmup = Warmup::Steps(2)),

@@ -5,7 +5,7 @@ use crate::config::Limits;
 use crate::errors::{Failure, Reason};
 use crate::warm_start::WeightsSource;
 use bastionai_ledger::{DatasetId, Delta, Digest32};
-use bastionai_wire::{DEFAULT_LOSS_SHARE, Decay, Optimizer, Schedule, Warmup, v1};
+use bastionai_wire::{Adam, DEFAULT_LOSS_SHARE, Decay, Optimizer, Schedule, Warmup, v1};
 use std::collections::BTreeSet;
 
 /// A run as asked for, checked.
@@ -206,20 +206,14 @@ fn optimizer(wire: Option<&v1::Optimizer>) -> Result<Optimizer, Failure> {
                 ));
             }
         }
-        Optimizer::AdamW {
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        }
-        | Optimizer::Adam {
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        } => {
+        Optimizer::AdamW(numbers) | Optimizer::Adam(numbers) => {
+            let Adam {
+                lr,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            } = numbers;
             rate("lr", lr)?;
             fraction("beta1", beta1)?;
             fraction("beta2", beta2)?;

@@ -14,7 +14,7 @@ use bastionai_trainer::records::Records;
 use bastionai_trainer::training::Training;
 use bastionai_trainer::{Engine, Settings, selftest};
 use bastionai_wire::trainer::{DatasetShape, Job, TRAINER_PROTOCOL_VERSION};
-use bastionai_wire::{Optimizer, Schedule};
+use bastionai_wire::{Adam, Optimizer, Schedule};
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
@@ -100,13 +100,13 @@ fn training(
 
 fn job(engine: &Engine, batch: u32, cap: u32, threads: u32, optimizer: &str) -> Job {
     let optimizer = match optimizer {
-        "adamw" => Optimizer::AdamW {
+        "adamw" => Optimizer::AdamW(Adam {
             lr: 1e-3,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
             weight_decay: 0.01,
-        },
+        }),
         _ => Optimizer::Sgd {
             lr: 0.1,
             momentum: 0.9,

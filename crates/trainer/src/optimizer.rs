@@ -8,7 +8,7 @@ use crate::ffi::{self, Element};
 use crate::grid::{CHUNK, in_parallel};
 use crate::schedule::LearningRates;
 use bastionai_privacy::noise::NoiseStream;
-use bastionai_wire::Optimizer;
+use bastionai_wire::{Adam, Optimizer};
 use tch::{Kind, Tensor};
 
 /// How sums become gradients.
@@ -50,7 +50,7 @@ impl OptimizerState {
         check(&optimizer)?;
         let (first, second) = match optimizer {
             Optimizer::Sgd { momentum, .. } => (momentum != 0.0, false),
-            Optimizer::AdamW { .. } | Optimizer::Adam { .. } => (true, true),
+            Optimizer::AdamW(_) | Optimizer::Adam(_) => (true, true),
         };
         let length = |tensor: &Tensor, wanted: bool| if wanted { tensor.numel() } else { 0 };
         let slots = parameters
@@ -191,20 +191,14 @@ fn check(optimizer: &Optimizer) -> Result<()> {
                 return refuse("nesterov needs a momentum and zero dampening");
             }
         }
-        Optimizer::AdamW {
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        }
-        | Optimizer::Adam {
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        } => {
+        Optimizer::AdamW(numbers) | Optimizer::Adam(numbers) => {
+            let Adam {
+                lr,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            } = numbers;
             if ![lr, eps, weight_decay].into_iter().all(not_negative) {
                 return refuse("lr, eps and weight_decay must be finite and not negative");
             }
@@ -292,36 +286,30 @@ impl Rule {
                     nesterov,
                 }
             }
-            Optimizer::AdamW {
-                lr,
-                beta1,
-                beta2,
-                eps,
-                weight_decay,
-            } => Self::Adam {
-                penalty: 0.0,
-                keep: 1.0 - lr * factor * weight_decay,
-                beta1,
-                beta2,
-                rate: lr * factor / correction(beta1),
-                root_correction: correction(beta2).sqrt(),
-                eps,
-            },
-            Optimizer::Adam {
-                lr,
-                beta1,
-                beta2,
-                eps,
-                weight_decay,
-            } => Self::Adam {
-                penalty: weight_decay,
-                keep: 1.0,
-                beta1,
-                beta2,
-                rate: lr * factor / correction(beta1),
-                root_correction: correction(beta2).sqrt(),
-                eps,
-            },
+            Optimizer::AdamW(numbers) => {
+                let keep = 1.0 - numbers.lr * factor * numbers.weight_decay;
+                Self::adam(numbers, 0.0, keep, factor, correction)
+            }
+            Optimizer::Adam(numbers) => Self::adam(numbers, numbers.weight_decay, 1.0, factor, correction),
+        }
+    }
+
+    fn adam(numbers: Adam, penalty: f64, keep: f64, factor: f64, correction: impl Fn(f64) -> f64) -> Self {
+        let Adam {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            ..
+        } = numbers;
+        Self::Adam {
+            penalty,
+            keep,
+            beta1,
+            beta2,
+            rate: lr * factor / correction(beta1),
+            root_correction: correction(beta2).sqrt(),
+            eps,
         }
     }
 

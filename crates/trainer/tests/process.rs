@@ -8,7 +8,7 @@ use bastionai_wire::trainer::{
     Control, DatasetShape, EvaluationJob, Job, LossRelease, Report, TRAINER_ENVIRONMENT,
     TRAINER_PROTOCOL_VERSION, Task, read_frame, read_message, write_frame, write_message,
 };
-use bastionai_wire::{Optimizer, Schedule};
+use bastionai_wire::{Adam, Optimizer, Schedule};
 use std::io::{BufReader, Read};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -360,13 +360,13 @@ fn a_run_that_continues_from_its_state_ends_where_it_would_have() {
             weight_decay: 0.01,
             nesterov: false,
         },
-        Optimizer::AdamW {
+        Optimizer::AdamW(Adam {
             lr: 1e-2,
             beta1: 0.9,
             beta2: 0.99,
             eps: 1e-8,
             weight_decay: 0.01,
-        },
+        }),
     ];
     for optimizer in optimizers {
         let whole = Job {

@@ -27,7 +27,7 @@ pub const CALLS: &[Call] = include!(concat!(env!("OUT_DIR"), "/calls.rs"));
 
 pub mod trainer;
 
-pub use optimizer::Optimizer;
+pub use optimizer::{Adam, Optimizer};
 pub use schedule::{Decay, Schedule, Warmup};
 
 /// Share of the privacy that the released loss takes when a scientist names none: a twentieth widens the

@@ -22,32 +22,25 @@ pub enum Optimizer {
         /// Nesterov momentum.
         nesterov: bool,
     },
-    /// `torch.optim.AdamW`.
-    AdamW {
-        /// Learning rate.
-        lr: f64,
-        /// First-moment decay.
-        beta1: f64,
-        /// Second-moment decay.
-        beta2: f64,
-        /// Denominator offset.
-        eps: f64,
-        /// Decoupled weight decay.
-        weight_decay: f64,
-    },
-    /// `torch.optim.Adam`, without amsgrad.
-    Adam {
-        /// Learning rate.
-        lr: f64,
-        /// First-moment decay.
-        beta1: f64,
-        /// Second-moment decay.
-        beta2: f64,
-        /// Denominator offset.
-        eps: f64,
-        /// L2 penalty: enters the moments.
-        weight_decay: f64,
-    },
+    /// `torch.optim.AdamW`: weight decay is decoupled.
+    AdamW(Adam),
+    /// `torch.optim.Adam`, without amsgrad: weight decay is an L2 penalty that enters the moments.
+    Adam(Adam),
+}
+
+/// The numbers of `torch.optim.Adam` and `AdamW`, which share their names, defaults but for the decay, and bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Adam {
+    /// Learning rate.
+    pub lr: f64,
+    /// First-moment decay.
+    pub beta1: f64,
+    /// Second-moment decay.
+    pub beta2: f64,
+    /// Denominator offset.
+    pub eps: f64,
+    /// Weight decay; the variant says how it enters.
+    pub weight_decay: f64,
 }
 
 impl Optimizer {
@@ -56,7 +49,7 @@ impl Optimizer {
     pub fn moments(&self) -> usize {
         match *self {
             Self::Sgd { momentum, .. } => usize::from(momentum != 0.0),
-            Self::AdamW { .. } | Self::Adam { .. } => 2,
+            Self::AdamW(_) | Self::Adam(_) => 2,
         }
     }
 }
@@ -82,26 +75,26 @@ impl From<Optimizer> for v1::Optimizer {
                 weight_decay,
                 nesterov,
             }),
-            Optimizer::AdamW {
+            Optimizer::AdamW(Adam {
                 lr,
                 beta1,
                 beta2,
                 eps,
                 weight_decay,
-            } => v1::optimizer::Kind::Adamw(v1::AdamW {
+            }) => v1::optimizer::Kind::Adamw(v1::AdamW {
                 lr,
                 beta1,
                 beta2,
                 eps,
                 weight_decay,
             }),
-            Optimizer::Adam {
+            Optimizer::Adam(Adam {
                 lr,
                 beta1,
                 beta2,
                 eps,
                 weight_decay,
-            } => v1::optimizer::Kind::Adam(v1::Adam {
+            }) => v1::optimizer::Kind::Adam(v1::Adam {
                 lr,
                 beta1,
                 beta2,
@@ -138,26 +131,26 @@ impl TryFrom<v1::Optimizer> for Optimizer {
                 beta2,
                 eps,
                 weight_decay,
-            }) => Self::AdamW {
+            }) => Self::AdamW(Adam {
                 lr,
                 beta1,
                 beta2,
                 eps,
                 weight_decay,
-            },
+            }),
             v1::optimizer::Kind::Adam(v1::Adam {
                 lr,
                 beta1,
                 beta2,
                 eps,
                 weight_decay,
-            }) => Self::Adam {
+            }) => Self::Adam(Adam {
                 lr,
                 beta1,
                 beta2,
                 eps,
                 weight_decay,
-            },
+            }),
         })
     }
 }
@@ -165,6 +158,36 @@ impl TryFrom<v1::Optimizer> for Optimizer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const NUMBERS: Adam = Adam {
+        lr: 0.1,
+        beta1: 0.2,
+        beta2: 0.3,
+        eps: 0.4,
+        weight_decay: 0.5,
+    };
+
+    /// Stored runs hold these forms: variant and fields, as when each variant had fields of its own.
+    #[test]
+    fn the_stored_forms_of_adam_are_pinned() {
+        let json = |name: &str| {
+            format!(r#"{{"{name}":{{"lr":0.1,"beta1":0.2,"beta2":0.3,"eps":0.4,"weight_decay":0.5}}}}"#)
+        };
+        let numbers: Vec<u8> = [0.1, 0.2, 0.3, 0.4, 0.5]
+            .iter()
+            .flat_map(|value: &f64| value.to_le_bytes())
+            .collect();
+        for (variant, name, optimizer) in [
+            (1u8, "adam_w", Optimizer::AdamW(NUMBERS)),
+            (2, "adam", Optimizer::Adam(NUMBERS)),
+        ] {
+            assert_eq!(serde_json::to_string(&optimizer).unwrap(), json(name));
+            assert_eq!(serde_json::from_str::<Optimizer>(&json(name)).unwrap(), optimizer);
+            let bytes = postcard::to_allocvec(&optimizer).unwrap();
+            assert_eq!(bytes, [&[variant], &numbers[..]].concat());
+            assert_eq!(postcard::from_bytes::<Optimizer>(&bytes).unwrap(), optimizer);
+        }
+    }
 
     #[test]
     fn every_optimizer_survives_the_wire() {
@@ -175,21 +198,7 @@ mod tests {
             weight_decay: 0.4,
             nesterov: true,
         };
-        let adamw = Optimizer::AdamW {
-            lr: 0.1,
-            beta1: 0.2,
-            beta2: 0.3,
-            eps: 0.4,
-            weight_decay: 0.5,
-        };
-        let adam = Optimizer::Adam {
-            lr: 0.1,
-            beta1: 0.2,
-            beta2: 0.3,
-            eps: 0.4,
-            weight_decay: 0.5,
-        };
-        for optimizer in [sgd, adamw, adam] {
+        for optimizer in [sgd, Optimizer::AdamW(NUMBERS), Optimizer::Adam(NUMBERS)] {
             assert_eq!(Optimizer::try_from(v1::Optimizer::from(optimizer)), Ok(optimizer));
         }
         assert_eq!(

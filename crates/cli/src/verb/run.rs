@@ -8,8 +8,9 @@ use anyhow::{Context, bail};
 use bastionai_client::blocking::{Client, Watched};
 use bastionai_client::planning::{Fixed, plan};
 use bastionai_client::{
-    Budget, Charge, DEFAULT_LOSS_SHARE, Dataset, Decay, FetchedRun, LossRelease, Optimizer, Privacy, Quote,
-    Run, RunId, RunKind, RunSpec, RunState, RunWeights, Schedule, Transfer, Warmup, WeightsAt, WeightsSource,
+    Adam, Budget, Charge, DEFAULT_LOSS_SHARE, Dataset, Decay, FetchedRun, LossRelease, Optimizer, Privacy,
+    Quote, Run, RunId, RunKind, RunSpec, RunState, RunWeights, Schedule, Transfer, Warmup, WeightsAt,
+    WeightsSource,
 };
 use bastionai_graph::dtype::DType;
 use safetensors::tensor::{Dtype, TensorView};
@@ -147,20 +148,20 @@ fn spec(
             weight_decay: arguments.weight_decay,
             nesterov: false,
         },
-        OptimizerArgument::Adamw => Optimizer::AdamW {
+        OptimizerArgument::Adamw => Optimizer::AdamW(Adam {
             lr: arguments.lr,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
             weight_decay: arguments.weight_decay,
-        },
-        OptimizerArgument::Adam => Optimizer::Adam {
+        }),
+        OptimizerArgument::Adam => Optimizer::Adam(Adam {
             lr: arguments.lr,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
             weight_decay: arguments.weight_decay,
-        },
+        }),
     };
     let privacy = Privacy::TargetEpsilon(arguments.epsilon);
     let fixed = Fixed {

@@ -189,7 +189,7 @@ mod tests {
     use super::*;
     use bastionai_ledger::id::DatasetId;
     use bastionai_ledger::id::{Digest32, RunId};
-    use bastionai_wire::{Decay, Warmup};
+    use bastionai_wire::{Adam, Decay, Warmup};
 
     fn spec() -> RunSpec {
         RunSpec {
@@ -228,13 +228,13 @@ mod tests {
             privacy: Privacy::NoiseMultiplier(1.5),
             target_delta: None,
             loss_release: None,
-            optimizer: Optimizer::AdamW {
+            optimizer: Optimizer::AdamW(Adam {
                 lr: 1e-3,
                 beta1: 0.9,
                 beta2: 0.999,
                 eps: 1e-8,
                 weight_decay: 0.01,
-            },
+            }),
             schedule: Schedule {
                 decay: Decay::Cosine { final_ratio: 0.1 },
                 warmup: Warmup::Ratio(0.05),

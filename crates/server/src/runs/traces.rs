@@ -104,13 +104,13 @@ fn spec(dataset: &[u8]) -> v1::RunSpec {
         privacy: Some(v1::run_spec::Privacy::NoiseMultiplier(2.0)),
         max_loss: 4.0,
         optimizer: Some(
-            bastionai_wire::Optimizer::AdamW {
+            bastionai_wire::Optimizer::AdamW(bastionai_wire::Adam {
                 lr: 0.1,
                 beta1: 0.9,
                 beta2: 0.999,
                 eps: 1e-8,
                 weight_decay: 0.0,
-            }
+            })
             .into(),
         ),
         ..Default::default()

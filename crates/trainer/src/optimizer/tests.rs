@@ -31,20 +31,20 @@ fn optimizer(case: &Value) -> Optimizer {
             weight_decay: number("weight_decay"),
             nesterov: case["numbers"]["nesterov"].as_bool().unwrap(),
         },
-        "AdamW" => Optimizer::AdamW {
+        "AdamW" => Optimizer::AdamW(Adam {
             lr: number("lr"),
             beta1: number("beta1"),
             beta2: number("beta2"),
             eps: number("eps"),
             weight_decay: number("weight_decay"),
-        },
-        _ => Optimizer::Adam {
+        }),
+        _ => Optimizer::Adam(Adam {
             lr: number("lr"),
             beta1: number("beta1"),
             beta2: number("beta2"),
             eps: number("eps"),
             weight_decay: number("weight_decay"),
-        },
+        }),
     }
 }
 
@@ -195,20 +195,20 @@ fn hyper_parameters_torch_refuses_are_refused() {
         weight_decay: 0.0,
         nesterov: true,
     };
-    let beta = Optimizer::AdamW {
+    let beta = Optimizer::AdamW(Adam {
         lr: 0.1,
         beta1: 1.0,
         beta2: 0.9,
         eps: 1e-8,
         weight_decay: 0.0,
-    };
-    let eps = Optimizer::Adam {
+    });
+    let eps = Optimizer::Adam(Adam {
         lr: 0.1,
         beta1: 0.9,
         beta2: 0.9,
         eps: -1.0,
         weight_decay: 0.0,
-    };
+    });
     for wrong in [sgd(-1.0), sgd(f64::NAN), nesterov, beta, eps] {
         assert!(matches!(
             OptimizerState::new(wrong, constant(), &[&weight]),
