@@ -27,6 +27,7 @@ class Quote:
         expected_seconds: Of the run once it has its slot, by the server's estimate (graph, plan and the speed of
             its machine; never data); None if it could not measure its machine.
         trainable_parameters: Scalars trained.
+        kept_bytes: Of the weights kept besides the last, iterates and averages; 0 when none are.
         charges: What it costs each dataset.
         expires_unix_ms: Server's clock.
         warnings: What you should reconsider.
@@ -48,6 +49,7 @@ class Quote:
     expires_unix_ms: int
     warnings: list[str]
     expected_seconds: float | None
+    kept_bytes: int
     document: dict[str, Any] = field(repr=False)
 
     @classmethod
@@ -69,6 +71,7 @@ class Quote:
             document["expires_unix_ms"],
             list(document["warnings"]),
             document["expected_seconds"],
+            document["kept_bytes"],
             document,
         )
 
@@ -88,6 +91,7 @@ class Quote:
         return "\n".join([text_table((), self._facts()), "", charges, warnings]).rstrip()
 
     def _facts(self) -> list[tuple[str, str]]:
+        kept = [("weights kept on the way", f"{self.kept_bytes / 2**20:.1f} MiB")] if self.kept_bytes else []
         return [
             ("run", f"{self.run_digest[:16]}…"),
             ("steps", f"{self.steps}"),
@@ -97,6 +101,7 @@ class Quote:
             ("trainable parameters", f"{self.trainable_parameters}"),
             ("memory", f"{self.memory_bytes / 2**20:.0f} MiB"),
             ("expected time", _time(self.expected_seconds)),
+            *kept,
         ]
 
     def _repr_html_(self) -> str:

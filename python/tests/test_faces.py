@@ -72,6 +72,7 @@ def quote(**other: Any) -> Quote:
         "expires_unix_ms": 1,
         "warnings": [f"noise drowns the signal in {HOSTILE}"],
         "expected_seconds": 300.0,
+        "kept_bytes": 0,
         **other,
     }
     return Quote.parse(document)
@@ -172,6 +173,11 @@ def test_a_price_is_a_table_with_everything_that_is_paid() -> None:
     unknown = quote(expected_seconds=None)
     assert unknown.expected_minutes is None
     assert "not known" in str(unknown)
+    assert "kept on the way" not in text
+    keeping = quote(kept_bytes=3 << 19)
+    assert "kept on the way" in str(keeping)
+    assert "1.5 MiB" in str(keeping)
+    assert "1.5 MiB" in Tags(keeping._repr_html_()).text
 
 
 def test_runs_make_a_data_frame_of_exact_charges() -> None:

@@ -329,7 +329,7 @@ fn dtype(dtype: DType) -> Dtype {
 
 fn print_quote(quote: &Quote) {
     let fact = |key: &str, value: String| vec![key.to_owned(), value];
-    let facts = [
+    let mut facts = vec![
         fact("steps", quote.spec.steps.to_string()),
         fact(
             "expected batch",
@@ -341,6 +341,12 @@ fn print_quote(quote: &Quote) {
         fact("memory", format!("about {} MiB", quote.memory_bytes >> 20)),
         fact("expected time", expected_time(quote.expected_seconds)),
     ];
+    if quote.kept_bytes > 0 {
+        facts.push(fact(
+            "weights kept on the way",
+            format!("{:.1} MiB", quote.kept_bytes as f64 / f64::from(1 << 20)),
+        ));
+    }
     output::table(&["price", ""], &facts);
     println!();
     print_charges(&quote.charges);
