@@ -19,6 +19,8 @@ enum Op {
     Refund(u8),
     Release(u8),
     Withdraw(u8),
+    /// A dataset, and who asks.
+    Remove(u8, u8),
     Suspend(u8, u8),
     Unsuspend(u8, u8),
     /// Resumes the runs whose bit is set, as far as the ledger lets it; settles the others.
@@ -40,6 +42,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => (0u8..12).prop_map(Op::Refund),
         1 => (0u8..12).prop_map(Op::Release),
         1 => (0u8..30).prop_map(Op::Withdraw),
+        1 => (0u8..4, 0u8..4).prop_map(|(dataset, by)| Op::Remove(dataset, by)),
         2 => (0u8..12, 0u8..4).prop_map(|(run, owner)| Op::Suspend(run, owner)),
         2 => (0u8..12, 0u8..4).prop_map(|(run, owner)| Op::Unsuspend(run, owner)),
         2 => any::<u16>().prop_map(Op::Boot),
@@ -62,6 +65,7 @@ struct Model {
     suspended: BTreeSet<(u8, u8)>,
     spent: [(u64, u64); 3],
     withdrawn: [bool; 3],
+    removed: [bool; 3],
     boot: u32,
 }
 
@@ -165,6 +169,18 @@ impl Model {
                 }
                 known
             }
+            Op::Remove(dataset, by) => {
+                let index = *dataset as usize;
+                let in_use = |run: &(State, u32, u64, Charges)| {
+                    run.0 != State::Ended && run.3.iter().any(|charge| charge.0 == *dataset)
+                };
+                if index >= 3 || by != dataset || self.removed[index] || self.runs.values().any(in_use) {
+                    return false;
+                }
+                // An account outlives its records.
+                (self.withdrawn[index], self.removed[index]) = (true, true);
+                true
+            }
             Op::Suspend(run, owner) => {
                 self.may_suspend(*run, *owner) && self.suspended.insert((*run, *owner))
             }
@@ -243,6 +259,7 @@ fn apply(ledger: &mut Ledger, op: &Op, boot_number: u8) -> bool {
             ledger.propose_release(receipt, principal(100), T0)
         }
         Op::Withdraw(dataset) => ledger.propose_withdrawal(dataset_id(*dataset), principal(*dataset), T0),
+        Op::Remove(dataset, by) => ledger.propose_removal(dataset_id(*dataset), principal(*by), T0),
         Op::Suspend(id, owner) => ledger.propose_suspension(run_id(*id), principal(*owner), T0),
         Op::Unsuspend(id, owner) => ledger.propose_unsuspension(run_id(*id), principal(*owner), T0),
         Op::Boot(resume) => {
@@ -286,6 +303,9 @@ proptest! {
             for n in 0..3u8 {
                 let spent = spent(&ledger, n);
                 prop_assert_eq!(spent, model.spent[n as usize], "{:?}", op);
+                let known = ledger.dataset(&dataset_id(n)).unwrap();
+                let gone = (known.is_withdrawn(), known.is_removed());
+                prop_assert_eq!(gone, (model.withdrawn[n as usize], model.removed[n as usize]), "{:?}", op);
                 prop_assert!(spent.0 <= LIFETIME[n as usize].0 && spent.1 <= LIFETIME[n as usize].1);
             }
         }

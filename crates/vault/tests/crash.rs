@@ -37,9 +37,25 @@ struct RunTold {
     released_told: u64,
     suspended_told: Option<bool>,
     values_asked: BTreeMap<u64, ReleasedValue>,
+    /// Steps and averages.
+    kept_asked: BTreeSet<(u64, bool)>,
+    kept_told: BTreeSet<(u64, bool)>,
     commit_told: Option<Outcome>,
     weights_seed: u64,
     release_told: BTreeSet<Principal>,
+}
+
+/// What a run keeps at a step: says in its bytes which run and step it is of.
+fn kept(run: RunId, (step, ema): (u64, bool)) -> KeptSet {
+    KeptSet {
+        step,
+        ema,
+        weights: weights(seed(run) ^ (2 * step + u64::from(ema))),
+    }
+}
+
+fn seed(run: RunId) -> u64 {
+    u64::from_le_bytes(run.as_bytes()[..8].try_into().unwrap())
 }
 
 /// One step of a caller; `Err` means it was told of a failure.
@@ -132,9 +148,13 @@ impl Oracle {
         self.told(run)
             .values_asked
             .extend(values.iter().map(|value| (value.step, *value)));
+        let keeps = [(from, false), (to, true)];
+        self.told(run).kept_asked.extend(keeps);
+        let sets = keeps.map(|at| kept(run, at));
         vault
-            .advance_run(&started, checkpoint(to), &values, T0)
+            .advance_run_keeping(&started, checkpoint(to), &values, &sets, T0)
             .map_err(failed)?;
+        self.told(run).kept_told.extend(keeps);
         self.told(run).released_told = to;
         Ok(())
     }
@@ -155,7 +175,7 @@ impl Oracle {
         let Some(started) = vault.read(|ledger| ledger.started(&run)) else {
             return Ok(());
         };
-        let seed = u64::from_le_bytes(run.as_bytes()[..8].try_into().unwrap());
+        let seed = seed(run);
         self.told(run).weights_seed = seed;
         let end = match outcome {
             Outcome::Succeeded => RunEnd::Succeeded(weights(seed)),
@@ -244,13 +264,17 @@ impl Oracle {
         }
     }
 
-    /// The block store holds the objects of live datasets, results and open runs, and nothing else.
+    /// The block store holds the objects of live datasets, of results, of open runs and of what open and succeeded runs
+    /// keep, and nothing else.
     fn check_objects(&self, disk: &Disk, vault: &Vault) {
         let named = vault.read(|ledger| {
             let live = ledger.datasets().filter(|dataset| !dataset.is_removed()).count();
             let open = ledger.runs().filter(|run| run.is_open());
             let states: usize = open.map(|run| 1 + usize::from(run.released_step() > 0)).sum();
-            live + states + ledger.runs().filter(|run| run.weights_digest().is_some()).count()
+            let succeeded = |run: &&Run| run.weights_digest().is_some();
+            let keeping = ledger.runs().filter(|run| run.is_open() || succeeded(run));
+            let kept: usize = keeping.map(|run| run.kept().len()).sum();
+            live + states + kept + ledger.runs().filter(succeeded).count()
         });
         assert_eq!(
             disk.objects().len(),
@@ -295,6 +319,7 @@ impl Oracle {
         }
         self.check_values(vault, id, &run, told);
         self.check_weights(vault, id, &run, told);
+        self.check_kept(vault, id, &run, told);
     }
 
     /// An open run has what it needs to go on, of the very step that was released last; an ended one has nothing.
@@ -348,6 +373,27 @@ impl Oracle {
             if let Some(recipient) = run.released_to().first() {
                 let released = vault.release_weights(receipt, *recipient, T0).unwrap();
                 assert_eq!(released.data, weights(told.weights_seed).data);
+            }
+        }
+    }
+
+    /// As released values: what was told stays, and what is there was asked for. Read back it is what was sent, if its
+    /// run succeeded; and nobody gets any of it before.
+    fn check_kept(&self, vault: &Vault, id: &RunId, run: &Run, told: &RunTold) {
+        let found: BTreeSet<(u64, bool)> = run.kept().iter().map(|kept| (kept.step, kept.ema)).collect();
+        assert!(told.kept_told.is_subset(&found), "kept weights are lost");
+        assert!(found.is_subset(&told.kept_asked));
+        assert!(found.iter().all(|(step, _)| *step <= run.released_step()));
+        let Some(receipt) = vault.read(|ledger| ledger.budget_receipt(id)) else {
+            return;
+        };
+        for (step, ema) in found {
+            let at = WeightsAt { step, ema };
+            let read = vault.entitled_weights_at(&receipt, at, scientist());
+            if run.weights_digest().is_none() {
+                assert!(read.is_err(), "kept weights of a run that did not succeed");
+            } else if step < run.steps() || ema {
+                assert_eq!(read.unwrap().data, kept(*id, (step, ema)).weights.data);
             }
         }
     }
