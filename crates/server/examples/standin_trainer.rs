@@ -19,7 +19,8 @@
 //! - `echo`: like `normal-0`, and writes the records it got to `echo.bin` beside the link;
 //! - `trace-MS`: like `normal-MS`, and writes the sizes of all frames it got to `trace.txt` beside the link.
 //!
-//! Asked to evaluate it counts nothing: every "noisy count" is its cell's number.
+//! Asked to evaluate it counts nothing: every "noisy count" is its cell's number; with `fresh-MS`, which is like `normal-MS`,
+//! the first one is fresh randomness, so that a second release would show.
 
 use bastionai_graph::typed::TypedGraph;
 use bastionai_privacy::histogram::Histograms;
@@ -28,7 +29,7 @@ use bastionai_wire::trainer::{
 };
 use rustix::process::Signal;
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -62,7 +63,7 @@ fn main() -> io::Result<()> {
     let mut output = BufWriter::new(io::stdout());
     let job = match postcard(&input.frame()?)? {
         Task::Train(job) => job,
-        Task::Evaluate(job) => return evaluate(&job, mode, number, &mut input, &mut output),
+        Task::Evaluate(job) => return evaluate(&job, &called, (mode, number), input, &mut output),
     };
     let graph = TypedGraph::from_bytes(&job.graph).map_err(io::Error::other)?;
     let mut state = initial_state(&mut input, &job, &graph)?;
@@ -152,16 +153,26 @@ fn main() -> io::Result<()> {
 
 fn evaluate(
     job: &EvaluationJob,
-    mode: &str,
-    number: u64,
-    input: &mut Counted,
+    called: &Path,
+    (mode, number): (&str, u64),
+    mut input: Counted,
     output: &mut impl Write,
 ) -> io::Result<()> {
     let graph = TypedGraph::from_bytes(&job.graph).map_err(io::Error::other)?;
     input.frames(graph.parameters().len() + graph.constants().len())?;
     say(output, &Report::Ready)?;
     input.frames(job.datasets.len() * graph.inputs().len())?;
-    std::thread::sleep(Duration::from_millis(number));
+    if mode == "trace" {
+        std::fs::write(called.with_file_name("trace.txt"), input.sizes())?;
+    }
+    let stop = listen(input.input);
+    let (since, needed) = (Instant::now(), Duration::from_millis(number));
+    while since.elapsed() < needed {
+        if mode != "deaf" && stop.load(Ordering::Acquire) {
+            return say(output, &Report::Stopped);
+        }
+        std::thread::sleep(needed.saturating_sub(since.elapsed()).min(BATCH));
+    }
     say(output, &Report::Step { step: 1 })?;
     let losses = vec![None];
     write_message(output, &Report::Checkpoint { step: 1, losses })?;
@@ -169,7 +180,11 @@ fn evaluate(
         Histograms::new(job.classes, job.has_confusion, job.score_bins).map_err(io::Error::other)?;
     for shape in histograms.shapes() {
         let missing = u64::from(mode == "short");
-        let counts: Vec<u8> = (0..shape.counts() - missing).flat_map(u64::to_le_bytes).collect();
+        let mut counts: Vec<u64> = (0..shape.counts() - missing).collect();
+        if mode == "fresh" {
+            counts[0] = (randomness() * 1e12) as u64;
+        }
+        let counts: Vec<u8> = counts.into_iter().flat_map(u64::to_le_bytes).collect();
         write_frame(output, &counts)?;
     }
     output.flush()
@@ -274,3 +289,5 @@ fn randomness() -> f64 {
 }
 
 const MAX: u64 = 1 << 30;
+/// How long a batch of an evaluation takes.
+const BATCH: Duration = Duration::from_millis(2);

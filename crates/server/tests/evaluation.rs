@@ -4,12 +4,16 @@
 mod common;
 
 use bastionai_client::datasets::{MayTrain, Policy};
-use bastionai_client::evaluation::{EvaluationSpec, Metric};
-use bastionai_client::runs::{Privacy, RunKind, RunState};
-use bastionai_client::{ClientError, DatasetId, Digest32};
+use bastionai_client::evaluation::{EvaluationQuote, EvaluationSpec, Metric};
+use bastionai_client::runs::{Privacy, Run, RunKind, RunState};
+use bastionai_client::session::AppraisedPeer;
+use bastionai_client::{ClientError, DatasetId, Digest32, HeadMemory, RunId};
+use common::process::ServerProcess;
 use common::{
-    TestServer, epsilon_of, identity, open_policy, spec, start, upload, upload_mlp, upload_under, watch,
+    TestServer, epsilon_of, identity, open_policy, spec, start, try_peer, upload, upload_mlp, upload_under,
+    watch,
 };
+use std::time::Duration;
 
 const SCORES: &[u8] = include_bytes!("fixtures/scores.pt2");
 const LEAKY: &[u8] = include_bytes!("fixtures/leaky_scores.pt2");
@@ -33,6 +37,41 @@ fn evaluation(model_id: Digest32, datasets: &[DatasetId], epsilon: f64) -> Evalu
         target_delta: None,
         max_batch_size: 0,
         weights: None,
+    }
+}
+
+/// Prices an evaluation at ε = 0.5 and starts it.
+async fn started(peer: &AppraisedPeer, model: Digest32, dataset: DatasetId) -> (EvaluationQuote, Run) {
+    let spec = evaluation(model, &[dataset], 0.5);
+    let quote = peer.price_evaluation(&spec).await.unwrap();
+    let run = peer.start_run(quote.run_digest).await.unwrap();
+    (quote, run)
+}
+
+/// The same on `north.test`, which it uploads, with the model.
+async fn uploaded_and_started(peer: &AppraisedPeer) -> (EvaluationQuote, Run) {
+    let id = upload_under(peer, "north.test", held_out("2.0")).await;
+    let model = peer.upload_model("scores", SCORES, &mut |_| {}).await.unwrap();
+    started(peer, model, id).await
+}
+
+async fn entries(peer: &AppraisedPeer, run: RunId) -> Vec<String> {
+    let shown = peer.show_ledger(Some(*run.as_bytes())).await.unwrap();
+    shown.entries.into_iter().map(|entry| entry.kind).collect()
+}
+
+/// How often a run was reserved, started and committed.
+async fn milestones(peer: &AppraisedPeer, run: RunId) -> [usize; 3] {
+    let entries = entries(peer, run).await;
+    ["evaluation_reserved", "run_started", "run_committed"]
+        .map(|kind| entries.iter().filter(|entry| *entry == kind).count())
+}
+
+async fn is_running(peer: &AppraisedPeer) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while peer.list_runs().await.unwrap()[0].state != RunState::Running {
+        assert!(std::time::Instant::now() < deadline, "it starts");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -102,11 +141,7 @@ async fn two_evaluations_are_two_charges_and_the_budget_ends() {
     let id = upload_under(&peer, "north.test", held_out("1.2")).await;
     let model = peer.upload_model("scores", SCORES, &mut |_| {}).await.unwrap();
     for _ in 0..2 {
-        let quote = peer
-            .price_evaluation(&evaluation(model, &[id], 0.5))
-            .await
-            .unwrap();
-        let run = peer.start_run(quote.run_digest).await.unwrap();
+        let (_, run) = started(&peer, model, id).await;
         assert_eq!(watch(&peer, run.id).await.1, RunState::Succeeded);
     }
     let (committed, _, remaining) = epsilon_of(&peer, "north.test").await;
@@ -286,13 +321,7 @@ async fn a_trainer_that_sends_something_else_fails_the_evaluation() {
     let directory = tempfile::tempdir().unwrap();
     let server = TestServer::start(directory.path(), "short-0").await;
     let peer = server.peer(&identity()).await;
-    let id = upload_under(&peer, "north.test", held_out("2.0")).await;
-    let model = peer.upload_model("scores", SCORES, &mut |_| {}).await.unwrap();
-    let quote = peer
-        .price_evaluation(&evaluation(model, &[id], 0.5))
-        .await
-        .unwrap();
-    let run = peer.start_run(quote.run_digest).await.unwrap();
+    let (quote, run) = uploaded_and_started(&peer).await;
     assert_eq!(watch(&peer, run.id).await.1, RunState::Failed);
     let charged = quote.charges[0].cost.epsilon.units();
     assert_eq!(epsilon_of(&peer, "north.test").await.0, charged);
@@ -310,18 +339,8 @@ async fn a_cancelled_evaluation_releases_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let server = TestServer::start(directory.path(), "normal-60000").await;
     let peer = server.peer(&identity()).await;
-    let id = upload_under(&peer, "north.test", held_out("2.0")).await;
-    let model = peer.upload_model("scores", SCORES, &mut |_| {}).await.unwrap();
-    let quote = peer
-        .price_evaluation(&evaluation(model, &[id], 0.5))
-        .await
-        .unwrap();
-    let run = peer.start_run(quote.run_digest).await.unwrap();
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
-    while peer.list_runs().await.unwrap()[0].state != RunState::Running {
-        assert!(std::time::Instant::now() < deadline, "it starts");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    let (quote, run) = uploaded_and_started(&peer).await;
+    is_running(&peer).await;
     let ended = peer.cancel_run(run.id).await.unwrap();
     assert_eq!((ended.state, ended.released_step), (RunState::Cancelled, 0));
     assert_eq!(
@@ -333,5 +352,104 @@ async fn a_cancelled_evaluation_releases_nothing() {
             .await
             .is_err()
     );
+    server.stop().await;
+}
+
+/// Rule D1: killed anywhere between start and release, an evaluation is charged once and has one histogram, which a
+/// client that got it gets again. The trainer's first count is fresh each time it is computed.
+#[tokio::test]
+async fn an_evaluation_survives_kills_of_its_server_is_charged_once_and_released_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let (me, heads) = (identity(), HeadMemory::in_process());
+    let boot = async || {
+        let server = ServerProcess::start(directory.path(), "fresh-40", |config| {
+            config.limits.starts_per_day = u32::MAX;
+        });
+        let peer = try_peer(&server.address, &me, &heads).await;
+        (server, peer.expect("the ledger extends what was seen"))
+    };
+    let (server, peer) = boot().await;
+    let id = upload_under(&peer, "north.test", held_out("200")).await;
+    drop(server);
+    let mut spent = 0;
+    let mut redone = 0;
+    for milliseconds in [0, 5, 15, 30, 45, 60, 75, 90, 120, 150] {
+        let (server, peer) = boot().await;
+        let model = peer.upload_model("scores", SCORES, &mut |_| {}).await.unwrap();
+        let (quote, run) = started(&peer, model, id).await;
+        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+        server.kill();
+        // Once more in the middle of its second life.
+        let (server, peer) = boot().await;
+        let cost = quote.charges[0].cost.epsilon.units();
+        let (committed, reserved, _) = epsilon_of(&peer, "north.test").await;
+        assert_eq!(
+            committed + reserved,
+            spent + cost,
+            "killed after {milliseconds} ms"
+        );
+        tokio::time::sleep(Duration::from_millis(milliseconds / 2)).await;
+        server.kill();
+
+        let (server, peer) = boot().await;
+        assert_eq!(watch(&peer, run.id).await.1, RunState::Succeeded);
+        let first = peer
+            .fetch_evaluation(run.id, None, &[], &mut |_| {})
+            .await
+            .unwrap();
+        server.kill();
+        let (server, peer) = boot().await;
+        let again = peer
+            .fetch_evaluation(run.id, None, &[], &mut |_| {})
+            .await
+            .unwrap();
+        assert_eq!(first.confusion.unwrap().counts, again.confusion.unwrap().counts);
+        assert_eq!(milestones(&peer, run.id).await, [1, 1, 1]);
+        redone += u64::from(entries(&peer, run.id).await.contains(&"run_resumed".to_owned()));
+        spent += cost;
+        let (committed, reserved, _) = epsilon_of(&peer, "north.test").await;
+        assert_eq!(
+            (committed, reserved),
+            (spent, 0),
+            "killed after {milliseconds} ms"
+        );
+        server.kill();
+    }
+    assert!(redone >= 3, "{redone} of 10 were cut off: this test shows little");
+}
+
+/// Neither killed nor waited for: it ends at its next batch, long before the drain's patience does.
+#[tokio::test]
+async fn a_drained_evaluation_stops_at_once_and_is_redone_by_the_next_boot() {
+    let directory = tempfile::tempdir().unwrap();
+    let (me, heads) = (identity(), HeadMemory::in_process());
+    let patient = |config: &mut bastionai_server::Config| config.trainer.drain_timeout_ms = 50_000;
+    let server = TestServer::start_with(directory.path(), "fresh-2500", patient).await;
+    let peer = try_peer(&server.address.to_string(), &me, &heads).await.unwrap();
+    let (quote, run) = uploaded_and_started(&peer).await;
+    is_running(&peer).await;
+    drop(peer);
+    let since = std::time::Instant::now();
+    server.stop().await;
+    let took = since.elapsed();
+    assert!(
+        took < Duration::from_secs(20),
+        "it waited for the drain to end: {took:?}"
+    );
+
+    let server = TestServer::start_with(directory.path(), "fresh-2500", patient).await;
+    let peer = try_peer(&server.address.to_string(), &me, &heads).await.unwrap();
+    assert_eq!(watch(&peer, run.id).await.1, RunState::Succeeded);
+    let found = entries(&peer, run.id).await;
+    assert!(
+        found.contains(&"run_resumed".to_owned()),
+        "it was stopped before its release: {found:?}"
+    );
+    assert_eq!(milestones(&peer, run.id).await, [1, 1, 1]);
+    let (committed, reserved, _) = epsilon_of(&peer, "north.test").await;
+    assert_eq!((committed, reserved), (quote.charges[0].cost.epsilon.units(), 0));
+    peer.fetch_evaluation(run.id, None, &[], &mut |_| {})
+        .await
+        .unwrap();
     server.stop().await;
 }

@@ -103,6 +103,17 @@ impl Evaluator {
     /// # Errors
     /// [`EngineError`]; none of its causes is a value of a record.
     pub fn counts(&self, records: &Records, datasets: &[DatasetShape]) -> Result<Vec<Vec<i64>>> {
+        let counts = self.counts_unless(|| false, records, datasets)?;
+        Ok(counts.expect("nobody stops it"))
+    }
+
+    /// `None` as soon as `stopped`, which is asked before each batch: what was counted so far is dropped.
+    fn counts_unless(
+        &self,
+        stopped: impl Fn() -> bool,
+        records: &Records,
+        datasets: &[DatasetShape],
+    ) -> Result<Option<Vec<Vec<i64>>>> {
         let before = self.state.digest()?;
         let (key, order) = (fresh()?, fresh()?);
         // Everybody is in the sample; what is drawn is where each stands.
@@ -110,23 +121,34 @@ impl Evaluator {
         let sampler = PooledSampler::new(*key, &order, everyone, datasets.to_vec(), self.places);
         let mut counts = self.histograms.zeros();
         for places in sampler.places(STEP)?.chunks_exact(self.batch_size) {
+            if stopped() {
+                return Ok(None);
+            }
             let (inputs, present) = records.gather(places)?;
             self.count(&self.forward(&inputs, &present)?, places, &mut counts)?;
         }
         if self.state.digest()? == before {
-            Ok(counts)
+            Ok(Some(counts))
         } else {
             Err(EngineError::Mutated)
         }
     }
 
-    /// The release: counts with noise, as little-endian i64, one vector for each histogram.
+    /// The release: counts with noise, as little-endian i64, one vector for each histogram. `None` when it was `stopped`,
+    /// asked before each batch: then nothing is released, and whoever asks again gets fresh places and fresh noise.
     ///
     /// # Errors
     /// As [`Self::counts`]; [`EngineError::NoRandomness`].
-    pub fn release(&self, records: &Records, datasets: &[DatasetShape]) -> Result<Vec<Vec<u8>>> {
+    pub fn release_unless(
+        &self,
+        stopped: impl Fn() -> bool,
+        records: &Records,
+        datasets: &[DatasetShape],
+    ) -> Result<Option<Vec<Vec<u8>>>> {
         let noise = NoiseStream::new(*fresh()?);
-        let mut counts = self.counts(records, datasets)?;
+        let Some(mut counts) = self.counts_unless(stopped, records, datasets)? else {
+            return Ok(None);
+        };
         let standard_deviation = self.noise_multiplier * self.histograms.l2_sensitivity();
         for (histogram, counts) in counts.iter_mut().enumerate() {
             noise
@@ -134,7 +156,7 @@ impl Evaluator {
                 .map_err(|error| EngineError::Job(error.to_string()))?;
         }
         let bytes = |counts: &Vec<i64>| counts.iter().flat_map(|count| count.to_le_bytes()).collect();
-        Ok(counts.iter().map(bytes).collect())
+        Ok(Some(counts.iter().map(bytes).collect()))
     }
 
     fn forward(&self, inputs: &[Tensor], present: &Tensor) -> Result<Forward> {

@@ -50,7 +50,7 @@ pub fn serve(input: impl Read + Send + 'static, output: impl Write) -> Result<()
     let (mut input, mut output) = (BufReader::with_capacity(1 << 20, input), BufWriter::new(output));
     match read_message(&mut input, MAX_JOB_BYTES)? {
         Task::Train(job) => train(&job, input, &mut output),
-        Task::Evaluate(job) => evaluate(&job, &mut input, &mut output),
+        Task::Evaluate(job) => evaluate(&job, input, &mut output),
     }
 }
 
@@ -83,11 +83,22 @@ fn train(
     Ok(())
 }
 
-/// One step, whose release stands where a training run's state does.
-fn evaluate(job: &EvaluationJob, input: &mut impl Read, output: &mut impl Write) -> Result<(), ProcessError> {
-    let evaluator = ready(prepare_evaluation(job, input), output)?;
-    let records = read_records(input, evaluator.graph(), &job.datasets)?;
-    let histograms = evaluator.release(&records, &job.datasets)?;
+/// One step, whose release stands where a training run's state does. Asked to stop it ends at the next batch: there is
+/// nothing to hand over before the whole.
+fn evaluate(
+    job: &EvaluationJob,
+    mut input: impl Read + Send + 'static,
+    output: &mut impl Write,
+) -> Result<(), ProcessError> {
+    let evaluator = ready(prepare_evaluation(job, &mut input), output)?;
+    let records = read_records(&mut input, evaluator.graph(), &job.datasets)?;
+    let orders = Orders::listen(input)?;
+    // A server that is gone stops it as well; which of the two it was is asked again below.
+    let stopped = || orders.stop().unwrap_or(true);
+    let Some(histograms) = evaluator.release_unless(stopped, &records, &job.datasets)? else {
+        orders.stop()?;
+        return Ok(report(output, &Report::Stopped)?);
+    };
     report(output, &Report::Step { step: 1 })?;
     let losses = vec![None];
     write_message(output, &Report::Checkpoint { step: 1, losses })?;
@@ -166,7 +177,7 @@ impl Orders {
         Ok(Self(said))
     }
 
-    /// Whether to stop after this step.
+    /// Whether to stop after this step, or batch of an evaluation.
     fn stop(&self) -> io::Result<bool> {
         match self.0.load(Ordering::Acquire) {
             NOTHING => Ok(false),

@@ -7,6 +7,7 @@ use bastionai_graph::dtype::DType;
 use bastionai_trainer::evaluation::Evaluator;
 use bastionai_trainer::records::Records;
 use bastionai_wire::trainer::{DatasetShape, EvaluationJob, TRAINER_PROTOCOL_VERSION};
+use std::cell::Cell;
 use support::models::{self, Model};
 use support::*;
 use tch::Tensor;
@@ -54,6 +55,11 @@ fn records(model: &Model, inputs: &[Tensor], rows: u64) -> (Records, Vec<Dataset
 fn counts(model: &Model, evaluator: &Evaluator, inputs: &[Tensor], rows: u64) -> Vec<Vec<i64>> {
     let (records, datasets) = records(model, inputs, rows);
     evaluator.counts(&records, &datasets).unwrap()
+}
+
+fn release(evaluator: &Evaluator, records: &Records, datasets: &[DatasetShape]) -> Vec<Vec<u8>> {
+    let released = evaluator.release_unless(|| false, records, datasets).unwrap();
+    released.expect("nobody stops it")
 }
 
 fn without_row(tensor: &Tensor, row: i64) -> Tensor {
@@ -129,10 +135,7 @@ fn an_empty_dataset_is_one_like_any_other() {
             .all(|&count| count == 0)
     );
     let (records, datasets) = records(&model, &model.inputs, 0);
-    assert_eq!(
-        evaluator.release(&records, &datasets).unwrap()[0].len(),
-        2 * 3 * 8
-    );
+    assert_eq!(release(&evaluator, &records, &datasets)[0].len(), 2 * 3 * 8);
 }
 
 /// 2 + 34 counts with σ = 2·√2 each: their noise, over many releases, has that standard deviation.
@@ -145,7 +148,7 @@ fn the_noise_is_what_was_charged_and_fresh_for_each_release() {
     let mut noise = Vec::new();
     let mut releases = Vec::new();
     for _ in 0..60 {
-        let release = evaluator.release(&records, &datasets).unwrap().concat();
+        let release = release(&evaluator, &records, &datasets).concat();
         let counts = release
             .chunks_exact(8)
             .map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap()));
@@ -164,6 +167,30 @@ fn the_noise_is_what_was_charged_and_fresh_for_each_release() {
         (variance / expected - 1.0).abs() < 4.0 * (2.0 / n).sqrt(),
         "variance {variance}"
     );
+}
+
+/// Asked before every batch, the last one too, and never after it: then noise is added and the release leaves.
+#[test]
+fn a_stopped_evaluation_releases_nothing_at_whichever_batch() {
+    let model = models::scorer(2, CAPACITY as i64);
+    let evaluator = try_evaluator(&model, &job(&model, 2)).unwrap();
+    let (records, datasets) = records(&model, &model.inputs, 40);
+    let asked = Cell::new(0);
+    let stop_at = |batch| {
+        asked.set(0);
+        let stopped = || asked.replace(asked.get() + 1) == batch;
+        evaluator.release_unless(stopped, &records, &datasets).unwrap()
+    };
+    assert!(stop_at(u64::MAX).is_some());
+    let batches = asked.get();
+    assert_eq!(
+        batches,
+        CAPACITY.div_ceil(u64::from(job(&model, 2).physical_batch_size))
+    );
+    for batch in 0..batches {
+        assert_eq!(stop_at(batch), None, "batch {batch}");
+        assert_eq!(asked.get(), batch + 1);
+    }
 }
 
 #[test]

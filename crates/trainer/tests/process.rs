@@ -758,6 +758,28 @@ fn an_evaluation_hands_over_histograms_in_place_of_a_state() {
     assert!(status.success() && errors.is_empty(), "{status} {errors}");
 }
 
+/// Thousands of batches are to come when the order does.
+#[test]
+fn an_evaluation_that_is_asked_to_stop_ends_without_a_count() {
+    let model = models::scorer(3, 1);
+    let rows = 1 << 15;
+    let job = EvaluationJob {
+        datasets: vec![DatasetShape { capacity: rows, rows }],
+        physical_batch_size: 1,
+        ..evaluation(&model)
+    };
+    let mut trainer = Trainer::start();
+    trainer.send_task(&Task::Evaluate(job), &model);
+    assert_eq!(trainer.report(), Report::Ready);
+    let x = Tensor::zeros([rows as i64, 6], (Kind::Float, Device::Cpu));
+    let y = Tensor::zeros([rows as i64], (Kind::Int64, Device::Cpu));
+    trainer.send_records(&[vec![x, y]]);
+    write_message(trainer.input.as_mut().unwrap(), &Control::Stop).unwrap();
+    assert_eq!(trainer.report(), Report::Stopped);
+    let (status, errors) = trainer.end();
+    assert!(status.success() && errors.is_empty(), "{status} {errors}");
+}
+
 #[test]
 fn an_evaluation_that_cannot_be_done_is_refused_before_records_arrive() {
     let scorer = models::scorer(3, 1);

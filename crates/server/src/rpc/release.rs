@@ -28,8 +28,8 @@ pub(crate) async fn fetch(
     }))
 }
 
-/// The signed statement about a run that was charged, however it ended. It holds nothing that its scientist and
-/// owners could not read in the ledger: no entry is due.
+/// The signed statement about a run that was charged, however it ended, for its scientist, its owners and those who may
+/// receive its weights. It holds nothing that they could not read in the ledger: no entry is due.
 pub(crate) async fn receipt(
     server: Arc<Server>,
     peer: &Peer,

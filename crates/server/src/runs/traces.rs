@@ -4,6 +4,7 @@
 use super::RunOrder;
 use crate::boot::Boot;
 use crate::config::{Config, Limits};
+use crate::evaluation::{self, EvaluationRequest};
 use crate::models::Model;
 use crate::price::{self, PriceLimits, Terms};
 use crate::priced::Priced;
@@ -11,7 +12,9 @@ use crate::rpc::reserve;
 use crate::spec::RunRequest;
 use crate::state::{Server, now_unix_ms};
 use crate::tls::ServerIdentity;
-use bastionai_ledger::{Amount, DatasetKind, Freshness, MayTrain, Policy, Principal, RunLimits, RunStatus};
+use bastionai_ledger::{
+    Amount, DatasetKind, Freshness, MayTrain, Policy, Principal, RunKind, RunLimits, RunStatus,
+};
 use bastionai_vault::{BlockStore, FileBlockStore, ObjectId, RootKey, UploadHeader, Vault, VaultConfig};
 use bastionai_wire::v1;
 use redb::backends::InMemoryBackend;
@@ -22,6 +25,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const MLP: &[u8] = include_bytes!("../../tests/fixtures/mlp.pt2");
+const SCORES: &[u8] = include_bytes!("../../tests/fixtures/scores.pt2");
 const SCIENTIST: Principal = Principal::from_bytes([2; 32]);
 const CONTRACT: &str = r#"{"version":1,"columns":[
   {"name":"x","dtype":"f32","shape":[4],"domain":{"range":{"minimum":[-10.0],"maximum":[10.0]}}},
@@ -117,6 +121,19 @@ fn spec(dataset: &[u8]) -> v1::RunSpec {
     }
 }
 
+fn evaluation_spec(dataset: &[u8]) -> v1::EvaluationSpec {
+    v1::EvaluationSpec {
+        model_id: Sha256::digest(SCORES).to_vec(),
+        dataset_ids: vec![dataset.to_vec()],
+        input_columns: vec!["x".into(), "y".into()],
+        model_name: "mlp".into(),
+        confusion: true,
+        score_bins: 16,
+        privacy: Some(v1::evaluation_spec::Privacy::NoiseMultiplier(2.0)),
+        ..Default::default()
+    }
+}
+
 fn policy() -> Policy {
     Policy {
         lifetime: Some(Amount::new("100".parse().unwrap(), "1e-3".parse().unwrap())),
@@ -129,8 +146,8 @@ fn policy() -> Policy {
     }
 }
 
-/// A whole run on `rows` records whose values are functions of `tag`: everything that happens, line by line.
-async fn trace(rows: u64, tag: f32) -> Vec<String> {
+/// A whole run of a kind on `rows` records whose values are functions of `tag`: everything that happens, line by line.
+async fn trace(kind: RunKind, rows: u64, tag: f32) -> Vec<String> {
     let directory = tempfile::tempdir().unwrap();
     let trace = Arc::<Mutex<(Vec<ObjectId>, Vec<String>)>>::default();
     let blocks = Recording {
@@ -180,8 +197,11 @@ async fn trace(rows: u64, tag: f32) -> Vec<String> {
     let dataset = upload.finish(rows, now).unwrap();
     trace.lock().unwrap().1.clear();
 
-    let digest: [u8; 32] = Sha256::digest(MLP).into();
-    let archive = MLP.to_vec();
+    let archive = match kind {
+        RunKind::Training => MLP.to_vec(),
+        RunKind::Evaluation => SCORES.to_vec(),
+    };
+    let digest: [u8; 32] = Sha256::digest(&archive).into();
     server.models.insert(
         SCIENTIST,
         Model {
@@ -189,7 +209,6 @@ async fn trace(rows: u64, tag: f32) -> Vec<String> {
             archive: archive.clone(),
         },
     );
-    let request = RunRequest::parse(&spec(dataset.as_bytes()), &Limits::default()).unwrap();
     let terms = server
         .vault
         .read(|ledger| Terms::of(ledger, &[ledger.dataset(&dataset).unwrap()], SCIENTIST));
@@ -200,8 +219,17 @@ async fn trace(rows: u64, tag: f32) -> Vec<String> {
         expires_unix_ms: u64::MAX,
     };
     let model = Model { digest, archive };
-    let priced = price::price(request, &model, None, &terms, server.boot.as_priced(), limits).unwrap();
-    let priced = Priced::Training(priced);
+    let (boot, id) = (server.boot.as_priced(), dataset.as_bytes());
+    let priced = match kind {
+        RunKind::Training => {
+            let request = RunRequest::parse(&spec(id), &Limits::default()).unwrap();
+            Priced::Training(price::price(request, &model, None, &terms, boot, limits).unwrap())
+        }
+        RunKind::Evaluation => {
+            let request = EvaluationRequest::parse(&evaluation_spec(id)).unwrap();
+            Priced::Evaluation(evaluation::price(request, &model, None, &terms, boot, limits).unwrap())
+        }
+    };
     let run = server.vault.new_run_id().unwrap();
     let place = server.runs.place(SCIENTIST).unwrap();
     reserve(&server, &priced, run, now).unwrap();
@@ -238,7 +266,7 @@ async fn trace(rows: u64, tag: f32) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn neighbouring_datasets_leave_the_same_trace() {
-    let one = trace(127, 1.0).await;
+    let one = trace(RunKind::Training, 127, 1.0).await;
     let count = |what: &str| one.iter().filter(|line| line.contains(what)).count();
     assert_eq!(count("run_advanced"), 6, "a checkpoint each step: {one:#?}");
     assert!(
@@ -248,6 +276,30 @@ async fn neighbouring_datasets_leave_the_same_trace() {
     assert!(count("frame of") >= 7 && count(" released, ") == 6, "{one:#?}");
     // One record more, across a length at which numbers of varying length grow; and other values.
     for (rows, tag) in [(128, 1.0), (126, 1.0), (127, 7.5), (0, 1.0)] {
-        assert_eq!(one, trace(rows, tag).await, "{rows} records, tag {tag}");
+        assert_eq!(
+            one,
+            trace(RunKind::Training, rows, tag).await,
+            "{rows} records, tag {tag}"
+        );
+    }
+}
+
+/// One pass over every place, padding too, and one release.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_evaluation_of_neighbouring_datasets_leaves_the_same_trace() {
+    let one = trace(RunKind::Evaluation, 127, 1.0).await;
+    let count = |what: &str| one.iter().filter(|line| line.contains(what)).count();
+    assert!(
+        count("get object 0 block") >= 12 && count("frame of") >= 3,
+        "the dataset is read in many blocks: {one:#?}"
+    );
+    assert_eq!(
+        (count("evaluation_reserved"), count("run_committed")),
+        (1, 1),
+        "{one:#?}"
+    );
+    for (rows, tag) in [(128, 1.0), (126, 1.0), (127, 7.5), (0, 1.0)] {
+        let other = trace(RunKind::Evaluation, rows, tag).await;
+        assert_eq!(one, other, "{rows} records, tag {tag}");
     }
 }
