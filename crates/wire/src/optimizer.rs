@@ -156,6 +156,7 @@ impl TryFrom<v1::Optimizer> for Optimizer {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
