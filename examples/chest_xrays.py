@@ -1,11 +1,12 @@
-"""Chest X-rays of several hospitals: a small convolutional network learns to see pneumonia.
+"""Chest X-rays of several hospitals: a ResNet, or a smaller network, learns to see pneumonia.
 
 PneumoniaMNIST has 5856 X-rays of children, 28 by 28 pixels, with pneumonia or without. Its training part is dealt out
 to four hospitals of different size, each an owner of its own; the official validation and test parts stay out, in
 public, and utility is measured on the test part.
 
-    python examples/chest_xrays.py --data FOLDER
+    python examples/chest_xrays.py --data FOLDER --model resnet
 
+Of torchvision's ResNet the blocks are taken, fewer and narrower: noise grows with the number of trained parameters.
 FOLDER holds pneumoniamnist.npz from https://zenodo.org/records/10519652 (MedMNIST v2, Yang et al. 2023; CC BY 4.0).
 """
 
@@ -20,6 +21,7 @@ import torch
 from study import Records, arguments, commonest, console, needed, pooled, results, row, seeded, study
 from study import train_in_the_open as train_plainly
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 import bastionai
 
@@ -27,7 +29,6 @@ SOURCE = "https://zenodo.org/records/10519652"
 #: Shares of the training part: hospitals are not alike.
 HOSPITALS = {"North": 0.4, "East": 0.3, "South": 0.2, "West": 0.1}
 CLASSES = ["healthy", "pneumonia"]
-LEARNING_RATE = 0.005
 
 
 def read(path: Path, part: str) -> Records:
@@ -67,9 +68,39 @@ class XrayClassifier(nn.Module):
         return self.layers((picture - 0.5) * 4)
 
 
+class XrayResNet(nn.Module):
+    """A stem, three residual blocks, the mean over the picture: 19,626 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.blocks = nn.Sequential(_block(8, 8, 2), _block(8, 16, 2), _block(16, 32, 2))
+        self.head = nn.Linear(32, 2)
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        """Logits of the two classes."""
+        return self.head(self.blocks(self.stem((picture - 0.5) * 4)).mean(dim=(2, 3)))
+
+
+def _block(inputs: int, outputs: int, stride: int) -> BasicBlock:
+    shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    return BasicBlock(inputs, outputs, stride, shortcut)
+
+
+#: Each with the learning rate that suits it. BatchNorm would mix samples: `fix` puts GroupNorm in its place.
+MODELS = {
+    "cnn": (XrayClassifier, 0.005),
+    "resnet": (lambda: bastionai.fix(XrayResNet(), batchnorm="group", verbose=False), 0.005),
+}
+
+
 def main() -> int:
     """Lends, trains, compares."""
-    options = arguments(__doc__.splitlines()[0], "pneumoniamnist.npz, or its folder", eps=3.0, steps=150)
+    more = {"model": f"{' or '.join(MODELS)}; cnn by default"}
+    options = arguments(__doc__.splitlines()[0], "pneumoniamnist.npz, or its folder", eps=3.0, steps=150, more=more)
+    if options.model not in (None, *MODELS):
+        raise SystemExit(f"--model {options.model}: choose from {', '.join(MODELS)}")
+    make, rate = MODELS[options.model or "cnn"]
     (file,) = needed(options.data, ["pneumoniamnist.npz"], SOURCE)
     lent, test = deal(read(file, "train"), options.seed), read(file, "test")
     columns = [
@@ -84,14 +115,14 @@ def main() -> int:
             stage.lend(name, records, contract, 2.1 * options.eps, "scientist")
         table = results(f"Chest X-rays, on the {len(test[1])} of the official test part (seed {options.seed})")
         with stage.connect("scientist") as client:
-            model = seeded(XrayClassifier, options.seed)
-            settings = {"eps": options.eps, "steps": options.steps, "lr": LEARNING_RATE}
+            model = seeded(make, options.seed)
+            settings = {"eps": options.eps, "steps": options.steps, "lr": rate}
             together = stage.train(client, list(lent), model, show_price=True, **settings)
             _, found = row(table, "four hospitals, private", together, test)
             row(table, "North alone, private", stage.train(client, ["North"], model, **settings), test)
         steps = options.steps or 200
         for name, records in {"four hospitals": pooled(list(lent.values())), "North alone": lent["North"]}.items():
-            plain = train_plainly(model, records, steps=steps, batch_size=128, lr=LEARNING_RATE)
+            plain = train_plainly(model, records, steps=steps, batch_size=128, lr=rate)
             row(table, f"{name}, in the open", plain, test)
         table.add_row("always pneumonia", "", f"{commonest(test[1]):.3f}", "0.500", "")
         console.print(table)

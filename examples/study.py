@@ -11,7 +11,7 @@ import argparse
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,8 @@ import bastionai
 console = Console(width=110)
 #: ε of the one private test, charged to the held-out records alone.
 TEST_EPSILON = 1.0
-Records = tuple[torch.Tensor, torch.Tensor]
+#: Columns of equally many rows: a model's inputs, and last the labels.
+Records = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -134,29 +135,38 @@ class Study:
 
 def train_in_the_open(model: nn.Module, records: Records, *, steps: int, batch_size: int, lr: float) -> Outcome:
     """The same model and optimizer in plain PyTorch on the bare records: what privacy is compared with."""
-    model, started = copy.deepcopy(model), time.monotonic()
-    features, labels = records
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    model, started = copy.deepcopy(model).train(), time.monotonic()
+    *features, labels = records
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=lr)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         batch = torch.randperm(len(labels), generator=generator)[:batch_size]
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(features[batch]), labels[batch]).backward()
+        output = logits(model, [column[batch] for column in features])
+        nn.functional.cross_entropy(output, labels[batch]).backward()
         optimizer.step()
     return Outcome(model, time.monotonic() - started)
 
 
 def scores(model: nn.Module, records: Records) -> tuple[float, float]:
     """Accuracy, and the area under the ROC curve averaged over the classes, one against the rest."""
-    features, labels = records
+    *features, labels = records
+    parts = zip(*(column.split(256) for column in features), strict=True)
     with torch.no_grad():
-        logits = torch.cat([model.eval()(part) for part in features.split(256)])
-    accuracy = float((logits.argmax(1) == labels).float().mean())
-    margins = logits - logits.logsumexp(1, keepdim=True)
+        output = torch.cat([logits(model.eval(), part) for part in parts])
+    accuracy = float((output.argmax(1) == labels).float().mean())
+    margins = output - output.logsumexp(1, keepdim=True)
     areas = [
-        _auroc(margins[:, c], labels == c) for c in range(logits.shape[1]) if 0 < (labels == c).sum() < len(labels)
+        _auroc(margins[:, c], labels == c) for c in range(output.shape[1]) if 0 < (labels == c).sum() < len(labels)
     ]
     return accuracy, sum(areas) / len(areas)
+
+
+def logits(model: nn.Module, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What a model says of these inputs; models of transformers wrap it."""
+    output = model(*inputs)
+    return output if isinstance(output, torch.Tensor) else output.logits
 
 
 def _auroc(score: torch.Tensor, positive: torch.Tensor) -> float:
@@ -192,9 +202,13 @@ def row_of_private_test(table: Table, outcome: Outcome, metrics: Sequence[str]) 
     table.add_row("  tested privately", f"{TEST_EPSILON:g}", *cells, f"{time.monotonic() - started:.0f} s")
 
 
-def arguments(description: str, data_help: str, *, eps: float, steps: int | None) -> argparse.Namespace:
-    """The command line of a study."""
+def arguments(
+    description: str, data_help: str, *, eps: float, steps: int | None, more: Mapping[str, str] | None = None
+) -> argparse.Namespace:
+    """The command line of a study. `more`: further options and what each is."""
     parser = argparse.ArgumentParser(description=description)
+    for name, said in (more or {}).items():
+        parser.add_argument(f"--{name}", help=said)
     parser.add_argument("--data", type=Path, help=data_help)
     parser.add_argument("--server", type=Path, default=Path("target/release/bastionai"), help="the bastionai binary")
     parser.add_argument("--eps", type=float, default=eps, help="ε of each run")
@@ -226,15 +240,14 @@ def study(server: Path) -> Iterator[Study]:
 
 def split(records: Records, share: float, seed: int) -> tuple[Records, Records]:
     """(what is lent, what is held out in public), shuffled."""
-    features, labels = records
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(records[-1]), generator=torch.Generator().manual_seed(seed))
     held_out, lent = order[: int(share * len(order))], order[int(share * len(order)) :]
-    return (features[lent], labels[lent]), (features[held_out], labels[held_out])
+    return tuple(column[lent] for column in records), tuple(column[held_out] for column in records)
 
 
 def pooled(parts: Sequence[Records]) -> Records:
     """Several owners' records as one."""
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
