@@ -1,6 +1,7 @@
 //! Messages only, no logic: [`v1`] is the gRPC contract between clients and server, generated from
 //! `proto/`; [`trainer`] is what server and trainer say to each other over pipes; [`optimizer`] and [`schedule`] are in both.
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 /// The gRPC contract `bastionai.v1`; `proto/bastionai/v1/bastionai.proto` documents every field.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
