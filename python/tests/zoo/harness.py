@@ -151,8 +151,8 @@ def engine(model: Model, batches: Mapping[str, tuple[Mapping[str, Tensor], Tenso
     contract.write_text(model.contract.to_json())
     tensors = {}
     for name, (records, present) in batches.items():
-        tensors[f"{name}/present"] = present
-        tensors |= {f"{name}/{column}": records[column].contiguous() for column in prepared.input_columns}
+        tensors[f"{name}/present"] = present.clone()
+        tensors |= {f"{name}/{column}": records[column].clone().contiguous() for column in prepared.input_columns}
     save_file(tensors, given)
     command = [ENGINE, archive, contract, ",".join(prepared.input_columns), str(MAX_GRAD_NORM), given, results]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
