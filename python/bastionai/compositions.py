@@ -83,6 +83,17 @@ def _narrow(input: Tensor, dim: int, start: Any, length: int) -> Any:
     return torch.ops.aten.slice.Tensor(input, dim, first, first + length)
 
 
+def _diff(input: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = None, append: Tensor | None = None) -> Any:
+    axis = _axis(input, dim)
+    parts = [part for part in (prepend, input, append) if part is not None]
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts, axis)
+    extent = whole.shape[axis]
+    if n != 1 or not isinstance(extent, int) or input.dtype == torch.bool:
+        return NotImplemented
+    before = (slice(None),) * axis
+    return whole[(*before, slice(1, extent))] - whole[(*before, slice(0, extent - 1))]
+
+
 def _expand_as(input: Tensor, other: Tensor) -> Tensor:
     return input.expand(other.shape)
 
@@ -218,6 +229,7 @@ _COMPOSITIONS: dict[Any, Callable[..., Any]] = {
     **_forms("swapaxes", _swapped),
     **_forms("swapdims", _swapped),
     **_forms("narrow", _narrow),
+    **_forms("diff", _diff),
     **_forms("expand_as", _expand_as),
     **_forms("view_as", _view_as),
     **_forms("masked_fill", _masked_fill),

@@ -16,7 +16,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
+from bastionai.conversions import plain_conversions
 from bastionai.exceptions import ExportError
+from bastionai.inlining import inline_subgraphs
 
 
 def functionalise(program: ExportedProgram) -> ExportedProgram:
@@ -28,7 +30,9 @@ def functionalise(program: ExportedProgram) -> ExportedProgram:
     Raises:
         ExportError: If the module writes to its inputs, buffers or parameters.
     """
+    inline_subgraphs(program)
     _drop_metadata_asserts(program.graph)
+    plain_conversions(program.graph)
     _copy_lifted_constants(program.graph)
     _replace_local_writes(program.graph)
     if any(_writes(node) for node in program.graph.nodes):

@@ -18,12 +18,17 @@ use tch::{Kind, Tensor};
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [archive, contract, columns, max_grad_norm, batches, results] = &arguments[..] else {
-        anyhow::bail!("usage: zoo_step MODEL.pt2 CONTRACT.json COLUMN,COLUMN 1.0 BATCHES.safetensors RESULTS.safetensors");
+        anyhow::bail!(
+            "usage: zoo_step MODEL.pt2 CONTRACT.json COLUMN,COLUMN 1.0 BATCHES.safetensors RESULTS.safetensors"
+        );
     };
     selftest::prepare_process(1)?;
     let columns: Vec<String> = columns.split(',').map(str::to_owned).collect();
     let given: BTreeMap<String, Tensor> = Tensor::read_safetensors(batches)?.into_iter().collect();
-    let names: BTreeSet<&str> = given.keys().filter_map(|key| key.strip_suffix("/present")).collect();
+    let names: BTreeSet<&str> = given
+        .keys()
+        .filter_map(|key| key.strip_suffix("/present"))
+        .collect();
     let rows = names
         .first()
         .and_then(|name| given[&format!("{name}/present")].size().first().copied())
@@ -43,7 +48,10 @@ fn main() -> anyhow::Result<()> {
             let key = format!("{name}/{key}");
             given.get(&key).map(Tensor::shallow_clone).context(key)
         };
-        let inputs = columns.iter().map(|column| tensor(column)).collect::<anyhow::Result<Vec<_>>>()?;
+        let inputs = columns
+            .iter()
+            .map(|column| tensor(column))
+            .collect::<anyhow::Result<Vec<_>>>()?;
         run(&engine, name, inputs, tensor("present")?, &mut out)?;
     }
     Tensor::write_safetensors(&out, results)?;
@@ -51,11 +59,17 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn engine(bytes: &[u8], contract: &DataContract, columns: &[String], settings: Settings) -> anyhow::Result<Engine> {
+fn engine(
+    bytes: &[u8],
+    contract: &DataContract,
+    columns: &[String],
+    settings: Settings,
+) -> anyhow::Result<Engine> {
     let archive = Archive::read(bytes, &Limits::default())?;
     let graph = bastionai_graph::check(&archive, &contract.inputs(columns)?)?;
     let owned = |index: usize, of: Option<&[u8]>| {
-        of.map(<[u8]>::to_vec).with_context(|| format!("tensor {index} is not in the archive"))
+        of.map(<[u8]>::to_vec)
+            .with_context(|| format!("tensor {index} is not in the archive"))
     };
     let parameters = (0..graph.parameters().len())
         .map(|index| owned(index, archive.parameter_bytes(index)))

@@ -19,6 +19,7 @@ mod reduce;
 mod repeat;
 mod resample;
 mod reshape;
+mod rows;
 mod select;
 mod spatial;
 mod tap;

@@ -10,6 +10,7 @@ mod parameters;
 mod reductions;
 mod repeat;
 mod reshapes;
+mod rows;
 mod selection;
 mod sizes;
 mod state;
@@ -95,6 +96,7 @@ pub(super) fn cases() -> Vec<Case> {
         state::cases(),
         types::cases(),
         reshapes::cases(),
+        rows::cases(),
         reductions::cases(),
         contractions::cases(),
         selection::cases(),

@@ -4,6 +4,8 @@ mod attention;
 mod functions;
 mod order;
 mod repeat;
+#[path = "sound/rows.rs"]
+mod sample_rows;
 
 use super::build::{Build, f, flag, i, ints, k, sizes, t};
 use super::oracle::judge;
