@@ -225,6 +225,11 @@ pub(super) fn no_rule(target: &str) -> Objection {
             "its equation has no rule",
             "export with bastionai.export, which writes it as permute, reshape and bmm; or use matmul",
         ),
+        _ if target.starts_with("torch.ops.higher_order.") => (
+            "T7",
+            "it calls a sub-graph, as a `with` block of the module is exported",
+            "export with bastionai.export, which writes no_grad and disabled autocast out in place",
+        ),
         _ if base.ends_with('_') && !base.ends_with("__") => (
             "T8",
             "it writes to its argument",
