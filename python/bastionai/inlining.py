@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.export.graph_signature import TensorArgument
 from torch.fx import GraphModule, Node
 
 from bastionai.exceptions import ExportError
@@ -22,21 +23,26 @@ def inline_subgraphs(program: ExportedProgram) -> None:
     Raises:
         ExportError: If a sub-graph runs under an autocast that is on: its precision would silently be lost.
     """
-    results = {spec for spec in program.graph_signature.user_outputs if isinstance(spec, str)}
-    _inline(program.graph_module, results)
+    renamed = _inline(program.graph_module)
+    for spec in program.graph_signature.output_specs:
+        if isinstance(spec.arg, TensorArgument):
+            spec.arg.name = renamed.get(spec.arg.name, spec.arg.name)
 
 
-def _inline(module: GraphModule, results: set[str]) -> None:
+def _inline(module: GraphModule) -> dict[str, str]:
+    """What values of calls are called afterwards."""
+    renamed: dict[str, str] = {}
     for node in list(module.graph.nodes):
         call = _block(node)
         if call is None:
             continue
         attribute, operands, detached = call
         body = getattr(module, str(attribute.target))
-        _inline(body, set())
-        _write_out(module, node, body, operands, detached, results)
+        _inline(body)
+        renamed |= _write_out(module, node, body, operands, detached)
         if not attribute.users:
             module.graph.erase_node(attribute)
+    return renamed
 
 
 def _block(node: Node) -> tuple[Node, tuple[Any, ...], bool] | None:
@@ -61,8 +67,9 @@ def _called(attribute: Any) -> Node:
 
 
 def _write_out(
-    module: GraphModule, call: Node, body: GraphModule, operands: tuple[Any, ...], detached: bool, results: set[str]
-) -> None:
+    module: GraphModule, call: Node, body: GraphModule, operands: tuple[Any, ...], detached: bool
+) -> dict[str, str]:
+    renamed: dict[str, str] = {}
     graph = module.graph
     given = iter(operands)
     copied: dict[Node, Any] = {}
@@ -84,9 +91,9 @@ def _write_out(
         output = outputs[position]
         user.replace_all_uses_with(output)
         graph.erase_node(user)
-        if user.name in results:
-            output._rename(user.name)
+        renamed[user.name] = output.name
     graph.erase_node(call)
+    return renamed
 
 
 def _detached(graph: torch.fx.Graph, output: Any) -> Any:
