@@ -120,11 +120,11 @@ def export_scores(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """PyTorch's own warnings and log lines say nothing that our errors do not."""
+    """PyTorch's own warnings, log lines and half-made graphs say nothing that our errors do not."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -237,10 +237,16 @@ def _explain(error: Exception) -> str:
         )
     if "data-dependent" in text or "Could not guard" in text:
         return (
-            "the module branches on values of its inputs (if, while, .item(), boolean indexing); "
-            "use torch.where instead.\n" + text.strip()
+            "the module branches on values of its inputs, or on random numbers (if, while, .item(), boolean indexing): "
+            f"use torch.where instead, and layerdrop=0 where a model drops whole layers.{_failing_line(text)}"
         )
     return f"torch.export cannot follow the module: {text.strip()}"
+
+
+def _failing_line(text: str) -> str:
+    """The line of code that PyTorch names at the end of a long explanation for its own developers."""
+    named = re.search(r"^ *File .+\n.+$", text.partition("The following call raised this error:")[2], re.MULTILINE)
+    return f"\n{named.group(0)}" if named else f"\n{text.strip()}"
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,15 @@ use crate::program::{Call, Expected, Function, Prepared, Program, saved_values};
 use bastionai_graph::typed::{Origin, TypedGraph};
 use tch::{Device, Tensor};
 
+/// What `rand` and `randn` return while nothing is drawn.
+const FROZEN_DRAW: f64 = 0.5;
+
 /// Whether random operators draw. Self-tests run without, so that rows can be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Randomness {
     /// As in training: i.i.d. for every element, from the generator seeded at start.
     Drawn,
-    /// Dropout is the identity.
+    /// Dropout is the identity, and every draw is [`FROZEN_DRAW`].
     Frozen,
 }
 
@@ -209,9 +212,15 @@ fn run(
             arguments[position] = value;
         }
     }
-    call.operator
+    let outputs = call
+        .operator
         .call(&arguments, call.outputs.len())
-        .map_err(|_| failed(ffi::last_error()))
+        .map_err(|_| failed(ffi::last_error()))?;
+    if call.guard == Guard::Draw && randomness == Randomness::Frozen {
+        let frozen = outputs.iter().map(|drawn| drawn.f_full_like(FROZEN_DRAW));
+        return Ok(frozen.collect::<std::result::Result<_, _>>()?);
+    }
+    Ok(outputs)
 }
 
 fn check_outputs(call: &Call, outputs: &[Tensor], expected: &[Expected]) -> Result<()> {

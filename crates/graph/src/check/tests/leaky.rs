@@ -4,6 +4,7 @@
 
 mod attention;
 mod contractions;
+mod draws;
 mod functions;
 mod order;
 mod parameters;
@@ -104,6 +105,7 @@ pub(super) fn cases() -> Vec<Case> {
         parameters::cases(),
         super::embedding::cases(),
         attention::cases(),
+        draws::cases(),
         super::leaky_windows::cases(),
         functions::cases(),
         order::cases(),

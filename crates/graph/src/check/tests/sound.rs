@@ -1,6 +1,7 @@
 //! Sound programs are accepted, typed as expected, and pass the second oracle.
 
 mod attention;
+mod draws;
 mod functions;
 mod order;
 mod repeat;
