@@ -100,8 +100,8 @@ def _assigned_slice(
     value: Node,
     part: Node,
     dim: int = 0,
-    start: int | None = None,
-    end: int | None = None,
+    start: Any = None,
+    end: Any = None,
     step: int = 1,
 ) -> Node | None:
     size = write.value.shape[dim]
@@ -115,7 +115,7 @@ def _assigned_slice(
     return write(_aten.cat.default, [*before, part, *after], dim) if before or after else part
 
 
-def _assigned_row(write: _Writer, value: Node, part: Node, dim: int, index: int) -> Node | None:
+def _assigned_row(write: _Writer, value: Node, part: Node, dim: int, index: Any) -> Node | None:
     size = write.value.shape[dim]
     if not isinstance(size, int) or not isinstance(index, int):
         return None
