@@ -94,6 +94,14 @@ def _diff(input: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = Non
     return whole[(*before, slice(1, extent))] - whole[(*before, slice(0, extent - 1))]
 
 
+def _smaller(input: Tensor, *other: Any, **more: Any) -> Any:
+    return torch.minimum(input, other[0]) if len(other) == 1 and isinstance(other[0], Tensor) else NotImplemented
+
+
+def _larger(input: Tensor, *other: Any, **more: Any) -> Any:
+    return torch.maximum(input, other[0]) if len(other) == 1 and isinstance(other[0], Tensor) else NotImplemented
+
+
 def _expand_as(input: Tensor, other: Tensor) -> Tensor:
     return input.expand(other.shape)
 
@@ -230,6 +238,8 @@ _COMPOSITIONS: dict[Any, Callable[..., Any]] = {
     **_forms("swapdims", _swapped),
     **_forms("narrow", _narrow),
     **_forms("diff", _diff),
+    **_forms("min", _smaller),
+    **_forms("max", _larger),
     **_forms("expand_as", _expand_as),
     **_forms("view_as", _view_as),
     **_forms("masked_fill", _masked_fill),

@@ -174,21 +174,20 @@ def _fixed(name: str, module: nn.Module, batchnorm: str | None, changes: list[Ch
     return module
 
 
-#: What Hugging Face's models draw on the host in training, and the value that stops it.
-_HOST_DRAWS = {"layerdrop": 0.0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0, "apply_spec_augment": False}
+#: Probabilities by which Hugging Face's models draw on the host in training.
+_HOST_DRAWS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop", "mask_time_prob", "mask_feature_prob")
 
 
 def _stop_host_draws(model: nn.Module, changes: list[Change]) -> None:
     for name, module in model.named_modules():
         for holder in (getattr(module, "config", None), module):
-            for setting, off in _HOST_DRAWS.items():
-                before = getattr(holder, setting, off)
+            for setting in _HOST_DRAWS:
+                before = getattr(holder, setting, None)
                 # A configuration is shared by many modules, and named once.
-                if isinstance(before, (bool, float)) and before != off:
-                    setattr(holder, setting, off)
-                    changes.append(
-                        Change(name, f"{setting}={before}", f"{setting}={off}", "drew once for a whole batch")
-                    )
+                if isinstance(before, float) and before > 0.0:
+                    setattr(holder, setting, 0.0)
+                    why = "drew once for a whole batch"
+                    changes.append(Change(name, f"{setting}={before}", f"{setting}=0.0", why))
 
 
 def _is_pretrained(norm: nn.modules.batchnorm._BatchNorm) -> bool:

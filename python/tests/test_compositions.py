@@ -27,6 +27,8 @@ COMPOSED = {
     "unflatten": lambda x: x.unflatten(-1, (2, -1)),
     "narrow": lambda x: x.narrow(1, 0, 2),
     "narrow from the end": lambda x: x.narrow(-1, -3, 2),
+    "min of two": lambda x: torch.min(x, x.flip(2)),
+    "max of two": lambda x: x.max(x.flip(2)),
     "expand_as": lambda x: x[:, :1].expand_as(x),
     "view_as": lambda x: x.view_as(x),
     "flip": lambda x: x.flip(1, 2),

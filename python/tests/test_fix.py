@@ -130,7 +130,7 @@ def test_draws_of_speech_models_on_the_host_stop_and_are_named_once(capsys):
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
     assert "layerdrop=0.1 → layerdrop=0.0" in said[0]
-    assert "apply_spec_augment=True → apply_spec_augment=False" in said[1]
+    assert "mask_time_prob=0.05 → mask_time_prob=0.0" in said[1]
     assert (model.config.layerdrop, fixed.config.layerdrop) == (0.1, 0.0)
 
 

@@ -81,9 +81,15 @@ def one_by_one(model: Model) -> Gradients:
         (loss,) = module(*(column[row : row + 1] for column in columns))
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         losses.append(loss.detach())
-        for (name, parameter), gradient in zip(parameters.items(), found, strict=True):
-            gradients[name].append(torch.zeros_like(parameter) if gradient is None else gradient)
-    return Gradients(torch.stack(losses), {name: torch.stack(rows) for name, rows in gradients.items()})
+        for name, gradient in zip(parameters, found, strict=True):
+            gradients[name].append(gradient)
+    # What the loss of no record depends on is not trained.
+    reached = {name: rows for name, rows in gradients.items() if any(row is not None for row in rows)}
+    filled = {
+        name: [torch.zeros_like(parameters[name]) if row is None else row for row in rows]
+        for name, rows in reached.items()
+    }
+    return Gradients(torch.stack(losses), {name: torch.stack(rows) for name, rows in filled.items()})
 
 
 def batch_losses(model: Model) -> Tensor:
