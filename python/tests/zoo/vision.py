@@ -46,13 +46,13 @@ def _with_statistics(module: nn.Module) -> None:
 def _fixed(name: str, shows: str, build: Callable[[], nn.Module], side: int, **more: object) -> list[Case]:
     """One case for each way to fix BatchNorm."""
     ways = {"group": "GroupNorm", "freeze": "frozen BatchNorm"}
-    frozen = {} if more.get("opacus") else {"opacus": "its hooks have no rule for the parameters of a frozen BatchNorm"}
     return [
         Case(
             f"{name}-{way}",
             f"{shows}, {said}",
             functools.partial(_model, build, side, way),
-            **{**more, **(frozen if way == "freeze" else {})},
+            opacus="its hooks forbid the residual's addition in place",
+            **more,
         )
         for way, said in ways.items()
     ]
