@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import torch
 from torch import nn
 from torchvision import models
 from torchvision.models.convnext import CNBlockConfig
@@ -109,28 +108,34 @@ def _swin_v2() -> nn.Module:
     return _swin(block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2)
 
 
-# ---- whole architectures ----
-
-
-def _whole(name: str, side: int, **more: object) -> list[Case]:
-    build = functools.partial(
-        getattr(models, name), num_classes=CLASSES, **({"image_size": side} if "vit" in name else {})
-    )
-    with torch.device("meta"):
-        has_norm = any(isinstance(layer, nn.BatchNorm2d) for layer in build().modules())
-    more = {"rows": 2, "slow": True, **more}
-    if has_norm:
-        return _fixed(name, f"`{name}`, whole", build, side, **more)
-    return [_plain(name, f"`{name}`, whole", build, side, **more)]
+def _whole(name: str, batchnorm: str | None) -> Model:
+    size = {"image_size": 32} if name.startswith("vit") else {}
+    return _model(functools.partial(getattr(models, name), num_classes=CLASSES, **size), 32, batchnorm)
 
 
 CASES = [
-    *_fixed("resnet-basic", "`ResNet(BasicBlock)`, two stages", lambda: _two_stages(BasicBlock, 64), 16),
-    *_fixed("resnet-bottleneck", "`ResNet(Bottleneck)`, two stages", lambda: _two_stages(Bottleneck, 16), 16),
+    *_fixed("resnet-basic", "`ResNet(BasicBlock)`, `resnet18`", lambda: _two_stages(BasicBlock, 64), 16),
+    *_fixed("resnet-bottleneck", "`ResNet(Bottleneck)`, `resnet50`", lambda: _two_stages(Bottleneck, 16), 16),
     *_fixed("efficientnet", "`EfficientNet`: squeeze and excitation, stochastic depth", _efficientnet, 16),
     *_fixed("mobilenet-v3", "`MobileNetV3`: depthwise and dilated, hard activations", _mobilenet, 16),
     _plain("convnext", "`ConvNeXt`: depthwise, layer scale, `LayerNorm2d`", _convnext, 32, opacus=_PARAMETERS),
     _plain("vit", "`VisionTransformer`: class token, positions, packed attention", _vit, 16),
     _plain("swin", "`SwinTransformer`: shifted windows, a table of relative positions", _swin, 16, opacus=_PARAMETERS),
     _plain("swin-v2", "`SwinTransformer` V2: cosine attention, positions by an MLP", _swin_v2, 16, opacus=_PARAMETERS),
+]
+
+#: Architectures as torchvision configures them, on the smallest images: see ``test_zoo_whole.py``.
+WHOLE = [
+    Case(f"{name}-{batchnorm}" if batchnorm else name, f"`{name}`", functools.partial(_whole, name, batchnorm), rows=2)
+    for name, ways in {
+        "resnet18": ("group", "freeze"),
+        "resnet50": ("group", "freeze"),
+        "efficientnet_b0": ("group", "freeze"),
+        "mobilenet_v3_small": ("group", "freeze"),
+        "mobilenet_v3_large": ("group", "freeze"),
+        "convnext_tiny": (None,),
+        "vit_b_16": (None,),
+        "swin_t": (None,),
+    }.items()
+    for batchnorm in ways
 ]
