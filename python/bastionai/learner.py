@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from torch import nn
 
@@ -27,6 +27,9 @@ from bastionai.synthetic import SyntheticDataset
 
 if TYPE_CHECKING:
     from bastionai.connection import Connection
+
+#: How each sample's gradient is held to ``max_grad_norm``; the names are those of Opacus.
+Clipping: TypeAlias = Literal["flat", "per_layer", "automatic"]
 
 #: Most synthetic records of a rehearsal.
 _REHEARSAL_ROWS = 2048
@@ -55,6 +58,7 @@ class RemoteLearner:
         batch_size: int | None = None,
         max_batch_size: int | None = None,
         max_grad_norm: float = 1.0,
+        clipping: Clipping = "flat",
         max_loss: float | None = None,
         loss_share: float = _internal.DEFAULT_LOSS_SHARE,
         inputs: Sequence[str] | None = None,
@@ -74,6 +78,7 @@ class RemoteLearner:
         self._batch_size = batch_size
         self._max_batch_size = max_batch_size
         self._max_grad_norm = _positive("max_grad_norm", max_grad_norm)
+        self._clipping = _clipping(clipping)
         self._loss_release = self._choose_loss_release(max_loss, loss_share, label)
         self._inputs = inputs
         self._label = label
@@ -379,6 +384,7 @@ class RemoteLearner:
             "max_batch_size": self._max_batch_size or 0,  # 0: the server chooses
             "steps": planned.steps,
             "max_grad_norm": self._max_grad_norm,
+            "clipping": self._clipping,
             "privacy": _privacy(eps, noise_multiplier),
             "target_delta": target_delta,
             "loss_release": self._loss_release,
@@ -471,6 +477,12 @@ def _decay(ema_decay: float | None) -> float | None:
     if ema_decay is not None and not 0.0 < ema_decay < 1.0:
         raise InvalidRequest(f"ema_decay={ema_decay}: expected a decay between 0 and 1, e.g. 0.999, or None")
     return ema_decay
+
+
+def _clipping(clipping: str) -> str:
+    if clipping not in get_args(Clipping):
+        raise InvalidRequest(f"clipping={clipping!r}: expected one of {', '.join(map(repr, get_args(Clipping)))}")
+    return clipping
 
 
 def _kept(keep_steps: Sequence[int], keep_every: int | None) -> tuple[list[int], int | None]:

@@ -95,7 +95,7 @@ impl Agreement<'_> {
         fields.float(request.max_grad_norm);
         // Modes of this version; another value here is another run (rule D2).
         for mode in [
-            "clipping=flat",
+            &format!("clipping={}", request.clipping.name()),
             "noise=standard",
             "optimizer_state=zero",
             "evaluation_sets=none",
@@ -212,7 +212,7 @@ mod tests {
     use crate::spec::{LossRequest, Privacy};
     use bastionai_ledger::{Amount, Delta, Epsilon};
     use bastionai_privacy::event::{DpEvent, NeighboringRelation};
-    use bastionai_wire::Warmup;
+    use bastionai_wire::{Clipping, Warmup};
 
     struct Example {
         request: RunRequest,
@@ -242,6 +242,7 @@ mod tests {
                 max_batch_size: None,
                 steps: 10,
                 max_grad_norm: 1.0,
+                clipping: Clipping::Flat,
                 privacy: Privacy::TargetEpsilon(1.0),
                 delta: None,
                 loss: Some(LossRequest {
@@ -312,6 +313,8 @@ mod tests {
             ("batch size", |e| e.request.batch_size += 1),
             ("steps", |e| e.request.steps += 1),
             ("C", |e| e.request.max_grad_norm = 2.0),
+            ("clipping per layer", |e| e.request.clipping = Clipping::PerLayer),
+            ("automatic clipping", |e| e.request.clipping = Clipping::Automatic),
             ("max_loss", |e| e.request.loss.as_mut().unwrap().max_loss = 5.0),
             ("no loss", |e| e.request.loss = None),
             ("lr", |e| {

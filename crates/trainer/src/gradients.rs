@@ -39,6 +39,8 @@ pub(crate) struct Norms {
     pub(crate) norm_squared: Tensor,
     /// `S_i²`, see [`bastionai_privacy::sensitivity`].
     pub(crate) magnitude_squared: Tensor,
+    /// The same of each parameter, in the plan's order.
+    pub(crate) parameters: Vec<(Tensor, Tensor)>,
     /// `[B]`, bool: every row finite and within [`MAGNITUDE_LIMIT`].
     pub(crate) usable: Tensor,
     /// For each parameter, what its instantiation left.
@@ -178,6 +180,7 @@ pub(crate) fn norms(plan: &Plan, taps: &[TapValues], batch_size: i64, threads: u
         }
     }
     let mut all_instantiated = Vec::with_capacity(plan.parameters.len());
+    let mut parameters = Vec::with_capacity(plan.parameters.len());
     for parameter in &plan.parameters {
         let (squared, magnitude) = if let Method::Instantiate { kept } = parameter.method {
             let found = instantiate_all(parameter, plan, taps, batch_size, kept, threads)?;
@@ -190,6 +193,7 @@ pub(crate) fn norms(plan: &Plan, taps: &[TapValues], batch_size: i64, threads: u
         };
         norm_squared = norm_squared.f_add(&squared)?;
         magnitude_squared = magnitude_squared.f_add(&magnitude)?;
+        parameters.push((squared, magnitude));
     }
     usable = usable
         .f_logical_and(&magnitude_squared.f_isfinite()?)?
@@ -197,6 +201,7 @@ pub(crate) fn norms(plan: &Plan, taps: &[TapValues], batch_size: i64, threads: u
     Ok(Norms {
         norm_squared,
         magnitude_squared,
+        parameters,
         usable,
         instantiated: all_instantiated,
     })

@@ -7,13 +7,14 @@
 //! (micro-batches) → [`engine`] (clipped sums) → [`optimizer`] (noise and update, at the rate of [`schedule`]) →
 //! [`average`] (of the iterates); or [`evaluation`] (one forward pass, noisy histograms). Inside the engine: `program`
 //! (the graph laid out) → `executor`, `attention` and `guards` (forward) → `taps` and `gradients` (per-sample norms) →
-//! `precision` and [`grid`] (the sum). [`probe`] stands apart: how fast the machine is.
+//! `clipping` (factors) → `precision` and [`grid`] (the sum). [`probe`] stands apart: how fast the machine is.
 //! All unsafe code is in `ffi`, `sandbox` and `landlock`.
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod attention;
 pub mod average;
+mod clipping;
 pub mod confinement;
 pub mod engine;
 pub mod error;
