@@ -64,6 +64,11 @@ pub(crate) fn tap_values(
     threads: usize,
 ) -> Result<TapValues> {
     let all_saved = saved;
+    if saved.is_empty()
+        && let Some(values) = of_bias(plan, &gradient, batch_size)?
+    {
+        return Ok(values);
+    }
     let saved = || {
         saved
             .first()
@@ -142,6 +147,29 @@ pub(crate) fn tap_values(
             channels: None,
         },
     })
+}
+
+/// Of a tap that only biases have: their gradients are sums of the output's. `None` for kinds that are no such tap.
+fn of_bias(plan: &TapPlan, gradient: &Tensor, batch_size: i64) -> Result<Option<TapValues>> {
+    let (width, channels) = match &plan.kind {
+        TapKind::Rows { output_width, .. } => (Some(*output_width), None),
+        TapKind::LayerNorm { width, .. } => (Some(*width), None),
+        TapKind::Channels { channels, .. } => (None, Some(*channels)),
+        TapKind::Convolution(convolution) => (None, Some(convolution.output_channels())),
+        TapKind::Broadcast | TapKind::Embedding { .. } | TapKind::RmsNorm { .. } | TapKind::Pulled => {
+            return Ok(None);
+        }
+    };
+    let channels = channels.map(|channels| by_channel(gradient, batch_size, channels));
+    Ok(Some(TapValues {
+        gradient: match width {
+            Some(width) => rows(gradient, plan.batch, batch_size, width)?,
+            None => gradient.shallow_clone(),
+        },
+        input: None,
+        row_norms: None,
+        channels: channels.transpose()?,
+    }))
 }
 
 /// `[.., B·k, .., width]` as `[B, T, width]`, batch-major.

@@ -178,9 +178,15 @@ impl Prepared {
     }
 }
 
-/// Values whose tensors a tap needs for its parameters' gradients, the input first.
+/// Values whose tensors a tap needs for its parameters' gradients, the input first. A bias alone needs none.
 pub(crate) fn saved_values(tap: &Tap) -> Vec<usize> {
     match tap {
+        Tap::Linear { weight: None, .. }
+        | Tap::MatMul { weight: None, .. }
+        | Tap::LayerNorm { weight: None, .. }
+        | Tap::Convolution { weight: None, .. }
+        | Tap::GroupNorm { weight: None, .. }
+        | Tap::FrozenBatchNorm { weight: None, .. } => Vec::new(),
         Tap::Linear { input, .. }
         | Tap::MatMul { input, .. }
         | Tap::LayerNorm { input, .. }
@@ -413,6 +419,22 @@ fn prepare(named: &NamedArgument, batch_size: i64) -> Result<Prepared> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bias_alone_saves_no_input() {
+        let tapped = |value| TappedParameter {
+            parameter: bastionai_graph::typed::ParameterId(value),
+            value: ValueId(value),
+            views: Vec::new(),
+        };
+        let of = |weight| Tap::Linear {
+            input: ValueId(7),
+            weight,
+            bias: Some(tapped(1)),
+        };
+        assert_eq!(saved_values(&of(None)), Vec::<usize>::new());
+        assert_eq!(saved_values(&of(Some(tapped(0)))), [7]);
+    }
 
     #[test]
     fn the_checkers_schema_table_is_this_libtorchs() {
