@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: How each sample's gradient is held to ``max_grad_norm``; the names are those of Opacus.
 Clipping: TypeAlias = Literal["flat", "per_layer", "automatic"]
+#: Precision of a graph's matrix products and convolutions.
+Compute: TypeAlias = Literal["float32", "bfloat16"]
 
 #: Most synthetic records of a rehearsal.
 _REHEARSAL_ROWS = 2048
@@ -59,6 +61,7 @@ class RemoteLearner:
         max_batch_size: int | None = None,
         max_grad_norm: float = 1.0,
         clipping: Clipping = "flat",
+        compute: Compute = "float32",
         max_loss: float | None = None,
         loss_share: float = _internal.DEFAULT_LOSS_SHARE,
         inputs: Sequence[str] | None = None,
@@ -78,7 +81,8 @@ class RemoteLearner:
         self._batch_size = batch_size
         self._max_batch_size = max_batch_size
         self._max_grad_norm = _positive("max_grad_norm", max_grad_norm)
-        self._clipping = _clipping(clipping)
+        self._clipping = _one_name("clipping", clipping, get_args(Clipping))
+        self._compute = _one_name("compute", compute, get_args(Compute))
         self._loss_release = self._choose_loss_release(max_loss, loss_share, label)
         self._inputs = inputs
         self._label = label
@@ -385,6 +389,7 @@ class RemoteLearner:
             "steps": planned.steps,
             "max_grad_norm": self._max_grad_norm,
             "clipping": self._clipping,
+            "compute": self._compute,
             "privacy": _privacy(eps, noise_multiplier),
             "target_delta": target_delta,
             "loss_release": self._loss_release,
@@ -479,10 +484,10 @@ def _decay(ema_decay: float | None) -> float | None:
     return ema_decay
 
 
-def _clipping(clipping: str) -> str:
-    if clipping not in get_args(Clipping):
-        raise InvalidRequest(f"clipping={clipping!r}: expected one of {', '.join(map(repr, get_args(Clipping)))}")
-    return clipping
+def _one_name(option: str, name: str, names: tuple[str, ...]) -> str:
+    if name not in names:
+        raise InvalidRequest(f"{option}={name!r}: expected one of {', '.join(map(repr, names))}")
+    return name
 
 
 def _kept(keep_steps: Sequence[int], keep_every: int | None) -> tuple[list[int], int | None]:

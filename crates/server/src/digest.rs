@@ -4,7 +4,7 @@
 use crate::plan::Plan;
 use crate::spec::RunRequest;
 use bastionai_ledger::{BootId, DatasetId, Digest32, EntryHash, Principal};
-use bastionai_wire::{Adam, Decay, Optimizer, Schedule};
+use bastionai_wire::{Adam, Compute, Decay, Optimizer, Schedule};
 use sha2::{Digest, Sha256};
 
 /// A dataset as a run uses it.
@@ -62,6 +62,10 @@ impl Agreement<'_> {
         fields.integer(self.expires_unix_ms);
         self.add_schedule(&mut fields);
         self.add_kept(&mut fields);
+        if self.request.compute != Compute::default() {
+            fields.add(b"compute");
+            fields.add(self.request.compute.name().as_bytes());
+        }
         fields.finish()
     }
 
@@ -243,6 +247,7 @@ mod tests {
                 steps: 10,
                 max_grad_norm: 1.0,
                 clipping: Clipping::Flat,
+                compute: Compute::Float32,
                 privacy: Privacy::TargetEpsilon(1.0),
                 delta: None,
                 loss: Some(LossRequest {
@@ -314,6 +319,7 @@ mod tests {
             ("steps", |e| e.request.steps += 1),
             ("C", |e| e.request.max_grad_norm = 2.0),
             ("clipping per layer", |e| e.request.clipping = Clipping::PerLayer),
+            ("bfloat16", |e| e.request.compute = Compute::Bfloat16),
             ("automatic clipping", |e| e.request.clipping = Clipping::Automatic),
             ("max_loss", |e| e.request.loss.as_mut().unwrap().max_loss = 5.0),
             ("no loss", |e| e.request.loss = None),

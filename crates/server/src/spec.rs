@@ -5,7 +5,7 @@ use crate::config::Limits;
 use crate::errors::{Failure, Reason};
 use crate::warm_start::WeightsSource;
 use bastionai_ledger::{DatasetId, Delta, Digest32};
-use bastionai_wire::{Adam, Clipping, DEFAULT_LOSS_SHARE, Decay, Optimizer, Schedule, Warmup, v1};
+use bastionai_wire::{Adam, Clipping, Compute, DEFAULT_LOSS_SHARE, Decay, Optimizer, Schedule, Warmup, v1};
 use std::collections::BTreeSet;
 
 /// A run as asked for, checked.
@@ -22,6 +22,7 @@ pub(crate) struct RunRequest {
     pub(crate) steps: u64,
     pub(crate) max_grad_norm: f64,
     pub(crate) clipping: Clipping,
+    pub(crate) compute: Compute,
     pub(crate) privacy: Privacy,
     /// `None`: a tenth of the smallest lifetime δ (rule D6).
     pub(crate) delta: Option<Delta>,
@@ -68,6 +69,7 @@ impl RunRequest {
             steps: in_range("steps", spec.steps, 1, limits.steps)?,
             max_grad_norm: positive("max_grad_norm", spec.max_grad_norm)?,
             clipping: Clipping::try_from(spec.clipping).map_err(|error| invalid(error.to_string()))?,
+            compute: Compute::try_from(spec.compute).map_err(|error| invalid(error.to_string()))?,
             privacy: privacy(spec.privacy.as_ref())?,
             delta: delta(spec.target_delta)?,
             loss: loss(spec.max_loss, spec.loss_share)?,
@@ -361,6 +363,7 @@ mod tests {
             steps: 10,
             max_grad_norm: 1.0,
             clipping: 0,
+            compute: 0,
             privacy: Some(v1::run_spec::Privacy::TargetEpsilon(2.0)),
             target_delta: 1e-6,
             max_loss: 4.0,
@@ -489,6 +492,7 @@ mod tests {
             ("C = NaN", |s| s.max_grad_norm = f64::NAN),
             ("C = 0", |s| s.max_grad_norm = 0.0),
             ("unknown clipping", |s| s.clipping = 4),
+            ("unknown precision", |s| s.compute = 3),
             ("no privacy", |s| s.privacy = None),
             ("ε < 0", |s| {
                 s.privacy = Some(v1::run_spec::Privacy::TargetEpsilon(-1.0))

@@ -17,7 +17,7 @@ use crate::table;
 use crate::taps::{Method, ParameterPlan, Plan, Role, TapKind, TapPlan, Use};
 use bastionai_graph::typed::{TypedGraph, ValueId};
 use bastionai_privacy::sensitivity::{ClipRule, charged_sensitivity};
-use bastionai_wire::Clipping;
+use bastionai_wire::{Clipping, Compute};
 use tch::{Kind, Tensor};
 
 /// Sizes and bounds that stay the same for a whole run.
@@ -31,6 +31,8 @@ pub struct Settings {
     pub max_grad_norm: f64,
     /// How gradients are held to it.
     pub clipping: Clipping,
+    /// Precision of the graph's products.
+    pub compute: Compute,
     /// Threads of libtorch and of the engine's own passes.
     pub threads: u32,
 }
@@ -102,7 +104,10 @@ impl Engine {
             let text = "the graph returns scores and a label: it can be evaluated, not trained";
             return Err(EngineError::Job(text.into()));
         }
-        let program = Program::new(&graph, settings.physical_batch_size)?;
+        let mut program = Program::new(&graph, settings.physical_batch_size)?;
+        if settings.compute == Compute::Bfloat16 {
+            program.lower_products(&graph);
+        }
         let plan = Plan::new(&graph, &program)?;
         let state = State::new(&graph, parameters, constants)?;
         state.check_trainable(&plan)?;

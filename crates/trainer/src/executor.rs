@@ -5,10 +5,11 @@ use crate::attention;
 use crate::error::{EngineError, Result};
 use crate::ffi::{self, CallArgument, Edge};
 use crate::guards::{self, Counted, Replacement};
+use crate::lowering;
 use crate::operators::Guard;
 use crate::program::{Call, Expected, Function, Prepared, Program, saved_values};
 use bastionai_graph::typed::{Origin, TypedGraph};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// What `rand` and `randn` return while nothing is drawn.
 const FROZEN_DRAW: f64 = 0.5;
@@ -211,6 +212,18 @@ fn run(
                 .ok_or_else(|| failed(format!("no argument '{name}'")))?;
             arguments[position] = value;
         }
+    }
+    if call.lowered {
+        let lowered = lowering::lowered(&arguments)?;
+        for (argument, operand) in arguments.iter_mut().zip(&lowered) {
+            if let Some(operand) = operand {
+                *argument = CallArgument::Tensor(operand);
+            }
+        }
+        let products = call.operator.call(&arguments, call.outputs.len());
+        let products = products.map_err(|_| failed(ffi::last_error()))?;
+        let raised = products.iter().map(|product| product.f_to_kind(Kind::Float));
+        return Ok(raised.collect::<std::result::Result<_, _>>()?);
     }
     let outputs = call
         .operator

@@ -6,7 +6,7 @@
 //! [`confinement`] (no files, network or processes from here on) → [`training`] (steps) → [`sample`] and [`records`]
 //! (micro-batches) → [`engine`] (clipped sums) → [`optimizer`] (noise and update, at the rate of [`schedule`]) →
 //! [`average`] (of the iterates); or [`evaluation`] (one forward pass, noisy histograms). Inside the engine: `program`
-//! (the graph laid out) → `executor`, `attention` and `guards` (forward) → `taps` and `gradients` (per-sample norms) →
+//! (the graph laid out) → `executor`, `lowering`, `attention` and `guards` (forward) → `taps` and `gradients` (per-sample norms) →
 //! `clipping` (factors) → `precision` and [`grid`] (the sum). [`probe`] stands apart: how fast the machine is.
 //! All unsafe code is in `ffi`, `sandbox` and `landlock`.
 #![deny(unsafe_code)]
@@ -27,6 +27,7 @@ mod guards;
 pub mod kernels;
 mod landlock;
 pub mod libraries;
+mod lowering;
 mod operators;
 pub mod optimizer;
 mod pooling;

@@ -3,6 +3,7 @@
 use crate::attention;
 use crate::error::{EngineError, Result};
 use crate::ffi::{self, CallArgument, Operator};
+use crate::lowering;
 use crate::operators::{self, Guard};
 use crate::pooling;
 use bastionai_graph::dtype::DType;
@@ -56,6 +57,8 @@ pub(crate) struct Call {
     pub(crate) argument_names: Vec<String>,
     pub(crate) arguments: Vec<Prepared>,
     pub(crate) outputs: Vec<usize>,
+    /// Whether it is a product whose operands are rounded to bfloat16.
+    pub(crate) lowered: bool,
     /// Index among the taps, when the node is one.
     pub(crate) tap: Option<usize>,
     /// Values that nothing after this node reads.
@@ -120,6 +123,13 @@ impl Program {
         };
         program.find_last_uses();
         Ok(program)
+    }
+
+    /// Runs the products of f32 values in bfloat16.
+    pub(crate) fn lower_products(&mut self, graph: &TypedGraph) {
+        for (call, node) in self.calls.iter_mut().zip(graph.nodes()) {
+            call.lowered = lowering::is_product(&node.operator, call, &self.expected);
+        }
     }
 
     /// Values are dropped after their last use; results never are. What taps need they keep themselves.
@@ -326,6 +336,7 @@ fn call(node: &TypedNode, tap: Option<usize>, batch_size: i64) -> Result<Call> {
         argument_names: node.arguments.iter().map(|named| named.name.clone()).collect(),
         arguments,
         outputs: node.outputs.iter().copied().map(index).collect(),
+        lowered: false,
         tap,
         last_uses: Vec::new(),
     })

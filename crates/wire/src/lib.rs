@@ -1,5 +1,5 @@
 //! Messages only, no logic: [`v1`] is the gRPC contract between clients and server, generated from
-//! `proto/`; [`trainer`] is what server and trainer say to each other over pipes; [`clipping`], [`optimizer`] and [`schedule`] are in both.
+//! `proto/`; [`trainer`] is what server and trainer say to each other over pipes; [`clipping`], [`compute`], [`optimizer`] and [`schedule`] are in both.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -10,6 +10,7 @@ pub mod v1 {
 }
 
 pub mod clipping;
+pub mod compute;
 pub mod optimizer;
 pub mod schedule;
 
@@ -30,6 +31,7 @@ pub const CALLS: &[Call] = include!(concat!(env!("OUT_DIR"), "/calls.rs"));
 pub mod trainer;
 
 pub use clipping::Clipping;
+pub use compute::Compute;
 pub use optimizer::{Adam, Optimizer};
 pub use schedule::{Decay, Schedule, Warmup};
 

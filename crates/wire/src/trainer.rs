@@ -17,6 +17,7 @@
 //! of the iterates, if there is one. Randomness is not part of it: each start of a trainer draws its own (rule D1).
 
 use crate::clipping::Clipping;
+use crate::compute::Compute;
 use crate::optimizer::Optimizer;
 use crate::schedule::Schedule;
 use serde::{Deserialize, Serialize};
@@ -125,6 +126,8 @@ pub struct Job {
     pub max_grad_norm: f64,
     /// How gradients are held to it.
     pub clipping: Clipping,
+    /// Precision of the graph's products.
+    pub compute: Compute,
     /// Noise standard deviation of the gradient sum over its charged sensitivity.
     pub noise_multiplier: f64,
     /// The loss release, if any.

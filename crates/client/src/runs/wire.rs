@@ -1,8 +1,8 @@
 //! Runs, prices and specifications to and from the wire. No decisions.
 
 use super::{
-    Charge, Clipping, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunKind, RunSpec, RunState,
-    RunWeights, Schedule, WeightsSource,
+    Charge, Clipping, Compute, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunKind, RunSpec,
+    RunState, RunWeights, Schedule, WeightsSource,
 };
 use crate::convert::{all, amount, dataset_id, digest, principal, required, run_id};
 use crate::datasets::parse_budget;
@@ -20,6 +20,7 @@ pub(super) fn spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
         steps: spec.steps,
         max_grad_norm: spec.max_grad_norm,
         clipping: v1::Clipping::from(spec.clipping).into(),
+        compute: v1::Compute::from(spec.compute).into(),
         privacy: Some(match spec.privacy {
             Privacy::TargetEpsilon(epsilon) => v1::run_spec::Privacy::TargetEpsilon(epsilon),
             Privacy::NoiseMultiplier(multiplier) => v1::run_spec::Privacy::NoiseMultiplier(multiplier),
@@ -90,6 +91,8 @@ fn parse_spec(call: &'static str, wire: v1::RunSpec) -> Result<RunSpec, ClientEr
         steps: wire.steps,
         max_grad_norm: wire.max_grad_norm,
         clipping: Clipping::try_from(wire.clipping)
+            .map_err(|error| ClientError::protocol(call, error.to_string()))?,
+        compute: Compute::try_from(wire.compute)
             .map_err(|error| ClientError::protocol(call, error.to_string()))?,
         privacy,
         target_delta: (wire.target_delta != 0.0).then_some(wire.target_delta),
@@ -205,6 +208,7 @@ mod tests {
             steps: 100,
             max_grad_norm: 1.0,
             clipping: Clipping::Flat,
+            compute: Compute::Float32,
             privacy: Privacy::TargetEpsilon(2.0),
             target_delta: Some(1e-6),
             loss_release: Some(LossRelease {
@@ -247,6 +251,7 @@ mod tests {
             ema_decay: Some(0.999),
             keep_steps: vec![3, 5],
             clipping: Clipping::Automatic,
+            compute: Compute::Bfloat16,
             ..spec()
         };
         let from_run = RunSpec {

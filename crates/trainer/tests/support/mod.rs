@@ -9,7 +9,7 @@ use bastionai_graph::dtype::DType;
 use bastionai_graph::schema::{self, DefaultValue};
 use bastionai_graph::typed::*;
 use bastionai_trainer::{Batch, Engine, Settings, selftest};
-pub use bastionai_wire::Clipping;
+pub use bastionai_wire::{Clipping, Compute};
 use std::sync::Once;
 use tch::{Device, Kind, Tensor};
 
@@ -279,6 +279,7 @@ pub fn settings(physical_batch_size: u32, max_grad_norm: f64) -> Settings {
         micro_batches: 1,
         max_grad_norm,
         clipping: Clipping::Flat,
+        compute: Compute::Float32,
         threads: 2,
     }
 }
