@@ -68,7 +68,8 @@ fn what_is_summed_is_clipped_from_the_gradients_as_they_were_computed() {
             .map(rows)
             .collect();
         let all = Tensor::cat(&gradients, 1);
-        let factors = (0.05 / all.norm_scalaropt_dim(2, [1i64], true)).clamp_max(1.0);
+        let norms = all.norm_scalaropt_dim(2, [1i64], true);
+        let factors = (0.05f64 / &norms).clamp_max(1.0);
         let expected = Vec::<f64>::try_from((all * factors).sum_dim_intlist(0, false, Kind::Double)).unwrap();
         let difference = distance(&joined(&engine.clipped_sums(&batch).unwrap().0), &expected);
         assert!(difference < 0.05 * 1e-4, "{}: {difference}", model.name);
