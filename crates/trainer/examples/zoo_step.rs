@@ -1,7 +1,7 @@
 //! Private gradients of an exported model on given batches, in full: the engine's side of `python/tests/test_zoo.py`.
 //!
 //! Arguments: a `.pt2` archive; its contract (JSON); the contract's columns in the order of the graph's inputs, joined
-//! by commas; max_grad_norm; a safetensors file of batches; the safetensors file to write.
+//! by commas; max_grad_norm; a safetensors file of batches; the safetensors file to write; and how to clip, if not flat.
 //!
 //! In: for each batch `NAME/COLUMN`, `[rows, column shape]`, and `NAME/present`, `[rows]` bool; all of one row count,
 //! which is the run's physical batch size. Out, in f64: `NAME/losses`, `NAME/norm_bounds` and `NAME/counted`, `[rows]`;
@@ -12,14 +12,24 @@ use anyhow::Context as _;
 use bastionai_graph::archive::{Archive, Limits};
 use bastionai_graph::contract::DataContract;
 use bastionai_trainer::{Engine, Settings, selftest};
+use bastionai_wire::{Clipping, Compute};
 use std::collections::{BTreeMap, BTreeSet};
 use tch::{Kind, Tensor};
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [archive, contract, columns, max_grad_norm, batches, results] = &arguments[..] else {
+    let [
+        archive,
+        contract,
+        columns,
+        max_grad_norm,
+        batches,
+        results,
+        clipping @ ..,
+    ] = &arguments[..]
+    else {
         anyhow::bail!(
-            "usage: zoo_step MODEL.pt2 CONTRACT.json COLUMN,COLUMN 1.0 BATCHES.safetensors RESULTS.safetensors"
+            "usage: zoo_step MODEL.pt2 CONTRACT.json COLUMN,COLUMN 1.0 BATCHES.safetensors RESULTS.safetensors [per_layer]"
         );
     };
     selftest::prepare_process(1)?;
@@ -37,6 +47,8 @@ fn main() -> anyhow::Result<()> {
         physical_batch_size: rows.try_into()?,
         micro_batches: 1,
         max_grad_norm: max_grad_norm.parse()?,
+        clipping: clipping_named(clipping.first().map_or("flat", String::as_str))?,
+        compute: Compute::Float32,
         threads: 1,
     };
     let contract = DataContract::parse_json(&std::fs::read(contract)?)?;
@@ -57,6 +69,12 @@ fn main() -> anyhow::Result<()> {
     Tensor::write_safetensors(&out, results)?;
     println!("l2_sensitivity={}", engine.l2_sensitivity());
     Ok(())
+}
+
+fn clipping_named(name: &str) -> anyhow::Result<Clipping> {
+    let all = [Clipping::Flat, Clipping::PerLayer, Clipping::Automatic];
+    let found = all.into_iter().find(|clipping| clipping.name() == name);
+    found.with_context(|| format!("no clipping is called {name}"))
 }
 
 fn engine(

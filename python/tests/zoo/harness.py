@@ -146,7 +146,9 @@ def opacus_sum(model: Model) -> dict[str, Tensor]:
 # ---- the engine ----
 
 
-def engine(model: Model, batches: Mapping[str, tuple[Mapping[str, Tensor], Tensor]], folder: Path) -> dict[str, Tensor]:
+def engine(
+    model: Model, batches: Mapping[str, tuple[Mapping[str, Tensor], Tensor]], folder: Path, clipping: str = "flat"
+) -> dict[str, Tensor]:
     """What the engine computes of each batch of records and ``present`` (``crates/trainer/examples/zoo_step.rs``)."""
     assert ENGINE.exists(), f"{ENGINE} is missing: cargo build --release -p bastionai-trainer --example zoo_step"
     prepared, _ = exported(model)
@@ -160,7 +162,8 @@ def engine(model: Model, batches: Mapping[str, tuple[Mapping[str, Tensor], Tenso
         tensors[f"{name}/present"] = present.clone()
         tensors |= {f"{name}/{column}": records[column].clone().contiguous() for column in prepared.input_columns}
     save_file(tensors, given)
-    command = [ENGINE, archive, contract, ",".join(prepared.input_columns), str(MAX_GRAD_NORM), given, results]
+    columns = ",".join(prepared.input_columns)
+    command = [ENGINE, archive, contract, columns, str(MAX_GRAD_NORM), given, results, clipping]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return load_file(results)
