@@ -3,7 +3,7 @@
 //! In call order: [`event`] (what a mechanism is) → [`joint`] and [`truncation`] (what the trainer's
 //! mechanism adds to the textbook one) → [`accountant`] (what it costs) → [`calibrate`] (how much noise
 //! a price needs) → [`planner`] (which batch size and steps) →
-//! [`sampling`] and [`noise`] (what the trainer draws); [`histogram`] (what an evaluation counts).
+//! [`sampling`] and [`noise`] (what the trainer draws, on [`vectors`]); [`histogram`] (what an evaluation counts).
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -19,3 +19,4 @@ pub mod sensitivity;
 mod stream;
 mod tails;
 pub mod truncation;
+pub mod vectors;

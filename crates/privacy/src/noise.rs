@@ -19,7 +19,8 @@ use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::stream::{Purpose, STREAM_BYTES, SubKey};
-use vector::{BLOCK_VALUES, RoundedBlock};
+use crate::vectors::{Baseline, Pass, Vectors};
+use vector::{BLOCK_VALUES, Round, RoundedBlock};
 
 /// Why noise could not be drawn. Nothing has been added then.
 #[derive(Clone, Copy, Debug, PartialEq, Error)]
@@ -81,6 +82,22 @@ impl NoiseStream {
         sums: &mut [i64],
         standard_deviation: f64,
     ) -> Result<(), NoiseError> {
+        self.add_rounded_gaussian_by(&Baseline, step, tensor, first_index, sums, standard_deviation)
+    }
+
+    /// As [`Self::add_rounded_gaussian`], on the caller's vectors: the same values, faster.
+    ///
+    /// # Errors
+    /// As [`Self::add_rounded_gaussian`].
+    pub fn add_rounded_gaussian_by<V: Vectors>(
+        &self,
+        vectors: &V,
+        step: u64,
+        tensor: u32,
+        first_index: u64,
+        sums: &mut [i64],
+        standard_deviation: f64,
+    ) -> Result<(), NoiseError> {
         check(first_index, sums.len() as u64, standard_deviation)?;
         let mut pair = first_index / 2;
         let mut skip = (first_index % 2) as usize;
@@ -92,10 +109,18 @@ impl NoiseStream {
             let wanted = rest.len().min(BLOCK_VALUES - skip);
             let bytes = &mut words[..(skip + wanted).div_ceil(2) * PAIR_BYTES as usize];
             stream.fill(bytes);
-            block.round(&words);
-            self.settle(step, tensor, pair, &words, skip..skip + wanted, &mut block);
+            let round = Round {
+                words: &words,
+                block: &mut block,
+            };
+            if !vectors.run(round) {
+                self.settle(step, tensor, pair, &words, skip..skip + wanted, &mut block);
+            }
             let (now, later) = rest.split_at_mut(wanted);
-            add(now, &block.values[skip..skip + wanted]);
+            vectors.run(Add {
+                sums: now,
+                noise: &block.values[skip..skip + wanted],
+            });
             rest = later;
             pair += (BLOCK_VALUES / 2) as u64;
             skip = 0;
@@ -131,9 +156,6 @@ impl NoiseStream {
         wanted: std::ops::Range<usize>,
         block: &mut RoundedBlock,
     ) {
-        if !block.any_unsettled() {
-            return;
-        }
         for position in wanted {
             if block.settled[position] == 0 {
                 let pair = position / 2;
@@ -172,9 +194,20 @@ fn check(first_index: u64, length: u64, standard_deviation: f64) -> Result<(), N
     }
 }
 
-fn add(sums: &mut [i64], noise: &[i64]) {
-    for (sum, noise) in sums.iter_mut().zip(noise) {
-        *sum = sum.saturating_add(*noise);
+/// Adds the noise of a block, saturating.
+struct Add<'a> {
+    sums: &'a mut [i64],
+    noise: &'a [i64],
+}
+
+impl Pass for Add<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (sum, noise) in self.sums.iter_mut().zip(self.noise) {
+            *sum = sum.saturating_add(*noise);
+        }
     }
 }
 

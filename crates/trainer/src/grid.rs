@@ -2,6 +2,7 @@
 
 use crate::error::{EngineError, Result};
 use crate::ffi;
+use crate::vectors::{Pass, Vectors, Widest};
 use tch::{Kind, Tensor};
 
 /// Grid units per clipping norm: `g = C·2^-30`.
@@ -69,51 +70,59 @@ impl Grid {
 
     /// Adds one row of partial sums; false when an element is not finite or too large.
     pub(crate) fn add_row(&self, values: &[f64], sums: &mut [i64]) -> bool {
-        let (scale, limit) = (1.0 / self.width, self.limit);
-        let mut fine = values.len() == sums.len();
-        for (sum, &value) in sums.iter_mut().zip(values) {
-            let units = value * scale;
-            fine &= units.abs() <= limit;
-            *sum = sum.wrapping_add(round_to_integer(units));
-        }
-        fine
+        values.len() == sums.len() && Widest.run(self.rounding(values, sums))
     }
 
-    /// [`Self::add`] for a sum that is no tensor.
-    ///
-    /// # Errors
-    /// As [`Self::add`].
-    pub(crate) fn add_slice(&self, values: &[f64], sums: &mut [i64], threads: usize) -> Result<()> {
-        if values.len() == sums.len() && self.add_values(values, sums, threads) {
-            Ok(())
-        } else {
-            Err(EngineError::SumOutOfBound)
+    fn rounding<'v, T>(&self, values: &'v [T], sums: &'v mut [i64]) -> AddRounded<'v, T> {
+        AddRounded {
+            values,
+            sums,
+            units: 1.0 / self.width,
+            limit: self.limit,
         }
     }
 
     fn add_values<T: Copy + Into<f64> + Sync>(&self, values: &[T], sums: &mut [i64], threads: usize) -> bool {
-        let (scale, limit) = (1.0 / self.width, self.limit);
         let work = sums.chunks_mut(CHUNK).zip(values.chunks(CHUNK)).collect();
         in_parallel(work, threads, |(sums, values)| {
-            let mut fine = true;
-            for (sum, &value) in sums.iter_mut().zip(values) {
-                let units = value.into() * scale;
-                fine &= units.abs() <= limit;
-                *sum = sum.wrapping_add(round_to_integer(units));
-            }
-            fine
+            Widest.run(self.rounding(values, sums))
         })
         .into_iter()
         .all(|fine| fine)
     }
 }
 
+/// Adds values, each rounded to the grid; false when one is not finite or too large.
+struct AddRounded<'v, T> {
+    values: &'v [T],
+    sums: &'v mut [i64],
+    /// Units in 1.
+    units: f64,
+    limit: f64,
+}
+
+impl<T: Copy + Into<f64>> Pass for AddRounded<'_, T> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run(self) -> bool {
+        let mut fine = true;
+        for (sum, &value) in self.sums.iter_mut().zip(self.values) {
+            let units = value.into() * self.units;
+            fine &= units.abs() <= self.limit;
+            *sum = sum.wrapping_add(round_to_integer(units));
+        }
+        fine
+    }
+}
+
 /// Nearest integer, ties to even, for `|value| < 2^51`; anything for others (their chunk is refused).
+#[inline(always)]
 pub(crate) fn round_to_integer(value: f64) -> i64 {
     ((value + ROUNDING_SHIFT).to_bits() as i64).wrapping_sub(ROUNDING_SHIFT.to_bits() as i64)
 }
 
-/// Runs `body` on every item, on up to `threads` threads; results in order of items.
+/// Runs `body` on every item, on up to `threads` threads, the caller's among them; results in order of items.
 pub(crate) fn in_parallel<I: Send, R: Send>(
     items: Vec<I>,
     threads: usize,
@@ -125,7 +134,8 @@ pub(crate) fn in_parallel<I: Send, R: Send>(
     }
     let share = items.len().div_ceil(threads);
     let mut items = items.into_iter();
-    let shares: Vec<Vec<I>> = (0..threads)
+    let own: Vec<I> = items.by_ref().take(share).collect();
+    let shares: Vec<Vec<I>> = (1..threads)
         .map(|_| items.by_ref().take(share).collect())
         .collect();
     let body = &body;
@@ -134,14 +144,12 @@ pub(crate) fn in_parallel<I: Send, R: Send>(
             .into_iter()
             .map(|share| scope.spawn(move || share.into_iter().map(body).collect::<Vec<R>>()))
             .collect();
-        running
-            .into_iter()
-            .flat_map(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-            .collect()
+        let mut results: Vec<R> = own.into_iter().map(body).collect();
+        for thread in running {
+            let joined = thread.join();
+            results.extend(joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        results
     })
 }
 

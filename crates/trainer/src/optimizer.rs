@@ -7,6 +7,7 @@ use crate::error::{EngineError, Result};
 use crate::ffi::{self, Element};
 use crate::grid::{CHUNK, in_parallel};
 use crate::schedule::LearningRates;
+use crate::vectors::{Pass, Vectors, Widest};
 use bastionai_privacy::noise::NoiseStream;
 use bastionai_wire::{Adam, Optimizer};
 use tch::{Kind, Tensor};
@@ -74,7 +75,7 @@ impl OptimizerState {
         })
     }
 
-    /// Adds noise to the sums, which are used up, and updates the parameters.
+    /// Adds noise to the sums and updates the parameters. The sums are then zero, ready for the next step.
     ///
     /// # Errors
     /// [`EngineError::SumOutOfBound`] when sums and parameters do not fit together or the noise cannot be drawn.
@@ -313,6 +314,7 @@ impl Rule {
         }
     }
 
+    #[inline(always)]
     fn update<T: Real>(&self, weights: &mut [T], gradients: &[T], first: &mut [T], second: &mut [T]) {
         let real = T::from_f64;
         match *self {
@@ -407,18 +409,64 @@ fn pass<T: Real>(
         let index = (chunk * CHUNK) as u64;
         noise
             .stream
-            .add_rounded_gaussian(noise.step, noise.tensor, index, sums, mean.standard_deviation)
+            .add_rounded_gaussian_by(
+                &Widest,
+                noise.step,
+                noise.tensor,
+                index,
+                sums,
+                mean.standard_deviation,
+            )
             .map_err(|_| EngineError::SumOutOfBound)?;
-        let gradients: Vec<T> = sums
-            .iter()
-            .map(|&units| T::from_f64(units as f64 * mean.scale))
-            .collect();
-        rule.update(weights, &gradients, first, second);
+        Widest.run(Update {
+            rule,
+            scale: mean.scale,
+            sums,
+            weights,
+            first,
+            second,
+        });
         Ok(())
     })
     .into_iter()
     .collect()
 }
+
+/// The update of one chunk from its noisy sums.
+struct Update<'a, T> {
+    rule: &'a Rule,
+    scale: f64,
+    sums: &'a mut [i64],
+    weights: &'a mut [T],
+    first: &'a mut [T],
+    second: &'a mut [T],
+}
+
+impl<T: Real> Pass for Update<'_, T> {
+    type Output = ();
+
+    /// In blocks, so that gradients stay in the nearest cache. Sums are wiped while they are there.
+    #[inline(always)]
+    fn run(self) {
+        let mut gradients = [T::from_f64(0.0); BLOCK];
+        let (mut first, mut second) = (self.first.chunks_mut(BLOCK), self.second.chunks_mut(BLOCK));
+        for (weights, sums) in self.weights.chunks_mut(BLOCK).zip(self.sums.chunks_mut(BLOCK)) {
+            let gradients = &mut gradients[..sums.len()];
+            for (gradient, units) in gradients.iter_mut().zip(sums) {
+                *gradient = T::from_f64(*units as f64 * self.scale);
+                *units = 0;
+            }
+            let (first, second) = (
+                first.next().unwrap_or_default(),
+                second.next().unwrap_or_default(),
+            );
+            self.rule.update(weights, gradients, first, second);
+        }
+    }
+}
+
+/// Elements updated at once.
+const BLOCK: usize = 1024;
 
 #[cfg(test)]
 mod tests;

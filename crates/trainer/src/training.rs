@@ -1,7 +1,7 @@
 //! The steps of a run: sample, micro-batches, noise and update, loss release.
 
 use crate::average::{IterateAverage, is_decay};
-use crate::engine::{Engine, RecordResults};
+use crate::engine::{Engine, RecordResults, Sums};
 use crate::error::{EngineError, Result};
 use crate::optimizer::{NoisyMean, OptimizerState};
 use crate::records::Records;
@@ -30,6 +30,8 @@ pub struct Training {
     noise: NoiseStream,
     optimizer: OptimizerState,
     average: Option<IterateAverage>,
+    /// Zero between steps.
+    sums: Sums,
     mean: NoisyMean,
     loss: Option<LossRelease>,
     expected_batch_size: f64,
@@ -106,6 +108,7 @@ impl Training {
             sampler: PooledSampler::new(*key, &order, job.sample_threshold, job.datasets.clone(), cap),
             noise: NoiseStream::new(*key),
             loss: job.loss,
+            sums: engine.zero_sums(),
             expected_batch_size: job.expected_batch_size,
             first_step: job.start_step + 1,
             steps: job.steps,
@@ -129,13 +132,12 @@ impl Training {
         let settings = *self.engine.settings();
         let batch_size = settings.physical_batch_size as usize;
         let digest = self.digest_at(step)?;
-        let mut sums = self.engine.zero_sums();
         let mut losses = 0i64;
         for places in places.chunks_exact(batch_size) {
             let (inputs, present) = self.records.gather(places)?;
             let results = self
                 .engine
-                .add_clipped(&self.engine.batch(inputs, present)?, &mut sums)?;
+                .add_clipped(&self.engine.batch(inputs, present)?, &mut self.sums)?;
             losses += self
                 .loss
                 .map_or(0, |release| clipped_losses(&results, release.max_loss));
@@ -149,7 +151,7 @@ impl Training {
         let (noise, mean, threads) = (&self.noise, self.mean, settings.threads as usize);
         self.optimizer.step(
             &mut self.engine.trainable_mut(),
-            &mut sums.0,
+            &mut self.sums.0,
             noise,
             step,
             mean,

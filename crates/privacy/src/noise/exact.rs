@@ -43,8 +43,9 @@ fn turned(bits: u128) -> (DoubleDouble, DoubleDouble) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::noise::vector::{BLOCK_VALUES, ERROR_BOUND, RoundedBlock};
+    use crate::noise::vector::{BLOCK_VALUES, ERROR_BOUND, Round, RoundedBlock};
     use crate::stream::{Purpose, SubKey};
+    use crate::vectors::Pass;
 
     /// The error bound of the fast path, measured with a factor to spare: at a standard deviation where
     /// the bound is a sizeable part of a grid unit, settled values must be the exact ones, and so must
@@ -59,7 +60,11 @@ mod tests {
             let mut settled = 0;
             for _ in 0..100 {
                 stream.fill(&mut words);
-                block.round(&words);
+                let round = Round {
+                    words: &words,
+                    block: &mut block,
+                };
+                round.run();
                 for position in 0..BLOCK_VALUES {
                     if block.settled[position] == 1 {
                         settled += 1;

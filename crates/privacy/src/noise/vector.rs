@@ -1,6 +1,7 @@
 //! The fast path: a block of Box–Muller pairs in f64, without branches, written so that the compiler
 //! vectorises it. No fused multiply-adds: every machine gives the same bits.
 
+use crate::vectors::Pass;
 use std::f64::consts::PI;
 
 /// Values made at once: 64 pairs, two words each.
@@ -22,22 +23,31 @@ impl RoundedBlock {
             standard_deviation,
         }
     }
+}
 
-    /// Fills the block from the words of its pairs.
-    pub(super) fn round(&mut self, words: &[u8; BLOCK_VALUES * 8]) {
+/// Fills a block from the words of its pairs; true when every value of it is settled.
+pub(super) struct Round<'a> {
+    pub(super) words: &'a [u8; BLOCK_VALUES * 8],
+    pub(super) block: &'a mut RoundedBlock,
+}
+
+impl Pass for Round<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run(self) -> bool {
+        let block = self.block;
         round_block(
-            words,
-            self.standard_deviation,
-            &mut self.values,
-            &mut self.settled,
+            self.words,
+            block.standard_deviation,
+            &mut block.values,
+            &mut block.settled,
         );
-    }
-
-    pub(super) fn any_unsettled(&self) -> bool {
-        self.settled.iter().fold(1, |all, settled| all & settled) == 0
+        block.settled.iter().fold(1, |all, settled| all & settled) == 1
     }
 }
 
+#[inline(always)]
 fn round_block(
     words: &[u8; BLOCK_VALUES * 8],
     standard_deviation: f64,
