@@ -11,6 +11,7 @@ use self::checks::{
     check_function, check_origin, check_untapped, check_value_shape, reaching_the_loss, views_back,
 };
 pub(crate) use self::convolution::ConvolutionPlan;
+use self::convolution::channels_first;
 pub(crate) use self::factor::Factor;
 pub(crate) use self::functions::FunctionPlan;
 use crate::error::{EngineError, Result};
@@ -99,7 +100,7 @@ pub(crate) enum Role {
 pub(crate) struct Use {
     pub(crate) tap: usize,
     pub(crate) role: Role,
-    /// Shape in which the parameter enters the node.
+    /// Shape in which the parameter enters the node; a convolution's weight with its channels last.
     pub(crate) value_shape: Vec<i64>,
     /// From that shape back to the parameter's, in order.
     pub(crate) back: Vec<ViewBack>,
@@ -209,12 +210,8 @@ impl Plan {
                 .find(|(_, function)| function.value == index(tapped.value));
             let (plan, _) =
                 function.ok_or_else(|| refuse("the tapped function is not among the program's"))?;
-            plan.uses.push(Use {
-                tap,
-                role,
-                value_shape,
-                back: Vec::new(),
-            });
+            plan.uses
+                .push(used(&self.taps[tap], tap, role, value_shape, Vec::new()));
             return Ok(());
         }
         let plan = self
@@ -226,13 +223,26 @@ impl Plan {
             .ok_or_else(|| refuse("the tap's views do not lead from the parameter to the value"))?;
         check_origin(graph, tapped)
             .ok_or_else(|| refuse("the tapped value is not a view of its parameter"))?;
-        plan.uses.push(Use {
-            tap,
-            role,
-            value_shape,
-            back,
-        });
+        plan.uses
+            .push(used(&self.taps[tap], tap, role, value_shape, back));
         Ok(())
+    }
+}
+
+/// A use as its gradient is computed: of a convolution's weight with the channels last.
+fn used(plan: &TapPlan, tap: usize, role: Role, value_shape: Vec<i64>, back: Vec<ViewBack>) -> Use {
+    let (value_shape, back) = match (&plan.kind, &role) {
+        (TapKind::Convolution(_), Role::Weight { .. }) => {
+            let (shape, first) = channels_first(&value_shape);
+            (shape, std::iter::once(first).chain(back).collect())
+        }
+        _ => (value_shape, back),
+    };
+    Use {
+        tap,
+        role,
+        value_shape,
+        back,
     }
 }
 

@@ -29,7 +29,8 @@ pub(crate) fn values(
     } else {
         (input, &gradient)
     };
-    let unfolded = unfold(unfolded, plan, threads)?.f_transpose(1, 2)?;
+    // One group: only then rows are worth it.
+    let unfolded = unfold(unfolded, plan, threads)?.f_flatten(1, 2)?;
     let plain = super::by_channel(plain, batch_size, plan.plain_channels)?.f_transpose(1, 2)?;
     let (input, gradient) = if plan.transposed {
         (plain, unfolded)
@@ -45,7 +46,8 @@ pub(crate) fn values(
     })
 }
 
-/// Weight gradients of records `first..first + count`, `[count, weight shape]`, from values kept as they are.
+/// Weight gradients of records `first..first + count`, `[count, weight shape]` with the channels last, from values
+/// kept as they are.
 pub(crate) fn weight_gradients(
     plan: &ConvolutionPlan,
     tap: &TapValues,
@@ -60,13 +62,9 @@ pub(crate) fn weight_gradients(
         (input, &tap.gradient)
     };
     let (groups, length) = (count * plan.groups, plan.length());
-    let unfolded = unfold(&unfolded.f_narrow(0, first, count)?, plan, threads)?.f_reshape([
-        groups,
-        plan.unfolded_width(),
-        length,
-    ])?;
+    let unfolded = unfold(&unfolded.f_narrow(0, first, count)?, plan, threads)?.f_flatten(0, 1)?;
     let plain = plain
         .f_narrow(0, first, count)?
         .f_reshape([groups, plan.plain_width(), length])?;
-    Ok(plain.f_bmm(&unfolded.f_transpose(1, 2)?)?)
+    Ok(plain.f_bmm(&unfolded)?)
 }

@@ -3,7 +3,11 @@
 //!
 //! Of an ordinary convolution the input is unfolded and the output gradient is plain; of a transposed one, which is
 //! the gradient of an ordinary one, the output gradient is unfolded and the input is plain.
+//!
+//! The engine computes it with the channels last, `[plain channels, kernel, channels of a group]`: see
+//! [`channels_first`].
 
+use super::ViewBack;
 use crate::program::{BatchAxis, Expected, element_count};
 use bastionai_graph::typed::Convolution;
 
@@ -119,12 +123,29 @@ impl ConvolutionPlan {
         shape
     }
 
+    /// Whether the kernel has one place, which meets every element once and nothing else.
+    pub(crate) fn is_pointwise(&self) -> bool {
+        let all = |values: &[i64], value: i64| values.iter().all(|&each| each == value);
+        let still = all(&self.kernel, 1) && all(&self.stride, 1) && all(&self.padding_before, 0);
+        still && self.positions == self.unfolded_extents
+    }
+
     /// Elements of a record after unfolding.
     pub(crate) fn unfolded_elements(&self) -> i64 {
         self.unfolded_width()
             .saturating_mul(self.groups)
             .saturating_mul(self.length())
     }
+}
+
+/// A weight's shape with its channels last, and the step back.
+pub(super) fn channels_first(weight_shape: &[i64]) -> (Vec<i64>, ViewBack) {
+    let axes = weight_shape.len() as i64;
+    let mut last = weight_shape.to_vec();
+    last[1..].rotate_left(1);
+    let mut back = vec![0, axes - 1];
+    back.extend(1..axes - 1);
+    (last, ViewBack::Permute(back))
 }
 
 #[cfg(test)]
@@ -149,6 +170,25 @@ mod tests {
             dilation: vec![1],
             groups: 1,
             transposed,
+        }
+    }
+
+    #[test]
+    fn a_weight_with_its_channels_last_finds_back() {
+        let options = (Kind::Float, tch::Device::Cpu);
+        for (shape, order) in [
+            (&[2, 3, 4][..], &[0, 2, 1][..]),
+            (&[2, 3, 4, 5], &[0, 2, 3, 1]),
+            (&[2, 3, 4, 5, 6], &[0, 2, 3, 4, 1]),
+        ] {
+            let weight = tch::Tensor::randn(shape, options);
+            let last = weight.permute(order);
+            let (found, back) = channels_first(shape);
+            assert_eq!(found, last.size());
+            let ViewBack::Permute(back) = back else {
+                panic!("{back:?}")
+            };
+            assert!(last.permute(&back[..]).equal(&weight), "{shape:?}");
         }
     }
 
