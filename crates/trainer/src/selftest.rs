@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 /// Seed of the made-up rows: they are public.
 const SEED: i64 = 20_261_123;
 
-/// Sets up libtorch for this process: threads, denormals, deterministic memory, no warnings.
+/// Sets up this process: memory, and libtorch's threads, denormals, deterministic memory, no warnings.
 ///
 /// # Errors
 /// [`EngineError::Job`] when a worker thread does not flush denormals.
@@ -22,6 +22,7 @@ pub fn prepare_process(threads: u32) -> Result<()> {
     let failed = |_| EngineError::Torch {
         detail: ffi::last_error(),
     };
+    ffi::keep_freed_memory();
     ffi::setup(threads).map_err(failed)?;
     if !ffi::denormals_flushed().map_err(failed)? {
         return Err(EngineError::Job(
