@@ -94,8 +94,16 @@ def cnn() -> nn.Sequential:
     )
 
 
+def resnet() -> nn.Module:
+    """The resnet18 of torchvision, with groups of 32 channels in place of batch statistics."""
+    from torchvision.models import resnet18
+
+    return resnet18(num_classes=10, norm_layer=lambda channels: nn.GroupNorm(32, channels))
+
+
 MLP = Task("MLP 784-512-512-10", lambda: mlp(784, 512, 512, 10), lambda: torch.rand(ROWS, 784) * 2 - 1, 10)
 CNN = Task("CNN of Opacus' MNIST example", cnn, lambda: torch.rand(ROWS, 1, 28, 28) * 2 - 1, 10)
+RESNET = Task("resnet18 with GroupNorm, 64 x 64", resnet, lambda: torch.rand(ROWS, 3, 64, 64) * 2 - 1, 10)
 TRANSFORMER = Task(
     "transformer, 2 layers of width 128, 64 tokens, 4096 words",
     lambda: Transformer(4096, 64, 128, 2, 2),

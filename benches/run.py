@@ -35,6 +35,7 @@ def main() -> int:
         (private_step.MLP, 256, "sgd"),
         (private_step.MLP, 256, "adamw"),
         (private_step.CNN, 256, "sgd"),
+        (private_step.RESNET, 32, "sgd"),
         (private_step.TRANSFORMER, 64, "sgd"),
     ):
         setting = private_step.Setting(task, batch_size, optimizer, rounds=rounds)

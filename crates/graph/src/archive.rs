@@ -6,7 +6,6 @@
 mod crc;
 mod json;
 mod model;
-mod storages;
 mod strict;
 mod tensors;
 #[cfg(test)]
@@ -192,7 +191,6 @@ impl Archive {
     }
 }
 
-pub use storages::storages;
 pub(crate) use tensors::dtype_from_archive;
 
 /// Tensors by qualified name, before the signature says which are used.

@@ -46,7 +46,7 @@ pub fn tail(dataset_size: u64, sampling_probability: f64, cap: u64) -> Result<f6
     Ok(round_up(libm::exp(ln_tail)).min(1.0))
 }
 
-/// The smallest cap whose term T·τ·(1+e^ε) is at most a thousandth of δ.
+/// The smallest cap whose term T·τ·(1+e^ε) is at most a hundredth of δ.
 ///
 /// The sample never holds more than `dataset_size` units, so that is always enough.
 ///
@@ -98,8 +98,9 @@ fn check_probability(value: f64) -> Result<(), TruncationError> {
     }
 }
 
-/// Part of δ that truncation may take: dear enough to keep the cap small, too little to be seen in ε.
-const DELTA_SHARE: f64 = 1e-3;
+/// Part of δ that truncation may take: enough to keep the cap small, since every step works through all of it, and too
+/// little to be seen in ε, which moves by a few ten-thousandths.
+const DELTA_SHARE: f64 = 1e-2;
 
 #[cfg(test)]
 mod tests {
@@ -149,12 +150,12 @@ mod tests {
 
     /// dp.md rule 2: at an expected 512 the cap is about 4–7 sd above, far below double.
     #[test]
-    fn a_planned_cap_keeps_the_term_below_a_thousandth_of_delta() {
+    fn a_planned_cap_keeps_the_term_below_a_hundredth_of_delta() {
         let (n, q, steps, epsilon, delta) = (65_536, 512.0 / 65_536.0, 10_000, 3.0, 1e-5);
         let cap = truncated_batch_size(n, q, steps, epsilon, delta).unwrap();
         let term = |cap| steps as f64 * tail(n, q, cap).unwrap() * (1.0 + f64::exp(epsilon));
-        assert!(term(cap) <= 1e-3 * delta);
-        assert!(term(cap - 1) > 1e-3 * delta, "a smaller cap would have done");
+        assert!(term(cap) <= 1e-2 * delta);
+        assert!(term(cap - 1) > 1e-2 * delta, "a smaller cap would have done");
         assert!((512 + 4 * 22..512 + 9 * 23).contains(&cap), "{cap}");
     }
 

@@ -28,8 +28,6 @@ mod convert;
 mod digest;
 mod errors;
 mod evaluation;
-#[cfg(test)]
-mod fixture;
 mod governance;
 pub mod log;
 mod memory;

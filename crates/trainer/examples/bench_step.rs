@@ -14,7 +14,7 @@ use bastionai_trainer::records::Records;
 use bastionai_trainer::training::Training;
 use bastionai_trainer::{Engine, Settings, selftest};
 use bastionai_wire::trainer::{DatasetShape, Job, TRAINER_PROTOCOL_VERSION};
-use bastionai_wire::{Adam, Clipping, Compute, Optimizer, Schedule};
+use bastionai_wire::{Adam, Optimizer, Schedule};
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
@@ -73,8 +73,6 @@ fn training(
         physical_batch_size: cap,
         micro_batches: 1,
         max_grad_norm: 1.0,
-        clipping: Clipping::Flat,
-        compute: Compute::Float32,
         threads,
     };
     let mut engine = Engine::new(graph, &parameters, &constants, settings)?;
@@ -133,8 +131,6 @@ fn job(engine: &Engine, batch: u32, cap: u32, threads: u32, optimizer: &str) -> 
         physical_batch_size: cap,
         micro_batches: 1,
         max_grad_norm: 1.0,
-        clipping: Clipping::Flat,
-        compute: Compute::Float32,
         noise_multiplier: 1.0,
         loss: None,
         optimizer,
@@ -145,12 +141,10 @@ fn job(engine: &Engine, batch: u32, cap: u32, threads: u32, optimizer: &str) -> 
     }
 }
 
-/// The cap of a run of 1000 steps at (3, 1e-5), up to a multiple of 16.
+/// The cap of a run of 1000 steps at (3, 1e-5).
 fn physical_batch_size(batch: u32) -> anyhow::Result<u32> {
     let rate = f64::from(batch) / ROWS as f64;
-    Ok(u32::try_from(
-        truncated_batch_size(ROWS, rate, 1000, 3.0, 1e-5)?.next_multiple_of(16),
-    )?)
+    Ok(u32::try_from(truncated_batch_size(ROWS, rate, 1000, 3.0, 1e-5)?)?)
 }
 
 /// A number in [-1, 1) that looks random.

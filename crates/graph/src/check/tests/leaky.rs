@@ -4,14 +4,12 @@
 
 mod attention;
 mod contractions;
-mod draws;
 mod functions;
 mod order;
 mod parameters;
 mod reductions;
 mod repeat;
 mod reshapes;
-mod rows;
 mod selection;
 mod sizes;
 mod state;
@@ -97,7 +95,6 @@ pub(super) fn cases() -> Vec<Case> {
         state::cases(),
         types::cases(),
         reshapes::cases(),
-        rows::cases(),
         reductions::cases(),
         contractions::cases(),
         selection::cases(),
@@ -105,7 +102,6 @@ pub(super) fn cases() -> Vec<Case> {
         parameters::cases(),
         super::embedding::cases(),
         attention::cases(),
-        draws::cases(),
         super::leaky_windows::cases(),
         functions::cases(),
         order::cases(),
