@@ -17,7 +17,7 @@ PINNED = "2.11.0"
 OPERATORS = """
 linear addmm mm matmul bmm baddbmm scaled_dot_product_attention
 relu gelu tanh sigmoid silu elu leaky_relu softplus hardtanh hardswish hardsigmoid selu celu mish relu6 log_sigmoid
-exp expm1 log log1p sqrt rsqrt abs neg square reciprocal sin cos sign erf
+exp expm1 log log1p sqrt rsqrt abs neg square reciprocal sin cos sign erf floor ceil
 clamp clamp_min clamp_max pow.Tensor_Scalar pow.Scalar rsub.Scalar
 add.Tensor sub.Tensor mul.Tensor div.Tensor add.Scalar sub.Scalar mul.Scalar div.Scalar maximum minimum
 eq.Tensor ne.Tensor lt.Tensor le.Tensor gt.Tensor ge.Tensor
@@ -39,7 +39,7 @@ gather index.Tensor one_hot embedding
 cumsum cumprod sort sort.stable argsort topk
 zeros ones full new_zeros new_ones new_full arange arange.start scalar_tensor
 tril triu __xor__.Tensor bitwise_xor.Tensor
-dropout native_dropout feature_dropout
+dropout native_dropout feature_dropout rand randn rand_like randn_like
 conv1d conv2d conv3d conv1d.padding conv2d.padding conv3d.padding convolution
 conv_transpose1d conv_transpose2d.input conv_transpose3d.input
 max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices

@@ -76,11 +76,48 @@ def _matrix_transposed(input: Tensor) -> Tensor:
     return input.transpose(-2, -1)
 
 
+def _matrix_T(input: Tensor) -> Any:
+    return input.transpose(0, 1) if input.dim() == 2 else NotImplemented
+
+
+def _eye(n: Any, m: Any = None, *, dtype: torch.dtype | None = None, **more: Any) -> Any:
+    columns = n if m is None else m
+    if not isinstance(n, int) or not isinstance(columns, int) or more.get("out") is not None:
+        return NotImplemented
+    return (torch.arange(n).unsqueeze(1) == torch.arange(columns)).to(dtype or torch.get_default_dtype())
+
+
+def _norm_of_axes(A: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = False, **more: Any) -> Any:
+    # Over one axis, whatever the order, or over several without one, it is the norm of vectors; else of matrices.
+    if more or dim is None or not (isinstance(dim, int) or ord is None):
+        return NotImplemented
+    return torch.linalg.vector_norm(A, 2 if ord is None else ord, dim, keepdim)
+
+
 def _narrow(input: Tensor, dim: int, start: Any, length: int) -> Any:
     if not isinstance(start, int):
         return NotImplemented
     first = start if start >= 0 else start + input.shape[dim]
     return torch.ops.aten.slice.Tensor(input, dim, first, first + length)
+
+
+def _diff(input: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = None, append: Tensor | None = None) -> Any:
+    axis = _axis(input, dim)
+    parts = [part for part in (prepend, input, append) if part is not None]
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts, axis)
+    extent = whole.shape[axis]
+    if n != 1 or not isinstance(extent, int) or input.dtype == torch.bool:
+        return NotImplemented
+    before = (slice(None),) * axis
+    return whole[(*before, slice(1, extent))] - whole[(*before, slice(0, extent - 1))]
+
+
+def _smaller(input: Tensor, *other: Any, **more: Any) -> Any:
+    return torch.minimum(input, other[0]) if len(other) == 1 and isinstance(other[0], Tensor) else NotImplemented
+
+
+def _larger(input: Tensor, *other: Any, **more: Any) -> Any:
+    return torch.maximum(input, other[0]) if len(other) == 1 and isinstance(other[0], Tensor) else NotImplemented
 
 
 def _expand_as(input: Tensor, other: Tensor) -> Tensor:
@@ -205,6 +242,9 @@ def _forms(name: str, composition: Callable[..., Any]) -> dict[Any, Callable[...
 _COMPOSITIONS: dict[Any, Callable[..., Any]] = {
     torch.einsum: _einsum,
     Tensor.__dict__.get("mT", torch._C.TensorBase.mT).__get__: _matrix_transposed,
+    Tensor.__dict__.get("T", torch._C.TensorBase.T).__get__: _matrix_T,
+    torch.eye: _eye,
+    torch.linalg.norm: _norm_of_axes,
     F.glu: _glu,
     F.bilinear: _bilinear,
     torch._weight_norm: _weight_norm,
@@ -218,6 +258,9 @@ _COMPOSITIONS: dict[Any, Callable[..., Any]] = {
     **_forms("swapaxes", _swapped),
     **_forms("swapdims", _swapped),
     **_forms("narrow", _narrow),
+    **_forms("diff", _diff),
+    **_forms("min", _smaller),
+    **_forms("max", _larger),
     **_forms("expand_as", _expand_as),
     **_forms("view_as", _view_as),
     **_forms("masked_fill", _masked_fill),

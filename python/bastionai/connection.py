@@ -281,6 +281,8 @@ class Connection:
         batch_size: int | None = None,
         max_batch_size: int | None = None,
         max_grad_norm: float = 1.0,
+        clipping: learner.Clipping = "flat",
+        compute: learner.Compute = "float32",
         max_loss: float | None = None,
         loss_share: float = _internal.DEFAULT_LOSS_SHARE,
         inputs: Sequence[str] | None = None,
@@ -310,6 +312,12 @@ class Connection:
             batch_size: Expected number of records per step over all datasets; planned when absent.
             max_batch_size: Physical cap, for memory; it changes neither result nor privacy.
             max_grad_norm: Clip of each sample's gradient, L2.
+            clipping: How gradients are held to it: ``"flat"`` cuts the whole gradient; ``"per_layer"`` cuts that of
+                each of K trainable tensors to ``max_grad_norm / √K``; ``"automatic"`` (AUTO-S) scales the whole
+                gradient to nearly ``max_grad_norm``, small ones up. Noise and price are the same.
+            compute: ``"bfloat16"`` rounds the operands of the graph's matrix products and convolutions, which are
+                summed in float32: faster where the server's processor has instructions for it, slower elsewhere.
+                It changes neither privacy nor price.
             max_loss: Clip of the loss that is shown while training; 0 shows none and costs nothing.
             loss_share: Share of the privacy spent on showing it.
             inputs: Columns to pass to the model, in order; by default all but the label.
@@ -336,6 +344,8 @@ class Connection:
             batch_size=batch_size,
             max_batch_size=max_batch_size,
             max_grad_norm=max_grad_norm,
+            clipping=clipping,
+            compute=compute,
             max_loss=max_loss,
             loss_share=loss_share,
             inputs=inputs,

@@ -24,12 +24,14 @@ from bastionai.contract import DataContract
 from bastionai.exceptions import BastionError, ExportError, LossError
 from bastionai.fixing import unfixed
 from bastionai.functionalise import functionalise
+from bastionai.hub import logits_of, without_caches
 from bastionai.losses import (
     BinaryCrossEntropy,
     CausalLanguageModel,
     CrossEntropy,
     LossLike,
     PerSampleLoss,
+    classes_second,
     per_sample_loss,
 )
 from bastionai.synthetic import synthetic_columns
@@ -39,6 +41,8 @@ from bastionai.synthetic import synthetic_columns
 EXAMPLE_BATCH_SIZE = 3
 
 _LABEL_NAMES = ("label", "labels", "target", "targets", "y", "class")
+#: Columns by which tokenizers name a text's tokens, and which of them are not padding.
+TOKENS, PADDING_MASK = "input_ids", "attention_mask"
 
 
 def export(
@@ -116,11 +120,11 @@ def export_scores(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """PyTorch's own warnings and log lines say nothing that our errors do not."""
+    """PyTorch's own warnings, log lines and half-made graphs say nothing that our errors do not."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -143,7 +147,7 @@ def _training_copy(module: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, 
             "the others of its batch, so no sample's influence can be bounded. Use model = bastionai.fix(model)"
         )
     # The user's module is not touched: its mode, buffers and device stay as they are.
-    return copy.deepcopy(module).cpu().train()
+    return without_caches(copy.deepcopy(module)).cpu().train()
 
 
 def _calling_lines(
@@ -233,10 +237,16 @@ def _explain(error: Exception) -> str:
         )
     if "data-dependent" in text or "Could not guard" in text:
         return (
-            "the module branches on values of its inputs (if, while, .item(), boolean indexing); "
-            "use torch.where instead.\n" + text.strip()
+            "the module branches on values of its inputs, or on random numbers (if, while, .item(), boolean indexing): "
+            f"use torch.where instead, and layerdrop=0 where a model drops whole layers.{_failing_line(text)}"
         )
     return f"torch.export cannot follow the module: {text.strip()}"
+
+
+def _failing_line(text: str) -> str:
+    """The line of code that PyTorch names at the end of a long explanation for its own developers."""
+    named = re.search(r"^ *File .+\n.+$", text.partition("The following call raised this error:")[2], re.MULTILINE)
+    return f"\n{named.group(0)}" if named else f"\n{text.strip()}"
 
 
 @dataclass(frozen=True)
@@ -287,10 +297,15 @@ class ModelWithLoss(nn.Module):
         """One loss per sample."""
         record = dict(zip(self.columns, columns, strict=True))
         inputs = {name: record[name] for name in self.inputs}
-        output = _tensor(self.model(**inputs) if self.by_name else self.model(*inputs.values()))
+        output, named = logits_of(self.model(**inputs) if self.by_name else self.model(*inputs.values()))
         if self.loss is None:
             return output
-        losses: Tensor = self.loss(output, record[self.label or ""])
+        target = record[self.label or ""]
+        if isinstance(self.loss, CausalLanguageModel):
+            target = self.loss.without_padding(target, record.get(PADDING_MASK))
+        elif isinstance(self.loss, CrossEntropy):
+            output = classes_second(output, target, named)
+        losses: Tensor = self.loss(output, target)
         return losses
 
 
@@ -319,7 +334,7 @@ class ModelWithScores(nn.Module):
         """Scores ``[batch]`` (log-odds) or ``[batch, classes]``, and the class of each sample ``[batch]``."""
         record = dict(zip([*self.inputs, self.label], columns, strict=True))
         inputs = {name: record[name] for name in self.inputs}
-        scores = _tensor(self.model(**inputs) if self.by_name else self.model(*inputs.values()))
+        scores, _ = logits_of(self.model(**inputs) if self.by_name else self.model(*inputs.values()))
         if scores.dim() not in (1, 2) or not scores.is_floating_point():
             raise ExportError(
                 f"to be evaluated, a model returns logits [batch, classes], or [batch] for two classes; it returns "
@@ -356,23 +371,12 @@ def prepare_scores(
         raise ExportError(f"the contract has only the label column {label!r}: the model would have no input")
     per_sample = None if loss is None else per_sample_loss(loss)
     by_name = inputs is None and _takes(model, names)
-    module = ModelWithScores(copy.deepcopy(model).cpu(), per_sample, names, label, by_name).eval()
+    own = without_caches(copy.deepcopy(model)).cpu()
+    module = ModelWithScores(own, per_sample, names, label, by_name).eval()
     synthetic = synthetic_columns(contract, EXAMPLE_BATCH_SIZE)
     columns = [*names, label]
     program = functionalise(_trace(module, tuple(synthetic[name] for name in columns)))
     return PreparedModel(_saved(program), columns)
-
-
-def _tensor(output: object) -> Tensor:
-    """The logits of a model's output: a tensor, the first of a tuple, or ``logits`` of an object or dict."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
-        return output[0]
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    raise ExportError(f"the model returns {type(output).__name__}; expected a tensor, or something with logits")
 
 
 def prepare(
@@ -411,12 +415,14 @@ def _join(
     inputs: Sequence[str] | None,
     label: str | None,
 ) -> ModelWithLoss:
-    label = None if loss is None and label is None else label_column(contract, label)
-    chosen = [contract.column(name).name for name in inputs] if inputs is not None else None
     per_sample = None if loss is None else per_sample_loss(loss)
-    names = chosen or [column.name for column in contract.columns if column.name != label]
-    if not names and isinstance(per_sample, CausalLanguageModel) and label is not None:
-        names = [label]  # the tokens are input and target
+    predicts_tokens = isinstance(per_sample, CausalLanguageModel)
+    if loss is not None or label is not None:
+        label = _tokens_column(contract, label) if predicts_tokens else label_column(contract, label)
+    chosen = [contract.column(name).name for name in inputs] if inputs is not None else None
+    # A language model's tokens are input and target, where there is no column of labels beside them.
+    is_input = predicts_tokens and label is not None and label not in _usual_labels(contract)
+    names = chosen or [column.name for column in contract.columns if column.name != label or is_input]
     if not names:
         raise ExportError(f"the contract has only the label column {label!r}: the model would have no input")
     if loss is None and label is not None:
@@ -430,8 +436,19 @@ def label_column(contract: DataContract, label: str | None = None) -> str:
     """The column a loss compares with: the one named, else by its usual names, else the last one."""
     if label is not None:
         return contract.column(label).name
-    usual = [column.name for column in contract.columns if column.name.lower() in _LABEL_NAMES]
+    usual = _usual_labels(contract)
     return usual[0] if usual else contract.columns[-1].name
+
+
+def _usual_labels(contract: DataContract) -> list[str]:
+    return [column.name for column in contract.columns if column.name.lower() in _LABEL_NAMES]
+
+
+def _tokens_column(contract: DataContract, label: str | None) -> str:
+    """What a language model is to predict: the column named, else one of labels, else the tokens themselves."""
+    if label is None and not _usual_labels(contract) and any(column.name == TOKENS for column in contract.columns):
+        return TOKENS
+    return label_column(contract, label)
 
 
 def _fit_labels(loss: CrossEntropy, contract: DataContract, label: str) -> CrossEntropy:
@@ -446,8 +463,12 @@ def _fit_labels(loss: CrossEntropy, contract: DataContract, label: str) -> Cross
             "class indices start at 0 (an ignored label must be the loss's ignore_index)"
         )
     fitted = copy.deepcopy(loss)
-    fitted.may_ignore = may_ignore
+    fitted.may_ignore = may_ignore or (isinstance(loss, CausalLanguageModel) and _has_padding_mask(contract))
     return fitted
+
+
+def _has_padding_mask(contract: DataContract) -> bool:
+    return any(column.name == PADDING_MASK for column in contract.columns)
 
 
 def _takes(model: nn.Module, names: list[str]) -> bool:

@@ -102,6 +102,8 @@ def fix(
       batches does not tell: old checkpoints lack it.)
     * InstanceNorm stops tracking running statistics, which are a memory of private samples.
     * In-place activations become out-of-place, which changes no value.
+    * LayerDrop and SpecAugment of Hugging Face's speech models are switched off: they draw on the host, once for a
+      whole batch.
 
     Args:
         model: Left as it is.
@@ -127,6 +129,7 @@ def fix(
         return replaced[id(module)]
 
     fixed = _rebuild(fixed, "", replacement)
+    _stop_host_draws(fixed, changes)
     if verbose:
         lines = [str(change) for change in changes] or ["nothing to fix"]
         print("\n".join(f"bastionai.fix: {line}" for line in lines), file=sys.stderr)
@@ -169,6 +172,22 @@ def _fixed(name: str, module: nn.Module, batchnorm: str | None, changes: list[Ch
         vars(module)["inplace"] = False
         changes.append(Change(name, f"{_short(module)} in place", "out of place", "the graph must be functional"))
     return module
+
+
+#: Probabilities by which Hugging Face's models draw on the host in training.
+_HOST_DRAWS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop", "mask_time_prob", "mask_feature_prob")
+
+
+def _stop_host_draws(model: nn.Module, changes: list[Change]) -> None:
+    for name, module in model.named_modules():
+        for holder in (getattr(module, "config", None), module):
+            for setting in _HOST_DRAWS:
+                before = getattr(holder, setting, None)
+                # A configuration is shared by many modules, and named once.
+                if isinstance(before, float) and before > 0.0:
+                    setattr(holder, setting, 0.0)
+                    why = "drew once for a whole batch"
+                    changes.append(Change(name, f"{setting}={before}", f"{setting}=0.0", why))
 
 
 def _is_pretrained(norm: nn.modules.batchnorm._BatchNorm) -> bool:

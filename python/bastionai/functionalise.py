@@ -16,7 +16,10 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
+from bastionai.assignments import plain_assignments
+from bastionai.conversions import plain_conversions
 from bastionai.exceptions import ExportError
+from bastionai.inlining import inline_subgraphs
 
 
 def functionalise(program: ExportedProgram) -> ExportedProgram:
@@ -28,13 +31,16 @@ def functionalise(program: ExportedProgram) -> ExportedProgram:
     Raises:
         ExportError: If the module writes to its inputs, buffers or parameters.
     """
+    inline_subgraphs(program)
     _drop_metadata_asserts(program.graph)
+    plain_conversions(program.graph)
     _copy_lifted_constants(program.graph)
     _replace_local_writes(program.graph)
     if any(_writes(node) for node in program.graph.nodes):
         program = _decompose(program)
         _drop_metadata_asserts(program.graph)
         _restore_dropout(program.graph)
+    plain_assignments(program.graph)
     program.graph.lint()
     program.graph_module.recompile()
     _refuse_state(program)
@@ -79,9 +85,18 @@ def _replace_local_writes(graph: Graph) -> None:
         written.replace_all_uses_with(result, later.__contains__)
 
 
+#: Counterparts under another name.
+_RENAMED = {
+    torch.ops.aten.bernoulli_.float: torch.ops.aten.bernoulli.p,
+    torch.ops.aten.normal_.default: torch.ops.aten.normal_functional.default,
+}
+
+
 def _functional(target: object) -> torch._ops.OpOverload | None:
     """``aten.relu.default`` for ``aten.relu_.default``; None where there is no counterpart."""
     assert isinstance(target, torch._ops.OpOverload)
+    if target in _RENAMED:
+        return _RENAMED[target]
     namespace, name = target._schema.name.split("::")
     if not name.endswith("_") or name.endswith("__"):
         return None

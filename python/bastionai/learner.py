@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from torch import nn
 
@@ -27,6 +27,11 @@ from bastionai.synthetic import SyntheticDataset
 
 if TYPE_CHECKING:
     from bastionai.connection import Connection
+
+#: How each sample's gradient is held to ``max_grad_norm``; the names are those of Opacus.
+Clipping: TypeAlias = Literal["flat", "per_layer", "automatic"]
+#: Precision of a graph's matrix products and convolutions.
+Compute: TypeAlias = Literal["float32", "bfloat16"]
 
 #: Most synthetic records of a rehearsal.
 _REHEARSAL_ROWS = 2048
@@ -55,6 +60,8 @@ class RemoteLearner:
         batch_size: int | None = None,
         max_batch_size: int | None = None,
         max_grad_norm: float = 1.0,
+        clipping: Clipping = "flat",
+        compute: Compute = "float32",
         max_loss: float | None = None,
         loss_share: float = _internal.DEFAULT_LOSS_SHARE,
         inputs: Sequence[str] | None = None,
@@ -74,6 +81,8 @@ class RemoteLearner:
         self._batch_size = batch_size
         self._max_batch_size = max_batch_size
         self._max_grad_norm = _positive("max_grad_norm", max_grad_norm)
+        self._clipping = _one_name("clipping", clipping, get_args(Clipping))
+        self._compute = _one_name("compute", compute, get_args(Compute))
         self._loss_release = self._choose_loss_release(max_loss, loss_share, label)
         self._inputs = inputs
         self._label = label
@@ -379,6 +388,8 @@ class RemoteLearner:
             "max_batch_size": self._max_batch_size or 0,  # 0: the server chooses
             "steps": planned.steps,
             "max_grad_norm": self._max_grad_norm,
+            "clipping": self._clipping,
+            "compute": self._compute,
             "privacy": _privacy(eps, noise_multiplier),
             "target_delta": target_delta,
             "loss_release": self._loss_release,
@@ -471,6 +482,12 @@ def _decay(ema_decay: float | None) -> float | None:
     if ema_decay is not None and not 0.0 < ema_decay < 1.0:
         raise InvalidRequest(f"ema_decay={ema_decay}: expected a decay between 0 and 1, e.g. 0.999, or None")
     return ema_decay
+
+
+def _one_name(option: str, name: str, names: tuple[str, ...]) -> str:
+    if name not in names:
+        raise InvalidRequest(f"{option}={name!r}: expected one of {', '.join(map(repr, names))}")
+    return name
 
 
 def _kept(keep_steps: Sequence[int], keep_every: int | None) -> tuple[list[int], int | None]:

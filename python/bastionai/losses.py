@@ -153,6 +153,17 @@ class CausalLanguageModel(CrossEntropy):
     def __init__(self, ignore_index: int = -100, label_smoothing: float = 0.0, total: bool = False) -> None:
         super().__init__(ignore_index=ignore_index, label_smoothing=label_smoothing, total=total)
 
+    def without_padding(self, target: Tensor, mask: Tensor | None) -> Tensor:
+        """The target tokens, padding ignored.
+
+        Args:
+            target: ``[batch, tokens]``.
+            mask: ``[batch, tokens]``, zero where the tokenizer padded; None where nothing is known of padding.
+        """
+        if mask is None or mask.shape != target.shape:
+            return target
+        return torch.where(mask == 0, torch.full_like(target, self.ignore_index), target)
+
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """One loss per sample."""
         if output.dim() != 3 or target.dim() != 2 or output.shape[1] != target.shape[1] or output.shape[1] < 2:
@@ -365,6 +376,24 @@ def _function(loss: Callable[[Tensor, Tensor], Tensor]) -> PerSampleLoss:
     if "reduction" in parameters:
         return Unreduced(lambda output, target: loss(output, target, reduction="none"), name)  # type: ignore[call-arg]
     return Unreduced(loss, name)
+
+
+def classes_second(output: Tensor, target: Tensor, named: bool) -> Tensor:
+    """Logits of several positions as PyTorch has them, ``[batch, classes, positions...]``.
+
+    Models that label tokens return ``[batch, tokens, classes]``. Shapes tell the two apart; where they do not, an
+    output that was called ``logits`` (``named``) has its classes last.
+
+    Args:
+        output: The model's logits.
+        target: Class indices.
+        named: Whether the model returned an object with ``logits``.
+    """
+    if output.dim() != 3 or target.dim() != 2 or target.is_floating_point():
+        return output
+    second, last = output.shape[1], output.shape[2]
+    fits_second, fits_last = target.shape[1] == last, target.shape[1] == second
+    return output.transpose(1, 2) if fits_last and (named or not fits_second) else output
 
 
 def _aligned(output: Tensor, target: Tensor, name: str) -> tuple[Tensor, Tensor]:

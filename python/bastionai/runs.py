@@ -279,15 +279,23 @@ class Run:
         """The same as :meth:`model`, of the last step."""
         return self.model(model)
 
-    def save(self, folder: str | PathLike[str], step: int | None = None, ema: bool = False) -> Path:
+    def save(
+        self,
+        folder: str | PathLike[str],
+        step: int | None = None,
+        ema: bool = False,
+        module: nn.Module | None = None,
+    ) -> Path:
         """Writes ``model.safetensors`` with the trained tensors and ``receipt.dsse.json`` beside it.
 
-        The receipt names the digest of these weights, so the folder is what an auditor needs.
+        The receipt names the digest of these weights, so the folder is what an auditor needs. For a model of the PEFT
+        library the adapter is written beside them, for ``peft.PeftModel.from_pretrained(base, folder)``.
 
         Args:
             folder: Made when it is absent.
             step: As for :meth:`state_dict`.
             ema: As for :meth:`state_dict`.
+            module: As for :meth:`model`; needed only for the adapter of a run that was found again.
 
         Returns:
             The folder.
@@ -298,6 +306,11 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / "model.safetensors")
         (folder / "receipt.dsse.json").write_bytes(self._fetch(step, ema).receipt)
+        module = self._module if module is None else module
+        if hasattr(module, "peft_config"):
+            # Embeddings of the base are frozen, and asking a hub whether they are costs a connection.
+            adapted: Any = self.model(module, step, ema)
+            adapted.save_pretrained(folder, save_embedding_layers=False)
         return folder
 
     def _facts(self) -> list[tuple[str, str]]:

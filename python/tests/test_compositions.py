@@ -19,6 +19,12 @@ PLACES = torch.randint(0, 4, (3, 2, 6))
 
 COMPOSED = {
     "mT": lambda x: x.mT,
+    "T of a matrix": lambda x: x[0].T,
+    "eye": lambda x: x @ torch.eye(6, dtype=torch.float64),
+    "eye of two extents": lambda x: x @ torch.eye(6, 3, dtype=torch.float64),
+    "linalg.norm of an axis": lambda x: torch.linalg.norm(x, dim=1),
+    "linalg.norm of an axis and order": lambda x: torch.linalg.norm(x, 1, dim=2, keepdim=True),
+    "linalg.norm of two axes": lambda x: torch.linalg.norm(x, dim=(1, 2)),
     "movedim": lambda x: x.movedim(1, 2),
     "movedim of several": lambda x: torch.movedim(x, (1, 2), (2, 1)),
     "moveaxis": lambda x: torch.moveaxis(x, 0, -1),
@@ -27,6 +33,8 @@ COMPOSED = {
     "unflatten": lambda x: x.unflatten(-1, (2, -1)),
     "narrow": lambda x: x.narrow(1, 0, 2),
     "narrow from the end": lambda x: x.narrow(-1, -3, 2),
+    "min of two": lambda x: torch.min(x, x.flip(2)),
+    "max of two": lambda x: x.max(x.flip(2)),
     "expand_as": lambda x: x[:, :1].expand_as(x),
     "view_as": lambda x: x.view_as(x),
     "flip": lambda x: x.flip(1, 2),

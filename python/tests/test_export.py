@@ -319,7 +319,16 @@ class ReturnsText(FixedBatch):
 def test_modules_that_cannot_be_exported_say_why(model, says, capfd):
     with pytest.raises(ExportError, match=says):
         prepare(model, "cross_entropy", contract())
-    assert capfd.readouterr().out == ""
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_branch_on_values_is_named_by_its_line_and_nothing_else_of_pytorchs_is_said():
+    with pytest.raises(ExportError) as caught:
+        prepare(Branches(), "cross_entropy", contract())
+    said = str(caught.value)
+    assert f'File "{__file__}", line {Branches.forward.__code__.co_firstlineno + 1}' in said
+    assert "TORCH" not in said
+    assert len(said.splitlines()) == 3
 
 
 @pytest.mark.parametrize(

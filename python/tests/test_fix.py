@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from bastionai import ExportError, fix
@@ -117,6 +118,20 @@ def test_instance_norm_forgets_its_running_statistics():
 
 def test_a_model_that_is_one_layer_is_replaced_as_a_whole():
     assert isinstance(fix(nn.BatchNorm2d(8), verbose=False), nn.GroupNorm)
+
+
+def test_draws_of_speech_models_on_the_host_stop_and_are_named_once(capsys):
+    config = transformers.Wav2Vec2Config(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, conv_dim=(4,), conv_stride=(5,),
+        conv_kernel=(10,), num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    model = transformers.Wav2Vec2Model(config)
+    fixed = fix(model)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert "layerdrop=0.1 → layerdrop=0.0" in said[0]
+    assert "mask_time_prob=0.05 → mask_time_prob=0.0" in said[1]
+    assert (model.config.layerdrop, fixed.config.layerdrop) == (0.1, 0.0)
 
 
 def test_wrong_choices_are_refused():

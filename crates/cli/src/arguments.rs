@@ -410,6 +410,12 @@ pub(crate) struct RunStartArguments {
     /// Clipping norm of a per-sample gradient.
     #[arg(long, default_value_t = 1.0)]
     pub(crate) max_grad_norm: f64,
+    /// How gradients are held to it.
+    #[arg(long, value_enum, default_value_t = ClippingArgument::Flat)]
+    pub(crate) clipping: ClippingArgument,
+    /// Precision of the graph's matrix products and convolutions: speed, not privacy.
+    #[arg(long, value_enum, default_value_t = ComputeArgument::Float32)]
+    pub(crate) compute: ComputeArgument,
     /// Clip of the released per-sample loss; 0 releases no loss.
     #[arg(long, default_value_t = 0.0)]
     pub(crate) max_loss: f64,
@@ -502,6 +508,25 @@ pub(crate) enum OptimizerArgument {
     Adam,
     /// `torch.optim.AdamW`; weight decay is decoupled.
     Adamw,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ClippingArgument {
+    /// The whole gradient, cut to the norm.
+    Flat,
+    /// Each of K parameter tensors by itself, cut to the norm over √K.
+    #[value(name = "per_layer", alias = "per-layer")]
+    PerLayer,
+    /// The whole gradient, scaled to nearly the norm, small ones up (AUTO-S).
+    Automatic,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ComputeArgument {
+    /// As the model has it.
+    Float32,
+    /// Operands rounded to bfloat16, sums in float32; for processors with instructions for it.
+    Bfloat16,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -10,7 +10,7 @@ use bastionai_ledger::amount::Amount;
 use bastionai_ledger::id::{DatasetId, Digest32, Principal, RunId};
 pub use bastionai_ledger::policy::RunKind;
 use bastionai_wire::v1;
-pub use bastionai_wire::{Adam, Decay, Optimizer, Schedule, Warmup};
+pub use bastionai_wire::{Adam, Clipping, Compute, Decay, Optimizer, Schedule, Warmup};
 use serde::{Deserialize, Serialize};
 use tonic::Streaming;
 pub(crate) use wire::{parse_charge, parse_source, source_to_wire};
@@ -35,6 +35,12 @@ pub struct RunSpec {
     pub steps: u64,
     /// Clip of each per-sample gradient, L2.
     pub max_grad_norm: f64,
+    /// How gradients are held to it.
+    #[serde(default)]
+    pub clipping: Clipping,
+    /// Precision of the graph's products.
+    #[serde(default)]
+    pub compute: Compute,
     /// Privacy asked for, or noise.
     pub privacy: Privacy,
     /// Absent: a tenth of the smallest lifetime δ.

@@ -112,6 +112,25 @@ async fn a_model_that_the_server_has_is_not_sent_again() {
 }
 
 #[tokio::test]
+async fn an_archive_is_sent_whole_where_a_tensor_that_was_held_had_to_make_room() {
+    let server = TestServer::start(Behaviour {
+        forgets_storages: true,
+        ..Behaviour::honest()
+    })
+    .await;
+    let peer = open(&server.address).await.unwrap();
+    let archive = include_bytes!("../../server/tests/fixtures/frozen_one.pt2");
+    let mut done = 0;
+    let sent = peer
+        .upload_model("frozen", archive, &mut |t| done = t.done_bytes)
+        .await;
+    assert_eq!(sent.unwrap(), Digest32::of(archive));
+    assert_eq!(done, archive.len() as u64);
+    let calls = ["Attest", "Hello", "FindModel", "UploadModel", "UploadModel"];
+    assert_eq!(server.calls(), calls);
+}
+
+#[tokio::test]
 async fn rows_checked_against_another_contract_are_not_sent() {
     let server = TestServer::start(Behaviour::honest()).await;
     let peer = open(&server.address).await.unwrap();

@@ -6,6 +6,7 @@
 mod crc;
 mod json;
 mod model;
+mod storages;
 mod strict;
 mod tensors;
 #[cfg(test)]
@@ -191,6 +192,7 @@ impl Archive {
     }
 }
 
+pub use storages::storages;
 pub(crate) use tensors::dtype_from_archive;
 
 /// Tensors by qualified name, before the signature says which are used.

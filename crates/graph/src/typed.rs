@@ -40,7 +40,8 @@ pub enum Dependence {
         /// The batch axis, counted from the front.
         axis: u8,
     },
-    /// `arange(B)`: usable only to index the batch axis of a `PerSample` value (rule T1).
+    /// `arange(B)`, also with more axes after the first: element `[i, ...]` is `i`. Usable only to index the batch
+    /// axis of a `PerSample` value (rule T1).
     BatchIota,
 }
 

@@ -8,6 +8,11 @@
 //! Notation: per-sample gradient `G_i = Σ_t g_t x_tᵀ`, and `S_i ≥ Σ_t ‖x_t‖‖g_t‖ ≥ ‖G_i‖`, to which every
 //! rounding error is proportional. Over several parameters, norms and `S` combine as square roots of
 //! sums of squares; over several uses of one parameter, `S` adds up.
+//!
+//! A record's factor is one of three kinds, each with its guarantee in [`ClipRule`]: *flat* cuts the whole gradient to
+//! C, *automatic* scales the whole gradient to nearly C, *per layer* cuts the part of each of K parameters to C/√K. In
+//! all of them the clipped gradient of a record has norm at most C and cancellation at most κC over all parameters, so
+//! that one account of the errors ([`SumError`]) serves all of them.
 
 /// Largest magnitude that a row's norm may have. A sample with a larger (or non-finite) row counts as
 /// zero, so that products of what is left neither overflow nor lose more than [`UNDERFLOW_ERROR`].
@@ -16,6 +21,12 @@ pub const MAGNITUDE_LIMIT: f64 = 9_223_372_036_854_775_808.0; // 2^63
 /// What one product can lose to underflow in f32 with denormals flushed: `2^-126 · 2^63`, twice
 /// (once where the clip factor scales a row, once in the contraction).
 pub const UNDERFLOW_ERROR: f64 = 2.0 * f32::MIN_POSITIVE as f64 * MAGNITUDE_LIMIT;
+
+/// γ_s of automatic clipping: `c_i = C/(‖G_i‖ + γ_s)`.
+///
+/// # References
+/// Bu et al. 2022, Automatic Clipping, section 3.2 (AUTO-S, γ = 0.01), <https://arxiv.org/abs/2206.07136>.
+pub const AUTOMATIC_STABILITY: f64 = 0.01;
 
 /// Unit roundoff of IEEE binary32.
 pub const UNIT_ROUNDOFF_F32: f64 = 1.0 / 16_777_216.0; // 2^-24
@@ -55,12 +66,14 @@ pub enum ClipRuleError {
     Cancellation(f64),
 }
 
-/// Flat clipping of per-sample gradients by norms known only up to rounding.
+/// Clipping of per-sample gradients, or of their parts, by norms known only up to rounding. Flat, unless made otherwise.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ClipRule {
     max_grad_norm: f64,
     norm_rounding: f64,
     cancellation: f64,
+    /// γ_s, when gradients are scaled to C and not only cut to it.
+    stability: Option<f64>,
 }
 
 impl ClipRule {
@@ -83,10 +96,31 @@ impl ClipRule {
             max_grad_norm,
             norm_rounding,
             cancellation,
+            stability: None,
         })
     }
 
-    /// C.
+    /// Scales every gradient to nearly C, small ones up: `c_i = min(C/(n̂_i + γS_i + γ_s), κC/S_i)`, γ_s being
+    /// [`AUTOMATIC_STABILITY`]. Still `c_i·‖G_i‖ < C`, since `n̂_i + γS_i ≥ ‖G_i‖`.
+    #[must_use]
+    pub fn automatic(self) -> Self {
+        Self {
+            stability: Some(AUTOMATIC_STABILITY),
+            ..self
+        }
+    }
+
+    /// The rule for one of `parameters` parts of a gradient, each clipped by its own norm: C/√K for C. Together the
+    /// clipped parts have norm `√(Σ_k (C/√K)²) = C` at most, and likewise `√(Σ_k (c_ik·S_ik)²) ≤ κC`.
+    #[must_use]
+    pub fn per_layer(self, parameters: usize) -> Self {
+        Self {
+            max_grad_norm: self.max_grad_norm / (parameters.max(1) as f64).sqrt(),
+            ..self
+        }
+    }
+
+    /// C, or C/√K.
     pub fn max_grad_norm(&self) -> f64 {
         self.max_grad_norm
     }
@@ -103,7 +137,8 @@ impl ClipRule {
     }
 
     /// The clip factor `c_i = min(1, C/(n̂_i + γ·S_i), κ·C/S_i)`, rounded down to an f32 and never subnormal,
-    /// so that scaling by it in f32 or f64 is scaling by exactly this number.
+    /// so that scaling by it in f32 or f64 is scaling by exactly this number. Automatic clipping has no limit of 1, but
+    /// one of [`MAGNITUDE_LIMIT`], so that a scaled row stays below 2^126.
     ///
     /// # Guarantee
     /// `c_i·‖G_i‖ ≤ C` and `c_i·S_i ≤ κ·C` (up to [`charged_sensitivity`]'s 2^-40), when the computed norm is off
@@ -111,7 +146,7 @@ impl ClipRule {
     ///
     /// | input | factor |
     /// | --- | --- |
-    /// | `S_i = 0` | 1: the sample adds zero |
+    /// | `S_i = 0` | 1, or C/γ_s: the sample adds zero |
     /// | NaN or infinite norm or `S_i` | 0 |
     pub fn factor(&self, computed_norm_squared: f64, magnitude: f64) -> f64 {
         if !computed_norm_squared.is_finite() || !magnitude.is_finite() || magnitude < 0.0 {
@@ -121,9 +156,12 @@ impl ClipRule {
         if !bound.is_finite() {
             return 0.0;
         }
-        let by_norm = self.max_grad_norm / bound.max(f64::MIN_POSITIVE);
+        let (stability, most) = self
+            .stability
+            .map_or((0.0, 1.0), |stability| (stability, MAGNITUDE_LIMIT));
+        let by_norm = self.max_grad_norm / (bound + stability).max(f64::MIN_POSITIVE);
         let by_magnitude = self.cancellation * self.max_grad_norm / magnitude.max(f64::MIN_POSITIVE);
-        round_down_to_f32(by_norm.min(by_magnitude).min(1.0))
+        round_down_to_f32(by_norm.min(by_magnitude).min(most))
     }
 }
 
@@ -174,7 +212,9 @@ impl SumError {
         contraction + grid + underflow
     }
 
-    /// `γ_{n+2}·Σ_i c_i S_i`: n additions, the product, and the scaling of a row by `c_i`.
+    /// `γ_{n+2}·Σ_i c_i S_i`: n additions, the product, and the scaling of a row by `c_i`. With a factor for each
+    /// parameter it is `√(Σ_k (γ·Σ_i c_ik S_ik)²)`, which κC·records bounds as well, since each summand is at most
+    /// `γ·records·κC/√K`.
     fn contraction_error(&self, kind: &Contraction) -> f64 {
         let rounding = rounding_constant(kind.rows.saturating_add(2), kind.unit_roundoff);
         rounding * self.records as f64 * kind.cancellation * self.max_grad_norm
@@ -212,6 +252,7 @@ fn round_down_to_f32(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     /// Soundness G1: x1 = x2 = a·u, g1 = b·v + δ·w, g2 = −b·v; the true norm is a·δ = 100.
     fn adversarial_pair() -> ([[f32; 4]; 2], [[f32; 4]; 2]) {
@@ -312,6 +353,78 @@ mod tests {
             assert!(factor == 0.0, "{norm_squared} {magnitude} gave {factor}");
         }
         assert_eq!(rule.factor(0.0, 0.0), 1.0);
+    }
+
+    /// Rows of one parameter's gradient, whose norm² is then told wrongly by up to γS².
+    type Part = (Vec<f64>, f64, f64);
+
+    fn parts() -> impl Strategy<Value = Vec<Part>> {
+        let row =
+            (-12i32..20).prop_flat_map(|scale| (-1.0..1.0f64).prop_map(move |unit| unit * 10f64.powi(scale)));
+        // The magnitude exceeds the norm where rows cancel; the error of the norm is a share of γS².
+        let part = (prop::collection::vec(row, 1..5), 1.0..1e4f64, -1.0..1.0f64);
+        prop::collection::vec(part, 1..6)
+    }
+
+    fn norm(values: &[f64]) -> f64 {
+        values.iter().map(|value| value * value).sum::<f64>().sqrt()
+    }
+
+    proptest! {
+        #[test]
+        fn no_rule_lets_a_gradient_above_c_nor_its_cancellation_above_kappa_c(parts in parts(), c in 1e-3..1e3f64) {
+            let (gamma, kappa) = (1e-9, 64.0);
+            let rule = ClipRule::new(c, gamma, kappa).unwrap();
+            let true_norms: Vec<f64> = parts.iter().map(|(rows, ..)| norm(rows)).collect();
+            let magnitudes: Vec<f64> = parts.iter().zip(&true_norms).map(|((_, more, _), own)| own * more).collect();
+            let told = |norm: f64, magnitude: f64, error: f64| norm * norm + error * gamma * magnitude * magnitude;
+            let slack = 1.0 + 1e-12;
+            for whole in [rule, rule.automatic()] {
+                let (own, magnitude) = (norm(&true_norms), norm(&magnitudes));
+                let factor = whole.factor(told(own, magnitude, parts[0].2), magnitude);
+                prop_assert!(factor * own <= c * slack, "{factor} · {own}");
+                prop_assert!(factor * magnitude <= kappa * c * slack);
+            }
+            let layer = rule.per_layer(parts.len());
+            let factors = (0..parts.len())
+                .map(|k| layer.factor(told(true_norms[k], magnitudes[k], parts[k].2), magnitudes[k]));
+            let factors: Vec<f64> = factors.collect();
+            let scaled = |of: &[f64]| norm(&of.iter().zip(&factors).map(|(one, factor)| one * factor).collect::<Vec<_>>());
+            prop_assert!(scaled(&true_norms) <= c * slack);
+            prop_assert!(scaled(&magnitudes) <= kappa * c * slack);
+        }
+    }
+
+    #[test]
+    fn automatic_clipping_scales_small_gradients_up_and_never_to_c() {
+        let rule = ClipRule::new(2.0, 0.0, 1024.0).unwrap().automatic();
+        for norm in [0.0, 1e-9, 1e-2, 1.0, 1e6] {
+            let exact = 2.0 / (norm + 0.01);
+            let factor = rule.factor(norm * norm, norm);
+            assert!(
+                (factor / exact - 1.0).abs() < 1e-6,
+                "norm {norm}: {factor} for {exact}"
+            );
+            assert!(factor * norm < 2.0);
+        }
+    }
+
+    #[test]
+    fn an_automatic_factor_keeps_every_scaled_row_finite_in_f32() {
+        let rule = ClipRule::new(1e30, 0.0, 1024.0).unwrap().automatic();
+        for norm in [0.0, 1e-30, 1.0] {
+            let scaled = rule.factor(norm * norm, norm) * MAGNITUDE_LIMIT;
+            assert!((scaled as f32).is_finite(), "norm {norm}: {scaled}");
+        }
+    }
+
+    #[test]
+    fn a_layers_share_of_the_clipping_norm_is_its_part_of_the_square() {
+        let rule = ClipRule::new(3.0, 0.0, 1.0).unwrap();
+        assert_eq!(rule.per_layer(1), rule);
+        assert_eq!(rule.per_layer(9).max_grad_norm(), 1.0);
+        let share = rule.per_layer(7).max_grad_norm();
+        assert!((7.0 * share * share - 9.0).abs() < 1e-14);
     }
 
     #[test]

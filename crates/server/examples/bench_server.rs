@@ -14,7 +14,9 @@
 //! Usage: `bench_server TRAINER STANDIN MODEL.pt2`. The stand-in records the job that `bare` replays.
 
 use bastionai_client::datasets::{DatasetKind, MayTrain, NewDataset, Policy};
-use bastionai_client::runs::{LossRelease, Optimizer, Privacy, RunSpec, RunState, Schedule};
+use bastionai_client::runs::{
+    Clipping, Compute, LossRelease, Optimizer, Privacy, RunSpec, RunState, Schedule,
+};
 use bastionai_client::session::AppraisedPeer;
 use bastionai_client::{
     AppraisalPolicy, ConnectOptions, DataContract, HeadMemory, Identity, RecordBatch, connect,
@@ -238,6 +240,8 @@ impl Bench {
             max_batch_size: 0,
             steps: STEPS,
             max_grad_norm: 1.0,
+            clipping: Clipping::Flat,
+            compute: Compute::Float32,
             privacy: Privacy::NoiseMultiplier(1.0),
             target_delta: None,
             schedule: Schedule::default(),

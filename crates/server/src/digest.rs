@@ -4,7 +4,7 @@
 use crate::plan::Plan;
 use crate::spec::RunRequest;
 use bastionai_ledger::{BootId, DatasetId, Digest32, EntryHash, Principal};
-use bastionai_wire::{Adam, Decay, Optimizer, Schedule};
+use bastionai_wire::{Adam, Compute, Decay, Optimizer, Schedule};
 use sha2::{Digest, Sha256};
 
 /// A dataset as a run uses it.
@@ -62,6 +62,10 @@ impl Agreement<'_> {
         fields.integer(self.expires_unix_ms);
         self.add_schedule(&mut fields);
         self.add_kept(&mut fields);
+        if self.request.compute != Compute::default() {
+            fields.add(b"compute");
+            fields.add(self.request.compute.name().as_bytes());
+        }
         fields.finish()
     }
 
@@ -95,7 +99,7 @@ impl Agreement<'_> {
         fields.float(request.max_grad_norm);
         // Modes of this version; another value here is another run (rule D2).
         for mode in [
-            "clipping=flat",
+            &format!("clipping={}", request.clipping.name()),
             "noise=standard",
             "optimizer_state=zero",
             "evaluation_sets=none",
@@ -212,7 +216,7 @@ mod tests {
     use crate::spec::{LossRequest, Privacy};
     use bastionai_ledger::{Amount, Delta, Epsilon};
     use bastionai_privacy::event::{DpEvent, NeighboringRelation};
-    use bastionai_wire::Warmup;
+    use bastionai_wire::{Clipping, Warmup};
 
     struct Example {
         request: RunRequest,
@@ -242,6 +246,8 @@ mod tests {
                 max_batch_size: None,
                 steps: 10,
                 max_grad_norm: 1.0,
+                clipping: Clipping::Flat,
+                compute: Compute::Float32,
                 privacy: Privacy::TargetEpsilon(1.0),
                 delta: None,
                 loss: Some(LossRequest {
@@ -312,6 +318,9 @@ mod tests {
             ("batch size", |e| e.request.batch_size += 1),
             ("steps", |e| e.request.steps += 1),
             ("C", |e| e.request.max_grad_norm = 2.0),
+            ("clipping per layer", |e| e.request.clipping = Clipping::PerLayer),
+            ("bfloat16", |e| e.request.compute = Compute::Bfloat16),
+            ("automatic clipping", |e| e.request.clipping = Clipping::Automatic),
             ("max_loss", |e| e.request.loss.as_mut().unwrap().max_loss = 5.0),
             ("no loss", |e| e.request.loss = None),
             ("lr", |e| {

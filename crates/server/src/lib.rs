@@ -28,6 +28,8 @@ mod convert;
 mod digest;
 mod errors;
 mod evaluation;
+#[cfg(test)]
+mod fixture;
 mod governance;
 pub mod log;
 mod memory;

@@ -323,22 +323,7 @@ const BLOCK_BYTES: u64 = 64 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bastionai_graph::archive::{Archive, Limits};
-    use bastionai_graph::contract::DataContract;
-
-    const MLP: &[u8] = include_bytes!("../tests/fixtures/mlp.pt2");
-    const CONTRACT: &[u8] = br#"{"version":1,"columns":[
-      {"name":"x","dtype":"f32","shape":[4],"domain":{"range":{"minimum":[-10.0],"maximum":[10.0]}}},
-      {"name":"y","dtype":"i64","shape":[],"domain":{"classes":{"names":["benign","malignant"]}}}],
-      "privacy_unit":"record","declared_size":64}"#;
-
-    fn mlp() -> TypedGraph {
-        let inputs = DataContract::parse_json(CONTRACT)
-            .unwrap()
-            .inputs(&["x", "y"])
-            .unwrap();
-        bastionai_graph::check(&Archive::read(MLP, &Limits::default()).unwrap(), &inputs).unwrap()
-    }
+    use crate::fixture::mlp;
 
     #[test]
     fn memory_grows_with_the_batch_and_with_the_datasets_and_never_overflows() {

@@ -253,7 +253,7 @@ const WEAK_EPSILON: f64 = 10.0;
 mod tests {
     use super::*;
     use bastionai_ledger::{DatasetId, Digest32};
-    use bastionai_wire::{Optimizer, Schedule};
+    use bastionai_wire::{Clipping, Compute, Optimizer, Schedule};
 
     fn request(batch_size: u64, steps: u64, privacy: Privacy, loss: Option<LossRequest>) -> RunRequest {
         RunRequest {
@@ -265,6 +265,8 @@ mod tests {
             max_batch_size: Some(64),
             steps,
             max_grad_norm: 1.0,
+            clipping: Clipping::Flat,
+            compute: Compute::Float32,
             privacy,
             delta: None,
             loss,

@@ -383,6 +383,8 @@ impl PricedRun {
             physical_batch_size: self.plan.physical_batch_size,
             micro_batches: self.plan.micro_batches,
             max_grad_norm: self.request.max_grad_norm,
+            clipping: self.request.clipping,
+            compute: self.request.compute,
             noise_multiplier: self.plan.noise_multiplier,
             loss: self.loss_release(),
             optimizer: self.request.optimizer,
@@ -412,6 +414,8 @@ impl PricedRun {
             max_batch_size: self.plan.physical_batch_size,
             steps: request.steps,
             max_grad_norm: request.max_grad_norm,
+            clipping: v1::Clipping::from(request.clipping).into(),
+            compute: v1::Compute::from(request.compute).into(),
             privacy: Some(match request.privacy {
                 Privacy::TargetEpsilon(epsilon) => v1::run_spec::Privacy::TargetEpsilon(epsilon),
                 Privacy::NoiseMultiplier(multiplier) => v1::run_spec::Privacy::NoiseMultiplier(multiplier),

@@ -5,7 +5,7 @@ use crate::config::Limits;
 use crate::errors::{Failure, Reason};
 use crate::warm_start::WeightsSource;
 use bastionai_ledger::{DatasetId, Delta, Digest32};
-use bastionai_wire::{Adam, DEFAULT_LOSS_SHARE, Decay, Optimizer, Schedule, Warmup, v1};
+use bastionai_wire::{Adam, Clipping, Compute, DEFAULT_LOSS_SHARE, Decay, Optimizer, Schedule, Warmup, v1};
 use std::collections::BTreeSet;
 
 /// A run as asked for, checked.
@@ -21,6 +21,8 @@ pub(crate) struct RunRequest {
     pub(crate) max_batch_size: Option<u32>,
     pub(crate) steps: u64,
     pub(crate) max_grad_norm: f64,
+    pub(crate) clipping: Clipping,
+    pub(crate) compute: Compute,
     pub(crate) privacy: Privacy,
     /// `None`: a tenth of the smallest lifetime δ (rule D6).
     pub(crate) delta: Option<Delta>,
@@ -66,6 +68,8 @@ impl RunRequest {
             max_batch_size: max_batch_size(spec.max_batch_size)?,
             steps: in_range("steps", spec.steps, 1, limits.steps)?,
             max_grad_norm: positive("max_grad_norm", spec.max_grad_norm)?,
+            clipping: Clipping::try_from(spec.clipping).map_err(|error| invalid(error.to_string()))?,
+            compute: Compute::try_from(spec.compute).map_err(|error| invalid(error.to_string()))?,
             privacy: privacy(spec.privacy.as_ref())?,
             delta: delta(spec.target_delta)?,
             loss: loss(spec.max_loss, spec.loss_share)?,
@@ -358,6 +362,8 @@ mod tests {
             max_batch_size: 0,
             steps: 10,
             max_grad_norm: 1.0,
+            clipping: 0,
+            compute: 0,
             privacy: Some(v1::run_spec::Privacy::TargetEpsilon(2.0)),
             target_delta: 1e-6,
             max_loss: 4.0,
@@ -390,6 +396,7 @@ mod tests {
         assert_eq!(request.delta.unwrap().to_string().parse::<f64>().unwrap(), 1e-6);
         assert_eq!(request.loss.unwrap().share, DEFAULT_LOSS_SHARE);
         assert_eq!(request.max_batch_size, None);
+        assert_eq!(request.clipping, Clipping::Flat);
         assert_eq!(request.schedule, Schedule::default());
     }
 
@@ -484,6 +491,8 @@ mod tests {
             ("too many steps", |s| s.steps = 101),
             ("C = NaN", |s| s.max_grad_norm = f64::NAN),
             ("C = 0", |s| s.max_grad_norm = 0.0),
+            ("unknown clipping", |s| s.clipping = 4),
+            ("unknown precision", |s| s.compute = 3),
             ("no privacy", |s| s.privacy = None),
             ("ε < 0", |s| {
                 s.privacy = Some(v1::run_spec::Privacy::TargetEpsilon(-1.0))

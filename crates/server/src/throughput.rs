@@ -176,8 +176,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bastionai_graph::archive::{Archive, Limits};
-    use bastionai_graph::contract::DataContract;
+    use crate::fixture::mlp;
 
     const LINES: &str = "matmul_flops 1e11\nbytes 1e10\noperators 2e5\nnoise_values 5e7\n";
 
@@ -195,21 +194,6 @@ mod tests {
         ] {
             assert_eq!(Throughput::parse(broken, 2, 1.0), None, "{broken}");
         }
-    }
-
-    const MLP: &[u8] = include_bytes!("../tests/fixtures/mlp.pt2");
-    const CONTRACT: &[u8] = br#"{"version":1,"columns":[
-      {"name":"x","dtype":"f32","shape":[4],"domain":{"range":{"minimum":[-10.0],"maximum":[10.0]}}},
-      {"name":"y","dtype":"i64","shape":[],"domain":{"classes":{"names":["benign","malignant"]}}}],
-      "privacy_unit":"record","declared_size":64}"#;
-
-    /// 4 inputs, 8 hidden, 2 outputs.
-    fn mlp() -> TypedGraph {
-        let inputs = DataContract::parse_json(CONTRACT)
-            .unwrap()
-            .inputs(&["x", "y"])
-            .unwrap();
-        bastionai_graph::check(&Archive::read(MLP, &Limits::default()).unwrap(), &inputs).unwrap()
     }
 
     #[test]

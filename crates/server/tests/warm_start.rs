@@ -236,25 +236,3 @@ async fn weights_that_do_not_fit_are_refused_with_every_mismatch() {
     assert!(!text.contains("second"), "what fits is not listed: {text}");
     server.stop().await;
 }
-
-#[tokio::test]
-async fn an_archive_is_sent_once_per_scientist() {
-    let directory = tempfile::tempdir().unwrap();
-    let server = TestServer::start(directory.path(), "normal-0").await;
-    let (peer, other) = (server.peer(&identity()).await, server.peer(&identity()).await);
-    let mut sent_bytes = Vec::new();
-    for _ in 0..2 {
-        let mut done = 0;
-        let sent = &mut |transfer: bastionai_client::Transfer| done = transfer.done_bytes;
-        peer.upload_model("mlp", common::MLP, sent).await.unwrap();
-        sent_bytes.push(done);
-    }
-    assert_eq!(sent_bytes, [common::MLP.len() as u64, 0]);
-    let model = Digest32::of(common::MLP);
-    assert!(peer.has_model(model).await.unwrap());
-    assert!(
-        !other.has_model(model).await.unwrap(),
-        "nobody hears what others have sent"
-    );
-    server.stop().await;
-}

@@ -14,7 +14,7 @@ use bastionai_trainer::records::Records;
 use bastionai_trainer::training::Training;
 use bastionai_trainer::{Engine, Settings, selftest};
 use bastionai_wire::trainer::{DatasetShape, Job, TRAINER_PROTOCOL_VERSION};
-use bastionai_wire::{Adam, Optimizer, Schedule};
+use bastionai_wire::{Adam, Clipping, Compute, Optimizer, Schedule};
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
@@ -73,6 +73,8 @@ fn training(
         physical_batch_size: cap,
         micro_batches: 1,
         max_grad_norm: 1.0,
+        clipping: Clipping::Flat,
+        compute: Compute::Float32,
         threads,
     };
     let mut engine = Engine::new(graph, &parameters, &constants, settings)?;
@@ -131,6 +133,8 @@ fn job(engine: &Engine, batch: u32, cap: u32, threads: u32, optimizer: &str) -> 
         physical_batch_size: cap,
         micro_batches: 1,
         max_grad_norm: 1.0,
+        clipping: Clipping::Flat,
+        compute: Compute::Float32,
         noise_multiplier: 1.0,
         loss: None,
         optimizer,

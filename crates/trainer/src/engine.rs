@@ -1,6 +1,7 @@
 //! Forward, one autograd pass to the taps, norms, clip factors, and one weighted contraction per parameter:
 //! a step's clipped sum on the integer grid (Bu et al. 2023, Book-Keeping, <https://arxiv.org/abs/2210.00038>).
 
+use crate::clipping::Factors;
 use crate::error::{EngineError, Result};
 use crate::executor::{self, Randomness};
 use crate::ffi;
@@ -16,6 +17,7 @@ use crate::table;
 use crate::taps::{Method, ParameterPlan, Plan, Role, TapKind, TapPlan, Use};
 use bastionai_graph::typed::{TypedGraph, ValueId};
 use bastionai_privacy::sensitivity::{ClipRule, charged_sensitivity};
+use bastionai_wire::{Clipping, Compute};
 use tch::{Kind, Tensor};
 
 /// Sizes and bounds that stay the same for a whole run.
@@ -27,6 +29,10 @@ pub struct Settings {
     pub micro_batches: u32,
     /// Clipping norm C over all trainable parameters.
     pub max_grad_norm: f64,
+    /// How gradients are held to it.
+    pub clipping: Clipping,
+    /// Precision of the graph's products.
+    pub compute: Compute,
     /// Threads of libtorch and of the engine's own passes.
     pub threads: u32,
 }
@@ -98,12 +104,15 @@ impl Engine {
             let text = "the graph returns scores and a label: it can be evaluated, not trained";
             return Err(EngineError::Job(text.into()));
         }
-        let program = Program::new(&graph, settings.physical_batch_size)?;
+        let mut program = Program::new(&graph, settings.physical_batch_size)?;
+        if settings.compute == Compute::Bfloat16 {
+            program.lower_products(&graph);
+        }
         let plan = Plan::new(&graph, &program)?;
         let state = State::new(&graph, parameters, constants)?;
         state.check_trainable(&plan)?;
         let precision = precision(&plan, &graph, &settings)?;
-        let rule = precision.clip_rule(settings.max_grad_norm)?;
+        let rule = precision.clip_rule(&settings, plan.parameters.len())?;
         let grid = Grid::new(settings.max_grad_norm, settings.physical_batch_size);
         let sensitivity = charged_sensitivity(&precision.sum_error(&plan, &settings, grid.width()));
         Ok(Self {
@@ -205,20 +214,19 @@ impl Engine {
     /// [`EngineError`]; none of its causes is a value of a record.
     pub fn add_clipped(&self, batch: &Batch, sums: &mut Sums) -> Result<RecordResults> {
         let gradients = self.gradients(batch, Randomness::Drawn)?;
-        let (results, clip_factors) = self.clip(&gradients)?;
-        let factors = Tensor::f_from_slice(&clip_factors)?;
-        let usable = factors.f_gt(0)?;
-        let instantiated = &gradients.norms.instantiated;
-        for ((parameter, found), sums) in self.plan.parameters.iter().zip(instantiated).zip(&mut sums.0) {
+        let factors = self.factors(&gradients.norms)?;
+        let parameters = self.plan.parameters.iter().zip(&gradients.norms.instantiated);
+        for (position, ((parameter, found), sums)) in parameters.zip(&mut sums.0).enumerate() {
             let _no_graph = tch::no_grad_guard();
+            let factors = factors.of(position);
             match found {
                 Some(found) => {
-                    self.add_instantiated(parameter, found, &gradients.taps, &clip_factors, sums)?
+                    self.add_instantiated(parameter, found, &gradients.taps, &factors.list, sums)?
                 }
-                None => self.add_by_rows(parameter, &gradients, &factors, &usable, sums)?,
+                None => self.add_by_rows(parameter, &gradients, &factors.tensor, &factors.usable, sums)?,
             }
         }
-        Ok(results)
+        self.results(&gradients)
     }
 
     /// The clipped sum of one batch, in the gradient's unit.
@@ -334,7 +342,9 @@ impl Engine {
     pub fn keep_gradients(&mut self, elements: i64) -> Result<()> {
         self.plan.choose_methods(self.program.batch_size, elements);
         self.precision = precision(&self.plan, &self.graph, &self.settings)?;
-        self.rule = self.precision.clip_rule(self.settings.max_grad_norm)?;
+        self.rule = self
+            .precision
+            .clip_rule(&self.settings, self.plan.parameters.len())?;
         let error = self
             .precision
             .sum_error(&self.plan, &self.settings, self.grid.width());
@@ -419,34 +429,22 @@ impl Engine {
             .collect()
     }
 
-    fn clip(&self, gradients: &Gradients) -> Result<(RecordResults, Vec<f64>)> {
-        let norm_squared = Vec::<f64>::try_from(&gradients.norms.norm_squared)?;
-        let magnitude_squared = Vec::<f64>::try_from(&gradients.norms.magnitude_squared)?;
-        let counted = Vec::<bool>::try_from(&gradients.norms.usable)?;
-        let losses = Vec::<f64>::try_from(&gradients.losses)?;
-        let magnitudes: Vec<f64> = magnitude_squared.iter().map(|squared| squared.sqrt()).collect();
-        let both = || norm_squared.iter().zip(&magnitudes);
-        let factors = both()
-            .zip(&counted)
-            .map(|((&squared, &magnitude), &counted)| {
-                if counted {
-                    self.rule.factor(squared, magnitude)
-                } else {
-                    0.0
-                }
-            })
-            .collect();
-        let norm_bounds = both()
-            .map(|(&squared, &magnitude)| self.rule.norm_bound(squared, magnitude))
-            .collect();
-        Ok((
-            RecordResults {
-                losses,
-                counted,
-                norm_bounds,
-            },
-            factors,
-        ))
+    fn factors(&self, norms: &Norms) -> Result<Factors> {
+        match self.settings.clipping {
+            Clipping::Flat | Clipping::Automatic => Factors::of_records(&self.rule, norms),
+            Clipping::PerLayer => Factors::of_parameters(&self.rule, norms),
+        }
+    }
+
+    fn results(&self, gradients: &Gradients) -> Result<RecordResults> {
+        let norms = Vec::<f64>::try_from(&gradients.norms.norm_squared)?;
+        let magnitudes = Vec::<f64>::try_from(&gradients.norms.magnitude_squared)?;
+        let bound = |(&norm, &magnitude): (&f64, &f64)| self.rule.norm_bound(norm, magnitude.sqrt());
+        Ok(RecordResults {
+            losses: Vec::<f64>::try_from(&gradients.losses)?,
+            counted: Vec::<bool>::try_from(&gradients.norms.usable)?,
+            norm_bounds: norms.iter().zip(&magnitudes).map(bound).collect(),
+        })
     }
 
     /// Sums from the rows of each use.

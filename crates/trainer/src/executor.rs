@@ -5,18 +5,22 @@ use crate::attention;
 use crate::error::{EngineError, Result};
 use crate::ffi::{self, CallArgument, Edge};
 use crate::guards::{self, Counted, Replacement};
+use crate::lowering;
 use crate::operators::Guard;
 use crate::pooling;
 use crate::program::{Call, Expected, Function, Prepared, Program, saved_values};
 use bastionai_graph::typed::{Origin, TypedGraph};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
+
+/// What `rand` and `randn` return while nothing is drawn.
+const FROZEN_DRAW: f64 = 0.5;
 
 /// Whether random operators draw. Self-tests run without, so that rows can be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Randomness {
     /// As in training: i.i.d. for every element, from the generator seeded at start.
     Drawn,
-    /// Dropout is the identity.
+    /// Dropout is the identity, and every draw is [`FROZEN_DRAW`].
     Frozen,
 }
 
@@ -214,9 +218,27 @@ fn run(
             arguments[position] = value;
         }
     }
-    call.operator
+    if call.lowered {
+        let lowered = lowering::lowered(&arguments)?;
+        for (argument, operand) in arguments.iter_mut().zip(&lowered) {
+            if let Some(operand) = operand {
+                *argument = CallArgument::Tensor(operand);
+            }
+        }
+        let products = call.operator.call(&arguments, call.outputs.len());
+        let products = products.map_err(|_| failed(ffi::last_error()))?;
+        let raised = products.iter().map(|product| product.f_to_kind(Kind::Float));
+        return Ok(raised.collect::<std::result::Result<_, _>>()?);
+    }
+    let outputs = call
+        .operator
         .call(&arguments, call.outputs.len())
-        .map_err(|_| failed(ffi::last_error()))
+        .map_err(|_| failed(ffi::last_error()))?;
+    if call.guard == Guard::Draw && randomness == Randomness::Frozen {
+        let frozen = outputs.iter().map(|drawn| drawn.f_full_like(FROZEN_DRAW));
+        return Ok(frozen.collect::<std::result::Result<_, _>>()?);
+    }
+    Ok(outputs)
 }
 
 fn check_outputs(call: &Call, outputs: &[Tensor], expected: &[Expected]) -> Result<()> {

@@ -39,6 +39,8 @@ pub(crate) struct Norms {
     pub(crate) norm_squared: Tensor,
     /// `S_i²`, see [`bastionai_privacy::sensitivity`].
     pub(crate) magnitude_squared: Tensor,
+    /// The same of each parameter, in the plan's order.
+    pub(crate) parameters: Vec<(Tensor, Tensor)>,
     /// `[B]`, bool: every row finite and within [`MAGNITUDE_LIMIT`].
     pub(crate) usable: Tensor,
     /// For each parameter, what its instantiation left.
@@ -62,6 +64,11 @@ pub(crate) fn tap_values(
     threads: usize,
 ) -> Result<TapValues> {
     let all_saved = saved;
+    if saved.is_empty()
+        && let Some(values) = of_bias(plan, &gradient, batch_size)?
+    {
+        return Ok(values);
+    }
     let saved = || {
         saved
             .first()
@@ -142,6 +149,29 @@ pub(crate) fn tap_values(
     })
 }
 
+/// Of a tap that only biases have: their gradients are sums of the output's. `None` for kinds that are no such tap.
+fn of_bias(plan: &TapPlan, gradient: &Tensor, batch_size: i64) -> Result<Option<TapValues>> {
+    let (width, channels) = match &plan.kind {
+        TapKind::Rows { output_width, .. } => (Some(*output_width), None),
+        TapKind::LayerNorm { width, .. } => (Some(*width), None),
+        TapKind::Channels { channels, .. } => (None, Some(*channels)),
+        TapKind::Convolution(convolution) => (None, Some(convolution.output_channels())),
+        TapKind::Broadcast | TapKind::Embedding { .. } | TapKind::RmsNorm { .. } | TapKind::Pulled => {
+            return Ok(None);
+        }
+    };
+    let channels = channels.map(|channels| by_channel(gradient, batch_size, channels));
+    Ok(Some(TapValues {
+        gradient: match width {
+            Some(width) => rows(gradient, plan.batch, batch_size, width)?,
+            None => gradient.shallow_clone(),
+        },
+        input: None,
+        row_norms: None,
+        channels: channels.transpose()?,
+    }))
+}
+
 /// `[.., B·k, .., width]` as `[B, T, width]`, batch-major.
 fn rows(tensor: &Tensor, batch: BatchAxis, batch_size: i64, width: i64) -> Result<Tensor> {
     Ok(tensor
@@ -178,6 +208,7 @@ pub(crate) fn norms(plan: &Plan, taps: &[TapValues], batch_size: i64, threads: u
         }
     }
     let mut all_instantiated = Vec::with_capacity(plan.parameters.len());
+    let mut parameters = Vec::with_capacity(plan.parameters.len());
     for parameter in &plan.parameters {
         let (squared, magnitude) = if let Method::Instantiate { kept } = parameter.method {
             let found = instantiate_all(parameter, plan, taps, batch_size, kept, threads)?;
@@ -190,6 +221,7 @@ pub(crate) fn norms(plan: &Plan, taps: &[TapValues], batch_size: i64, threads: u
         };
         norm_squared = norm_squared.f_add(&squared)?;
         magnitude_squared = magnitude_squared.f_add(&magnitude)?;
+        parameters.push((squared, magnitude));
     }
     usable = usable
         .f_logical_and(&magnitude_squared.f_isfinite()?)?
@@ -197,6 +229,7 @@ pub(crate) fn norms(plan: &Plan, taps: &[TapValues], batch_size: i64, threads: u
     Ok(Norms {
         norm_squared,
         magnitude_squared,
+        parameters,
         usable,
         instantiated: all_instantiated,
     })

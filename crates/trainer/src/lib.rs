@@ -6,14 +6,15 @@
 //! [`confinement`] (no files, network or processes from here on) → [`training`] (steps) → [`sample`] and [`records`]
 //! (micro-batches) → [`engine`] (clipped sums) → [`optimizer`] (noise and update, at the rate of [`schedule`]) →
 //! [`average`] (of the iterates); or [`evaluation`] (one forward pass, noisy histograms). Inside the engine: `program`
-//! (the graph laid out) → `executor`, `attention` and `guards` (forward) → `taps` and `gradients` (per-sample norms) →
-//! `precision` and [`grid`] (the sum). [`probe`] stands apart: how fast the machine is.
+//! (the graph laid out) → `executor`, `lowering`, `attention` and `guards` (forward) → `taps` and `gradients` (per-sample norms) →
+//! `clipping` (factors) → `precision` and [`grid`] (the sum). [`probe`] stands apart: how fast the machine is.
 //! Loops over plain numbers run on `vectors`. All unsafe code is in `ffi`, `vectors`, `sandbox` and `landlock`.
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod attention;
 pub mod average;
+mod clipping;
 pub mod confinement;
 pub mod engine;
 pub mod error;
@@ -26,6 +27,7 @@ mod guards;
 pub mod kernels;
 mod landlock;
 pub mod libraries;
+mod lowering;
 mod operators;
 pub mod optimizer;
 mod pooling;

@@ -21,6 +21,8 @@ pub(crate) enum Guard {
     OneHot,
     /// It draws random numbers unless `train` is false.
     Random,
+    /// It returns random numbers.
+    Draw,
     /// `scaled_dot_product_attention`: it draws random numbers unless `dropout_p` is zero, and its shapes are
     /// checked before it runs (see [`crate::attention`]).
     Attention,
@@ -29,7 +31,7 @@ pub(crate) enum Guard {
 impl Guard {
     /// Whether the operator may draw random numbers.
     pub(crate) fn draws(self) -> bool {
-        matches!(self, Self::Random | Self::Attention)
+        matches!(self, Self::Random | Self::Draw | Self::Attention)
     }
 }
 
@@ -92,6 +94,7 @@ const OPERATORS: &[(&str, &str, Guard)] = &[
     ("bmm", "default", Guard::Never),
     ("broadcast_tensors", "default", Guard::Never),
     ("cat", "default", Guard::Never),
+    ("ceil", "default", Guard::Never),
     ("celu", "default", Guard::Never),
     ("clamp", "default", Guard::Never),
     ("clamp_max", "default", Guard::Never),
@@ -128,6 +131,7 @@ const OPERATORS: &[(&str, &str, Guard)] = &[
     ("feature_dropout", "default", Guard::Random),
     ("flatten", "using_ints", Guard::Never),
     ("flip", "default", Guard::Never),
+    ("floor", "default", Guard::Never),
     ("full", "default", Guard::Never),
     ("full_like", "default", Guard::Never),
     ("gather", "default", Guard::Gather),
@@ -202,6 +206,10 @@ const OPERATORS: &[(&str, &str, Guard)] = &[
     ("pow", "Scalar", Guard::Never),
     ("pow", "Tensor_Scalar", Guard::Never),
     ("prelu", "default", Guard::Never),
+    ("rand", "default", Guard::Draw),
+    ("rand_like", "default", Guard::Draw),
+    ("randn", "default", Guard::Draw),
+    ("randn_like", "default", Guard::Draw),
     ("reciprocal", "default", Guard::Never),
     ("relu", "default", Guard::Never),
     ("relu6", "default", Guard::Never),

@@ -10,6 +10,7 @@ use bastionai_graph::typed::TypedGraph;
 use bastionai_privacy::sensitivity::{
     ClipRule, Contraction, SumError, UNIT_ROUNDOFF_F32, UNIT_ROUNDOFF_F64, rounding_constant,
 };
+use bastionai_wire::Clipping;
 use tch::Kind;
 
 /// κ: how far a record's rows may cancel before they are clipped for it. In f64 its error is negligible.
@@ -139,9 +140,15 @@ impl Precision {
         }
     }
 
-    pub(crate) fn clip_rule(&self, max_grad_norm: f64) -> Result<ClipRule> {
-        ClipRule::new(max_grad_norm, self.norm_rounding, CANCELLATION)
-            .map_err(|error| EngineError::Job(error.to_string()))
+    /// The rule for a whole gradient, or for each of `parameters` parts of it.
+    pub(crate) fn clip_rule(&self, settings: &Settings, parameters: usize) -> Result<ClipRule> {
+        let rule = ClipRule::new(settings.max_grad_norm, self.norm_rounding, CANCELLATION)
+            .map_err(|error| EngineError::Job(error.to_string()))?;
+        Ok(match settings.clipping {
+            Clipping::Flat => rule,
+            Clipping::PerLayer => rule.per_layer(parameters),
+            Clipping::Automatic => rule.automatic(),
+        })
     }
 
     /// Blocks of records of an instantiated parameter: `(first, count)`.

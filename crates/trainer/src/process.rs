@@ -221,6 +221,8 @@ fn prepare(job: &Job, input: &mut impl Read) -> Result<(Engine, Vec<Vec<u8>>), P
         physical_batch_size: job.physical_batch_size,
         micro_batches: job.micro_batches,
         max_grad_norm: job.max_grad_norm,
+        clipping: job.clipping,
+        compute: job.compute,
         threads: job.threads,
     };
     let mut engine = Engine::new(graph, &parameters, &constants, settings)?;

@@ -3,6 +3,7 @@
 use crate::attention;
 use crate::error::{EngineError, Result};
 use crate::ffi::{self, CallArgument, Operator};
+use crate::lowering;
 use crate::operators::{self, Guard};
 use crate::pooling;
 use bastionai_graph::dtype::DType;
@@ -58,6 +59,8 @@ pub(crate) struct Call {
     pub(crate) argument_names: Vec<String>,
     pub(crate) arguments: Vec<Prepared>,
     pub(crate) outputs: Vec<usize>,
+    /// Whether it is a product whose operands are rounded to bfloat16.
+    pub(crate) lowered: bool,
     /// Index among the taps, when the node is one.
     pub(crate) tap: Option<usize>,
     /// Values that nothing after this node reads.
@@ -124,6 +127,13 @@ impl Program {
         Ok(program)
     }
 
+    /// Runs the products of f32 values in bfloat16.
+    pub(crate) fn lower_products(&mut self, graph: &TypedGraph) {
+        for (call, node) in self.calls.iter_mut().zip(graph.nodes()) {
+            call.lowered = lowering::is_product(&node.operator, call, &self.expected);
+        }
+    }
+
     /// Values are dropped after their last use; results never are. What taps need they keep themselves.
     fn find_last_uses(&mut self) {
         let mut seen = vec![false; self.expected.len()];
@@ -180,9 +190,15 @@ impl Prepared {
     }
 }
 
-/// Values whose tensors a tap needs for its parameters' gradients, the input first.
+/// Values whose tensors a tap needs for its parameters' gradients, the input first. A bias alone needs none.
 pub(crate) fn saved_values(tap: &Tap) -> Vec<usize> {
     match tap {
+        Tap::Linear { weight: None, .. }
+        | Tap::MatMul { weight: None, .. }
+        | Tap::LayerNorm { weight: None, .. }
+        | Tap::Convolution { weight: None, .. }
+        | Tap::GroupNorm { weight: None, .. }
+        | Tap::FrozenBatchNorm { weight: None, .. } => Vec::new(),
         Tap::Linear { input, .. }
         | Tap::MatMul { input, .. }
         | Tap::LayerNorm { input, .. }
@@ -323,6 +339,7 @@ fn call(node: &TypedNode, tap: Option<usize>, batch_size: i64) -> Result<Call> {
         argument_names: node.arguments.iter().map(|named| named.name.clone()).collect(),
         arguments,
         outputs: node.outputs.iter().copied().map(index).collect(),
+        lowered: false,
         tap,
         last_uses: Vec::new(),
     })
@@ -416,6 +433,22 @@ fn prepare(named: &NamedArgument, batch_size: i64) -> Result<Prepared> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bias_alone_saves_no_input() {
+        let tapped = |value| TappedParameter {
+            parameter: bastionai_graph::typed::ParameterId(value),
+            value: ValueId(value),
+            views: Vec::new(),
+        };
+        let of = |weight| Tap::Linear {
+            input: ValueId(7),
+            weight,
+            bias: Some(tapped(1)),
+        };
+        assert_eq!(saved_values(&of(None)), Vec::<usize>::new());
+        assert_eq!(saved_values(&of(Some(tapped(0)))), [7]);
+    }
 
     #[test]
     fn the_checkers_schema_table_is_this_libtorchs() {

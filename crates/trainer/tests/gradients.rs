@@ -86,6 +86,45 @@ fn clipped_sums_are_the_sums_of_clipped_gradients() {
     }
 }
 
+/// Opacus' per-layer clipping with C/√K for each parameter, and AUTO-S, written out from autograd on each record alone.
+#[test]
+fn clipped_sums_per_layer_and_automatic_are_those_of_their_formulas() {
+    for dtype in [DType::F64, DType::F32] {
+        for model in models::all(dtype, BATCH) {
+            for max_grad_norm in [0.05, 1.0, 1e3] {
+                let gradients: Vec<Tensor> = alone(&model)
+                    .iter()
+                    .map(|each| each.flatten(1, -1).to_kind(Kind::Double))
+                    .collect();
+                let norm = |each: &Tensor| each.norm_scalaropt_dim(2, [1i64], true);
+                let share = max_grad_norm / (gradients.len() as f64).sqrt();
+                let per_layer: Vec<Tensor> = gradients
+                    .iter()
+                    .map(|each| each * (share / norm(each)).clamp_max(1.0))
+                    .collect();
+                let all = Tensor::cat(&gradients, 1);
+                let automatic = &all * (max_grad_norm / (norm(&all) + 0.01));
+                for (clipping, expected) in [
+                    (Clipping::PerLayer, Tensor::cat(&per_layer, 1)),
+                    (Clipping::Automatic, automatic),
+                ] {
+                    let engine = model.engine(settings_clipping(BATCH as u32, max_grad_norm, clipping));
+                    let (sums, _) = engine.clipped_sums(&full(&engine, &model.inputs)).unwrap();
+                    let expected =
+                        Vec::<f64>::try_from(expected.sum_dim_intlist(0, false, Kind::Double)).unwrap();
+                    let tolerance = max_grad_norm * if dtype == DType::F64 { 1e-6 } else { 1e-4 };
+                    let difference = distance(&joined(&sums), &expected);
+                    assert!(
+                        difference < tolerance,
+                        "{} {dtype:?} {clipping:?} {max_grad_norm}: {difference}",
+                        model.name
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// What does not fit in memory is computed twice; the sum is the same.
 #[test]
 fn gradients_that_are_not_kept_give_the_same_sums() {

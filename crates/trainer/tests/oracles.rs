@@ -173,6 +173,24 @@ fn the_start_up_test_passes_for_every_model() {
 }
 
 #[test]
+fn draws_are_anew_for_every_record_and_every_batch_and_none_are_made_at_the_start() {
+    set_up();
+    for operator in ["rand", "randn", "rand_like", "randn_like"] {
+        let (graph, parameters) = models::draws::drawn(operator);
+        let mut engine = Engine::new(graph, &parameters, &[], settings(BATCH as u32, 1.0)).unwrap();
+        self_test(&mut engine).expect(operator);
+        let inputs = [rand(Kind::Float, &[1, 3]).repeat([BATCH, 1])];
+        let losses = || engine.clipped_sums(&full(&engine, &inputs)).unwrap().1.losses;
+        let mut both = [losses(), losses()].concat();
+        both.sort_by(f64::total_cmp);
+        assert!(
+            both.windows(2).all(|pair| pair[0] != pair[1]),
+            "{operator}: equal rows drew the same: {both:?}"
+        );
+    }
+}
+
+#[test]
 fn the_start_up_test_finds_rows_that_influence_one_another() {
     let mut engine = models::leaky(64).engine(settings(64, 1.0));
     assert!(matches!(

@@ -40,6 +40,15 @@ fn with_hostile_row(model: &Model, row: i64, value: f64) -> Vec<Tensor> {
         .collect()
 }
 
+/// Every model under every clipping.
+fn models_and_clippings() -> impl Iterator<Item = (Model, Clipping)> {
+    CLIPPINGS.into_iter().flat_map(|clipping| {
+        models::all(DType::F32, BATCH)
+            .into_iter()
+            .map(move |model| (model, clipping))
+    })
+}
+
 fn sum_without(engine: &bastionai_trainer::Engine, inputs: &[Tensor], row: Option<i64>) -> Vec<f64> {
     let mask: Vec<bool> = (0..BATCH).map(|each| Some(each) != row).collect();
     joined(&engine.clipped_sums(&present(engine, inputs, &mask)).unwrap().0)
@@ -47,8 +56,8 @@ fn sum_without(engine: &bastionai_trainer::Engine, inputs: &[Tensor], row: Optio
 
 #[test]
 fn removing_any_record_moves_the_sum_by_at_most_the_charged_sensitivity() {
-    for model in models::all(DType::F32, BATCH) {
-        let engine = model.engine(settings(BATCH as u32, MAX_GRAD_NORM));
+    for (model, clipping) in models_and_clippings() {
+        let engine = model.engine(settings_clipping(BATCH as u32, MAX_GRAD_NORM, clipping));
         let sensitivity = engine.l2_sensitivity();
         assert!(
             sensitivity > MAX_GRAD_NORM && sensitivity < 1.02 * MAX_GRAD_NORM,
@@ -62,7 +71,11 @@ fn removing_any_record_moves_the_sum_by_at_most_the_charged_sensitivity() {
             assert!(whole.iter().all(|sum| sum.is_finite()), "{} {value}", model.name);
             for removed in [row, 0, BATCH - 1] {
                 let moved = distance(&whole, &sum_without(&engine, &inputs, Some(removed)));
-                assert!(moved <= sensitivity, "{} {value}: moved by {moved}", model.name);
+                assert!(
+                    moved <= sensitivity,
+                    "{} {clipping:?} {value}: moved by {moved}",
+                    model.name
+                );
             }
         }
     }
@@ -70,8 +83,8 @@ fn removing_any_record_moves_the_sum_by_at_most_the_charged_sensitivity() {
 
 #[test]
 fn a_record_with_a_non_finite_gradient_counts_as_zero() {
-    for model in models::all(DType::F32, BATCH) {
-        let engine = model.engine(settings(BATCH as u32, MAX_GRAD_NORM));
+    for (model, clipping) in models_and_clippings() {
+        let engine = model.engine(settings_clipping(BATCH as u32, MAX_GRAD_NORM, clipping));
         for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             let inputs = with_hostile_row(&model, 3, value);
             assert_eq!(
@@ -87,12 +100,14 @@ fn a_record_with_a_non_finite_gradient_counts_as_zero() {
 #[test]
 fn the_bound_is_used_a_clipped_record_moves_the_sum_by_nearly_the_clipping_norm() {
     let model = models::classifier(DType::F32, BATCH);
-    let engine = model.engine(settings(BATCH as u32, 1e-3));
-    let moved = distance(
-        &sum_without(&engine, &model.inputs, None),
-        &sum_without(&engine, &model.inputs, Some(0)),
-    );
-    assert!((moved - 1e-3).abs() < 2e-5, "{moved}");
+    for clipping in CLIPPINGS {
+        let engine = model.engine(settings_clipping(BATCH as u32, 1e-3, clipping));
+        let moved = distance(
+            &sum_without(&engine, &model.inputs, None),
+            &sum_without(&engine, &model.inputs, Some(0)),
+        );
+        assert!((moved - 1e-3).abs() < 3e-5, "{clipping:?}: {moved}");
+    }
 }
 
 #[test]
@@ -145,12 +160,18 @@ fn cancelling(tokens: &[f64], gradients: &[f64]) -> Model {
 #[test]
 fn two_cancelling_tokens_cannot_smuggle_a_large_gradient_past_the_clip() {
     // G1: x1 = x2 = a·u, g1 = b·v + δ·w, g2 = −b·v with a = b = 1e3. Ghost norm² in f32: 0; true norm a·δ = 100.
-    for delta in [0.1, 10.0, 1e-3] {
+    for (delta, clipping) in [0.1, 10.0, 1e-3]
+        .into_iter()
+        .flat_map(|delta| CLIPPINGS.map(|clipping| (delta, clipping)))
+    {
         let model = cancelling(&[1e3, 0.0, 1e3, 0.0], &[1e3, delta, -1e3, 0.0]);
-        let engine = model.engine(settings(BATCH as u32, 1.0));
+        let engine = model.engine(settings_clipping(BATCH as u32, 1.0, clipping));
         let whole = sum_without(&engine, &model.inputs, None);
         let moved = distance(&whole, &sum_without(&engine, &model.inputs, Some(4)));
-        assert!(moved <= engine.l2_sensitivity(), "δ = {delta}: moved by {moved}");
+        assert!(
+            moved <= engine.l2_sensitivity(),
+            "δ = {delta} {clipping:?}: moved by {moved}"
+        );
         let (_, results) = engine.clipped_sums(&full(&engine, &model.inputs)).unwrap();
         assert!(
             results.norm_bounds[0] >= 1e3 * f64::from(delta as f32) * (1.0 - 1e-9),
@@ -163,10 +184,25 @@ fn two_cancelling_tokens_cannot_smuggle_a_large_gradient_past_the_clip() {
 fn tokens_that_cancel_almost_fully_are_clipped_for_it() {
     // In f64 too there is an a where the norm is lost; κ then bounds what the contraction can get wrong.
     let model = cancelling(&[3e15, 0.0, 3e15, 0.0], &[3e15, 1e-3, -3e15, 0.0]);
-    let engine = model.engine(settings(BATCH as u32, 1.0));
-    let whole = sum_without(&engine, &model.inputs, None);
-    let moved = distance(&whole, &sum_without(&engine, &model.inputs, Some(0)));
-    assert!(moved <= engine.l2_sensitivity(), "moved by {moved}");
+    for clipping in CLIPPINGS {
+        let engine = model.engine(settings_clipping(BATCH as u32, 1.0, clipping));
+        let whole = sum_without(&engine, &model.inputs, None);
+        let moved = distance(&whole, &sum_without(&engine, &model.inputs, Some(0)));
+        assert!(moved <= engine.l2_sensitivity(), "{clipping:?}: moved by {moved}");
+    }
+}
+
+#[test]
+fn automatic_clipping_of_tiny_gradients_stays_finite_and_within_the_sensitivity() {
+    // Factors above 1: gradients of about 1e-12 and 1e-30 are scaled up by C/γ_s = 100.
+    for scale in [1e-6, 1e-15, 1e-25] {
+        let model = cancelling(&[scale, 0.0, 0.0, scale], &[scale, 0.0, 0.0, 2.0 * scale]);
+        let engine = model.engine(settings_clipping(BATCH as u32, 1.0, Clipping::Automatic));
+        let whole = sum_without(&engine, &model.inputs, None);
+        assert!(whole.iter().all(|sum| sum.is_finite()));
+        let moved = distance(&whole, &sum_without(&engine, &model.inputs, Some(0)));
+        assert!(moved <= engine.l2_sensitivity(), "{scale}: moved by {moved}");
+    }
 }
 
 #[test]

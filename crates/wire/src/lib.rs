@@ -1,6 +1,7 @@
 //! Messages only, no logic: [`v1`] is the gRPC contract between clients and server, generated from
-//! `proto/`; [`trainer`] is what server and trainer say to each other over pipes; [`optimizer`] and [`schedule`] are in both.
+//! `proto/`; [`trainer`] is what server and trainer say to each other over pipes; [`clipping`], [`compute`], [`optimizer`] and [`schedule`] are in both.
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 /// The gRPC contract `bastionai.v1`; `proto/bastionai/v1/bastionai.proto` documents every field.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -8,6 +9,8 @@ pub mod v1 {
     tonic::include_proto!("bastionai.v1");
 }
 
+pub mod clipping;
+pub mod compute;
 pub mod optimizer;
 pub mod schedule;
 
@@ -27,6 +30,8 @@ pub const CALLS: &[Call] = include!(concat!(env!("OUT_DIR"), "/calls.rs"));
 
 pub mod trainer;
 
+pub use clipping::Clipping;
+pub use compute::Compute;
 pub use optimizer::{Adam, Optimizer};
 pub use schedule::{Decay, Schedule, Warmup};
 

@@ -16,6 +16,8 @@
 //! First the parameters themselves, then the optimizer's groups in the order of [`Optimizer::moments`], last the average
 //! of the iterates, if there is one. Randomness is not part of it: each start of a trainer draws its own (rule D1).
 
+use crate::clipping::Clipping;
+use crate::compute::Compute;
 use crate::optimizer::Optimizer;
 use crate::schedule::Schedule;
 use serde::{Deserialize, Serialize};
@@ -120,8 +122,12 @@ pub struct Job {
     /// Micro-batches per step, always all of them (rule D8); the sample is truncated at
     /// `physical_batch_size * micro_batches`.
     pub micro_batches: u32,
-    /// Clipping norm C over all trainable parameters (flat clipping).
+    /// Clipping norm C over all trainable parameters.
     pub max_grad_norm: f64,
+    /// How gradients are held to it.
+    pub clipping: Clipping,
+    /// Precision of the graph's products.
+    pub compute: Compute,
     /// Noise standard deviation of the gradient sum over its charged sensitivity.
     pub noise_multiplier: f64,
     /// The loss release, if any.

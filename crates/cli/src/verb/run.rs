@@ -1,16 +1,18 @@
 //! `bastionai run start|evaluate|watch|list|show|cancel|suspend|resume|fetch`.
 
 use super::evaluate::evaluate;
-use crate::arguments::{OptimizerArgument, RunStartArguments, RunVerb, ScheduleArgument};
+use crate::arguments::{
+    ClippingArgument, ComputeArgument, OptimizerArgument, RunStartArguments, RunVerb, ScheduleArgument,
+};
 use crate::connect::{connect, dataset_named};
 use crate::output;
 use anyhow::{Context, bail};
 use bastionai_client::blocking::{Client, Watched};
 use bastionai_client::planning::{Fixed, plan};
 use bastionai_client::{
-    Adam, Budget, Charge, DEFAULT_LOSS_SHARE, Dataset, Decay, FetchedRun, LossRelease, Optimizer, Privacy,
-    Quote, Run, RunId, RunKind, RunSpec, RunState, RunWeights, Schedule, Transfer, Warmup, WeightsAt,
-    WeightsSource,
+    Adam, Budget, Charge, Clipping, Compute, DEFAULT_LOSS_SHARE, Dataset, Decay, FetchedRun, LossRelease,
+    Optimizer, Privacy, Quote, Run, RunId, RunKind, RunSpec, RunState, RunWeights, Schedule, Transfer,
+    Warmup, WeightsAt, WeightsSource,
 };
 use bastionai_graph::dtype::DType;
 use safetensors::tensor::{Dtype, TensorView};
@@ -180,6 +182,15 @@ fn spec(
         max_batch_size: arguments.max_batch_size,
         steps: planned.steps,
         max_grad_norm: arguments.max_grad_norm,
+        clipping: match arguments.clipping {
+            ClippingArgument::Flat => Clipping::Flat,
+            ClippingArgument::PerLayer => Clipping::PerLayer,
+            ClippingArgument::Automatic => Clipping::Automatic,
+        },
+        compute: match arguments.compute {
+            ComputeArgument::Float32 => Compute::Float32,
+            ComputeArgument::Bfloat16 => Compute::Bfloat16,
+        },
         privacy,
         target_delta: arguments.delta,
         loss_release: (arguments.max_loss > 0.0).then_some(LossRelease {

@@ -1,8 +1,8 @@
 //! Runs, prices and specifications to and from the wire. No decisions.
 
 use super::{
-    Charge, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunKind, RunSpec, RunState, RunWeights,
-    Schedule, WeightsSource,
+    Charge, Clipping, Compute, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunKind, RunSpec,
+    RunState, RunWeights, Schedule, WeightsSource,
 };
 use crate::convert::{all, amount, dataset_id, digest, principal, required, run_id};
 use crate::datasets::parse_budget;
@@ -19,6 +19,8 @@ pub(super) fn spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
         max_batch_size: spec.max_batch_size,
         steps: spec.steps,
         max_grad_norm: spec.max_grad_norm,
+        clipping: v1::Clipping::from(spec.clipping).into(),
+        compute: v1::Compute::from(spec.compute).into(),
         privacy: Some(match spec.privacy {
             Privacy::TargetEpsilon(epsilon) => v1::run_spec::Privacy::TargetEpsilon(epsilon),
             Privacy::NoiseMultiplier(multiplier) => v1::run_spec::Privacy::NoiseMultiplier(multiplier),
@@ -88,6 +90,10 @@ fn parse_spec(call: &'static str, wire: v1::RunSpec) -> Result<RunSpec, ClientEr
         max_batch_size: wire.max_batch_size,
         steps: wire.steps,
         max_grad_norm: wire.max_grad_norm,
+        clipping: Clipping::try_from(wire.clipping)
+            .map_err(|error| ClientError::protocol(call, error.to_string()))?,
+        compute: Compute::try_from(wire.compute)
+            .map_err(|error| ClientError::protocol(call, error.to_string()))?,
         privacy,
         target_delta: (wire.target_delta != 0.0).then_some(wire.target_delta),
         loss_release: (wire.max_loss != 0.0).then_some(LossRelease {
@@ -201,6 +207,8 @@ mod tests {
             max_batch_size: 32,
             steps: 100,
             max_grad_norm: 1.0,
+            clipping: Clipping::Flat,
+            compute: Compute::Float32,
             privacy: Privacy::TargetEpsilon(2.0),
             target_delta: Some(1e-6),
             loss_release: Some(LossRelease {
@@ -242,9 +250,12 @@ mod tests {
             initial_weights: Some(WeightsSource::Model(Digest32::from_bytes([7; 32]))),
             ema_decay: Some(0.999),
             keep_steps: vec![3, 5],
+            clipping: Clipping::Automatic,
+            compute: Compute::Bfloat16,
             ..spec()
         };
         let from_run = RunSpec {
+            clipping: Clipping::PerLayer,
             initial_weights: Some(WeightsSource::Run(RunWeights {
                 run: RunId::from_bytes([8; 16]),
                 step: Some(3),

@@ -41,6 +41,8 @@ pub struct Behaviour {
     pub refuse_upload_after: Option<(usize, &'static str)>,
     /// Never reads an upload and never answers calls with one reply.
     pub hangs: bool,
+    /// Says of every stored tensor that it is held, and has forgotten it when it is named.
+    pub forgets_storages: bool,
     pub fetch: Vec<FetchRunReply>,
     pub progress: Vec<RunProgress>,
     pub progress_ends: bool,
@@ -60,6 +62,7 @@ impl Behaviour {
             change_show_ledger: Arc::new(|_| {}),
             refuse_upload_after: None,
             hangs: false,
+            forgets_storages: false,
             fetch: Vec::new(),
             progress: Vec::new(),
             progress_ends: true,
@@ -226,12 +229,10 @@ impl Bastion for TestService {
 
     async fn find_model(&self, request: Request<FindModelRequest>) -> Reply<FindModelReply> {
         self.called("FindModel");
-        let held = self
-            .models
-            .lock()
-            .unwrap()
-            .contains(&request.into_inner().model_id);
-        Ok(Response::new(FindModelReply { held }))
+        let request = request.into_inner();
+        let held = self.models.lock().unwrap().contains(&request.model_id);
+        let storages_held = vec![self.behaviour.forgets_storages; request.storage_digests.len()];
+        Ok(Response::new(FindModelReply { held, storages_held }))
     }
 
     async fn upload_model(&self, request: Request<Streaming<UploadModelRequest>>) -> Reply<UploadModelReply> {
@@ -239,8 +240,12 @@ impl Bastion for TestService {
         let mut stream = request.into_inner();
         let mut archive = Vec::new();
         while let Some(message) = stream.next().await.transpose()? {
-            if let Some(upload_model_request::Part::Chunk(chunk)) = message.part {
-                archive.extend(chunk);
+            match message.part {
+                Some(upload_model_request::Part::Chunk(chunk)) => archive.extend(chunk),
+                Some(upload_model_request::Part::HeldStorage(_)) => {
+                    return Err(refusal(Code::NotFound, "unknown-model"));
+                }
+                _ => {}
             }
         }
         let model_id = Digest32::of(&archive).as_bytes().to_vec();

@@ -285,13 +285,23 @@ fn node(node: Node) -> ProgramNode {
         arguments: node
             .inputs
             .into_iter()
-            .map(|argument| (argument.name, raw(argument.arg)))
+            .enumerate()
+            .map(|(position, argument)| (named(argument.name, position), raw(argument.arg)))
             .collect(),
         outputs,
         source: node
             .metadata
             .get("stack_trace")
             .and_then(|trace| source_line(trace)),
+    }
+}
+
+/// Calls of sub-graphs do not name their arguments.
+fn named(name: String, position: usize) -> String {
+    if name.is_empty() {
+        format!("#{position}")
+    } else {
+        name
     }
 }
 

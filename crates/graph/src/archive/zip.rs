@@ -6,6 +6,7 @@
 use super::ArchiveError;
 use super::crc::crc32;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 const END_BYTES: usize = 22;
 const CENTRAL_BYTES: usize = 46;
@@ -13,7 +14,8 @@ const LOCAL_BYTES: usize = 30;
 
 /// Members by their path below the root folder.
 pub(super) struct Members<'a> {
-    members: BTreeMap<String, &'a [u8]>,
+    archive: &'a [u8],
+    members: BTreeMap<String, Range<usize>>,
 }
 
 impl<'a> Members<'a> {
@@ -32,10 +34,10 @@ impl<'a> Members<'a> {
         let (mut rest, mut root, mut total) = (directory.bytes, None, 0usize);
         for _ in 0..directory.entries {
             let entry = CentralEntry::read(&mut rest)?;
-            let data = entry.data(bytes)?;
-            total = total.saturating_add(data.len());
+            let range = entry.range(bytes)?;
+            total = total.saturating_add(range.len());
             let path = below_root(&entry.name, &mut root)?;
-            if members.insert(path, data).is_some() {
+            if members.insert(path, range).is_some() {
                 return Err(member(&entry.name, "appears twice"));
             }
         }
@@ -44,7 +46,10 @@ impl<'a> Members<'a> {
                 "the central directory does not describe the file".into(),
             ));
         }
-        let members = Self { members };
+        let members = Self {
+            archive: bytes,
+            members,
+        };
         members.check_names()?;
         Ok(members)
     }
@@ -65,17 +70,28 @@ impl<'a> Members<'a> {
 
     /// Any member, by its path below the root folder.
     pub(super) fn get(&self, path: &str) -> Option<&'a [u8]> {
-        self.members.get(path).copied()
+        self.members.get(path).map(|range| &self.archive[range.clone()])
+    }
+
+    /// Where whole storages of weights and constants are in the archive.
+    pub(super) fn storages(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let of_tensors = |path: &str| {
+            let folders = ["data/weights/", "data/constants/"];
+            folders.iter().any(|folder| path.starts_with(folder)) && !path.ends_with(".json")
+        };
+        let found = self.members.iter().filter(move |(path, _)| of_tensors(path));
+        found.map(|(_, range)| range.clone())
     }
 
     fn check_names(&self) -> Result<(), ArchiveError> {
-        for (path, bytes) in &self.members {
+        for (path, range) in &self.members {
+            let bytes = &self.archive[range.clone()];
             let expected = match path.as_str() {
                 "archive_format" => Some("pt2"),
                 "byteorder" => Some("little"),
                 _ => None,
             };
-            if expected.is_some_and(|expected| *bytes != expected.as_bytes()) {
+            if expected.is_some_and(|expected| bytes != expected.as_bytes()) {
                 return Err(member(
                     path,
                     "has an unexpected content: only little-endian .pt2 archives are read",
@@ -190,7 +206,8 @@ impl CentralEntry {
         })
     }
 
-    fn data<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], ArchiveError> {
+    /// Of its bytes, whose checksum is right.
+    fn range(&self, bytes: &[u8]) -> Result<Range<usize>, ArchiveError> {
         let outside = || member(&self.name, "is outside of the file");
         let local = bytes.get(self.local_offset..).ok_or_else(outside)?;
         let head = local.get(..LOCAL_BYTES).ok_or_else(outside)?;
@@ -208,7 +225,8 @@ impl CentralEntry {
         if crc32(data) != self.crc {
             return Err(member(&self.name, "is damaged: its checksum is wrong"));
         }
-        Ok(data)
+        let start = self.local_offset + start;
+        Ok(start..start + self.length)
     }
 }
 

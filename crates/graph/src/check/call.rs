@@ -142,7 +142,8 @@ impl<'c> Call<'c> {
         &self.values[id.0 as usize]
     }
 
-    fn plain_value(&self, id: ValueId) -> Result<&'c Typed, Objection> {
+    /// A value that does not number the samples of the batch.
+    pub(crate) fn plain_value(&self, id: ValueId) -> Result<&'c Typed, Objection> {
         let value = self.value(id);
         let iota = value.value_type.dependence == Dependence::BatchIota;
         require(Premise::IotaOnlyIndexes, !iota, || {
@@ -162,6 +163,14 @@ impl<'c> Call<'c> {
             Given::Tensor(id) => self.plain_value(*id),
             _ => Err(self.wrong_type(name, "a tensor")),
         }
+    }
+
+    /// A tensor argument, if it numbers the samples of the batch.
+    pub(crate) fn sample_numbers(&self, name: &str) -> Option<&'c Typed> {
+        let Given::Tensor(id) = self.read(name) else {
+            return None;
+        };
+        Some(self.value(*id)).filter(|value| value.value_type.dependence == Dependence::BatchIota)
     }
 
     /// An optional tensor argument.

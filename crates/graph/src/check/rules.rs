@@ -4,6 +4,7 @@ mod attention;
 mod channelwise;
 mod contraction;
 mod convolution;
+mod draw;
 mod elementwise;
 mod embedding;
 mod factory;
@@ -19,6 +20,7 @@ mod reduce;
 mod repeat;
 mod resample;
 mod reshape;
+mod rows;
 mod select;
 mod spatial;
 mod tap;
@@ -62,9 +64,10 @@ pub(super) fn find(name: &str, overload: &str) -> Option<Rule> {
             | "expm1" | "log" | "log1p" | "sqrt" | "rsqrt" | "reciprocal" | "sin" | "cos" | "erf",
             "default",
         ) => elementwise::float_unary,
-        ("abs" | "neg" | "square" | "sign" | "clamp" | "clamp_min" | "clamp_max", "default") => {
-            elementwise::number_unary
-        }
+        (
+            "abs" | "neg" | "square" | "sign" | "floor" | "ceil" | "clamp" | "clamp_min" | "clamp_max",
+            "default",
+        ) => elementwise::number_unary,
         ("pow", "Tensor_Scalar" | "Scalar") => elementwise::power,
         ("add" | "sub" | "mul" | "div", "Tensor" | "Scalar") | ("rsub", "Scalar") => elementwise::arithmetic,
         ("maximum" | "minimum", "default") => elementwise::arithmetic,
@@ -164,6 +167,8 @@ pub(super) fn find(name: &str, overload: &str) -> Option<Rule> {
         ("dropout", "default") => random::dropout,
         ("native_dropout", "default") => random::native_dropout,
         ("feature_dropout", "default") => random::feature_dropout,
+        ("rand" | "randn", "default") => draw::sized,
+        ("rand_like" | "randn_like", "default") => draw::like,
         _ => return None,
     })
 }
@@ -186,8 +191,8 @@ pub(super) fn no_rule(target: &str) -> Objection {
         "rand" | "randn" | "randint" | "randperm" | "normal" | "bernoulli" | "multinomial" | "poisson"
         | "binomial" | "rand_like" | "randn_like" | "randint_like" | "uniform" => (
             "T3",
-            "it draws random values, and only dropout on per-sample data has a rule",
-            "use dropout, or pass randomness in as an input column",
+            "of random draws only dropout, rand and randn with the batch axis in their shape have a rule",
+            "use dropout, rand_like or randn_like on per-sample data, or pass randomness in as an input column",
         ),
         "item"
         | "_local_scalar_dense"
@@ -223,6 +228,11 @@ pub(super) fn no_rule(target: &str) -> Objection {
             "T7",
             "its equation has no rule",
             "export with bastionai.export, which writes it as permute, reshape and bmm; or use matmul",
+        ),
+        _ if target.starts_with("torch.ops.higher_order.") => (
+            "T7",
+            "it calls a sub-graph, as a `with` block of the module is exported",
+            "export with bastionai.export, which writes no_grad and disabled autocast out in place",
         ),
         _ if base.ends_with('_') && !base.ends_with("__") => (
             "T8",

@@ -5,7 +5,7 @@ use super::blocking;
 use crate::acceptor::Peer;
 use crate::errors::{Failure, Reason};
 use crate::log::{Event, Hex};
-use crate::models::Model;
+use crate::models::{MOST_STORAGES, Model};
 use crate::price::read_archive;
 use crate::spec;
 use crate::state::{Server, UploadPlace};
@@ -26,8 +26,18 @@ pub(crate) fn find(
             "model_id must be the 32 bytes of the archive's SHA-256",
         ));
     }
+    let digests = request.storage_digests.iter().map(|digest| digest[..].try_into());
+    let digests: Vec<[u8; 32]> = digests.collect::<Result<_, _>>().map_err(|_| {
+        Failure::malformed("a storage digest must be the 32 bytes of a stored tensor's SHA-256")
+    })?;
+    if digests.len() > MOST_STORAGES {
+        return Err(Failure::malformed(format!(
+            "at most {MOST_STORAGES} storage digests in one question"
+        )));
+    }
     let held = server.models.renew(peer.principal, &request.model_id);
-    Ok(v1::FindModelReply { held })
+    let storages_held = server.models.renew_storages(peer.principal, &digests);
+    Ok(v1::FindModelReply { held, storages_held })
 }
 
 pub(crate) async fn upload(
@@ -49,7 +59,7 @@ pub(crate) async fn upload(
             ));
         }
     };
-    let archive = receive(&server, &place, &header, &mut parts).await?;
+    let archive = receive(&server, peer, &place, &header, &mut parts).await?;
     let model_bytes = server.config.limits.model_bytes;
     let owner = peer.principal;
     blocking(move || {
@@ -60,14 +70,16 @@ pub(crate) async fn upload(
         }
         read_archive(&archive, model_bytes)?;
         Event::ModelHeld { model: Hex(&digest), principal: owner, bytes: archive.len() as u64 }.emit();
-        server.models.insert(owner, Model { digest, archive });
+        server.models.insert(owner, Model::new(digest, archive)?);
         Ok(v1::UploadModelReply { model_id: digest.to_vec() })
     })
     .await
 }
 
+/// What the archive is made of arrives in order: its own bytes, and the names of tensors that the caller sent before.
 async fn receive(
     server: &Server,
+    peer: &Peer,
     place: &UploadPlace,
     header: &v1::UploadModelHeader,
     parts: &mut Streaming<v1::UploadModelRequest>,
@@ -84,18 +96,26 @@ async fn receive(
     // Grows with what arrives, not with what the header promises.
     let mut archive = Vec::new();
     while let Some(message) = server.next_part(place, parts).await? {
-        let Some(Part::Chunk(chunk)) = message.part else {
-            return Err(Failure::malformed(
-                "after the header of a model upload come chunks only",
-            ));
+        let held;
+        let bytes = match &message.part {
+            Some(Part::Chunk(chunk)) => &chunk[..],
+            Some(Part::HeldStorage(digest)) => {
+                held = server.models.storage(peer.principal, digest)?;
+                held.bytes()
+            }
+            _ => {
+                return Err(Failure::malformed(
+                    "after the header of a model upload come chunks and held storages only",
+                ));
+            }
         };
-        if (archive.len() + chunk.len()) as u64 > header.size_bytes {
+        if (archive.len() + bytes.len()) as u64 > header.size_bytes {
             return Err(Failure::new(
                 Reason::UploadIncomplete,
                 "the archive is longer than its header says",
             ));
         }
-        archive.extend_from_slice(&chunk);
+        archive.extend_from_slice(bytes);
     }
     if archive.len() as u64 != header.size_bytes {
         let message = format!(

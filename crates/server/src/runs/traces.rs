@@ -202,13 +202,8 @@ async fn trace(kind: RunKind, rows: u64, tag: f32) -> Vec<String> {
         RunKind::Evaluation => SCORES.to_vec(),
     };
     let digest: [u8; 32] = Sha256::digest(&archive).into();
-    server.models.insert(
-        SCIENTIST,
-        Model {
-            digest,
-            archive: archive.clone(),
-        },
-    );
+    let held = Model::new(digest, archive.clone()).unwrap();
+    server.models.insert(SCIENTIST, held);
     let terms = server
         .vault
         .read(|ledger| Terms::of(ledger, &[ledger.dataset(&dataset).unwrap()], SCIENTIST));
@@ -218,7 +213,7 @@ async fn trace(kind: RunKind, rows: u64, tag: f32) -> Vec<String> {
         kept_bytes: 0,
         expires_unix_ms: u64::MAX,
     };
-    let model = Model { digest, archive };
+    let model = Model::new(digest, archive).unwrap();
     let (boot, id) = (server.boot.as_priced(), dataset.as_bytes());
     let priced = match kind {
         RunKind::Training => {

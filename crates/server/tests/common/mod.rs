@@ -5,7 +5,9 @@ pub mod process;
 pub mod raw;
 
 use bastionai_client::datasets::{DatasetKind, MayTrain, NewDataset, Policy};
-use bastionai_client::runs::{LossRelease, Optimizer, Privacy, RunSpec, RunState, Schedule};
+use bastionai_client::runs::{
+    Clipping, Compute, LossRelease, Optimizer, Privacy, RunSpec, RunState, Schedule,
+};
 use bastionai_client::session::AppraisedPeer;
 use bastionai_client::{
     Amount, AppraisalPolicy, ClientError, ConnectOptions, DataContract, DatasetId, Digest32, HeadMemory,
@@ -201,6 +203,8 @@ pub fn spec(model: Digest32, datasets: &[DatasetId], epsilon: f64, steps: u64) -
         max_batch_size: 0,
         steps,
         max_grad_norm: 1.0,
+        clipping: Clipping::Flat,
+        compute: Compute::Float32,
         privacy: Privacy::TargetEpsilon(epsilon),
         target_delta: None,
         loss_release: Some(LossRelease {

@@ -9,6 +9,7 @@ use bastionai_graph::dtype::DType;
 use bastionai_graph::schema::{self, DefaultValue};
 use bastionai_graph::typed::*;
 use bastionai_trainer::{Batch, Engine, Settings, selftest};
+pub use bastionai_wire::{Clipping, Compute};
 use std::sync::Once;
 use tch::{Device, Kind, Tensor};
 
@@ -277,7 +278,19 @@ pub fn settings(physical_batch_size: u32, max_grad_norm: f64) -> Settings {
         physical_batch_size,
         micro_batches: 1,
         max_grad_norm,
+        clipping: Clipping::Flat,
+        compute: Compute::Float32,
         threads: 2,
+    }
+}
+
+/// Every way to hold gradients to the clipping norm.
+pub const CLIPPINGS: [Clipping; 3] = [Clipping::Flat, Clipping::PerLayer, Clipping::Automatic];
+
+pub fn settings_clipping(physical_batch_size: u32, max_grad_norm: f64, clipping: Clipping) -> Settings {
+    Settings {
+        clipping,
+        ..settings(physical_batch_size, max_grad_norm)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Models of every kind of tap, as typed graph and as plain autograd.
 
 pub mod attention;
+pub mod draws;
 pub mod functions;
 
 use super::*;

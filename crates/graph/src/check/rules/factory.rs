@@ -41,7 +41,7 @@ pub(in super::super) fn like(call: &mut Call<'_>) -> Result<Outcome, Objection> 
     .into())
 }
 
-fn sized(call: &mut Call<'_>, dtype: DType) -> Result<Outcome, Objection> {
+pub(super) fn sized(call: &mut Call<'_>, dtype: DType) -> Result<Outcome, Objection> {
     if call.schema.name.ends_with("full") {
         fill_value(call)?;
     }

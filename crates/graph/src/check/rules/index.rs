@@ -6,7 +6,7 @@ use super::super::call::{Call, Given, batch_axis};
 use super::super::facts::{Output, Typed};
 use super::super::premise::{Premise, require};
 use super::super::refusal::Objection;
-use super::Outcome;
+use super::{Outcome, rows};
 use crate::dtype::DType;
 use crate::typed::{Dependence, Extent, ValueId, ValueType};
 
@@ -70,7 +70,7 @@ pub(in super::super) fn index(call: &mut Call<'_>) -> Result<Outcome, Objection>
         .filter_map(|(axis, id)| id.map(|id| (axis, id)))
         .collect();
     let outcome = match given.as_slice() {
-        [(0, rows), rest @ ..] if iota(rows) => index_rows(call, data, rest)?,
+        [(0, numbers), rest @ ..] if iota(numbers) => rows::read(call, data, call.value(*numbers), rest)?,
         [(axis, id)] => index_axis(call, data, *axis, call.value(*id))?,
         _ => {
             let reason = "several index tensors have a rule only as x[arange(B), index, ...]";
@@ -78,40 +78,6 @@ pub(in super::super) fn index(call: &mut Call<'_>) -> Result<Outcome, Objection>
         }
     };
     Ok(outcome)
-}
-
-/// `x[arange(B), i, ...]` with one index per sample for each axis that follows.
-fn index_rows(call: &Call<'_>, data: &Typed, rest: &[(usize, ValueId)]) -> Result<Outcome, Objection> {
-    require(
-        Premise::IndexWithinSample,
-        batch_axis(&data.value_type) == Some((0, 1)),
-        || {
-            let reason = "`arange` of the batch size indexes an axis that is not the batch axis";
-            (
-                reason.into(),
-                "index x[arange(B), labels] where x is [B, ...]".into(),
-            )
-        },
-    )?;
-    for (position, (axis, id)) in rest.iter().enumerate() {
-        let index = call.value(*id);
-        require_index(index)?;
-        let one_per_sample =
-            index.value_type.shape == [Extent::Batch(1)] && index.value_type.dependence == per_sample(0);
-        if *axis != position + 1 || !one_per_sample {
-            let reason = "an index beside `arange(B)` does not have one element per sample";
-            return Err(Objection::denied(reason, "use labels of shape [B]"));
-        }
-        require_range(index, data.value_type.shape[*axis], "index")?;
-    }
-    let kept = data.value_type.shape[rest.len() + 1..].iter().copied();
-    let shape = std::iter::once(Extent::Batch(1)).chain(kept).collect();
-    let value_type = ValueType {
-        dependence: per_sample(0),
-        shape,
-        dtype: data.value_type.dtype,
-    };
-    Ok(Output::new(value_type, call.any_requires_grad()).into())
 }
 
 /// One index tensor in place of one axis.

@@ -5,21 +5,29 @@ use super::super::call::{Call, Item, batch_axis};
 use super::super::facts::{Output, Typed};
 use super::super::premise::{Premise, is_dropped, require};
 use super::super::refusal::Objection;
-use super::{Outcome, tap};
+use super::{Outcome, rows, tap};
 use crate::display;
 use crate::typed::{Argument, Dependence, Extent, ParameterView, Tap, ValueType};
 
 /// view, reshape, _unsafe_view.
 pub(in super::super) fn view(call: &mut Call<'_>) -> Result<Outcome, Objection> {
+    if let Some(numbers) = rows::viewed(call)? {
+        return Ok(numbers);
+    }
     let value = call.tensor("self")?;
-    let name = if call.schema.name == "reshape" {
-        "shape"
-    } else {
-        "size"
-    };
+    let name = sizes_name(call);
     let shape = resolve_sizes(&value.value_type, &call.items(name)?)?;
     call.replace(name, Argument::Sizes(shape.clone()));
     reshaped(value, shape)
+}
+
+/// How the overload at hand calls its new sizes.
+pub(super) fn sizes_name(call: &Call<'_>) -> &'static str {
+    if call.schema.name == "reshape" {
+        "shape"
+    } else {
+        "size"
+    }
 }
 
 /// flatten(start, end).
@@ -53,6 +61,9 @@ pub(in super::super) fn flatten(call: &mut Call<'_>) -> Result<Outcome, Objectio
 
 /// unsqueeze(dim).
 pub(in super::super) fn unsqueeze(call: &mut Call<'_>) -> Result<Outcome, Objection> {
+    if let Some(numbers) = rows::unsqueezed(call)? {
+        return Ok(numbers);
+    }
     let value = call.tensor("self")?;
     let axis = normalise_dim(call.int("dim")?, value.value_type.shape.len() + 1)?;
     let mut shape = value.value_type.shape.clone();
@@ -252,7 +263,7 @@ pub(super) fn fixed_sizes(shape: &[Extent]) -> Option<Vec<u64>> {
 }
 
 /// Sizes with `-1` resolved: B times a constant where B is not named elsewhere, else a constant.
-fn resolve_sizes(source: &ValueType, items: &[Item]) -> Result<Vec<Extent>, Objection> {
+pub(super) fn resolve_sizes(source: &ValueType, items: &[Item]) -> Result<Vec<Extent>, Objection> {
     let total = product(&source.shape).ok_or_else(too_large)?;
     let unnamed = items.iter().filter(|item| **item == Item::Int(-1)).count();
     if unnamed > 1 {

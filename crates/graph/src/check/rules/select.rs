@@ -6,21 +6,34 @@ use super::super::facts::{Output, Typed};
 use super::super::refusal::Objection;
 use super::Outcome;
 use super::reshape::{fixed_sizes, require_untouched};
+use super::rows;
 use crate::typed::{Dependence, Extent, ParameterView, ValueType};
 
 const WHY: &str = "which sample is where depends on the draw";
 const MAX_PARTS: u64 = 4096;
 
+/// Start, end and step of `x[:]`.
+pub(super) const WHOLE: (i64, i64, i64) = (0, i64::MAX, 1);
+
+/// Start, end and step of a slice.
+pub(super) fn bounds(call: &Call<'_>) -> Result<(i64, i64, i64), Objection> {
+    let (start, end) = (call.optional_int("start")?, call.optional_int("end")?);
+    Ok((
+        start.unwrap_or(WHOLE.0),
+        end.unwrap_or(WHOLE.1),
+        call.int("step")?,
+    ))
+}
+
 /// slice(dim, start, end, step). The whole batch axis, as in `x[:, 0]`, is left as it is.
 pub(in super::super) fn slice(call: &mut Call<'_>) -> Result<Outcome, Objection> {
+    if let Some(numbers) = rows::sliced(call)? {
+        return Ok(numbers);
+    }
     let value = call.tensor("self")?;
     let axis = normalise_dim(call.int("dim")?, value.value_type.shape.len())?;
-    let (start, end) = (
-        call.optional_int("start")?.unwrap_or(0),
-        call.optional_int("end")?.unwrap_or(i64::MAX),
-    );
-    let step = call.int("step")?;
-    if (start, end, step) == (0, i64::MAX, 1) {
+    let (start, end, step) = bounds(call)?;
+    if (start, end, step) == WHOLE {
         return Ok(Output::rearranged(value, value.value_type.clone(), None).into());
     }
     require_untouched(value, &[axis], WHY)?;

@@ -4,12 +4,14 @@
 
 mod attention;
 mod contractions;
+mod draws;
 mod functions;
 mod order;
 mod parameters;
 mod reductions;
 mod repeat;
 mod reshapes;
+mod rows;
 mod selection;
 mod sizes;
 mod state;
@@ -95,6 +97,7 @@ pub(super) fn cases() -> Vec<Case> {
         state::cases(),
         types::cases(),
         reshapes::cases(),
+        rows::cases(),
         reductions::cases(),
         contractions::cases(),
         selection::cases(),
@@ -102,6 +105,7 @@ pub(super) fn cases() -> Vec<Case> {
         parameters::cases(),
         super::embedding::cases(),
         attention::cases(),
+        draws::cases(),
         super::leaky_windows::cases(),
         functions::cases(),
         order::cases(),

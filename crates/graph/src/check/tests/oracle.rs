@@ -5,6 +5,7 @@
 //! alone, and with one more; the loss of a sample must depend on that sample only, and its trace must be the
 //! same in all runs: so neither its place in the batch nor the batch size may matter.
 
+mod draws;
 mod lookup;
 mod made;
 mod places;
@@ -345,6 +346,8 @@ impl Step<'_> {
                     constant(how)
                 })))
             }
+            "rand" | "randn" => one(Ok(self.draw(self.sizes("size")?))),
+            "rand_like" | "randn_like" => one(Ok(self.draw(self.tensor("self")?.shape.clone()))),
             "arange" => one(self.arange()),
             "tril" | "triu" => one(self.triangle()),
             "scalar_tensor" => one(Ok(Tensor {

@@ -1,9 +1,12 @@
 //! Sound programs are accepted, typed as expected, and pass the second oracle.
 
 mod attention;
+mod draws;
 mod functions;
 mod order;
 mod repeat;
+#[path = "sound/rows.rs"]
+mod sample_rows;
 
 use super::build::{Build, f, flag, i, ints, k, sizes, t};
 use super::oracle::judge;

@@ -180,12 +180,6 @@ pub(super) fn cases() -> Vec<Case> {
                 bad_plus(b, "index.Tensor", &[("self", t("c3")), ("indices", indices)]);
             },
         ),
-        case("a sample's column by its place in the batch", "T7", |b| {
-            let size = b.size("x", 0);
-            let iota = b.call("arange.default", &[("end", size_arg(&size))]);
-            let indices = RawArgument::OptionalTensors(vec![Some(iota.clone()), Some(iota)]);
-            bad_plus(b, "index.Tensor", &[("self", t("x")), ("indices", indices)]);
-        }),
         case("x[:, idx] by per-sample idx", "T7", |b| {
             let indices = RawArgument::OptionalTensors(vec![None, Some("y".into())]);
             bad_rows(b, "index.Tensor", &[("self", t("x")), ("indices", indices)]);

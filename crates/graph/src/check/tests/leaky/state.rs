@@ -48,9 +48,6 @@ fn randomness() -> Vec<Case> {
                 b.returns_loss_plus(&values[0]);
             },
         ),
-        case("rand of one", "T3", |b| {
-            bad_plus(b, "rand.default", &[("size", ints(&[1]))])
-        }),
         case("randperm of the batch", "T3", |b| {
             let size = b.size("x", 0);
             bad_plus(b, "randperm.default", &[("n", size_arg(&size))]);
