@@ -10,6 +10,7 @@ import itertools
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -39,6 +40,8 @@ class Task:
         features: Makes the features of all records.
         classes: Of the labels.
         values: How many values integer features take; None for floats.
+        equal_rows: Whether the engine's physical batch is the batch size of the others, so that the ratio is that of
+            equal work; otherwise it is the cap of a run of 1000 steps.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Task:
     features: Callable[[], Tensor]
     classes: int
     values: int | None = None
+    equal_rows: bool = False
 
 
 @dataclass
@@ -57,6 +61,13 @@ class Setting:
     optimizer: str = "sgd"
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     rounds: int = 60
+
+    def rows(self) -> str:
+        """The engine's argument: expected batch size, and the physical one where it is given."""
+        if self.task.equal_rows:
+            # A sample of three quarters of the rows hardly ever exceeds them.
+            return f"{max(1, 3 * self.batch_size // 4)}:{self.batch_size}"
+        return str(self.batch_size)
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -85,6 +96,27 @@ class Transformer(nn.Module):
         return self.head(self.encoder(self.words(words) + self.positions(places)).mean(dim=1))
 
 
+class Encoder(nn.Module):
+    """BERT's encoder: word and position embeddings, layers normalised after the sum, the first word's state."""
+
+    def __init__(self, words: int, tokens: int, width: int, layers: int, heads: int) -> None:
+        """Weights are PyTorch's own initial ones."""
+        super().__init__()
+        self.words = nn.Embedding(words, width)
+        self.positions = nn.Embedding(tokens, width)
+        self.norm = nn.LayerNorm(width)
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, batch_first=True, activation="gelu")
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.pooler = nn.Linear(width, width)
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Logits of each record."""
+        places = torch.arange(words.shape[1]).expand(words.shape[0], -1).contiguous()
+        states = self.encoder(self.norm(self.words(words) + self.positions(places)))
+        return self.head(torch.tanh(self.pooler(states[:, 0])))
+
+
 def cnn() -> nn.Sequential:
     """The CNN of Opacus' MNIST example (examples/mnist.py)."""
     return nn.Sequential(
@@ -110,6 +142,23 @@ TRANSFORMER = Task(
     lambda: torch.randint(4096, (ROWS, 64)),
     2,
     4096,
+)
+
+MINILM = Task(
+    "encoder of MiniLM-L6's size (6 layers of 384, 30522 words), 128 tokens",
+    lambda: Encoder(30522, 128, 384, 6, 12),
+    lambda: torch.randint(30522, (ROWS, 128)),
+    2,
+    30522,
+    equal_rows=True,
+)
+BERT_BASE = Task(
+    "encoder of BERT-base's size (12 layers of 768, 30522 words), 128 tokens",
+    lambda: Encoder(30522, 128, 768, 12, 12),
+    lambda: torch.randint(30522, (ROWS, 128)),
+    2,
+    30522,
+    equal_rows=True,
 )
 
 
@@ -201,7 +250,7 @@ class EngineStep:
             command = [
                 str(ENGINE),
                 str(archive),
-                str(setting.batch_size),
+                setting.rows(),
                 str(setting.threads),
                 setting.optimizer,
                 ",".join(str(value) for value in values if value is not None),
@@ -224,11 +273,39 @@ class EngineStep:
         self.process.stdin.write("\n")
         return float(self._read())
 
+    def peak_mib(self) -> float:
+        """The most memory its process has held."""
+        return peak_mib(self.process.pid)
+
     def close(self) -> None:
         """Ends the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
+
+
+def peak_mib(process: int | str) -> float:
+    """The most memory a process has held so far, in MiB."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+
+
+def plain_peak_mib(setting: Setting) -> float:
+    """The same of a process of its own that takes three plain steps."""
+    name = next(name for name, value in globals().items() if value is setting.task)
+    arguments = [name, str(setting.batch_size), setting.optimizer, str(setting.threads)]
+    run = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return float(run.stdout)
+
+
+def main(name: str, batch_size: str, optimizer: str, threads: str) -> None:
+    """Three plain steps; prints the memory they took at most."""
+    setting = Setting(globals()[name], int(batch_size), optimizer, int(threads))
+    torch.set_num_threads(setting.threads)
+    step = torch_step(setting, "medium")
+    for _ in range(3):
+        step()
+    print(peak_mib("self"))
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -251,6 +328,7 @@ def measure(setting: Setting) -> dict[str, Any]:
             taken = contenders[name]()
             if turn >= WARM_UP_ROUNDS:
                 seconds[name].append(taken)
+    memory = {"plain PyTorch": plain_peak_mib(setting), "BastionAI, private": engine.peak_mib()}
     engine.close()
     plain = seconds[names[0]]
     fastest = min(plain, seconds[names[1]], key=statistics.median)
@@ -262,6 +340,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         "setting": {**vars(setting), "task": setting.task.name},
         "engine": engine.chosen,
         "torch": torch.__version__,
+        "peak_mib": memory,
         "contenders": {
             name: {
                 "median_ms": 1e3 * statistics.median(seconds[name]),
@@ -288,4 +367,10 @@ def table(result: dict[str, Any]) -> str:
             f"{name:28}{row['median_ms']:12.2f}{row['ratio_to_plain_default']:10.2f}"
             f"{row['ratio_to_plain_fastest']:18.2f}"
         )
+    memory = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in result["peak_mib"].items())
+    lines.append(f"peak memory of the whole process: {memory}")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -37,6 +37,8 @@ def main() -> int:
         (private_step.CNN, 256, "sgd"),
         (private_step.RESNET, 32, "sgd"),
         (private_step.TRANSFORMER, 64, "sgd"),
+        (private_step.MINILM, 16, "sgd"),
+        (private_step.BERT_BASE, 8, "sgd"),
     ):
         setting = private_step.Setting(task, batch_size, optimizer, rounds=rounds)
         results.append(private_step.measure(setting))

@@ -34,6 +34,9 @@ pub const UNIT_ROUNDOFF_F32: f64 = 1.0 / 16_777_216.0; // 2^-24
 /// Unit roundoff of IEEE binary64.
 pub const UNIT_ROUNDOFF_F64: f64 = f64::EPSILON / 2.0;
 
+/// Underflow of one term of an f32 dot product with denormals flushed, in the product and in the running sum.
+const FLUSHED: f64 = 2.0 * f32::MIN_POSITIVE as f64;
+
 /// Covers the few f64 operations that compute norms' roots, factors and this module's own results.
 const ARITHMETIC_SLACK: f64 = 1.0 / 1_099_511_627_776.0; // 2^-40
 
@@ -48,6 +51,72 @@ pub fn rounding_constant(length: u64, unit_roundoff: f64) -> f64 {
         product / (1.0 - product)
     } else {
         f64::INFINITY
+    }
+}
+
+/// The rows of one parameter's gradient `Σ_t l_t r_tᵀ` for one record.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowNorms {
+    /// `S_i = Σ_t ‖l_t‖‖r_t‖`.
+    pub magnitude: f64,
+    /// `Σ_t ‖l_t‖` and `Σ_t ‖r_t‖`.
+    pub sums: [f64; 2],
+}
+
+/// How far Gram matrices of rows computed in f32 can be off.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GramRounding {
+    /// Terms of one dot product of `l` and of one of `r`. Products of two dot products are summed in f64.
+    pub widths: [u64; 2],
+    /// Most terms that are summed in f32: longer dot products are pieces of this width, added in f64.
+    pub piece: u64,
+    /// γ of the f64 arithmetic on `S_i` and on the sum of products.
+    pub sum: f64,
+}
+
+impl GramRounding {
+    /// γ with which a computed `‖G_i‖² = Σ_st ⟨l_s, l_t⟩⟨r_s, r_t⟩` is off by at most `γ·S_i²`, underflow apart.
+    ///
+    /// A dot product of width w is off by at most `γ_w‖l_s‖‖l_t‖` in any order of summation (Cauchy–Schwarz on
+    /// `Σ|l||l|`), so a product of two by `(γ_a + γ_b + γ_aγ_b)‖l_s‖‖l_t‖‖r_s‖‖r_t‖`, and over all s and t these add up
+    /// to S_i². Longer rows are cut: the dot products of the pieces are added in f64, and `Σ_k ‖l_s^k‖‖l_t^k‖ ≤
+    /// ‖l_s‖‖l_t‖`, so that w is the width of a piece.
+    pub fn constant(&self) -> f64 {
+        let of = |width: u64| rounding_constant(width.min(self.piece), UNIT_ROUNDOFF_F32);
+        let [left, right] = self.widths.map(of);
+        (left + right + left * right) * (1.0 + self.sum) + self.sum
+    }
+
+    /// What underflow can take from one dot product of `l` and from one of `r`.
+    pub fn flushed(&self) -> [f64; 2] {
+        self.widths.map(|width| width as f64 * FLUSHED)
+    }
+
+    /// Norms that are roots of a Gram matrix's diagonal, and products of two of them, exceed the true ones after
+    /// multiplication with this, once [`Self::flushed`] was added to the diagonal: `⟨l, l⟩` is off by at most
+    /// `γ_w‖l‖²`.
+    pub fn diagonal_allowance(&self) -> f64 {
+        1.0 / (1.0 - self.constant())
+    }
+
+    /// An upper bound of the true `‖G_i‖²` from a computed one, which may even be negative: G1's
+    /// `(n̂_i + γS_i)²` with `n̂_i = sqrt(max(0, norm²) + γS_i²)`, and what underflow may have hidden.
+    ///
+    /// With denormals flushed a dot product can lose w·2^-125, whatever S_i is: rows of norm 1e-19 have Gram matrices
+    /// of zero, and times output gradients of norm 1e19 they are a gradient of norm 1. What is lost is multiplied with
+    /// the other Gram matrix, at most `(Σ_t ‖r_t‖)²` in sum.
+    ///
+    /// Infinite when `computed` is not finite.
+    pub fn squared_bound(&self, computed: f64, rows: &RowNorms) -> f64 {
+        if !computed.is_finite() {
+            return f64::INFINITY;
+        }
+        let gamma = self.constant();
+        let [left, right] = self.flushed();
+        let [sum_left, sum_right] = rows.sums;
+        let lost = left * sum_right * sum_right + right * sum_left * sum_left;
+        let bound = computed.max(0.0) + gamma * rows.magnitude * rows.magnitude + 2.0 * lost;
+        (bound.sqrt() + gamma * rows.magnitude).powi(2)
     }
 }
 
@@ -165,15 +234,38 @@ impl ClipRule {
     }
 }
 
-/// One kind of contraction `Σ_i c_i Σ_t g_t x_tᵀ` that a step runs.
+/// One kind of contraction `Σ_i c_i Σ_t g_t x_tᵀ` that a step runs: matrix products over blocks of rows, some of which
+/// are added up before the sum is moved to the integer grid.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Contraction {
-    /// Rows summed before the partial sum is moved to the integer grid.
+    /// Rows of one matrix product.
     pub rows: u64,
-    /// Precision it is computed in.
+    /// Records with rows in one product. Where a record's rows are spread over several products, each has rows of this
+    /// record only, and this is 1.
+    pub records: u64,
+    /// Products added up before the sum is moved to the grid.
+    pub products: u64,
+    /// Precision of products and additions.
     pub unit_roundoff: f64,
     /// Bound on `c_i·S_i/C`: 1 where each sample has one row (there `S_i = ‖G_i‖`), κ elsewhere.
     pub cancellation: f64,
+}
+
+impl Contraction {
+    /// By how much rounding can change, over C, when one record comes or goes.
+    ///
+    /// Only products with rows of that record change; the others are functions of rows that stay, bit for bit (rule
+    /// T2). Of a product of r records, with n additions, the product and the scaling of a row by `c_i`, the error is
+    /// at most `γ_{n+2}·Σ_i c_i S_i ≤ γ_{n+2}·rκC`, and without the record `γ_{n+2}·(r − 1)κC`. The K − 1 additions
+    /// of products `P_k` may all round otherwise: `γ_{K−1}·Σ_k ‖P_k‖ ≤ γ_{K−1}·(1 + γ_{n+2})·KrκC`, with and without.
+    pub fn rounding_share(&self) -> f64 {
+        let products = self.products.max(1);
+        let product = rounding_constant(self.rows.saturating_add(2), self.unit_roundoff);
+        let addition = rounding_constant(products - 1, self.unit_roundoff) * (1.0 + product);
+        let records = self.records.max(1) as f64;
+        let affected = (2.0 * records - 1.0) * product + 2.0 * addition * products as f64 * records;
+        affected * self.cancellation
+    }
 }
 
 /// Everything that makes a step's integer sum differ from the exact sum of clipped gradients.
@@ -181,8 +273,6 @@ pub struct Contraction {
 pub struct SumError {
     /// C.
     pub max_grad_norm: f64,
-    /// Most records a step processes: the truncation cap.
-    pub records: u64,
     /// Most rows over all records of a step (records × rows per record).
     pub rows: u64,
     /// Number of coordinates of the sum: all trainable parameters.
@@ -196,28 +286,21 @@ pub struct SumError {
 }
 
 impl SumError {
-    /// Bound on `‖computed sum − Σ c_i G_i‖₂` for any dataset.
-    pub fn bound(&self) -> f64 {
+    /// Bound on the change of `computed sum − Σ c_i G_i` in L2, between any two neighbours.
+    ///
+    /// Over the uses and parameters of one kind `γ·c_i S_i` adds up to no more than that of the whole gradient, by
+    /// what S_i is; with a factor for each parameter it is `√(Σ_k (γ·Σ_i c_ik S_ik)²)`, whose summands are at most
+    /// `γ·rκC/√K`. Kinds are simply added.
+    pub fn change(&self) -> f64 {
         let dimension = (self.coordinates as f64).sqrt();
-        let contraction: f64 = self
-            .contractions
-            .iter()
-            .map(|kind| self.contraction_error(kind))
-            .sum();
-        let grid = self.grid_roundings as f64 * dimension * self.grid / 2.0;
-        let underflow = self.rows as f64
+        let shares: f64 = self.contractions.iter().map(Contraction::rounding_share).sum();
+        let grid = self.grid_roundings as f64 * dimension * self.grid;
+        let underflow = 2.0
+            * self.rows as f64
             * dimension
             * UNDERFLOW_ERROR
             * f64::from(u8::from(!self.contractions.is_empty()));
-        contraction + grid + underflow
-    }
-
-    /// `γ_{n+2}·Σ_i c_i S_i`: n additions, the product, and the scaling of a row by `c_i`. With a factor for each
-    /// parameter it is `√(Σ_k (γ·Σ_i c_ik S_ik)²)`, which κC·records bounds as well, since each summand is at most
-    /// `γ·records·κC/√K`.
-    fn contraction_error(&self, kind: &Contraction) -> f64 {
-        let rounding = rounding_constant(kind.rows.saturating_add(2), kind.unit_roundoff);
-        rounding * self.records as f64 * kind.cancellation * self.max_grad_norm
+        shares * self.max_grad_norm + grid + underflow
     }
 }
 
@@ -225,13 +308,13 @@ impl SumError {
 ///
 /// # Guarantee
 /// For neighbours D and D′ whose samples are within the cap, `‖sum(D) − sum(D′)‖₂ ≤ Δ`: the exact sums
-/// differ by one term of norm at most C, and each computed sum is within [`SumError::bound`] of its
-/// exact one, so `Δ = C + 2·bound`, and 2^-40 of it for the arithmetic of the factors themselves.
+/// differ by one term of norm at most C, and the rounding errors by at most [`SumError::change`], so
+/// `Δ = C + change`, and 2^-40 of it for the arithmetic of the factors themselves.
 ///
 /// # References
 /// soundness.md, rule G1; dp.md, rule 8.
 pub fn charged_sensitivity(error: &SumError) -> f64 {
-    (error.max_grad_norm + 2.0 * error.bound()) * (1.0 + ARITHMETIC_SLACK)
+    (error.max_grad_norm + error.change()) * (1.0 + ARITHMETIC_SLACK)
 }
 
 /// The largest f32 not above a non-negative value; zero instead of a subnormal (they are flushed).
@@ -298,6 +381,65 @@ mod tests {
         let rule = ClipRule::new(1.0, gamma, 1024.0).unwrap();
         assert!(rule.norm_bound(computed, magnitude) >= true_norm);
         assert!(rule.factor(computed, magnitude) * true_norm <= 1.0);
+    }
+
+    /// Magnitude and sums of norms of `Σ_t l_t r_tᵀ`.
+    fn rows_of(x: &[[f32; 4]; 2], g: &[[f32; 4]; 2]) -> RowNorms {
+        let all = |rows: &[[f32; 4]; 2]| rows.iter().map(length).sum::<f64>();
+        RowNorms {
+            magnitude: (0..2).map(|t| length(&x[t]) * length(&g[t])).sum(),
+            sums: [all(x), all(g)],
+        }
+    }
+
+    /// As the engine does: dot products in f32, their products in f64.
+    fn ghost_norm_squared(x: &[[f32; 4]; 2], g: &[[f32; 4]; 2]) -> f64 {
+        let pairs = (0..4).map(|at| (at / 2, at % 2));
+        pairs
+            .map(|(s, t)| f64::from(dot(&x[s], &x[t])) * f64::from(dot(&g[s], &g[t])))
+            .sum()
+    }
+
+    const FOUR: GramRounding = GramRounding {
+        widths: [4, 4],
+        piece: 4,
+        sum: 1e-14,
+    };
+
+    #[test]
+    fn cancelling_tokens_cannot_hide_their_norm_in_an_f32_gram_matrix() {
+        let (x, g) = adversarial_pair();
+        let computed = ghost_norm_squared(&x, &g);
+        assert!(
+            computed.max(0.0).sqrt() < 50.0,
+            "the attack needs the ghost norm to be wrong: {computed}"
+        );
+        assert!(FOUR.squared_bound(computed, &rows_of(&x, &g)) >= 100.0f64.powi(2));
+    }
+
+    #[test]
+    fn rows_too_small_for_an_f32_gram_matrix_cannot_hide_behind_huge_gradients() {
+        let (x, g) = ([[1e-19, 0.0, 0.0, 0.0]; 2], [[5e18, 0.0, 0.0, 0.0]; 2]);
+        let flushed = |value: f32| if value.is_normal() { f64::from(value) } else { 0.0 };
+        let computed = 4.0 * flushed(dot(&x[0], &x[0])) * f64::from(dot(&g[0], &g[0]));
+        assert_eq!(computed, 0.0, "the attack needs the Gram matrix to vanish");
+        let rows = rows_of(&x, &g);
+        assert!(
+            FOUR.constant() * rows.magnitude.powi(2) < 0.1,
+            "γS² alone would not do"
+        );
+        assert!(FOUR.squared_bound(computed, &rows) >= 1.0, "the true norm is 1");
+    }
+
+    #[test]
+    fn a_gram_norm_that_is_not_a_number_bounds_nothing() {
+        let rows = RowNorms {
+            magnitude: 1.0,
+            sums: [1.0, 1.0],
+        };
+        for computed in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert_eq!(FOUR.squared_bound(computed, &rows), f64::INFINITY);
+        }
     }
 
     #[test]
@@ -429,43 +571,74 @@ mod tests {
 
     #[test]
     fn charged_sensitivity_grows_with_every_source_of_error() {
+        let contraction = Contraction {
+            rows: 256,
+            records: 256,
+            products: 1,
+            unit_roundoff: UNIT_ROUNDOFF_F32,
+            cancellation: 1.0,
+        };
         let base = SumError {
             max_grad_norm: 1.0,
-            records: 256,
             rows: 256,
             coordinates: 1_000_000,
             grid: 2f64.powi(-30),
             grid_roundings: 1,
-            contractions: vec![Contraction {
-                rows: 256,
-                unit_roundoff: UNIT_ROUNDOFF_F32,
-                cancellation: 1.0,
-            }],
+            contractions: vec![contraction],
         };
         let charged = charged_sensitivity(&base);
         assert!(
             charged > 1.0 && charged < 1.01,
             "256 records in f32 cost under 1%: {charged}"
         );
-        let more_records = SumError {
-            records: 512,
-            ..base.clone()
-        };
         let more_roundings = SumError {
             grid_roundings: 100,
             ..base.clone()
         };
-        let more_cancellation = SumError {
-            contractions: vec![Contraction {
-                rows: 256,
-                unit_roundoff: UNIT_ROUNDOFF_F32,
-                cancellation: 4.0,
-            }],
+        let contracting = |changed: Contraction| SumError {
+            contractions: vec![changed],
             ..base.clone()
         };
-        for worse in [more_records, more_roundings, more_cancellation] {
+        let more_records = contracting(Contraction {
+            records: 512,
+            ..contraction
+        });
+        let more_rows = contracting(Contraction {
+            rows: 512,
+            ..contraction
+        });
+        let more_products = contracting(Contraction {
+            products: 2,
+            ..contraction
+        });
+        let more_cancellation = contracting(Contraction {
+            cancellation: 4.0,
+            ..contraction
+        });
+        for worse in [
+            more_records,
+            more_rows,
+            more_products,
+            more_roundings,
+            more_cancellation,
+        ] {
             assert!(charged_sensitivity(&worse) > charged);
         }
+    }
+
+    #[test]
+    fn a_product_of_one_record_is_charged_once_for_it_is_gone_without_the_record() {
+        let alone = Contraction {
+            rows: 126,
+            records: 1,
+            products: 1,
+            unit_roundoff: UNIT_ROUNDOFF_F32,
+            cancellation: 32.0,
+        };
+        let once = 32.0 * rounding_constant(128, UNIT_ROUNDOFF_F32);
+        assert_eq!(alone.rounding_share(), once);
+        let four = Contraction { records: 4, ..alone };
+        assert_eq!(four.rounding_share(), 7.0 * once);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Private training steps of an exported model, timed one at a time: the engine's side of `make bench`
 //! (benches/private_step.py).
 //!
-//! Arguments: a `.pt2` archive; expected batch size; threads; optimizer (`sgd` or `adamw`); how many values each input
-//! of integers takes, e.g. `1000,2`. It prints what it chose, then takes one step for every line on standard input and answers with its seconds.
-//! The sample is drawn, padded to the cap a planner would choose, and masked, as in any run.
+//! Arguments: a `.pt2` archive; expected batch size, or `expected:physical` for another physical batch size than the cap
+//! of a run; threads; optimizer (`sgd` or `adamw`); how many values each input
+//! of integers takes, e.g. `1000,2`. It prints what it chose, then takes one step for every line on standard input and
+//! answers with its seconds. The sample is drawn, padded and masked, as in any run.
 #![allow(clippy::print_stdout)]
 
 use bastionai_graph::archive::{Archive, Limits};
@@ -32,7 +33,7 @@ fn main() -> anyhow::Result<()> {
         .map(str::parse)
         .collect::<Result<Vec<u64>, _>>()?;
     let archive = Archive::read(&std::fs::read(archive)?, &Limits::default())?;
-    let (mut training, choice) = training(&archive, batch.parse()?, threads.parse()?, optimizer, &values)?;
+    let (mut training, choice) = training(&archive, batch, threads.parse()?, optimizer, &values)?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{choice}")?;
     out.flush()?;
@@ -48,7 +49,7 @@ fn main() -> anyhow::Result<()> {
 
 fn training(
     archive: &Archive,
-    batch: u32,
+    batch: &str,
     threads: u32,
     optimizer: &str,
     values: &[u64],
@@ -68,7 +69,10 @@ fn training(
     let constants = (0..graph.constants().len())
         .map(|index| bytes(index, archive.constant_bytes(index)))
         .collect::<Result<Vec<_>, _>>()?;
-    let cap = physical_batch_size(batch)?;
+    let (batch, cap) = match batch.split_once(':') {
+        Some((expected, physical)) => (expected.parse()?, physical.parse()?),
+        None => (batch.parse()?, physical_batch_size(batch.parse()?)?),
+    };
     let settings = Settings {
         physical_batch_size: cap,
         micro_batches: 1,

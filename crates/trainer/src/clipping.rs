@@ -14,8 +14,6 @@ pub(crate) struct RecordFactors {
     pub(crate) list: Vec<f64>,
     /// The same, `[B]`, f64.
     pub(crate) tensor: Tensor,
-    /// `[B]`, bool: above 0. Other rows are selected out, never multiplied (rule G3).
-    pub(crate) usable: Tensor,
 }
 
 impl Factors {
@@ -57,10 +55,8 @@ fn record_factors(
         }
     };
     let list: Vec<f64> = norms.iter().zip(&magnitudes).zip(&usable).map(factor).collect();
-    let tensor = Tensor::f_from_slice(&list)?;
     Ok(RecordFactors {
-        usable: tensor.f_gt(0)?,
-        tensor,
+        tensor: Tensor::f_from_slice(&list)?,
         list,
     })
 }

@@ -111,7 +111,7 @@ impl Engine {
         let plan = Plan::new(&graph, &program)?;
         let state = State::new(&graph, parameters, constants)?;
         state.check_trainable(&plan)?;
-        let precision = precision(&plan, &graph, &settings)?;
+        let precision = precision(&plan, &settings)?;
         let rule = precision.clip_rule(&settings, plan.parameters.len())?;
         let grid = Grid::new(settings.max_grad_norm, settings.physical_batch_size);
         let sensitivity = charged_sensitivity(&precision.sum_error(&plan, &settings, grid.width()));
@@ -213,7 +213,18 @@ impl Engine {
     /// # Errors
     /// [`EngineError`]; none of its causes is a value of a record.
     pub fn add_clipped(&self, batch: &Batch, sums: &mut Sums) -> Result<RecordResults> {
-        let gradients = self.gradients(batch, Randomness::Drawn)?;
+        self.add(batch, Randomness::Drawn, sums)
+    }
+
+    /// The sums of one batch when nothing random is drawn: the self-test's view.
+    pub(crate) fn frozen_sums(&self, batch: &Batch) -> Result<Sums> {
+        let mut sums = self.zero_sums();
+        self.add(batch, Randomness::Frozen, &mut sums)?;
+        Ok(sums)
+    }
+
+    fn add(&self, batch: &Batch, randomness: Randomness, sums: &mut Sums) -> Result<RecordResults> {
+        let gradients = self.gradients(batch, randomness)?;
         let factors = self.factors(&gradients.norms)?;
         let parameters = self.plan.parameters.iter().zip(&gradients.norms.instantiated);
         for (position, ((parameter, found), sums)) in parameters.zip(&mut sums.0).enumerate() {
@@ -223,7 +234,7 @@ impl Engine {
                 Some(found) => {
                     self.add_instantiated(parameter, found, &gradients.taps, &factors.list, sums)?
                 }
-                None => self.add_by_rows(parameter, &gradients, &factors.tensor, &factors.usable, sums)?,
+                None => self.add_by_rows(parameter, &gradients, &factors.tensor, sums)?,
             }
         }
         self.results(&gradients)
@@ -295,7 +306,14 @@ impl Engine {
             gradients.norms.magnitude_squared,
         ];
         for (plan, tap) in self.plan.taps.iter().zip(&gradients.taps) {
-            let records = if tap.row_norms.is_none() && tap.gradient.size() == plan.output_shape {
+            if let Some(reduced) = &tap.reduced {
+                out.extend([&reduced.scale, &reduced.sum].map(Tensor::shallow_clone));
+                continue;
+            }
+            let records = if !matches!(plan.kind, TapKind::Rows { .. } | TapKind::Embedding { .. })
+                && !plan.as_rows
+                && tap.gradient.size() == plan.output_shape
+            {
                 tap.gradient.f_movedim_int(plan.batch.axis, 0)?
             } else {
                 tap.gradient.shallow_clone()
@@ -341,7 +359,7 @@ impl Engine {
     /// [`EngineError::Job`] as in [`Self::new`].
     pub fn keep_gradients(&mut self, elements: i64) -> Result<()> {
         self.plan.choose_methods(self.program.batch_size, elements);
-        self.precision = precision(&self.plan, &self.graph, &self.settings)?;
+        self.precision = precision(&self.plan, &self.settings)?;
         self.rule = self
             .precision
             .clip_rule(&self.settings, self.plan.parameters.len())?;
@@ -360,11 +378,17 @@ impl Engine {
         else {
             return None;
         };
+        let method = if tap.rows_per_record == 1 {
+            Method::Rows
+        } else {
+            Method::Ghost
+        };
         Some(Product {
             records: self.program.batch_size,
             rows_per_record: tap.rows_per_record,
             input_width,
             output_width,
+            contracted_rows: self.precision.contraction(method, tap).rows,
         })
     }
 
@@ -380,7 +404,7 @@ impl Engine {
 
     fn gradients(&self, batch: &Batch, randomness: Randomness) -> Result<Gradients> {
         let versions = self.versions()?;
-        let forward = executor::forward(
+        let mut forward = executor::forward(
             &self.graph,
             &self.program,
             &self.state.parameters,
@@ -394,10 +418,11 @@ impl Engine {
             return Err(EngineError::Mutated);
         }
         let _no_graph = tch::no_grad_guard();
+        // Each tap's input and output gradient go as soon as what is needed of them is made.
         let mut taps = at_taps
             .into_iter()
             .zip(&self.plan.taps)
-            .zip(&forward.taps)
+            .zip(std::mem::take(&mut forward.taps))
             .map(|((gradient, plan), tap)| {
                 let batch_size = self.program.batch_size;
                 gradients::tap_values(plan, gradient, &tap.saved, batch_size, self.threads())
@@ -406,7 +431,7 @@ impl Engine {
         let (batch_size, threads) = (self.program.batch_size, self.threads());
         let pulled = pulled::pull_back(&self.plan, &forward.functions, &taps, batch_size, threads)?;
         taps.extend(pulled);
-        let mut norms = gradients::norms(&self.plan, &taps, batch_size, threads)?;
+        let mut norms = gradients::norms(&self.plan, &taps, &self.precision, threads)?;
         norms.usable = norms.usable.f_logical_and(&forward.counted)?;
         Ok(Gradients {
             losses: forward.results[0].f_detach()?.f_to_kind(Kind::Double)?,
@@ -453,13 +478,12 @@ impl Engine {
         parameter: &ParameterPlan,
         gradients: &Gradients,
         factors: &Tensor,
-        usable: &Tensor,
         sums: &mut [i64],
     ) -> Result<()> {
         for each in &parameter.uses {
             match each.role {
                 Role::Table => self.add_table(each, gradients, factors, sums)?,
-                _ => self.add_contraction(each, parameter.method, gradients, factors, usable, sums)?,
+                _ => self.add_contraction(each, parameter.method, gradients, factors, sums)?,
             }
         }
         Ok(())
@@ -504,45 +528,70 @@ impl Engine {
         Ok(())
     }
 
-    /// `Σ_i c_i Σ_t g_t x_tᵀ` as matrix products over blocks of rows. Rows that do not count are selected out,
-    /// never multiplied by zero (rule G3).
+    /// `Σ_i c_i Σ_t g_t x_tᵀ` as matrix products over blocks of rows, the narrower rows scaled by `c_i`.
+    ///
+    /// Rows of a record that does not count are selected out and never multiplied by zero (rule G3), unless every row
+    /// of the tap is known to be finite: then zero times a row is zero.
     fn add_contraction(
         &self,
         only: &Use,
         method: Method,
         gradients: &Gradients,
         factors: &Tensor,
-        usable: &Tensor,
         sums: &mut [i64],
     ) -> Result<()> {
-        let tap = &gradients.taps[only.tap];
+        let (plan, tap) = (&self.plan.taps[only.tap], &gradients.taps[only.tap]);
+        let chosen = self.precision.contraction(method, plan);
         let input = tap.input.as_ref().ok_or(EngineError::SumOutOfBound)?;
-        let chosen = self.precision.contraction(method);
-        let row_factors = factors.f_reshape([-1, 1, 1])?.f_to_kind(chosen.kind)?;
-        let keep = usable.f_reshape([-1, 1, 1])?;
-        let inputs = flat(&input.f_to_kind(chosen.kind)?.f_where_scalarother(&keep, 0.0)?)?;
-        let scaled = tap.gradient.f_to_kind(chosen.kind)?.f_mul(&row_factors)?;
-        let outputs = flat(&scaled.f_where_scalarother(&keep, 0.0)?)?;
+        let keep = if gradients.norms.clean[only.tap] {
+            None
+        } else {
+            Some(factors.f_gt(0)?.f_reshape([-1, 1, 1])?)
+        };
+        let finite = |rows: &Tensor| match &keep {
+            None => Ok(rows.shallow_clone()),
+            Some(keep) => rows.f_where_scalarother(keep, 0.0),
+        };
+        let (inputs, outputs) = (flat(&finite(input)?)?, flat(&finite(&tap.gradient)?)?);
         let transposed = matches!(only.role, Role::Weight { transposed: true });
+        let scale_inputs = inputs.size()[1] < outputs.size()[1];
         let (left, right) = if transposed {
             (inputs, outputs)
         } else {
             (outputs, inputs)
         };
-        let rows = left.size()[0];
-        let mut first = 0;
-        while first < rows {
-            let count = chosen.rows.min(rows - first);
-            let product = left
-                .f_narrow(0, first, count)?
-                .f_tr()?
-                .f_mm(&right.f_narrow(0, first, count)?)?;
-            let shape: Vec<i64> = std::iter::once(1)
-                .chain(only.value_shape.iter().copied())
-                .collect();
-            let own = gradients::undo_views(&product.f_reshape(&shape[..])?, &only.back)?;
+        let scale_left = scale_inputs == transposed;
+        let row_factors = factors
+            .f_reshape([-1, 1])?
+            .f_expand([-1, plan.rows_per_record], false)?
+            .f_reshape([-1, 1])?
+            .f_to_kind(chosen.kind)?;
+        let shape: Vec<i64> = std::iter::once(1)
+            .chain(only.value_shape.iter().copied())
+            .collect();
+        for group in self.precision.groups(chosen, plan) {
+            let mut total: Option<Tensor> = None;
+            for (first, count) in group {
+                let block = |rows: &Tensor, scale: bool| -> Result<Tensor> {
+                    let rows = rows.f_narrow(0, first, count)?.f_to_kind(chosen.kind)?;
+                    if scale {
+                        Ok(rows.f_mul(&row_factors.f_narrow(0, first, count)?)?)
+                    } else {
+                        // In one layout, whether selected out of or not: kernels may round another otherwise.
+                        Ok(rows.f_contiguous()?)
+                    }
+                };
+                let product = block(&left, scale_left)?
+                    .f_tr()?
+                    .f_mm(&block(&right, !scale_left)?)?;
+                total = Some(match total {
+                    None => product,
+                    Some(mut sum) => sum.f_add_(&product)?,
+                });
+            }
+            let total = total.ok_or(EngineError::SumOutOfBound)?;
+            let own = gradients::undo_views(&total.f_reshape(&shape[..])?, &only.back)?;
             self.grid.add(&own, sums, self.settings.threads as usize)?;
-            first += count;
         }
         Ok(())
     }

@@ -44,7 +44,7 @@ pub enum EngineError {
     /// The clipped sum is not finite or above what clipping allows: an internal error, caught before any release.
     #[error("the clipped sum is out of its bound")]
     SumOutOfBound,
-    /// A row's numbers changed when another row of the batch did (rule T2).
+    /// A row's numbers changed when another row of the batch did, or the same rows gave other sums (rule T2).
     #[error(
         "rows of a batch of {physical_batch_size} influence one another: the graph or libtorch's kernels mix them; \
          choose another max_batch_size or fewer threads, and report this"

@@ -1,41 +1,47 @@
 //! Per-sample gradients from taps: rows brought into batch order, norms, and the gradient of each record where
-//! it is instantiated. Norms are f64, so that γ is about 1e-13 (rule G1).
+//! it is instantiated. Norms are f64, so that γ is about 1e-13, but for Gram matrices in f32 (rule G1).
 
 mod channels;
 mod convolution;
 mod factored;
+mod gram;
 pub(crate) mod instantiated;
+mod normalised;
 pub(crate) mod pulled;
 mod unfold;
 
 use self::channels::by_channel;
+use self::gram::{Ghost, Grams};
 use self::instantiated::squared_norms;
+use self::normalised::{Norm, Reduced, reduced};
 use crate::error::{EngineError, Result};
+use crate::precision::Precision;
 use crate::program::BatchAxis;
 use crate::table;
 use crate::taps::{Method, ParameterPlan, Plan, Role, TapKind, TapPlan, Use, ViewBack};
 use bastionai_privacy::sensitivity::MAGNITUDE_LIMIT;
 use tch::{Kind, Tensor};
 
-/// Memory of one block of Gram matrices, in f64 elements: 64 MiB.
-const GRAM_ELEMENTS: i64 = 1 << 23;
-
 /// Everything a batch's taps hold, in batch order.
 pub(crate) struct TapValues {
     /// `[B, T, width]` output gradients of row taps; the raw output gradient of broadcasts and convolutions.
     pub(crate) gradient: Tensor,
-    /// `[B, T, width]` inputs (normalised ones for `layer_norm`); the other operand of a broadcast multiplication;
+    /// `[B, T, width]` inputs; the other operand of a broadcast multiplication;
     /// the raw input of a convolution;
     /// `[B, T]` i64 ids of an embedding, −1 where there is no gradient.
     pub(crate) input: Option<Tensor>,
-    /// `[B, T]`, f64: norms of input rows and gradient rows, of taps with a weight or table.
+    /// `[B, T]`, f64: norms of input rows and gradient rows, of taps with a table or with a weight whose norm needs
+    /// them.
     pub(crate) row_norms: Option<(Tensor, Tensor)>,
     /// `[B, channels, rest]`: output gradients of taps with a parameter a channel.
     pub(crate) channels: Option<Tensor>,
+    /// The gradients of `layer_norm` and `rms_norm` themselves: then there is neither output gradient nor input.
+    pub(crate) reduced: Option<Reduced>,
 }
 
 /// Squared norms and magnitudes of all records: `[B]`, f64.
 pub(crate) struct Norms {
+    /// Where Gram matrices are f32 their norms are upper bounds already.
     pub(crate) norm_squared: Tensor,
     /// `S_i²`, see [`bastionai_privacy::sensitivity`].
     pub(crate) magnitude_squared: Tensor,
@@ -43,6 +49,8 @@ pub(crate) struct Norms {
     pub(crate) parameters: Vec<(Tensor, Tensor)>,
     /// `[B]`, bool: every row finite and within [`MAGNITUDE_LIMIT`].
     pub(crate) usable: Tensor,
+    /// For each tap, whether all rows of all records are known to be finite and within the limit.
+    pub(crate) clean: Vec<bool>,
     /// For each parameter, what its instantiation left.
     pub(crate) instantiated: Vec<Option<Instantiated>>,
 }
@@ -74,6 +82,16 @@ pub(crate) fn tap_values(
             .first()
             .ok_or_else(|| EngineError::Job("typed graph: a tap without its input".into()))
     };
+    let reduced_values = |norm: Norm, width: i64| -> Result<TapValues> {
+        let of = |tensor: &Tensor| rows(tensor, plan.batch, batch_size, width);
+        Ok(TapValues {
+            gradient: Tensor::new(),
+            input: None,
+            row_norms: None,
+            channels: None,
+            reduced: Some(reduced(norm, &of(saved()?)?, &of(&gradient)?, threads)?),
+        })
+    };
     Ok(match &plan.kind {
         TapKind::Rows {
             input_width,
@@ -81,55 +99,37 @@ pub(crate) fn tap_values(
         } => {
             let input = rows(saved()?, plan.batch, batch_size, *input_width)?;
             let gradient = rows(&gradient, plan.batch, batch_size, *output_width)?;
-            let row_norms = Some((row_norms(&input)?, row_norms(&gradient)?));
+            let row_norms = if plan.needs_row_norms {
+                Some((row_norms(&input, threads)?, row_norms(&gradient, threads)?))
+            } else {
+                None
+            };
             TapValues {
                 gradient,
                 input: Some(input),
                 row_norms,
                 channels: None,
+                reduced: None,
             }
         }
-        TapKind::LayerNorm {
-            normalized_shape,
-            eps,
-            width,
-        } => {
-            let (normalized, _, _) =
-                saved()?.f_native_layer_norm::<Tensor>(&normalized_shape[..], None, None, *eps)?;
-            let input = rows(&normalized, plan.batch, batch_size, *width)?;
-            TapValues {
-                gradient: rows(&gradient, plan.batch, batch_size, *width)?,
-                input: Some(input),
-                row_norms: None,
-                channels: None,
-            }
-        }
+        TapKind::LayerNorm { eps, width, .. } => reduced_values(Norm::Layer { eps: *eps }, *width)?,
         TapKind::Embedding { width, padding, .. } => {
             let gradient = rows(&gradient, plan.batch, batch_size, *width)?.f_contiguous()?;
             let ids = rows(saved()?, plan.batch, batch_size, 1)?
                 .f_squeeze_dim(2)?
                 .f_to_kind(Kind::Int64)?;
-            let (ids, norms) = without_padding(&ids, row_norms(&gradient)?, *padding)?;
+            let (ids, norms) = without_padding(&ids, row_norms(&gradient, threads)?, *padding)?;
             TapValues {
                 row_norms: Some((norms.f_ones_like()?, norms)),
                 gradient,
                 input: Some(ids),
                 channels: None,
+                reduced: None,
             }
         }
-        TapKind::RmsNorm { eps, width } => {
-            let input = rows(saved()?, plan.batch, batch_size, *width)?;
-            let mean_square = input.f_square()?.f_mean_dim(-1, true, None::<Kind>)?;
-            let input = input.f_mul(&mean_square.f_add_scalar(*eps)?.f_rsqrt()?)?;
-            TapValues {
-                gradient: rows(&gradient, plan.batch, batch_size, *width)?,
-                input: Some(input),
-                row_norms: None,
-                channels: None,
-            }
-        }
+        TapKind::RmsNorm { eps, width } => reduced_values(Norm::RootMeanSquare { eps: *eps }, *width)?,
         TapKind::Convolution(convolution) => {
-            convolution::values(convolution, plan.as_rows, gradient, saved()?, batch_size, threads)?
+            convolution::values(convolution, plan, gradient, saved()?, batch_size, threads)?
         }
         TapKind::Channels { channels, normalised } => TapValues {
             channels: Some(by_channel(&gradient, batch_size, *channels)?),
@@ -138,6 +138,7 @@ pub(crate) fn tap_values(
             )?),
             gradient,
             row_norms: None,
+            reduced: None,
         },
         TapKind::Pulled => return Err(EngineError::SumOutOfBound),
         TapKind::Broadcast => TapValues {
@@ -145,6 +146,7 @@ pub(crate) fn tap_values(
             input: saved().ok().map(Tensor::shallow_clone),
             row_norms: None,
             channels: None,
+            reduced: None,
         },
     })
 }
@@ -169,6 +171,7 @@ fn of_bias(plan: &TapPlan, gradient: &Tensor, batch_size: i64) -> Result<Option<
         input: None,
         row_norms: None,
         channels: channels.transpose()?,
+        reduced: None,
     }))
 }
 
@@ -191,24 +194,34 @@ fn without_padding(ids: &Tensor, norms: Tensor, padding: Option<i64>) -> Result<
     ))
 }
 
-fn row_norms(rows: &Tensor) -> Result<Tensor> {
-    Ok(rows.f_norm_scalaropt_dim_dtype(2, -1, false, Kind::Double)?)
+/// Norms of the rows of `[B, T, width]`, `[B, T]` in f64, whatever precision the rows have.
+fn row_norms(rows: &Tensor, threads: usize) -> Result<Tensor> {
+    let size = rows.size();
+    let norms: Vec<f64> = squared_norms(&rows.f_flatten(0, 1)?, threads)?
+        .into_iter()
+        .map(f64::sqrt)
+        .collect();
+    Ok(Tensor::f_from_slice(&norms)?.f_reshape(&size[..2])?)
 }
 
 /// Norms of every record over all trainable parameters.
-pub(crate) fn norms(plan: &Plan, taps: &[TapValues], batch_size: i64, threads: usize) -> Result<Norms> {
+pub(crate) fn norms(plan: &Plan, taps: &[TapValues], precision: &Precision, threads: usize) -> Result<Norms> {
+    let batch_size = precision.batch_size();
     let zeros = || Tensor::f_zeros([batch_size], (Kind::Double, tch::Device::Cpu));
     let (mut norm_squared, mut magnitude_squared) = (zeros()?, zeros()?);
     let mut usable = zeros()?.f_eq(0)?;
-    for tap in taps {
+    let mut clean = vec![false; taps.len()];
+    for (tap, clean) in taps.iter().zip(&mut clean) {
         if let Some((inputs, gradients)) = &tap.row_norms {
-            for norms in [inputs, gradients] {
-                usable = usable.f_logical_and(&norms.f_le(MAGNITUDE_LIMIT)?.f_all_dim(1, false)?)?;
-            }
+            let within = |norms: &Tensor| norms.f_le(MAGNITUDE_LIMIT)?.f_all_dim(1, false);
+            let both = within(inputs)?.f_logical_and(&within(gradients)?)?;
+            *clean = bool::try_from(both.f_all()?)?;
+            usable = usable.f_logical_and(&both)?;
         }
     }
     let mut all_instantiated = Vec::with_capacity(plan.parameters.len());
     let mut parameters = Vec::with_capacity(plan.parameters.len());
+    let mut grams = Grams::new(threads);
     for parameter in &plan.parameters {
         let (squared, magnitude) = if let Method::Instantiate { kept } = parameter.method {
             let found = instantiate_all(parameter, plan, taps, batch_size, kept, threads)?;
@@ -217,7 +230,13 @@ pub(crate) fn norms(plan: &Plan, taps: &[TapValues], batch_size: i64, threads: u
             (squared.shallow_clone(), squared)
         } else {
             all_instantiated.push(None);
-            parameter_norms(parameter, taps, batch_size)?
+            let found = parameter_norms(parameter, taps, precision, &mut grams)?;
+            let tap = parameter.uses[0].tap;
+            if let Some(within) = &found.usable {
+                clean[tap] = bool::try_from(within.f_all()?)?;
+                usable = usable.f_logical_and(within)?;
+            }
+            (found.squared, found.magnitude_squared)
         };
         norm_squared = norm_squared.f_add(&squared)?;
         magnitude_squared = magnitude_squared.f_add(&magnitude)?;
@@ -231,6 +250,7 @@ pub(crate) fn norms(plan: &Plan, taps: &[TapValues], batch_size: i64, threads: u
         magnitude_squared,
         parameters,
         usable,
+        clean,
         instantiated: all_instantiated,
     })
 }
@@ -254,17 +274,22 @@ fn instantiate_all(
     Ok(Instantiated { squared, kept })
 }
 
-/// `(‖G_i‖², S_i²)` of one parameter that is handled by rows, `[B]` each.
+/// Norms of one parameter that is handled by rows.
 fn parameter_norms(
     parameter: &ParameterPlan,
     taps: &[TapValues],
-    batch_size: i64,
-) -> Result<(Tensor, Tensor)> {
+    precision: &Precision,
+    grams: &mut Grams,
+) -> Result<Ghost> {
     if parameter.method == Method::Factored {
-        return factored::norms(parameter, taps, batch_size);
+        return factored::norms(parameter, taps, precision, grams);
     }
-    let only = &parameter.uses[0];
-    let tap = &taps[only.tap];
+    let tap = &taps[parameter.uses[0].tap];
+    let input = tap.input.as_ref().ok_or(EngineError::SumOutOfBound)?;
+    let widths = [input.size()[2], tap.gradient.size()[2]];
+    if let (Method::Ghost, Some(rounding)) = (parameter.method, precision.gram_rounding(widths)) {
+        return grams.norms(input, &tap.gradient, &rounding);
+    }
     let (inputs, gradients) = tap.row_norms.as_ref().ok_or(EngineError::SumOutOfBound)?;
     let magnitude_squared = inputs
         .f_mul(gradients)?
@@ -272,40 +297,13 @@ fn parameter_norms(
         .f_square()?;
     let squared = match parameter.method {
         Method::Rows => magnitude_squared.shallow_clone(),
-        _ => {
-            let input = tap.input.as_ref().ok_or(EngineError::SumOutOfBound)?;
-            ghost_norms_squared(input, &tap.gradient, batch_size)?
-        }
+        _ => gram::squared_norms_f64(input, &tap.gradient)?,
     };
-    Ok((squared, magnitude_squared))
-}
-
-/// `Σ_st ⟨x_s, x_t⟩⟨g_s, g_t⟩` of rows `[B, T, ·]`, in f64.
-fn ghost_norms_squared(input: &Tensor, gradient: &Tensor, batch_size: i64) -> Result<Tensor> {
-    let gram = |rows: Tensor| -> Result<Tensor> {
-        let rows = rows.f_to_kind(Kind::Double)?;
-        Ok(rows.f_bmm(&rows.f_transpose(1, 2)?)?)
-    };
-    let (rows, widths) = (input.size()[1], input.size()[2] + gradient.size()[2]);
-    let per_record = rows.saturating_mul(rows.max(widths));
-    in_blocks(batch_size, per_record, |first, count| {
-        let inputs = gram(input.f_narrow(0, first, count)?)?;
-        let gradients = gram(gradient.f_narrow(0, first, count)?)?;
-        let products = inputs.f_mul(&gradients)?;
-        Ok(products.f_sum_dim_intlist(&[1i64, 2][..], false, Kind::Double)?)
+    Ok(Ghost {
+        squared,
+        magnitude_squared,
+        usable: None,
     })
-}
-
-/// Runs `body(first, count)` over blocks of records that fit in memory and joins the results along axis 0.
-fn in_blocks(
-    batch_size: i64,
-    elements_per_record: i64,
-    mut body: impl FnMut(i64, i64) -> Result<Tensor>,
-) -> Result<Tensor> {
-    let parts: Vec<Tensor> = blocks(batch_size, GRAM_ELEMENTS / elements_per_record.max(1))
-        .map(|(first, count)| body(first, count))
-        .collect::<Result<_>>()?;
-    Ok(Tensor::f_cat(&parts, 0)?)
 }
 
 /// `(first, count)` of blocks of at most `most` records, at least one each.
@@ -405,6 +403,7 @@ fn use_gradient(
     let narrow = |tensor: &Tensor| tensor.f_narrow(0, first, count);
     let input = || tap.input.as_ref().ok_or(EngineError::SumOutOfBound);
     let channels = || tap.channels.as_ref().ok_or(EngineError::SumOutOfBound);
+    let reduced = || tap.reduced.as_ref().ok_or(EngineError::SumOutOfBound);
     let sum = |tensor: &Tensor, axes: &[i64]| tensor.f_sum_dim_intlist(axes, false, None::<Kind>);
     let mut shape = vec![count];
     shape.extend(&each.value_shape);
@@ -422,8 +421,9 @@ fn use_gradient(
             left.f_transpose(1, 2)?.f_bmm(&right)?
         }
         (Role::Pulled, _) => narrow(&tap.gradient)?,
+        (Role::Sum, _) if tap.reduced.is_some() => narrow(&reduced()?.sum)?,
+        (Role::Scale, _) => narrow(&reduced()?.scale)?,
         (Role::Sum, _) => sum(&narrow(&tap.gradient)?, &[1])?,
-        (Role::Scale, _) => sum(&narrow(&tap.gradient)?.f_mul(&narrow(input()?)?)?, &[1])?,
         (Role::Table, _) => {
             let ids = input()?.f_narrow(0, first, count)?;
             table::dense(&ids, &narrow(&tap.gradient)?, each.value_shape[0])?

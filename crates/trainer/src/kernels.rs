@@ -3,6 +3,8 @@
 use crate::engine::Engine;
 use crate::error::{EngineError, Result};
 use crate::ffi;
+use crate::gradients;
+use crate::precision::GRAM_PIECE;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
@@ -36,6 +38,8 @@ pub(crate) struct Product {
     pub(crate) rows_per_record: i64,
     pub(crate) input_width: i64,
     pub(crate) output_width: i64,
+    /// Rows that one contraction sums.
+    pub(crate) contracted_rows: i64,
 }
 
 impl Product {
@@ -127,8 +131,8 @@ fn backward(product: &Product) -> Result<bool> {
 
 fn contraction(product: &Product) -> Result<bool> {
     let (gradient, input) = operands(
-        &[product.rows(), product.output_width],
-        &[product.rows(), product.input_width],
+        &[product.contracted_rows, product.output_width],
+        &[product.contracted_rows, product.input_width],
     )?;
     let both = is_true_f32(&gradient, &input, |gradient, input| gradient.f_tr()?.f_mm(input))?;
     Ok(both && is_true_f32(&input, &gradient, |input, gradient| input.f_tr()?.f_mm(gradient))?)
@@ -144,11 +148,17 @@ fn grams(product: &Product) -> Result<bool> {
         &[records, rows, product.output_width],
     )?;
     let gram = |rows: &Tensor, same: &Tensor| rows.f_bmm(&same.f_transpose(1, 2)?);
-    let norms = is_true_f32(&input, &input, gram)? && is_true_f32(&gradient, &gradient, gram)?;
-    Ok(norms
-        && is_true_f32(&gradient, &input, |gradient, input| {
-            gradient.f_transpose(1, 2)?.f_bmm(input)
-        })?)
+    for rows in [&input, &gradient] {
+        for (first, count) in gradients::blocks(rows.size()[2], GRAM_PIECE) {
+            let piece = rows.f_narrow(2, first, count)?;
+            if !is_true_f32(&piece, &piece, gram)? {
+                return Ok(false);
+            }
+        }
+    }
+    is_true_f32(&gradient, &input, |gradient, input| {
+        gradient.f_transpose(1, 2)?.f_bmm(input)
+    })
 }
 
 /// Made-up operands of these shapes.
@@ -195,6 +205,7 @@ mod tests {
             rows_per_record: 3,
             input_width: 20,
             output_width: 7,
+            contracted_rows: 12,
         };
         for multiply in [forward, backward, contraction, grams] {
             assert!(multiply(&product).unwrap());

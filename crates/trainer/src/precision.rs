@@ -1,20 +1,23 @@
-//! In what precision, and over how many rows at once, clipped sums are contracted: the fastest choice whose
+//! In what precision, and over how many rows at once, norms and clipped sums are computed: the fastest choice whose
 //! rounding error costs little noise (rule G1).
 
 use crate::engine::Settings;
 use crate::error::{EngineError, Result};
 use crate::gradients;
-use crate::taps::{Method, ParameterPlan, Plan, TapKind};
-use bastionai_graph::dtype::DType;
-use bastionai_graph::typed::TypedGraph;
+use crate::taps::{Factor, Method, ParameterPlan, Plan, TapKind, TapPlan, Use};
 use bastionai_privacy::sensitivity::{
-    ClipRule, Contraction, SumError, UNIT_ROUNDOFF_F32, UNIT_ROUNDOFF_F64, rounding_constant,
+    ClipRule, Contraction, GramRounding, SumError, UNIT_ROUNDOFF_F32, UNIT_ROUNDOFF_F64, rounding_constant,
 };
 use bastionai_wire::Clipping;
 use tch::Kind;
 
-/// κ: how far a record's rows may cancel before they are clipped for it. In f64 its error is negligible.
+/// κ where sums of several rows are contracted in f64: how far a record's rows may cancel before they are clipped
+/// for it. In f64 its error is negligible.
 const CANCELLATION: f64 = 1024.0;
+
+/// Least κ where they are contracted in f32. Rows of T independent directions have `S_i/‖G_i‖` of `√T`, language
+/// models come close to it, classifiers have 1 to 2 (measured on BERT and GPT-2): twice `√T` is hardly ever reached.
+const LEAST_CANCELLATION: f64 = 16.0;
 
 /// Most extra noise that f32 contractions may cost: above it they are done in f64.
 const F32_SENSITIVITY_SHARE: f64 = 0.01;
@@ -22,69 +25,200 @@ const F32_SENSITIVITY_SHARE: f64 = 0.01;
 /// Fewest rows of an f32 contraction: shorter ones would be slower than f64.
 const FEWEST_F32_ROWS: i64 = 64;
 
+/// Most rows of an f32 contraction of several rows a record: longer ones are no faster.
+const MOST_F32_ROWS: i64 = 1024;
+
+/// Most products added up in f32 before the grid.
+const MOST_PRODUCTS: i64 = 8;
+
+/// Most columns of rows whose dot products are summed in f32 at once: γ is 5e-4 at most.
+pub(crate) const GRAM_PIECE: i64 = 4096;
+
 /// How one contraction is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Chosen {
     pub(crate) kind: Kind,
-    /// Rows of one matrix product; its result is then moved to the integer grid.
+    /// Rows of one matrix product.
     pub(crate) rows: i64,
+    /// Products added up before they are moved to the integer grid.
+    pub(crate) products: i64,
+}
+
+/// A kind of contraction: weights with so many rows per record; alone when that is one row of one use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Shape {
+    rows_per_record: i64,
+    alone: bool,
 }
 
 /// The choices of one engine.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Precision {
-    /// For weights with one row per record.
-    single: Chosen,
-    /// For weights with several rows per record.
-    sequence: Chosen,
+    contractions: Vec<(Shape, Chosen)>,
+    /// κ.
+    cancellation: f64,
+    /// γ of norms that are computed in f64.
     norm_rounding: f64,
+    /// Of Gram matrices, and of products between them.
+    gram: Kind,
     batch_size: i64,
 }
 
-/// Chooses. Weights of one row per record are contracted in f32 as long as it costs at most a percent of noise.
-pub(crate) fn precision(plan: &Plan, graph: &TypedGraph, settings: &Settings) -> Result<Precision> {
+/// Chooses. Contractions are done in f32 as long as all of them cost at most a percent of noise.
+pub(crate) fn precision(plan: &Plan, settings: &Settings) -> Result<Precision> {
     let batch_size = i64::from(settings.physical_batch_size);
-    let records = records(settings);
-    let has_f64 = graph
-        .values()
-        .iter()
-        .any(|value| value.value_type.dtype == DType::F64);
-    let affordable = |rows: i64| {
-        2.0 * rounding_constant(rows as u64 + 2, UNIT_ROUNDOFF_F32) * records as f64 <= F32_SENSITIVITY_SHARE
-    };
-    let mut rows = batch_size;
-    while rows > FEWEST_F32_ROWS && !affordable(rows) {
-        rows = (rows + 1) / 2;
-    }
-    let double = |rows| Chosen {
-        kind: Kind::Double,
-        rows,
-    };
-    let single = if affordable(rows) && !has_f64 {
-        Chosen {
-            kind: Kind::Float,
-            rows,
-        }
-    } else {
-        double(batch_size)
-    };
     let longest = plan.taps.iter().map(|tap| tap.rows_per_record).max().unwrap_or(1);
-    let rows_of_batch = batch_size
+    batch_size
         .checked_mul(longest)
         .ok_or_else(|| EngineError::Job("rows of a batch exceed 2^63".into()))?;
-    let norm_rounding = rounding_constant(norm_length(plan), UNIT_ROUNDOFF_F64);
+    let shapes = shapes(plan);
+    let several = shapes.iter().filter(|shape| !shape.alone);
+    let most_rows = several.map(|shape| shape.rows_per_record).max().unwrap_or(1);
+    let small = (2.0 * (most_rows as f64).sqrt()).max(LEAST_CANCELLATION);
+    let small = 2f64.powi(small.log2().ceil() as i32).min(CANCELLATION);
+    let single = |shape: &Shape| in_f64(*shape, batch_size);
+    let mut contractions: Vec<(Shape, Chosen)> = shapes.iter().map(|shape| (*shape, single(shape))).collect();
+    if !plan.in_f64 {
+        let mut left = F32_SENSITIVITY_SHARE;
+        for (position, shape) in shapes.iter().enumerate() {
+            let allowed = left / (shapes.len() - position) as f64;
+            let cost = |chosen: Chosen| charge(*shape, chosen, small).rounding_share();
+            if let Some(chosen) = in_f32(*shape, batch_size, |chosen| cost(chosen) <= allowed) {
+                left -= cost(chosen);
+                contractions[position].1 = chosen;
+            }
+        }
+    }
+    let uses_f32 = |(shape, chosen): &(Shape, Chosen)| !shape.alone && chosen.kind == Kind::Float;
+    let cancellation = if contractions.iter().any(uses_f32) {
+        small
+    } else {
+        CANCELLATION
+    };
     Ok(Precision {
-        single,
-        sequence: double(rows_of_batch),
-        norm_rounding,
+        contractions,
+        cancellation,
+        norm_rounding: rounding_constant(norm_length(plan), UNIT_ROUNDOFF_F64),
+        gram: if plan.in_f64 { Kind::Double } else { Kind::Float },
         batch_size,
     })
 }
 
-/// Roundings in the longest norm: widths, `T²` products of a Gram matrix or the elements of an instantiated
-/// gradient; twice, since `S_i` is rounded as well, and a few for roots and squares.
+/// The kinds of contractions of a plan, shortest first, each once.
+fn shapes(plan: &Plan) -> Vec<Shape> {
+    let of_use = |parameter: &ParameterPlan, each: &Use| {
+        (each.factor() != Some(Factor::Table)).then(|| shape(parameter.method, &plan.taps[each.tap]))
+    };
+    let by_rows = |parameter: &&ParameterPlan| !matches!(parameter.method, Method::Instantiate { .. });
+    let mut shapes: Vec<Shape> = plan
+        .parameters
+        .iter()
+        .filter(by_rows)
+        .flat_map(|parameter| {
+            parameter
+                .uses
+                .iter()
+                .filter_map(move |each| of_use(parameter, each))
+        })
+        .collect();
+    shapes.sort_unstable();
+    shapes.dedup();
+    shapes
+}
+
+fn shape(method: Method, tap: &TapPlan) -> Shape {
+    Shape {
+        rows_per_record: tap.rows_per_record,
+        alone: method == Method::Rows,
+    }
+}
+
+fn in_f64(shape: Shape, batch_size: i64) -> Chosen {
+    Chosen {
+        kind: Kind::Double,
+        rows: batch_size.saturating_mul(shape.rows_per_record),
+        products: 1,
+    }
+}
+
+/// The longest products in f32 that are affordable, of whole records where possible, and as many of them added up as
+/// are.
+fn in_f32(shape: Shape, batch_size: i64, is_affordable: impl Fn(Chosen) -> bool) -> Option<Chosen> {
+    let of = |rows, products| Chosen {
+        kind: Kind::Float,
+        rows,
+        products,
+    };
+    let length = shape.rows_per_record;
+    let most = if shape.alone {
+        batch_size
+    } else {
+        batch_size.min((MOST_F32_ROWS / length).max(1))
+    };
+    let whole = (1..=most).rev().map(|records| records * length);
+    let parts = (1..)
+        .map(|halvings| length >> halvings)
+        .take_while(|rows| *rows >= FEWEST_F32_ROWS);
+    let fewest = FEWEST_F32_ROWS.min(batch_size.saturating_mul(length));
+    let rows = whole
+        .chain(parts)
+        .filter(|rows| *rows >= fewest)
+        .find(|rows| is_affordable(of(*rows, 1)))?;
+    let blocks = if rows >= length {
+        (batch_size as u64).div_ceil((rows / length) as u64) as i64
+    } else {
+        (length as u64).div_ceil(rows as u64) as i64
+    };
+    let products = (1..=blocks.min(MOST_PRODUCTS)).rev();
+    products
+        .map(|products| of(rows, products))
+        .find(|chosen| is_affordable(*chosen))
+}
+
+/// Blocks `(first, count)` of the rows of a batch, at most `rows` each: of whole records, or of parts of one record.
+/// Those of one group are added up; where records are in parts, a group has parts of one record only.
+fn groups(rows_per_record: i64, batch_size: i64, chosen: Chosen) -> Vec<Vec<(i64, i64)>> {
+    let in_groups = |blocks: Vec<(i64, i64)>| -> Vec<Vec<(i64, i64)>> {
+        let groups = blocks.chunks(chosen.products as usize);
+        groups.map(<[(i64, i64)]>::to_vec).collect()
+    };
+    if chosen.rows >= rows_per_record {
+        let records = gradients::blocks(batch_size, chosen.rows / rows_per_record);
+        return in_groups(
+            records
+                .map(|(first, count)| (first * rows_per_record, count * rows_per_record))
+                .collect(),
+        );
+    }
+    let parts = |record: i64| {
+        let parts = gradients::blocks(rows_per_record, chosen.rows);
+        in_groups(
+            parts
+                .map(|(first, count)| (record * rows_per_record + first, count))
+                .collect(),
+        )
+    };
+    (0..batch_size).flat_map(parts).collect()
+}
+
+fn charge(shape: Shape, chosen: Chosen, cancellation: f64) -> Contraction {
+    Contraction {
+        rows: chosen.rows as u64,
+        records: (chosen.rows / shape.rows_per_record).max(1) as u64,
+        products: chosen.products as u64,
+        unit_roundoff: if chosen.kind == Kind::Float {
+            UNIT_ROUNDOFF_F32
+        } else {
+            UNIT_ROUNDOFF_F64
+        },
+        cancellation: if shape.alone { 1.0 } else { cancellation },
+    }
+}
+
+/// Roundings in the longest norm computed in f64: widths, `T²` products of a Gram matrix or the elements of an
+/// instantiated gradient; twice, since `S_i` is rounded as well, and a few for roots and squares.
 fn norm_length(plan: &Plan) -> u64 {
-    let of_tap = |tap: &crate::taps::TapPlan| match tap.kind {
+    let of_tap = |tap: &TapPlan| match tap.kind {
         TapKind::Rows {
             input_width,
             output_width,
@@ -109,7 +243,7 @@ fn norm_length(plan: &Plan) -> u64 {
 
 /// Of a tie, over all uses' rows `n`: Gram matrices of `rows` and `width` terms and their `n²` products, or sums over
 /// `n` tokens and squares of `n·width` elements.
-fn of_factors(parameter: &ParameterPlan, taps: &[crate::taps::TapPlan]) -> i64 {
+fn of_factors(parameter: &ParameterPlan, taps: &[TapPlan]) -> i64 {
     let rows = rows(parameter, taps);
     let widths = parameter
         .shape
@@ -122,7 +256,7 @@ fn of_factors(parameter: &ParameterPlan, taps: &[crate::taps::TapPlan]) -> i64 {
 }
 
 /// Rows of a record over all uses.
-fn rows(parameter: &ParameterPlan, taps: &[crate::taps::TapPlan]) -> i64 {
+fn rows(parameter: &ParameterPlan, taps: &[TapPlan]) -> i64 {
     let uses = parameter.uses.iter().map(|each| taps[each.tap].rows_per_record);
     uses.fold(0, i64::saturating_add)
 }
@@ -132,17 +266,41 @@ fn records(settings: &Settings) -> u64 {
 }
 
 impl Precision {
-    pub(crate) fn contraction(&self, method: Method) -> Chosen {
-        if method == Method::Rows {
-            self.single
-        } else {
-            self.sequence
-        }
+    /// How the rows of one use are contracted.
+    pub(crate) fn contraction(&self, method: Method, tap: &TapPlan) -> Chosen {
+        let shape = shape(method, tap);
+        let found = self.contractions.iter().find(|(own, _)| *own == shape);
+        found.map_or(in_f64(shape, self.batch_size), |(_, chosen)| *chosen)
+    }
+
+    /// The blocks of rows `(first, count)` of one use, in groups that are added up.
+    pub(crate) fn groups(&self, chosen: Chosen, tap: &TapPlan) -> Vec<Vec<(i64, i64)>> {
+        groups(tap.rows_per_record, self.batch_size, chosen)
+    }
+
+    /// Rows of every batch.
+    pub(crate) fn batch_size(&self) -> i64 {
+        self.batch_size
+    }
+
+    /// In what precision Gram matrices are computed.
+    pub(crate) fn gram(&self) -> Kind {
+        self.gram
+    }
+
+    /// How far norms from Gram matrices of these widths can be off; `None` where they are computed in f64 like any
+    /// other norm.
+    pub(crate) fn gram_rounding(&self, widths: [i64; 2]) -> Option<GramRounding> {
+        (self.gram == Kind::Float).then_some(GramRounding {
+            widths: widths.map(|width| width as u64),
+            piece: GRAM_PIECE as u64,
+            sum: self.norm_rounding,
+        })
     }
 
     /// The rule for a whole gradient, or for each of `parameters` parts of it.
     pub(crate) fn clip_rule(&self, settings: &Settings, parameters: usize) -> Result<ClipRule> {
-        let rule = ClipRule::new(settings.max_grad_norm, self.norm_rounding, CANCELLATION)
+        let rule = ClipRule::new(settings.max_grad_norm, self.norm_rounding, self.cancellation)
             .map_err(|error| EngineError::Job(error.to_string()))?;
         Ok(match settings.clipping {
             Clipping::Flat => rule,
@@ -163,7 +321,6 @@ impl Precision {
         let longest = of_parameters.max().unwrap_or(1).max(1) as u64;
         SumError {
             max_grad_norm: settings.max_grad_norm,
-            records,
             rows: records.saturating_mul(longest),
             coordinates: plan
                 .parameters
@@ -172,55 +329,105 @@ impl Precision {
                 .sum(),
             grid,
             grid_roundings: u64::from(settings.micro_batches) * self.partial_sums(plan),
-            contractions: self.contractions(plan),
+            contractions: self.charges(plan),
         }
     }
 
     /// Partial sums of a micro-batch, at most, for any one coordinate.
     fn partial_sums(&self, plan: &Plan) -> u64 {
+        let of_use = |method: Method, tap: &TapPlan| self.groups(self.contraction(method, tap), tap).len();
         let of = |parameter: &ParameterPlan| match parameter.method {
-            Method::Instantiate { .. } => self.blocks(parameter).len() as u64,
+            Method::Instantiate { .. } => self.blocks(parameter).len(),
             method => {
-                let chosen = self.contraction(method);
-                let rows = if method == Method::Rows {
-                    self.batch_size
-                } else {
-                    self.sequence.rows
-                };
-                (rows as u64).div_ceil(chosen.rows as u64) * parameter.uses.len() as u64
+                let uses = parameter
+                    .uses
+                    .iter()
+                    .map(|each| of_use(method, &plan.taps[each.tap]));
+                uses.sum()
             }
         };
-        plan.parameters.iter().map(of).max().unwrap_or(1).max(1)
+        plan.parameters.iter().map(of).max().unwrap_or(1).max(1) as u64
     }
 
-    fn contractions(&self, plan: &Plan) -> Vec<Contraction> {
-        let used = |wanted: &dyn Fn(Method) -> bool| plan.parameters.iter().any(|each| wanted(each.method));
-        let of = |chosen: Chosen, cancellation| Contraction {
-            rows: chosen.rows as u64,
-            unit_roundoff: if chosen.kind == Kind::Float {
-                UNIT_ROUNDOFF_F32
-            } else {
-                UNIT_ROUNDOFF_F64
-            },
+    fn charges(&self, plan: &Plan) -> Vec<Contraction> {
+        let contractions = self.contractions.iter();
+        let mut out: Vec<Contraction> = contractions
+            .map(|(shape, chosen)| charge(*shape, *chosen, self.cancellation))
+            .collect();
+        // Gradients of records, and rows of tables, are summed over a batch in f64. What is summed of the first is
+        // what was clipped, so that only the summation over records can be off.
+        let any = |wanted: &dyn Fn(&ParameterPlan) -> bool| plan.parameters.iter().any(wanted);
+        let summed = |rows: i64, cancellation| Contraction {
+            rows: rows as u64,
+            records: self.batch_size as u64,
+            products: 1,
+            unit_roundoff: UNIT_ROUNDOFF_F64,
             cancellation,
         };
-        let mut out = Vec::new();
-        if used(&|method| method == Method::Rows) {
-            out.push(of(self.single, 1.0));
+        if any(&|each| matches!(each.method, Method::Instantiate { .. })) {
+            out.push(summed(self.batch_size, 1.0));
         }
-        if used(&|method| matches!(method, Method::Ghost | Method::Factored)) {
-            out.push(of(self.sequence, CANCELLATION));
-        }
-        // What is summed is what was clipped, so that only the summation over records can be off.
-        if used(&|method| matches!(method, Method::Instantiate { .. })) {
-            out.push(of(
-                Chosen {
-                    kind: Kind::Double,
-                    rows: self.batch_size,
-                },
-                1.0,
-            ));
+        if any(&|each| each.method == Method::Factored) {
+            let longest = plan.taps.iter().map(|tap| tap.rows_per_record).max().unwrap_or(1);
+            out.push(summed(self.batch_size * longest, self.cancellation));
         }
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cost(shape: Shape, chosen: Chosen) -> f64 {
+        charge(shape, chosen, 32.0).rounding_share()
+    }
+
+    #[test]
+    fn blocks_of_rows_are_whole_records_or_parts_of_one() {
+        let of = |rows, products| Chosen {
+            kind: Kind::Float,
+            rows,
+            products,
+        };
+        assert_eq!(groups(3, 5, of(7, 2)), [vec![(0, 6), (6, 6)], vec![(12, 3)]]);
+        let parts = [
+            vec![(0, 2), (2, 2)],
+            vec![(4, 1)],
+            vec![(5, 2), (7, 2)],
+            vec![(9, 1)],
+        ];
+        assert_eq!(groups(5, 2, of(2, 2)), parts);
+        assert_eq!(groups(1, 4, of(4, 1)), [[(0, 4)]]);
+    }
+
+    #[test]
+    fn f32_is_taken_as_long_as_its_share_of_noise_allows() {
+        for (rows_per_record, alone) in [(1, true), (32, false), (128, false), (512, false), (4096, false)] {
+            let shape = Shape {
+                rows_per_record,
+                alone,
+            };
+            let affordable = |chosen| cost(shape, chosen) <= F32_SENSITIVITY_SHARE;
+            let chosen = in_f32(shape, 64, affordable).unwrap();
+            assert!(chosen.rows >= FEWEST_F32_ROWS, "{rows_per_record}: {chosen:?}");
+            assert!(affordable(chosen));
+            assert!(chosen.rows % rows_per_record == 0 || chosen.rows < rows_per_record);
+        }
+        let shape = Shape {
+            rows_per_record: 128,
+            alone: false,
+        };
+        assert_eq!(in_f32(shape, 64, |chosen| cost(shape, chosen) <= 1e-6), None);
+    }
+
+    #[test]
+    fn a_small_batch_may_have_fewer_rows_than_a_long_product() {
+        let shape = Shape {
+            rows_per_record: 2,
+            alone: false,
+        };
+        let chosen = in_f32(shape, 4, |chosen| cost(shape, chosen) <= F32_SENSITIVITY_SHARE).unwrap();
+        assert_eq!(chosen.rows, 8);
     }
 }

@@ -45,7 +45,27 @@ pub fn self_test(engine: &mut Engine) -> Result<KernelChoice> {
     tch::manual_seed(SEED);
     let choice = kernels::choose(engine)?;
     prove_rows(engine)?;
+    prove_sums(engine)?;
     Ok(choice)
+}
+
+/// The same rows must give the same sums, bit for bit: blocks of rows without a record are taken to stay as they are
+/// when that record comes or goes (`bastionai_privacy::sensitivity::Contraction`).
+fn prove_sums(engine: &Engine) -> Result<()> {
+    let size = i64::from(engine.settings().physical_batch_size);
+    tch::manual_seed(SEED);
+    let inputs = made_up(engine.graph(), size)?;
+    let sums = || {
+        let copies = inputs.iter().map(Tensor::shallow_clone).collect();
+        engine.frozen_sums(&engine.batch(copies, Tensor::f_ones([size], (Kind::Bool, Device::Cpu))?)?)
+    };
+    if sums()? == sums()? {
+        Ok(())
+    } else {
+        Err(EngineError::RowsInteract {
+            physical_batch_size: engine.settings().physical_batch_size,
+        })
+    }
 }
 
 /// What computes on batches of records whose rows must not influence one another.

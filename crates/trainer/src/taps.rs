@@ -16,6 +16,7 @@ pub(crate) use self::factor::Factor;
 pub(crate) use self::functions::FunctionPlan;
 use crate::error::{EngineError, Result};
 use crate::program::{BatchAxis, Expected, Program, index};
+use bastionai_graph::dtype::DType;
 use bastionai_graph::typed::{Argument, Number, Tap, TappedParameter, TypedGraph, TypedNode};
 
 /// What one tap computes with: rows of inputs and of output gradients, or a broadcast.
@@ -70,6 +71,9 @@ pub(crate) struct TapPlan {
     pub(crate) rows_per_record: i64,
     /// Whether a convolution's weight is handled by rows ([`Method::Rows`], [`Method::Ghost`]).
     pub(crate) as_rows: bool,
+    /// Whether a norm needs those of the rows of a linear layer, input and output gradient: Gram matrices in f32 have
+    /// them on the diagonal.
+    pub(crate) needs_row_norms: bool,
 }
 
 /// How a parameter's per-sample gradient follows from a tap.
@@ -150,6 +154,8 @@ pub(crate) struct ParameterPlan {
 pub(crate) struct Plan {
     pub(crate) taps: Vec<TapPlan>,
     pub(crate) parameters: Vec<ParameterPlan>,
+    /// Whether any value is f64: then everything is.
+    pub(crate) in_f64: bool,
     /// As in the program. Their pulled-back gradients are the last of `taps`.
     pub(crate) functions: Vec<FunctionPlan>,
 }
@@ -163,6 +169,10 @@ impl Plan {
         let mut plan = Self {
             taps: Vec::new(),
             parameters: trainable(graph),
+            in_f64: graph
+                .values()
+                .iter()
+                .any(|value| value.value_type.dtype == DType::F64),
             functions: vec![FunctionPlan::default(); program.functions.len()],
         };
         for node in graph.nodes() {
@@ -414,6 +424,7 @@ fn tap_plan(node: &TypedNode, tap: &Tap, program: &Program) -> Result<TapPlan> {
         output_shape: output.shape.clone(),
         rows_per_record,
         as_rows: false,
+        needs_row_norms: false,
     })
 }
 

@@ -3,25 +3,26 @@
 use super::unfold::unfold;
 use super::{TapValues, row_norms};
 use crate::error::{EngineError, Result};
-use crate::taps::ConvolutionPlan;
+use crate::taps::{ConvolutionPlan, TapPlan};
 use tch::Tensor;
 
 /// Gradient and input as the tap keeps them: rows where the weight is handled by rows, else as they are.
 pub(crate) fn values(
     plan: &ConvolutionPlan,
-    as_rows: bool,
+    tap: &TapPlan,
     gradient: Tensor,
     input: &Tensor,
     batch_size: i64,
     threads: usize,
 ) -> Result<TapValues> {
     let channels = Some(super::by_channel(&gradient, batch_size, plan.output_channels())?);
-    if !as_rows {
+    if !tap.as_rows {
         return Ok(TapValues {
             gradient,
             input: Some(input.shallow_clone()),
             row_norms: None,
             channels,
+            reduced: None,
         });
     }
     let (unfolded, plain) = if plan.transposed {
@@ -37,12 +38,17 @@ pub(crate) fn values(
     } else {
         (unfolded, plain)
     };
-    let row_norms = Some((row_norms(&input)?, row_norms(&gradient)?));
+    let row_norms = if tap.needs_row_norms {
+        Some((row_norms(&input, threads)?, row_norms(&gradient, threads)?))
+    } else {
+        None
+    };
     Ok(TapValues {
         gradient,
         input: Some(input),
         row_norms,
         channels,
+        reduced: None,
     })
 }
 

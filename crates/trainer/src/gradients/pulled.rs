@@ -36,6 +36,7 @@ pub(crate) fn pull_back(
                 input: None,
                 row_norms: None,
                 channels: None,
+                reduced: None,
             });
         }
     }

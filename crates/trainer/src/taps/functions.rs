@@ -59,6 +59,7 @@ fn pulled(shape: &[i64], batch_size: i64) -> TapPlan {
         output_shape: std::iter::once(batch_size).chain(shape.iter().copied()).collect(),
         rows_per_record: 1,
         as_rows: false,
+        needs_row_norms: false,
     }
 }
 

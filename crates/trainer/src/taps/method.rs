@@ -14,14 +14,20 @@ const BLOCK_ELEMENTS: i64 = 1 << 24;
 /// What writing and reading one element of a gradient costs, in multiplications of an f32 matrix product.
 const ELEMENT: i64 = 40;
 
-/// How much slower f64 products are, which Gram matrices and the sums that go with them need (rule G1).
-const DOUBLE: i64 = 2;
+/// The same of a linear layer over several rows, whose gradients would also be most of a step's memory: those of BERT
+/// for a batch of 16 are 5 GB.
+const LINEAR_ELEMENT: i64 = 120;
+
+/// What an element of two Gram matrices costs: written, read and multiplied once.
+const GRAM_ELEMENT: i64 = 20;
 
 impl Plan {
     /// Sets method and block of every parameter, and which convolutions are handled by rows. At most `kept` elements
     /// of gradients are kept from norm to sum.
     pub(crate) fn choose_methods(&mut self, batch_size: i64, mut kept: i64) {
-        self.taps.iter_mut().for_each(|tap| tap.as_rows = false);
+        for tap in &mut self.taps {
+            (tap.as_rows, tap.needs_row_norms) = (false, false);
+        }
         for parameter in &mut self.parameters {
             let elements = parameter.shape.iter().product::<i64>().max(1);
             let all = elements.saturating_mul(batch_size);
@@ -31,8 +37,17 @@ impl Plan {
                 (BLOCK_ELEMENTS / elements.max(scratch(parameter, &self.taps))).clamp(1, batch_size);
             match parameter.method {
                 Method::Instantiate { kept: true } => kept -= all,
-                Method::Instantiate { kept: false } | Method::Factored => {}
-                Method::Rows | Method::Ghost => self.taps[parameter.uses[0].tap].as_rows = true,
+                Method::Instantiate { kept: false } => {}
+                Method::Factored => {
+                    for each in &parameter.uses {
+                        self.taps[each.tap].needs_row_norms = true;
+                    }
+                }
+                Method::Rows | Method::Ghost => {
+                    let tap = &mut self.taps[parameter.uses[0].tap];
+                    tap.as_rows = true;
+                    tap.needs_row_norms |= parameter.method == Method::Rows || self.in_f64;
+                }
             }
         }
     }
@@ -71,23 +86,23 @@ fn method(parameter: &ParameterPlan, taps: &[TapPlan], keep: bool) -> Method {
 /// A weight with one use is handled by rows where a record has one row, or where Gram matrices are cheaper than the
 /// gradient of each record.
 ///
-/// With T rows of widths a and b: Gram matrices cost `T²(a + b)` and the sum after them `T·a·b`, both in f64; a
-/// gradient costs `T·a·b` in f32 and its elements, twice when it is not kept.
+/// With T rows of widths a and b: Gram matrices cost `T²(a + b)` and their elements, and the sum after them `T·a·b`; a
+/// gradient costs `T·a·b` and its elements, twice when it is not kept.
 fn by_rows(parameter: &ParameterPlan, taps: &[TapPlan], keep: bool) -> Option<Method> {
     let [only] = &parameter.uses[..] else {
         return None;
     };
     let tap = &taps[only.tap];
-    let (a, b) = match (&only.role, &tap.kind) {
+    let (a, b, element) = match (&only.role, &tap.kind) {
         (
             Role::Weight { .. },
             TapKind::Rows {
                 input_width,
                 output_width,
             },
-        ) => (*input_width, *output_width),
+        ) => (*input_width, *output_width, LINEAR_ELEMENT),
         (Role::Weight { .. }, TapKind::Convolution(plan)) if plan.groups == 1 => {
-            (plan.unfolded_width(), plan.plain_width())
+            (plan.unfolded_width(), plan.plain_width(), ELEMENT)
         }
         _ => return None,
     };
@@ -98,12 +113,11 @@ fn by_rows(parameter: &ParameterPlan, taps: &[TapPlan], keep: bool) -> Option<Me
     let product = a.saturating_mul(b);
     let ghost = rows
         .saturating_mul(rows)
-        .saturating_mul(a + b)
-        .saturating_add(rows.saturating_mul(product))
-        .saturating_mul(DOUBLE);
+        .saturating_mul(a + b + GRAM_ELEMENT)
+        .saturating_add(rows.saturating_mul(product));
     let times = if keep { 1 } else { 2 };
     let instantiated = product
-        .saturating_mul(rows.saturating_add(ELEMENT))
+        .saturating_mul(rows.saturating_add(element))
         .saturating_mul(times);
     (ghost < instantiated).then_some(Method::Ghost)
 }
@@ -175,6 +189,7 @@ mod tests {
             output_shape: vec![],
             rows_per_record,
             as_rows: false,
+            needs_row_norms: false,
         };
         let table = Use {
             role: Role::Table,
