@@ -117,6 +117,21 @@ class Encoder(nn.Module):
         return self.head(torch.tanh(self.pooler(states[:, 0])))
 
 
+class Recurrent(nn.Module):
+    """Word embeddings, an LSTM, a linear layer over its last output."""
+
+    def __init__(self, words: int, width: int, hidden: int, classes: int) -> None:
+        """Weights are PyTorch's own initial ones."""
+        super().__init__()
+        self.words = nn.Embedding(words, width)
+        self.layer = nn.LSTM(width, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, classes)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Logits of each record."""
+        return self.head(self.layer(self.words(words))[0][:, -1])
+
+
 def cnn() -> nn.Sequential:
     """The CNN of Opacus' MNIST example (examples/mnist.py)."""
     return nn.Sequential(
@@ -159,6 +174,14 @@ BERT_BASE = Task(
     2,
     30522,
     equal_rows=True,
+)
+
+LSTM = Task(
+    "LSTM of 128, 64 tokens of width 64, 4096 words",
+    lambda: Recurrent(4096, 64, 128, 2),
+    lambda: torch.randint(4096, (ROWS, 64)),
+    2,
+    4096,
 )
 
 

@@ -50,6 +50,7 @@ upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest3d.vec
 upsample_linear1d.vec upsample_bilinear2d.vec upsample_trilinear3d.vec upsample_bicubic2d.vec
 constant_pad_nd pad pixel_shuffle pixel_unshuffle
 instance_norm batch_norm prelu
+lstm.input gru.input rnn_tanh.input rnn_relu.input
 """.split()  # noqa: SIM905 (a table of words reads better)
 
 

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 const REQUIREMENTS: &str = "../../requirements.txt";
 
 fn main() {
-    for file in ["shim/shim.cpp", "shim/shim.h"] {
+    for file in
+        ["shim.cpp", "shim.h", "recurrence.cpp", "recurrence.h", "cells.h"].map(|file| format!("shim/{file}"))
+    {
         println!("cargo:rerun-if-changed={file}");
     }
     println!("cargo:rerun-if-env-changed=LIBTORCH");
@@ -65,6 +67,7 @@ fn compile_shim(libtorch: &Path) {
     cc::Build::new()
         .cpp(true)
         .file("shim/shim.cpp")
+        .file("shim/recurrence.cpp")
         .include("shim")
         .flag("-isystem")
         .flag(include.to_str().expect("the path to libtorch is UTF-8"))

@@ -519,6 +519,7 @@ pub(crate) fn tapped_parameters(tap: &Tap) -> Vec<&TappedParameter> {
         Tap::Embedding { weight, .. } | Tap::RmsNorm { weight, .. } | Tap::Prelu { weight, .. } => {
             vec![weight]
         }
+        Tap::Recurrent { cells } => cells.iter().flat_map(|cell| cell.parameters()).collect(),
     }
 }
 

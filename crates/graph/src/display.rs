@@ -164,6 +164,7 @@ impl TypedGraph {
             Tap::FrozenBatchNorm { .. } => "batch_norm",
             Tap::RmsNorm { .. } => "rms_norm",
             Tap::Prelu { .. } => "prelu",
+            Tap::Recurrent { .. } => "recurrent",
         };
         let mut text = format!("{kind}(");
         for (index, tapped) in crate::check::tapped_parameters(tap).into_iter().enumerate() {

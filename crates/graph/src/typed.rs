@@ -370,6 +370,36 @@ pub enum Tap {
         /// The slope.
         weight: TappedParameter,
     },
+    /// `aten::lstm.input`, `gru.input`, `rnn_tanh.input`, `rnn_relu.input`: within the node every cell has the
+    /// projections of its input and of its own earlier outputs, `[rows, steps, gates]` each. Their gradients with those
+    /// rows give the parameters'.
+    Recurrent {
+        /// Layer by layer, in each the forward direction first.
+        cells: Vec<RecurrentCell>,
+    },
+}
+
+/// The trainable parameters of one direction of one layer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RecurrentCell {
+    /// `[gates, input]`.
+    pub weight_ih: Option<TappedParameter>,
+    /// `[gates, hidden]`.
+    pub weight_hh: Option<TappedParameter>,
+    /// `[gates]`, added to the input's projection.
+    pub bias_ih: Option<TappedParameter>,
+    /// `[gates]`, added to the projection of earlier outputs.
+    pub bias_hh: Option<TappedParameter>,
+}
+
+impl RecurrentCell {
+    /// Those that are trained.
+    pub fn parameters(&self) -> impl Iterator<Item = &TappedParameter> {
+        let [weight_ih, weight_hh] = [&self.weight_ih, &self.weight_hh];
+        [weight_ih, weight_hh, &self.bias_ih, &self.bias_hh]
+            .into_iter()
+            .flatten()
+    }
 }
 
 impl Tap {

@@ -95,7 +95,8 @@ fn batch_bytes(graph: &TypedGraph, batch: u64) -> u64 {
         if !is_view(node) {
             forward = forward
                 .saturating_add(outputs)
-                .saturating_add(attention_bytes(node, graph, batch));
+                .saturating_add(attention_bytes(node, graph, batch))
+                .saturating_add(recurrent_bytes(node, graph, batch)[0]);
         }
         let operands = sum(operands(node).map(size));
         // Backward: the gradients of operands and outputs of one node; some kernels copy what is expanded.
@@ -103,6 +104,9 @@ fn batch_bytes(graph: &TypedGraph, batch: u64) -> u64 {
         if node.tap.is_some() {
             // The output's gradient is kept to the step's end, beside two earlier ones in the self-test.
             taps = taps.saturating_add(outputs.saturating_mul(3));
+            let [_, projections, largest] = recurrent_bytes(node, graph, batch);
+            taps = taps.saturating_add(projections.saturating_mul(3));
+            widest = widest.max(operands.saturating_add(largest).saturating_mul(6));
             // Norms and contractions: operands and gradients in f64, once as they are and once selected.
             widest = widest.max(
                 operands
@@ -167,6 +171,43 @@ fn attention_bytes(node: &TypedNode, graph: &TypedGraph, batch: u64) -> u64 {
     };
     let rows = value_bytes(query, batch) / extent(query, 1);
     rows.saturating_mul(extent(key, 2)).saturating_mul(3)
+}
+
+/// Of a recurrent layer, `[rows, steps, ..]` of every cell: what its backward pass needs (gates, states, each step's
+/// previous output, and a layer's outputs as the next one gets them); the gradients of its projections, of which GRU
+/// has two; and the largest of these.
+fn recurrent_bytes(node: &TypedNode, graph: &TypedGraph, batch: u64) -> [u64; 3] {
+    let states = match node.operator.as_str() {
+        "lstm" | "gru" => 5,
+        "rnn_tanh" | "rnn_relu" => 4,
+        _ => return [0; 3],
+    };
+    let named = |name: &str| node.arguments.iter().find(|argument| argument.name == name);
+    let (Some(input), Some(parameters)) = (named("input"), named("params")) else {
+        return [0; 3];
+    };
+    let matrix = |id: &ValueId| match graph.values()[id.0 as usize].value_type.shape[..] {
+        [Extent::Fixed(rows), Extent::Fixed(width)] => Some((rows, width)),
+        _ => None,
+    };
+    let ids = parameters.value.value_ids();
+    let weights: Vec<(u64, u64)> = ids.iter().filter_map(matrix).collect();
+    let input = input.value.value_ids();
+    let (Some(input), Some((_, width))) = (input.first(), weights.first()) else {
+        return [0; 3];
+    };
+    // A step's row of one element, at the input's precision.
+    let row = value_bytes(&graph.values()[input.0 as usize], batch) / (*width).max(1);
+    let (mut kept, mut projections, mut largest) = (0u64, 0u64, 0u64);
+    for (gates, hidden) in weights.chunks(2).filter_map(|cell| cell.get(1)) {
+        let gates_bytes = row.saturating_mul(*gates);
+        kept = kept
+            .saturating_add(gates_bytes.saturating_add(row.saturating_mul(*hidden).saturating_mul(states)));
+        let times = if node.operator == "gru" { 2 } else { 1 };
+        projections = projections.saturating_add(gates_bytes.saturating_mul(times));
+        largest = largest.max(gates_bytes);
+    }
+    [kept, projections, largest]
 }
 
 /// Gradients of single records that are kept from norm to sum, and twice the largest convolution's unfolded input: of a

@@ -129,6 +129,19 @@ fn forward_flops(graph: &TypedGraph, node: &TypedNode, batch: u64) -> f64 {
             let query = shape("query").map_or(0.0, |shape| elements(shape, batch));
             4.0 * query * keys.map_or(0.0, |extent| size(*extent, batch))
         }
+        "lstm" | "gru" | "rnn_tanh" | "rnn_relu" => {
+            let named = |name: &str| node.arguments.iter().find(|argument| argument.name == name);
+            let ids = named("params").map_or_else(Vec::new, |argument| argument.value.value_ids());
+            let shapes = ids
+                .iter()
+                .map(|id| &graph.values()[id.0 as usize].value_type.shape);
+            let weights: f64 = shapes
+                .filter(|shape| shape.len() == 2)
+                .map(|shape| elements(shape, batch))
+                .sum();
+            let steps = shape("input").map_or(0.0, |shape| elements(shape, batch)) / last("input").max(1.0);
+            2.0 * steps * weights
+        }
         _ if operator.contains("conv") => {
             let Some(weight) = shape("weight") else { return 0.0 };
             let per_channel =

@@ -1,3 +1,4 @@
+#include "recurrence.h"
 #include "shim.h"
 
 #include <ATen/ATen.h>
@@ -257,6 +258,18 @@ int32_t bastion_call(const void* operator_handle, const BastionArgument* argumen
     }
     if (results.size() != output_count) throw Mismatch("wrong number of results");
     for (const auto& each : results) if (!each.defined()) throw Mismatch("an undefined result");
+    for (size_t i = 0; i < output_count; ++i) outputs[i] = new at::Tensor(results[i]);
+    return kOk;
+  });
+}
+
+int32_t bastion_recurrence(int64_t cell, int32_t reverse, const void* gates, const void* recurrent, const void* weight,
+                           const void* bias, const void* h0, const void* c0, void** outputs, size_t output_count) {
+  return guarded([&] {
+    const auto optional = [](const void* pointer) { return pointer ? std::optional<at::Tensor>(tensor_at(pointer)) : std::nullopt; };
+    const auto results = bastion::recurrence(static_cast<bastion::Cell>(cell), reverse != 0, tensor_at(gates), optional(recurrent),
+                                             tensor_at(weight), optional(bias), tensor_at(h0), optional(c0));
+    if (results.size() != output_count) throw Mismatch("wrong number of results");
     for (size_t i = 0; i < output_count; ++i) outputs[i] = new at::Tensor(results[i]);
     return kOk;
   });

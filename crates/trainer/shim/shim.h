@@ -33,6 +33,9 @@ void bastion_release(void* operator_handle);
 int32_t bastion_schema(const void* operator_handle, char* text, size_t capacity);
 int32_t bastion_call(const void* operator_handle, const BastionArgument* arguments, size_t argument_count,
                      void** outputs, size_t output_count);
+// See recurrence.h; `recurrent`, `bias` and `c0` may be null.
+int32_t bastion_recurrence(int64_t cell, int32_t reverse, const void* gates, const void* recurrent, const void* weight,
+                           const void* bias, const void* h0, const void* c0, void** outputs, size_t output_count);
 int32_t bastion_edge(const void* tensor, void** edge);
 void bastion_release_edge(void* edge);
 int32_t bastion_backward(const void* root, const void* root_gradient, void* const* edges, size_t edge_count,

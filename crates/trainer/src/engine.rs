@@ -413,7 +413,7 @@ impl Engine {
             &batch.present,
             randomness,
         )?;
-        let at_taps = executor::gradients_at_taps(&self.program, &forward)?;
+        let at_taps = executor::gradients_at_taps(&forward)?;
         if self.versions()? != versions {
             return Err(EngineError::Mutated);
         }

@@ -9,7 +9,7 @@ use crate::lowering;
 use crate::operators::Guard;
 use crate::pooling;
 use crate::program::{Call, Expected, Function, Prepared, Program, saved_values};
-use bastionai_graph::typed::{Origin, TypedGraph};
+use bastionai_graph::typed::{Origin, RecurrentCell, Tap, TypedGraph, TypedNode};
 use tch::{Device, Kind, Tensor};
 
 /// What `rand` and `randn` return while nothing is drawn.
@@ -30,6 +30,9 @@ pub(crate) struct Tapped {
     pub(crate) edge: Edge,
     /// What its parameters' gradients need besides: the input, or the other operand; fixed statistics.
     pub(crate) saved: Vec<Tensor>,
+    /// Of its output.
+    pub(crate) shape: Vec<i64>,
+    pub(crate) kind: Kind,
 }
 
 /// What a forward phase leaves.
@@ -74,12 +77,17 @@ pub(crate) fn forward(
     for (call, node) in program.calls.iter().zip(graph.nodes()) {
         let replaced = guards::replacements(call, &values, &program.expected, &mut counted)?;
         let pooled = pooling::run(call, &values, &program.expected)?;
-        let outputs = match pooled {
-            Some(output) => vec![output],
-            None => run(call, &values, &replaced, randomness)?,
+        let outputs = match (pooled, &call.recurrent) {
+            (Some(output), _) => vec![output],
+            (None, Some(layers)) => {
+                let (outputs, own) = layers.run(call, &values, trained_cells(node), randomness)?;
+                taps.extend(own);
+                outputs
+            }
+            (None, None) => run(call, &values, &replaced, randomness)?,
         };
         check_outputs(call, &outputs, &program.expected)?;
-        if let (Some(_), Some(tap)) = (call.tap, &node.tap) {
+        if let (Some(_), Some(tap), None) = (call.tap, &node.tap, &call.recurrent) {
             let saved = saved_values(tap).into_iter();
             let saved = saved.filter_map(|value| as_run(call, value, &replaced).or(values[value].as_ref()));
             taps.push(tapped(call, &outputs[0], saved)?);
@@ -113,6 +121,14 @@ pub(crate) fn forward(
         taps,
         functions: functions.collect::<Result<_>>()?,
     })
+}
+
+/// The cells of a recurrent layer that are trained.
+fn trained_cells(node: &TypedNode) -> &[RecurrentCell] {
+    match &node.tap {
+        Some(Tap::Recurrent { cells }) => cells,
+        _ => &[],
+    }
 }
 
 /// For each function the places of its parameters in the autograd graph to come, and room for its value.
@@ -280,11 +296,16 @@ fn tapped<'v>(call: &Call, output: &Tensor, saved: impl Iterator<Item = &'v Tens
     let saved = saved
         .map(Tensor::f_detach)
         .collect::<std::result::Result<_, _>>()?;
-    Ok(Tapped { edge, saved })
+    Ok(Tapped {
+        edge,
+        saved,
+        shape: output.size(),
+        kind: output.kind(),
+    })
 }
 
 /// Output gradients at all taps, of the sum of the per-sample losses; zeros where the loss does not depend on one.
-pub(crate) fn gradients_at_taps(program: &Program, forward: &Forward) -> Result<Vec<Tensor>> {
+pub(crate) fn gradients_at_taps(forward: &Forward) -> Result<Vec<Tensor>> {
     let edges: Vec<&Edge> = forward.taps.iter().map(|tap| &tap.edge).collect();
     let loss = &forward.results[0];
     let gradients = if edges.is_empty() || !loss.requires_grad() {
@@ -295,20 +316,12 @@ pub(crate) fn gradients_at_taps(program: &Program, forward: &Forward) -> Result<
             detail: ffi::last_error(),
         })?
     };
-    let tapped = program
-        .calls
-        .iter()
-        .filter(|call| call.tap.is_some())
-        .map(|call| &program.expected[call.outputs[0]]);
     gradients
         .into_iter()
-        .zip(tapped)
-        .map(|(gradient, expected)| match gradient {
+        .zip(&forward.taps)
+        .map(|(gradient, tap)| match gradient {
             Some(gradient) => Ok(gradient),
-            None => Ok(Tensor::f_zeros(
-                &expected.shape[..],
-                (expected.kind, Device::Cpu),
-            )?),
+            None => Ok(Tensor::f_zeros(&tap.shape[..], (tap.kind, Device::Cpu))?),
         })
         .collect()
 }

@@ -32,6 +32,18 @@ unsafe extern "C" {
         outputs: *mut *mut c_void,
         output_count: usize,
     ) -> i32;
+    fn bastion_recurrence(
+        cell: i64,
+        reverse: i32,
+        gates: *const c_void,
+        recurrent: *const c_void,
+        weight: *const c_void,
+        bias: *const c_void,
+        h0: *const c_void,
+        c0: *const c_void,
+        outputs: *mut *mut c_void,
+        output_count: usize,
+    ) -> i32;
     fn bastion_edge(tensor: *const c_void, edge: *mut *mut c_void) -> i32;
     fn bastion_release_edge(edge: *mut c_void);
     fn bastion_backward(
@@ -247,6 +259,45 @@ impl Operator {
 fn owned(pointer: *mut c_void) -> Tensor {
     // SAFETY: the shim made it with `new at::Tensor`, as tch's own functions do; ownership passes here.
     unsafe { Tensor::from_ptr(pointer.cast()) }
+}
+
+/// One direction of one recurrent layer over its input's projections, as shim/recurrence.h says.
+pub(crate) struct Recurrence<'t> {
+    /// The shim's number of the cell.
+    pub(crate) cell: i64,
+    /// Whether the last step is the first.
+    pub(crate) reverse: bool,
+    /// `[rows, steps, gates]`. Its memory is taken over: nobody may read it afterwards.
+    pub(crate) gates: &'t Tensor,
+    pub(crate) recurrent: Option<&'t Tensor>,
+    pub(crate) weight: &'t Tensor,
+    pub(crate) bias: Option<&'t Tensor>,
+    pub(crate) h0: &'t Tensor,
+    /// Of LSTM.
+    pub(crate) c0: Option<&'t Tensor>,
+}
+
+/// All outputs, the last, and LSTM's last cell state.
+pub(crate) fn recurrence(of: &Recurrence<'_>) -> Result<Vec<Tensor>, Failed> {
+    let optional = |tensor: Option<&Tensor>| tensor.map_or(null(), pointer);
+    let mut outputs = vec![null_mut(); if of.c0.is_some() { 3 } else { 2 }];
+    // SAFETY: every tensor is alive for the call; the shim checks their shapes, types and memory before it touches
+    // any, and writes as many owned tensors as there are slots only on success.
+    succeed(unsafe {
+        bastion_recurrence(
+            of.cell,
+            i32::from(of.reverse),
+            pointer(of.gates),
+            optional(of.recurrent),
+            pointer(of.weight),
+            optional(of.bias),
+            pointer(of.h0),
+            optional(of.c0),
+            outputs.as_mut_ptr(),
+            outputs.len(),
+        )
+    })?;
+    Ok(outputs.into_iter().map(owned).collect())
 }
 
 /// Where in the autograd graph a value's gradient arrives.

@@ -120,7 +120,7 @@ fn sites(call: &Call, expected: &[Expected]) -> Vec<Site> {
         }
     };
     match call.guard {
-        Guard::Never | Guard::Random | Guard::Draw | Guard::Attention => Vec::new(),
+        Guard::Never | Guard::Random | Guard::Draw | Guard::Attention | Guard::Recurrent => Vec::new(),
         Guard::Gather => single(
             "index",
             call.int("dim").and_then(|dim| call.extent("self", dim, expected)),

@@ -36,6 +36,7 @@ pub mod probe;
 pub mod process;
 mod program;
 pub mod records;
+mod recurrent;
 pub mod sample;
 pub mod sandbox;
 pub mod schedule;

@@ -26,12 +26,17 @@ pub(crate) enum Guard {
     /// `scaled_dot_product_attention`: it draws random numbers unless `dropout_p` is zero, and its shapes are
     /// checked before it runs (see [`crate::attention`]).
     Attention,
+    /// A recurrent layer: it draws random numbers between layers, and is run by [`crate::recurrent`].
+    Recurrent,
 }
 
 impl Guard {
     /// Whether the operator may draw random numbers.
     pub(crate) fn draws(self) -> bool {
-        matches!(self, Self::Random | Self::Draw | Self::Attention)
+        matches!(
+            self,
+            Self::Random | Self::Draw | Self::Attention | Self::Recurrent
+        )
     }
 }
 
@@ -139,6 +144,7 @@ const OPERATORS: &[(&str, &str, Guard)] = &[
     ("ge", "Tensor", Guard::Never),
     ("gelu", "default", Guard::Never),
     ("group_norm", "default", Guard::Never),
+    ("gru", "input", Guard::Recurrent),
     ("gt", "Scalar", Guard::Never),
     ("gt", "Tensor", Guard::Never),
     ("hardsigmoid", "default", Guard::Never),
@@ -164,6 +170,7 @@ const OPERATORS: &[(&str, &str, Guard)] = &[
     ("logical_or", "default", Guard::Never),
     ("logical_xor", "default", Guard::Never),
     ("logsumexp", "default", Guard::Never),
+    ("lstm", "input", Guard::Recurrent),
     ("lt", "Scalar", Guard::Never),
     ("lt", "Tensor", Guard::Never),
     ("masked_fill", "Scalar", Guard::Never),
@@ -217,6 +224,8 @@ const OPERATORS: &[(&str, &str, Guard)] = &[
     ("repeat_interleave", "self_int", Guard::Never),
     ("reshape", "default", Guard::Never),
     ("rms_norm", "default", Guard::Never),
+    ("rnn_relu", "input", Guard::Recurrent),
+    ("rnn_tanh", "input", Guard::Recurrent),
     ("roll", "default", Guard::Never),
     ("rsqrt", "default", Guard::Never),
     ("rsub", "Scalar", Guard::Never),

@@ -6,6 +6,7 @@ use crate::ffi::{self, CallArgument, Operator};
 use crate::lowering;
 use crate::operators::{self, Guard};
 use crate::pooling;
+use crate::recurrent::Layers;
 use bastionai_graph::dtype::DType;
 use bastionai_graph::schema::{self, Schema};
 use bastionai_graph::typed::{
@@ -63,6 +64,8 @@ pub(crate) struct Call {
     pub(crate) lowered: bool,
     /// Index among the taps, when the node is one.
     pub(crate) tap: Option<usize>,
+    /// Of a recurrent layer: what it is made of.
+    pub(crate) recurrent: Option<Layers>,
     /// Values that nothing after this node reads.
     pub(crate) last_uses: Vec<usize>,
 }
@@ -111,9 +114,10 @@ impl Program {
                 taps += 1;
                 taps - 1
             });
-            let call = call(node, tap, batch_size)?;
+            let mut call = call(node, tap, batch_size)?;
             attention::check(&call, &expected)?;
             pooling::check(&node.operator, &call, &expected)?;
+            call.recurrent = Layers::new(&node.operator, &call, &expected)?;
             calls.push(call);
         }
         let mut program = Self {
@@ -214,7 +218,8 @@ pub(crate) fn saved_values(tap: &Tap) -> Vec<usize> {
             ..
         } => [input, mean, variance].map(|value| index(*value)).to_vec(),
         Tap::BroadcastMul { other, .. } => vec![index(*other)],
-        Tap::BroadcastAdd { .. } | Tap::Expand { .. } => Vec::new(),
+        // A recurrent layer saves its own.
+        Tap::BroadcastAdd { .. } | Tap::Expand { .. } | Tap::Recurrent { .. } => Vec::new(),
     }
 }
 
@@ -341,6 +346,7 @@ fn call(node: &TypedNode, tap: Option<usize>, batch_size: i64) -> Result<Call> {
         outputs: node.outputs.iter().copied().map(index).collect(),
         lowered: false,
         tap,
+        recurrent: None,
         last_uses: Vec::new(),
     })
 }

@@ -6,6 +6,7 @@ mod convolution;
 mod factor;
 mod functions;
 mod method;
+mod recurrent;
 
 use self::checks::{
     check_function, check_origin, check_untapped, check_value_shape, reaching_the_loss, views_back,
@@ -14,6 +15,7 @@ pub(crate) use self::convolution::ConvolutionPlan;
 use self::convolution::channels_first;
 pub(crate) use self::factor::Factor;
 pub(crate) use self::functions::FunctionPlan;
+pub(crate) use self::recurrent::sides;
 use crate::error::{EngineError, Result};
 use crate::program::{BatchAxis, Expected, Program, index};
 use bastionai_graph::dtype::DType;
@@ -177,10 +179,16 @@ impl Plan {
         };
         for node in graph.nodes() {
             if let Some(tap) = &node.tap {
-                let tap_index = plan.taps.len();
-                plan.taps.push(tap_plan(node, tap, program)?);
-                for (tapped, role) in roles(tap) {
-                    plan.add_use(graph, node, program, tap_index, tapped, role)?;
+                let made = match tap {
+                    Tap::Recurrent { cells } => recurrent::plans(node, cells, program)?,
+                    _ => vec![(tap_plan(node, tap, program)?, roles(tap))],
+                };
+                for (tap, roles) in made {
+                    let tap_index = plan.taps.len();
+                    plan.taps.push(tap);
+                    for (tapped, role) in roles {
+                        plan.add_use(graph, node, program, tap_index, tapped, role)?;
+                    }
                 }
             }
             check_untapped(graph, node, &reaches)?;
@@ -273,7 +281,7 @@ fn trainable(graph: &TypedGraph) -> Vec<ParameterPlan> {
         .collect()
 }
 
-/// The parameters a tap serves, each with its role.
+/// The parameters that a tap of one kind serves, each with its role.
 fn roles(tap: &Tap) -> Vec<(&TappedParameter, Role)> {
     let mut out = Vec::new();
     match tap {
@@ -324,6 +332,8 @@ fn roles(tap: &Tap) -> Vec<(&TappedParameter, Role)> {
         }
         Tap::RmsNorm { weight, .. } => out.push((weight, Role::Scale)),
         Tap::Prelu { weight, .. } => out.push((weight, Role::ChannelScale)),
+        // Has taps of its own: see `recurrent`.
+        Tap::Recurrent { .. } => {}
     }
     out
 }
@@ -405,6 +415,7 @@ fn tap_plan(node: &TypedNode, tap: &Tap, program: &Program) -> Result<TapPlan> {
                 width: normalized.iter().product(),
             }
         }
+        Tap::Recurrent { .. } => return Err(refuse("a recurrent layer has taps within")),
     };
     let elements: i64 = output.shape.iter().product();
     let rows_of = |width: i64| elements / program.batch_size.saturating_mul(width).max(1);

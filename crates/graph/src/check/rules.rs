@@ -16,6 +16,7 @@ mod normalise;
 mod order;
 mod pool;
 mod random;
+mod recurrent;
 mod reduce;
 mod repeat;
 mod resample;
@@ -163,6 +164,8 @@ pub(super) fn find(name: &str, overload: &str) -> Option<Rule> {
         ("arange", "default" | "start") => factory::arange,
         ("scalar_tensor", "default") => factory::scalar,
         ("tril" | "triu", "default") => mask::triangle,
+
+        ("lstm" | "gru" | "rnn_tanh" | "rnn_relu", "input") => recurrent::recurrent,
 
         ("dropout", "default") => random::dropout,
         ("native_dropout", "default") => random::native_dropout,

@@ -1,7 +1,7 @@
 //! What a tap must be for its gradient to be the parameter's own (rule G2), checked again here: the checker proved it,
 //! but the engine's sums are only as sound as this.
 
-use super::{Normalised, Role, TapKind, TapPlan, ViewBack, roles};
+use super::{Normalised, Role, TapKind, TapPlan, ViewBack};
 use crate::error::{EngineError, Result};
 use crate::operators;
 use crate::program::{element_count, index};
@@ -211,8 +211,8 @@ pub(super) fn check_untapped(graph: &TypedGraph, node: &TypedNode, reaches: &[bo
     let tapped: Vec<_> = node
         .tap
         .iter()
-        .flat_map(|tap| roles(tap))
-        .map(|(tapped, _)| tapped.value)
+        .flat_map(|tap| tap.parameters())
+        .map(|tapped| tapped.value)
         .collect();
     let escapes = node
         .arguments

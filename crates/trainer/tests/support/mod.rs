@@ -112,6 +112,17 @@ impl Builder {
         dtype: DType,
         shape: &[Extent],
     ) -> ValueId {
+        self.nodes(operator, given, dtype, &[shape])[0]
+    }
+
+    /// One node with several outputs of one dtype.
+    pub fn nodes(
+        &mut self,
+        operator: &str,
+        given: &[(&str, Argument)],
+        dtype: DType,
+        shapes: &[&[Extent]],
+    ) -> Vec<ValueId> {
         let (operator, overload) = operator.split_once('.').unwrap_or((operator, "default"));
         let known = schema::find(operator, overload).expect("an allowed operator");
         for (name, _) in given {
@@ -140,23 +151,26 @@ impl Builder {
             .flat_map(|argument| argument.value.value_ids())
             .any(|value| self.values[value.0 as usize].requires_grad);
         let name = format!("{operator}_{}", self.nodes.len());
-        let origin = Origin::Node {
-            node: self.nodes.len() as u32,
-            output: 0,
-        };
+        let node = self.nodes.len() as u32;
         let requires_grad = requires_grad && dtype.is_float();
-        let output = self.value(&name, origin, value_type(dtype, shape), requires_grad);
+        let outputs: Vec<ValueId> = (0..)
+            .zip(shapes)
+            .map(|(output, shape)| {
+                let origin = Origin::Node { node, output };
+                self.value(&name, origin, value_type(dtype, shape), requires_grad)
+            })
+            .collect();
         let (operator, overload) = (operator.into(), overload.into());
         self.nodes.push(TypedNode {
             name,
             operator,
             overload,
             arguments,
-            outputs: vec![output],
+            outputs: outputs.clone(),
             tap: None,
             source: None,
         });
-        output
+        outputs
     }
 
     /// Element type of a value.

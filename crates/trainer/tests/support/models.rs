@@ -3,6 +3,7 @@
 pub mod attention;
 pub mod draws;
 pub mod functions;
+pub mod recurrent;
 
 use super::*;
 
@@ -332,6 +333,7 @@ pub fn all(dtype: DType, batch: i64) -> Vec<Model> {
     all.extend(convolutions::all(dtype, batch));
     all.push(functions::scaled(dtype, batch));
     all.push(functions::merged(dtype, batch));
+    all.extend(recurrent::all(dtype, batch));
     all
 }
 

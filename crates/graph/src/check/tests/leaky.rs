@@ -8,6 +8,7 @@ mod draws;
 mod functions;
 mod order;
 mod parameters;
+mod recurrent;
 mod reductions;
 mod repeat;
 mod reshapes;
@@ -109,6 +110,7 @@ pub(super) fn cases() -> Vec<Case> {
         super::leaky_windows::cases(),
         functions::cases(),
         order::cases(),
+        recurrent::cases(),
     ]
     .into_iter()
     .flatten()

@@ -10,6 +10,7 @@ mod lookup;
 mod made;
 mod places;
 mod products;
+mod recurrent;
 mod reductions;
 mod windows;
 
@@ -346,6 +347,7 @@ impl Step<'_> {
                     constant(how)
                 })))
             }
+            "lstm" | "gru" | "rnn_tanh" | "rnn_relu" => self.recurrent(),
             "rand" | "randn" => one(Ok(self.draw(self.sizes("size")?))),
             "rand_like" | "randn_like" => one(Ok(self.draw(self.tensor("self")?.shape.clone()))),
             "arange" => one(self.arange()),

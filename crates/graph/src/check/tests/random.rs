@@ -3,6 +3,7 @@
 //! For every operator of the table programs are grown around it: arguments are drawn by kind, and a call that
 //! is refused is mostly drawn again, so that accepted programs are deep and refused ones are near misses.
 
+mod recurrent;
 mod windows;
 
 use super::build::{Build, t};
@@ -125,7 +126,8 @@ struct Draw<'d> {
 
 impl Draw<'_> {
     fn call(&mut self, schema: &Schema) -> Vec<(String, RawArgument)> {
-        if let Some(arguments) = windows::arguments(self, schema) {
+        let own = windows::arguments(self, schema).or_else(|| recurrent::arguments(self, schema));
+        if let Some(arguments) = own {
             return arguments;
         }
         let mut arguments = Vec::new();
@@ -370,11 +372,11 @@ impl Growth {
             let arguments = draw.call(schema);
             let lists =
                 ["split", "split_with_sizes", "unbind", "broadcast_tensors"].contains(&schema.name.as_str());
-            let pairs = schema.text.contains("-> (Tensor");
+            let returned = schema.text.rsplit("-> ").next().unwrap_or_default();
             let count = if lists {
                 1 + random.below(6)
             } else {
-                1 + usize::from(pairs)
+                returned.matches("Tensor").count()
             };
             let mut next = self.build.clone();
             let given: Vec<(&str, RawArgument)> = arguments
@@ -476,7 +478,8 @@ fn exercise(schemas: &[Schema], mut random: Random) {
             if exercised.get(&key).is_some_and(|count| *count >= EXERCISED) {
                 break;
             }
-            let (build, sizes) = ground();
+            let (mut build, sizes) = ground();
+            recurrent::ground(&mut build, schema);
             let mut growth = Growth {
                 build,
                 sizes,

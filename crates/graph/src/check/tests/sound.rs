@@ -4,6 +4,7 @@ mod attention;
 mod draws;
 mod functions;
 mod order;
+pub(super) mod recurrent;
 mod repeat;
 #[path = "sound/rows.rs"]
 mod sample_rows;

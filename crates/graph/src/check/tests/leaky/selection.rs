@@ -217,7 +217,7 @@ pub(super) fn cases() -> Vec<Case> {
         "index_put.default",
         "masked_scatter.default",
         "take.default",
-        "lstm.input",
+        "lstm.data",
         "embedding_bag.default",
         "ctc_loss.IntList",
         "from_file.default",
