@@ -63,6 +63,7 @@ pub(super) fn plans<'t>(
                 output_shape: vec![rows, steps, output_width],
                 rows_per_record: steps.saturating_mul(batch.inner),
                 as_rows: false,
+                needs_row_norms: false,
             };
             out.push((plan, served));
         }
