@@ -39,6 +39,7 @@ def main() -> int:
         (private_step.TRANSFORMER, 64, "sgd"),
         (private_step.MINILM, 16, "sgd"),
         (private_step.BERT_BASE, 8, "sgd"),
+        (private_step.LSTM, 256, "sgd"),
     ):
         setting = private_step.Setting(task, batch_size, optimizer, rounds=rounds)
         results.append(private_step.measure(setting))
