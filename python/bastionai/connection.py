@@ -320,7 +320,8 @@ class Connection:
                 It changes neither privacy nor price.
             max_loss: Clip of the loss that is shown while training; 0 shows none and costs nothing.
             loss_share: Share of the privacy spent on showing it.
-            inputs: Columns to pass to the model, in order; by default all but the label.
+            inputs: Columns to pass to the model, in order; by default all but the label. By name where they are
+                arguments of ``forward`` (``input_ids``, ``attention_mask``) and the order would make them others.
             label: Column to compare with; by default the one called label(s), target(s), y or class,
                 else the last.
 

@@ -370,7 +370,7 @@ def prepare_scores(
     if not names:
         raise ExportError(f"the contract has only the label column {label!r}: the model would have no input")
     per_sample = None if loss is None else per_sample_loss(loss)
-    by_name = inputs is None and _takes(model, names)
+    by_name = _by_name(model, names, inputs is not None)
     own = without_caches(copy.deepcopy(model)).cpu()
     module = ModelWithScores(own, per_sample, names, label, by_name).eval()
     synthetic = synthetic_columns(contract, EXAMPLE_BATCH_SIZE)
@@ -429,7 +429,7 @@ def _join(
         names, label = [*names, label], None
     if isinstance(per_sample, CrossEntropy) and label is not None:
         per_sample = _fit_labels(per_sample, contract, label)
-    return ModelWithLoss(model, per_sample, names, label, inputs is None and _takes(model, names))
+    return ModelWithLoss(model, per_sample, names, label, _by_name(model, names, inputs is not None))
 
 
 def label_column(contract: DataContract, label: str | None = None) -> str:
@@ -469,6 +469,37 @@ def _fit_labels(loss: CrossEntropy, contract: DataContract, label: str) -> Cross
 
 def _has_padding_mask(contract: DataContract) -> bool:
     return any(column.name == PADDING_MASK for column in contract.columns)
+
+
+def _by_name(model: nn.Module, names: list[str], in_order: bool) -> bool:
+    """Whether the columns are passed by the names of the model's arguments, as they are where those are all there.
+
+    Args:
+        model: Whose ``forward`` is called.
+        names: Columns to pass.
+        in_order: They were chosen in an order. It is kept, unless one would become another argument that may be left
+            out: the second of GPT-2's is a cache.
+
+    Raises:
+        ExportError: If some are arguments, and another would be passed as an argument that may be left out:
+            columns that a tokenizer adds would silently be taken for something else.
+    """
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return False
+    known = {parameter.name for parameter in parameters}
+    optional = {p.name for p in parameters if p.default is not p.empty}
+    others = [(name, p) for name, p in zip(names, parameters, strict=False) if name != p.name and p.name in optional]
+    if _takes(model, names):
+        return bool(others) or not in_order
+    for name, parameter in others:
+        if name not in known and known & set(names):
+            raise ExportError(
+                f"column {name!r} is no argument of {type(model).__name__}.forward, and in its order would be passed "
+                f"as {parameter.name!r}; say which columns to pass: inputs=[...]"
+            )
+    return False
 
 
 def _takes(model: nn.Module, names: list[str]) -> bool:

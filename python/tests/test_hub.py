@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from bastionai import Column, DataContract, ExportError, ModelRefused, _internal
-from bastionai.exporting import ModelWithLoss, _join, export_bytes, prepare
+from bastionai.exporting import ModelWithLoss, _join, export_bytes, prepare, prepare_scores
 from bastionai.losses import CausalLanguageModel, classes_second
 
 ROWS, LENGTH, WORDS, CLASSES = 4, 6, 20, 3
@@ -147,6 +147,18 @@ def test_a_new_head_is_trained_alone_where_the_rest_is_frozen():
     assert text.count("tap") == 1, text
 
 
+def test_a_library_model_can_be_evaluated():
+    declared = contract(IDS, MASK, LABEL)
+    prepared = prepare_scores(bert("Sequence"), "cross_entropy", declared)
+    text = _internal.check_scores_archive(prepared.archive, declared.to_json(), prepared.input_columns)
+    assert "[B, 3]" in text
+    program = torch.export.load(io.BytesIO(prepared.archive)).module()
+    scores, label = program(ids(), padding_mask(), torch.tensor([0, 1, 2, 0]))
+    expected = bert("Sequence")(input_ids=ids(), attention_mask=padding_mask()).logits
+    torch.testing.assert_close(scores, expected)
+    assert label.tolist() == [0, 1, 2, 0]
+
+
 class Blocks(nn.Module):
     """Gradients stop at the first block; the second is under an autocast that is off."""
 
@@ -222,6 +234,32 @@ def test_differences_are_exported_as_what_they_are(change):
     x = torch.rand(6, 4, 5)
     torch.testing.assert_close(torch.export.load(io.BytesIO(archive)).module()(x), Differences()(x))
     assert not [name for name in names_of(archive) if "diff" in name]
+
+
+def test_a_column_that_a_model_does_not_know_is_never_taken_for_another_argument():
+    length = Column("text_length", "int64", (LENGTH,), range=(0, 1))
+    declared = contract(IDS, MASK, length, LABEL)
+    for made in (prepare, lambda model, loss, data: prepare_scores(model, loss, data)):
+        with pytest.raises(ExportError, match=r"'text_length' is no argument of Bert.*as 'token_type_ids'.*inputs="):
+            made(bert("Sequence"), "cross_entropy", declared)
+    named = _join(bert("Sequence"), "cross_entropy", declared, ["input_ids", "attention_mask"], None)
+    assert named.columns == ["input_ids", "attention_mask", "label"]
+
+
+def test_columns_chosen_in_order_are_passed_by_name_where_the_order_would_make_them_something_else():
+    model, tokens, mask = gpt2(), ids(), padding_mask()
+    chosen = _join(model, "causal_lm", contract(IDS, MASK), ["input_ids", "attention_mask"], None)
+    assert chosen.by_name
+    torch.testing.assert_close(
+        chosen(tokens, mask), _join(model, "causal_lm", contract(IDS, MASK), None, None)(tokens, mask)
+    )
+
+    class Two(nn.Module):
+        def forward(self, x: Tensor, z: Tensor) -> Tensor:
+            return x - z
+
+    columns = [Column(name, "float32", (3,), range=(0, 1)) for name in ("x", "z")]
+    assert not _join(Two(), "cross_entropy", contract(*columns, LABEL), ["z", "x"], None).by_name
 
 
 def test_a_model_without_logits_is_refused():
