@@ -295,10 +295,13 @@ impl SumError {
         let dimension = (self.coordinates as f64).sqrt();
         let shares: f64 = self.contractions.iter().map(Contraction::rounding_share).sum();
         let grid = self.grid_roundings as f64 * dimension * self.grid;
+        // A flushed element is lost times the factor of its row, which automatic clipping may make as large as C/γ_s.
+        let largest_factor = 1.0 + self.max_grad_norm / AUTOMATIC_STABILITY;
         let underflow = 2.0
             * self.rows as f64
             * dimension
             * UNDERFLOW_ERROR
+            * largest_factor
             * f64::from(u8::from(!self.contractions.is_empty()));
         shares * self.max_grad_norm + grid + underflow
     }
