@@ -26,8 +26,15 @@ pub(super) struct Ghost {
 
 /// Gram matrices of the last input, which the next tap may share: query, key and value read the same rows.
 pub(super) struct Grams {
-    last: Option<(Identity, Tensor)>,
+    last: Option<Last>,
     threads: usize,
+}
+
+struct Last {
+    identity: Identity,
+    /// Kept, so that no other tensor gets its memory and its identity.
+    _input: Tensor,
+    gram: Tensor,
 }
 
 /// Where a tensor's numbers lie: while it lives, no other has the same.
@@ -93,13 +100,17 @@ impl Grams {
 
     fn of_input(&mut self, input: &Tensor) -> Result<Tensor> {
         let identity = Identity::of(input);
-        if let Some((last, gram)) = &self.last
-            && *last == identity
+        if let Some(last) = &self.last
+            && last.identity == identity
         {
-            return Ok(gram.shallow_clone());
+            return Ok(last.gram.shallow_clone());
         }
         let gram = gram(input)?;
-        self.last = Some((identity, gram.shallow_clone()));
+        self.last = Some(Last {
+            identity,
+            _input: input.shallow_clone(),
+            gram: gram.shallow_clone(),
+        });
         Ok(gram)
     }
 }
