@@ -182,6 +182,7 @@ LSTM = Task(
     lambda: torch.randint(4096, (ROWS, 64)),
     2,
     4096,
+    equal_rows=True,
 )
 
 
