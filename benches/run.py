@@ -37,7 +37,6 @@ def main() -> int:
         (private_step.CNN, 256, "sgd"),
         (private_step.RESNET, 32, "sgd"),
         (private_step.TRANSFORMER, 64, "sgd"),
-        (private_step.LSTM, 256, "sgd"),
         (private_step.MINILM, 16, "sgd"),
         (private_step.BERT_BASE, 8, "sgd"),
         (private_step.LSTM, 256, "sgd"),

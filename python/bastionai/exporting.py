@@ -34,6 +34,7 @@ from bastionai.losses import (
     classes_second,
     per_sample_loss,
 )
+from bastionai.recurrent import exportable_recurrence
 from bastionai.synthetic import synthetic_columns
 
 #: Batch size of example inputs: above 1, which PyTorch would take for a constant, and otherwise
@@ -184,7 +185,7 @@ def _trace(module: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, Tensor])
         args, kwargs = tuple(tensor.cpu() for tensor in inputs), {}
     shapes = _dynamic_shapes(module, args, kwargs, batch)
     try:
-        with _quiet(), BagsWithinSample(), ComposedOperators(), exportable_attention():
+        with _quiet(), BagsWithinSample(), ComposedOperators(), exportable_attention(), exportable_recurrence():
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     except BastionError:
         raise

@@ -80,21 +80,6 @@ class Conditioned(nn.Module):
         return self.head(outputs[:, -1])
 
 
-class Misfed(nn.Module):
-    """The classic mistake: a layer without ``batch_first`` fed the batch first."""
-
-    def __init__(self) -> None:
-        """PyTorch's own initial weights."""
-        super().__init__()
-        self.layer = nn.LSTM(3, 4)
-        self.head = nn.Linear(4, CLASSES)
-
-    def forward(self, signal: Tensor) -> Tensor:
-        """Logits."""
-        outputs, _ = self.layer(signal)
-        return self.head(outputs[:, -1])
-
-
 class Projected(nn.Module):
     """An LSTM with projected outputs."""
 
@@ -172,12 +157,6 @@ CASES = [
         "`nn.LSTM` of which only biases are trained",
         _tuned_biases,
         opacus=_HOOKS,
-    ),
-    Case(
-        "lstm-misfed",
-        "`nn.LSTM` without `batch_first`, fed the batch first",
-        lambda: _signal(Misfed()),
-        refused="from sample to sample",
     ),
     Case(
         "lstm-projected",
