@@ -11,8 +11,8 @@ use crate::executor::{Randomness, Tapped};
 use crate::ffi::{self, Edge, Recurrence};
 use crate::operators::Guard;
 use crate::program::{BatchAxis, Call, Expected, Prepared};
-use crate::taps::{Role, sides};
-use bastionai_graph::typed::{RecurrentCell, TappedParameter};
+use crate::taps::sides;
+use bastionai_graph::typed::RecurrentCell;
 use tch::{Kind, Tensor};
 
 /// What a cell computes, with the shim's numbers.
@@ -246,13 +246,12 @@ impl Layers {
             });
         };
         if !projected.is_empty() {
-            let saved = has_weight(&projected).then(|| given.input.f_detach());
-            taps.push(tapped(&gates, saved.transpose()?).map_err(failed)?);
+            let saved = given.input.f_detach()?;
+            taps.push(tapped(&gates, saved).map_err(failed)?);
         }
         if !recurrent.is_empty() {
-            let saved = has_weight(&recurrent).then(|| previous_outputs(&sequence, &given.h0, given.reverse));
-            let place = stand_in.as_ref().unwrap_or(&gates);
-            taps.push(tapped(place, saved.transpose()?).map_err(failed)?);
+            let saved = previous_outputs(&sequence, &given.h0, given.reverse)?;
+            taps.push(tapped(stand_in.as_ref().unwrap_or(&gates), saved).map_err(failed)?);
         }
         Ok(Made {
             sequence,
@@ -282,15 +281,10 @@ struct Made {
     cell: Option<Tensor>,
 }
 
-/// A bias alone needs no input.
-fn has_weight(served: &[(&TappedParameter, Role)]) -> bool {
-    served.iter().any(|(_, role)| matches!(role, Role::Weight { .. }))
-}
-
-fn tapped(gates: &Tensor, saved: Option<Tensor>) -> std::result::Result<Tapped, ffi::Failed> {
+fn tapped(gates: &Tensor, saved: Tensor) -> std::result::Result<Tapped, ffi::Failed> {
     Ok(Tapped {
         edge: Edge::of(gates)?,
-        saved: saved.into_iter().collect(),
+        saved: vec![saved],
         shape: gates.size(),
         kind: gates.kind(),
     })
