@@ -6,6 +6,7 @@ ratio to the plain step *of the same round*, so that a busy machine slows both s
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import statistics
@@ -145,7 +146,7 @@ def resnet() -> nn.Module:
     """The resnet18 of torchvision, with groups of 32 channels in place of batch statistics."""
     from torchvision.models import resnet18
 
-    return resnet18(num_classes=10, norm_layer=lambda channels: nn.GroupNorm(32, channels))
+    return resnet18(num_classes=10, norm_layer=functools.partial(nn.GroupNorm, 32))
 
 
 MLP = Task("MLP 784-512-512-10", lambda: mlp(784, 512, 512, 10), lambda: torch.rand(ROWS, 784) * 2 - 1, 10)
