@@ -34,4 +34,5 @@ def test_a_whole_architecture_is_accepted_and_its_gradients_equal_autograds(case
             assert apart <= case.tolerance * whole, f"{name}, record {row}: {apart / whole:.1e}"
     sums, clipped = harness.of(results, "all", "sums"), harness.clipped_sum(expected.gradients)
     apart = harness.length(sums[name] - each for name, each in clipped.items())
-    assert apart <= 1e-6 * harness.length(clipped.values())
+    # Of what was summed, not of the sum: clipped gradients of opposite records cancel, the grid's rounding does not.
+    assert apart <= 1e-6 * case.rows * harness.MAX_GRAD_NORM
