@@ -346,6 +346,13 @@ def measure(setting: Setting) -> dict[str, Any]:
         "Opacus, hooks": opacus_step(setting, "hooks"),
         "Opacus, ghost": opacus_step(setting, "ghost"),
     }
+    refusals = {}
+    for name in ("Opacus, hooks", "Opacus, ghost"):
+        try:
+            contenders[name]()
+        except (RuntimeError, NotImplementedError, ValueError) as refusal:
+            refusals[name] = str(refusal).split(". ")[0]
+            del contenders[name]
     names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(WARM_UP_ROUNDS + setting.rounds):
@@ -366,6 +373,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         "engine": engine.chosen,
         "torch": torch.__version__,
         "peak_mib": memory,
+        "refusals": refusals,
         "contenders": {
             name: {
                 "median_ms": 1e3 * statistics.median(seconds[name]),
@@ -392,6 +400,7 @@ def table(result: dict[str, Any]) -> str:
             f"{name:28}{row['median_ms']:12.2f}{row['ratio_to_plain_default']:10.2f}"
             f"{row['ratio_to_plain_fastest']:18.2f}"
         )
+    lines += [f"{name:28}{'refuses:':>12} {why}" for name, why in result["refusals"].items()]
     memory = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in result["peak_mib"].items())
     lines.append(f"peak memory of the whole process: {memory}")
     return "\n".join(lines)

@@ -82,6 +82,12 @@ impl Models {
         if let Some(place) = held.position(owner, &model.digest) {
             held.remove(place);
         }
+        let own = held.models.iter().filter(|(holder, _)| *holder == owner).count();
+        if own >= MOST_MODELS
+            && let Some(oldest) = held.models.iter().position(|(holder, _)| *holder == owner)
+        {
+            held.remove(oldest);
+        }
         let bytes = model.archive.len() as u64;
         while held.bytes + bytes > self.total_bytes && !held.models.is_empty() {
             let own = held.models.iter().position(|(holder, _)| *holder == owner);
@@ -190,6 +196,9 @@ impl Held {
 /// Smaller tensors are sent with each archive. Of the client's constant of the same name.
 pub(crate) const SHARED_STORAGE_BYTES: usize = 4096;
 
+/// Most models of one principal: bounds what a question for stored tensors looks through.
+const MOST_MODELS: usize = 64;
+
 /// Most stored tensors that one FindModel asks for.
 pub(crate) const MOST_STORAGES: usize = 4096;
 
@@ -254,6 +263,17 @@ mod tests {
         assert!(models.find(ALICE, &[1; 32]).is_some(), "asked for, so renewed");
         assert!(models.storage(ALICE, &[2; 32]).is_err());
         assert_eq!(held.bytes(), [2; 39], "whoever reads it has it");
+    }
+
+    #[test]
+    fn of_many_small_models_the_oldest_makes_room() {
+        let models = Models::new(1 << 20);
+        models.insert(BOB, model(255, 10));
+        for tag in 0..=MOST_MODELS as u8 {
+            models.insert(ALICE, model(tag, 10));
+        }
+        let holds = |owner, tag| models.find(owner, &[tag; 32]).is_some();
+        assert!(!holds(ALICE, 0) && holds(ALICE, 1) && holds(ALICE, MOST_MODELS as u8) && holds(BOB, 255));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::gradients::instantiated::{squared_norms, weighted_sum};
 use crate::gradients::{self, Instantiated, Norms, TapValues, pulled};
 use crate::grid::{Grid, MAX_PHYSICAL_BATCH_SIZE};
 use crate::guards;
-use crate::kernels::Product;
+use crate::kernels::{Product, TrueF32};
 use crate::precision::{Precision, precision};
 use crate::program::{Program, kind};
 use crate::state::{State, elements};
@@ -19,6 +19,10 @@ use bastionai_graph::typed::{TypedGraph, ValueId};
 use bastionai_privacy::sensitivity::{ClipRule, charged_sensitivity};
 use bastionai_wire::{Clipping, Compute};
 use tch::{Kind, Tensor};
+
+/// Of `max_grad_norm`: within it no clipped sum in f32 overflows (rule G4) and none is lost to underflow.
+const SMALLEST_NORM: f64 = 1.0 / (1u64 << 60) as f64;
+const LARGEST_NORM: f64 = (1u64 << 60) as f64;
 
 /// Sizes and bounds that stay the same for a whole run.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -98,6 +102,12 @@ impl Engine {
             return Err(EngineError::Job(format!(
                 "physical_batch_size = {} is above {MAX_PHYSICAL_BATCH_SIZE}: sums would leave the exact integer grid",
                 settings.physical_batch_size
+            )));
+        }
+        if !(SMALLEST_NORM..=LARGEST_NORM).contains(&settings.max_grad_norm) {
+            return Err(EngineError::Job(format!(
+                "max_grad_norm = {:e} is outside of 2^-60 … 2^60: sums in f32 could leave its range",
+                settings.max_grad_norm
             )));
         }
         if graph.loss().is_none() {
@@ -225,6 +235,7 @@ impl Engine {
 
     fn add(&self, batch: &Batch, randomness: Randomness, sums: &mut Sums) -> Result<RecordResults> {
         let gradients = self.gradients(batch, randomness)?;
+        let _true_f32 = TrueF32::enter()?;
         let factors = self.factors(&gradients.norms)?;
         let parameters = self.plan.parameters.iter().zip(&gradients.norms.instantiated);
         for (position, ((parameter, found), sums)) in parameters.zip(&mut sums.0).enumerate() {
@@ -417,7 +428,7 @@ impl Engine {
         if self.versions()? != versions {
             return Err(EngineError::Mutated);
         }
-        let _no_graph = tch::no_grad_guard();
+        let (_no_graph, _true_f32) = (tch::no_grad_guard(), TrueF32::enter()?);
         // Each tap's input and output gradient go as soon as what is needed of them is made.
         let mut taps = at_taps
             .into_iter()
@@ -530,8 +541,9 @@ impl Engine {
 
     /// `Σ_i c_i Σ_t g_t x_tᵀ` as matrix products over blocks of rows, the narrower rows scaled by `c_i`.
     ///
-    /// Rows of a record that does not count are selected out and never multiplied by zero (rule G3), unless every row
-    /// of the tap is known to be finite: then zero times a row is zero.
+    /// Rows of a record that does not count are selected out and never multiplied by zero (rule G3). They are selected
+    /// whether there is such a record or not: products then read memory of their own, aligned and laid out alike
+    /// whatever the records hold, and round the others' rows alike.
     fn add_contraction(
         &self,
         only: &Use,
@@ -543,15 +555,8 @@ impl Engine {
         let (plan, tap) = (&self.plan.taps[only.tap], &gradients.taps[only.tap]);
         let chosen = self.precision.contraction(method, plan);
         let input = tap.input.as_ref().ok_or(EngineError::SumOutOfBound)?;
-        let keep = if gradients.norms.clean[only.tap] {
-            None
-        } else {
-            Some(factors.f_gt(0)?.f_reshape([-1, 1, 1])?)
-        };
-        let finite = |rows: &Tensor| match &keep {
-            None => Ok(rows.shallow_clone()),
-            Some(keep) => rows.f_where_scalarother(keep, 0.0),
-        };
+        let keep = factors.f_gt(0)?.f_reshape([-1, 1, 1])?;
+        let finite = |rows: &Tensor| rows.f_contiguous()?.f_where_scalarother(&keep, 0.0);
         let (inputs, outputs) = (flat(&finite(input)?)?, flat(&finite(&tap.gradient)?)?);
         let transposed = matches!(only.role, Role::Weight { transposed: true });
         let scale_inputs = inputs.size()[1] < outputs.size()[1];
@@ -577,8 +582,7 @@ impl Engine {
                     if scale {
                         Ok(rows.f_mul(&row_factors.f_narrow(0, first, count)?)?)
                     } else {
-                        // In one layout, whether selected out of or not: kernels may round another otherwise.
-                        Ok(rows.f_contiguous()?)
+                        Ok(rows)
                     }
                 };
                 let product = block(&left, scale_left)?

@@ -49,8 +49,6 @@ pub(crate) struct Norms {
     pub(crate) parameters: Vec<(Tensor, Tensor)>,
     /// `[B]`, bool: every row finite and within [`MAGNITUDE_LIMIT`].
     pub(crate) usable: Tensor,
-    /// For each tap, whether all rows of all records are known to be finite and within the limit.
-    pub(crate) clean: Vec<bool>,
     /// For each parameter, what its instantiation left.
     pub(crate) instantiated: Vec<Option<Instantiated>>,
 }
@@ -210,12 +208,10 @@ pub(crate) fn norms(plan: &Plan, taps: &[TapValues], precision: &Precision, thre
     let zeros = || Tensor::f_zeros([batch_size], (Kind::Double, tch::Device::Cpu));
     let (mut norm_squared, mut magnitude_squared) = (zeros()?, zeros()?);
     let mut usable = zeros()?.f_eq(0)?;
-    let mut clean = vec![false; taps.len()];
-    for (tap, clean) in taps.iter().zip(&mut clean) {
+    for tap in taps {
         if let Some((inputs, gradients)) = &tap.row_norms {
             let within = |norms: &Tensor| norms.f_le(MAGNITUDE_LIMIT)?.f_all_dim(1, false);
             let both = within(inputs)?.f_logical_and(&within(gradients)?)?;
-            *clean = bool::try_from(both.f_all()?)?;
             usable = usable.f_logical_and(&both)?;
         }
     }
@@ -231,9 +227,7 @@ pub(crate) fn norms(plan: &Plan, taps: &[TapValues], precision: &Precision, thre
         } else {
             all_instantiated.push(None);
             let found = parameter_norms(parameter, taps, precision, &mut grams)?;
-            let tap = parameter.uses[0].tap;
             if let Some(within) = &found.usable {
-                clean[tap] = bool::try_from(within.f_all()?)?;
                 usable = usable.f_logical_and(within)?;
             }
             (found.squared, found.magnitude_squared)
@@ -250,7 +244,6 @@ pub(crate) fn norms(plan: &Plan, taps: &[TapValues], precision: &Precision, thre
         magnitude_squared,
         parameters,
         usable,
-        clean,
         instantiated: all_instantiated,
     })
 }

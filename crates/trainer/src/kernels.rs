@@ -5,6 +5,7 @@ use crate::error::{EngineError, Result};
 use crate::ffi;
 use crate::gradients;
 use crate::precision::GRAM_PIECE;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
@@ -84,10 +85,40 @@ fn largest(engine: &Engine) -> Option<Product> {
     engine.products().into_iter().max_by_key(Product::multiplications)
 }
 
+/// What is selected in this process.
+static FAST: AtomicBool = AtomicBool::new(false);
+
 fn select(choice: KernelChoice) -> Result<()> {
     ffi::prefer_fast_f32(choice == KernelChoice::Fast).map_err(|_| EngineError::Torch {
         detail: ffi::last_error(),
-    })
+    })?;
+    FAST.store(choice == KernelChoice::Fast, Ordering::Relaxed);
+    Ok(())
+}
+
+/// While it lives, products run on libtorch's default kernels, which are f32 for every shape and layout. Norms and clipped
+/// sums are made under it: their charged errors (rule G1) then rest on no measurement of kernels that may be bf16.
+pub(crate) struct TrueF32 {
+    was_fast: bool,
+}
+
+impl TrueF32 {
+    pub(crate) fn enter() -> Result<Self> {
+        let was_fast = FAST.load(Ordering::Relaxed);
+        if was_fast {
+            select(KernelChoice::Default)?;
+        }
+        Ok(Self { was_fast })
+    }
+}
+
+impl Drop for TrueF32 {
+    fn drop(&mut self) {
+        // Should it fail, the run goes on with the default kernels: slower, and as sound.
+        if self.was_fast && select(KernelChoice::Fast).is_err() {
+            FAST.store(false, Ordering::Relaxed);
+        }
+    }
 }
 
 fn seconds(left: &Tensor, right: &Tensor) -> Result<f64> {

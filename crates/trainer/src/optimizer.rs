@@ -88,6 +88,9 @@ impl OptimizerState {
         mean: NoisyMean,
         threads: usize,
     ) -> Result<()> {
+        if parameters.len() != sums.len() || sums.len() != self.slots.len() {
+            return Err(EngineError::SumOutOfBound);
+        }
         let factor = self.rates.factor(self.steps);
         self.steps += 1;
         let rule = Rule::new(&self.optimizer, factor, self.steps);

@@ -132,12 +132,14 @@ impl Training {
         let settings = *self.engine.settings();
         let batch_size = settings.physical_batch_size as usize;
         let digest = self.digest_at(step)?;
+        // Gone if the step fails: what was summed without noise meets no second attempt.
+        let mut sums = std::mem::take(&mut self.sums);
         let mut losses = 0i64;
         for places in places.chunks_exact(batch_size) {
             let (inputs, present) = self.records.gather(places)?;
             let results = self
                 .engine
-                .add_clipped(&self.engine.batch(inputs, present)?, &mut self.sums)?;
+                .add_clipped(&self.engine.batch(inputs, present)?, &mut sums)?;
             losses += self
                 .loss
                 .map_or(0, |release| clipped_losses(&results, release.max_loss));
@@ -151,12 +153,13 @@ impl Training {
         let (noise, mean, threads) = (&self.noise, self.mean, settings.threads as usize);
         self.optimizer.step(
             &mut self.engine.trainable_mut(),
-            &mut self.sums.0,
+            &mut sums.0,
             noise,
             step,
             mean,
             threads,
         )?;
+        self.sums = sums;
         if let Some(average) = &mut self.average {
             average.update(&self.engine.trainable())?;
         }

@@ -18,6 +18,10 @@ pub(super) struct Members<'a> {
     members: BTreeMap<String, Range<usize>>,
 }
 
+fn contradicted() -> ArchiveError {
+    ArchiveError::Zip("the central directory does not describe the file".into())
+}
+
 impl<'a> Members<'a> {
     /// Reads the central directory and every member's range.
     pub(super) fn read(bytes: &'a [u8], max_members: usize) -> Result<Self, ArchiveError> {
@@ -34,17 +38,19 @@ impl<'a> Members<'a> {
         let (mut rest, mut root, mut total) = (directory.bytes, None, 0usize);
         for _ in 0..directory.entries {
             let entry = CentralEntry::read(&mut rest)?;
+            // Before any checksum: members that overlap would have the file read once for each.
+            total = total.saturating_add(entry.length);
+            if total > bytes.len() {
+                return Err(contradicted());
+            }
             let range = entry.range(bytes)?;
-            total = total.saturating_add(range.len());
             let path = below_root(&entry.name, &mut root)?;
             if members.insert(path, range).is_some() {
                 return Err(member(&entry.name, "appears twice"));
             }
         }
-        if !rest.is_empty() || total > bytes.len() {
-            return Err(ArchiveError::Zip(
-                "the central directory does not describe the file".into(),
-            ));
+        if !rest.is_empty() {
+            return Err(contradicted());
         }
         let members = Self {
             archive: bytes,

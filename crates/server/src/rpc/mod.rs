@@ -144,7 +144,7 @@ impl Bastion for Service {
         answer(
             "find_model",
             peer.principal,
-            models::find(&server, &peer, &request.into_inner()),
+            models::find(server, &peer, request.into_inner()).await,
         )
     }
 

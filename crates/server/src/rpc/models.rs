@@ -16,10 +16,10 @@ use std::sync::Arc;
 use tonic::Streaming;
 
 /// Whether the caller sent this archive before. Others' archives are as if they were not there.
-pub(crate) fn find(
-    server: &Server,
+pub(crate) async fn find(
+    server: Arc<Server>,
     peer: &Peer,
-    request: &v1::FindModelRequest,
+    request: v1::FindModelRequest,
 ) -> Result<v1::FindModelReply, Failure> {
     if request.model_id.len() != 32 {
         return Err(Failure::malformed(
@@ -35,9 +35,13 @@ pub(crate) fn find(
             "at most {MOST_STORAGES} storage digests in one question"
         )));
     }
-    let held = server.models.renew(peer.principal, &request.model_id);
-    let storages_held = server.models.renew_storages(peer.principal, &digests);
-    Ok(v1::FindModelReply { held, storages_held })
+    let owner = peer.principal;
+    blocking(move || {
+        let held = server.models.renew(owner, &request.model_id);
+        let storages_held = server.models.renew_storages(owner, &digests);
+        Ok(v1::FindModelReply { held, storages_held })
+    })
+    .await
 }
 
 pub(crate) async fn upload(
@@ -63,14 +67,17 @@ pub(crate) async fn upload(
     let model_bytes = server.config.limits.model_bytes;
     let owner = peer.principal;
     blocking(move || {
+        // The place is given back when the work ends, whether or not the caller still waits for it.
+        let _place = place;
         let digest: [u8; 32] = Sha256::digest(&archive).into();
         if header.archive_digest != digest {
             let message = "the archive's SHA-256 is not the one in the header: it was damaged on the way; send it again";
             return Err(Failure::new(Reason::ModelDigest, message));
         }
         read_archive(&archive, model_bytes)?;
-        Event::ModelHeld { model: Hex(&digest), principal: owner, bytes: archive.len() as u64 }.emit();
+        let bytes = archive.len() as u64;
         server.models.insert(owner, Model::new(digest, archive)?);
+        Event::ModelHeld { model: Hex(&digest), principal: owner, bytes }.emit();
         Ok(v1::UploadModelReply { model_id: digest.to_vec() })
     })
     .await
