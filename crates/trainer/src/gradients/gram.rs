@@ -8,6 +8,7 @@
 use crate::error::{EngineError, Result};
 use crate::ffi;
 use crate::grid::in_parallel;
+use crate::kernels::TrueF32;
 use crate::precision::GRAM_PIECE;
 use bastionai_privacy::sensitivity::{GramRounding, MAGNITUDE_LIMIT, RowNorms};
 use tch::{Kind, Tensor};
@@ -195,6 +196,7 @@ impl Look for Bounded<'_> {
 
 /// `[count, T, T]`: dot products of all rows of each record, at most [`GRAM_PIECE`] terms in f32.
 fn gram(rows: &Tensor) -> Result<Tensor> {
+    let _true_f32 = TrueF32::enter()?;
     let rows = rows.f_to_kind(Kind::Float)?;
     let width = rows.size()[2];
     let mut total: Option<Tensor> = None;
