@@ -218,7 +218,8 @@ impl Layers {
             .f_contiguous()?
             .f_linear(&given.weight_ih, bias.as_ref())?
             .f_contiguous()?;
-        if !gates.requires_grad() && !(projected.is_empty() && recurrent.is_empty()) {
+        let is_trained = !projected.is_empty() || !recurrent.is_empty();
+        if is_trained && !gates.requires_grad() {
             gates = gates.f_set_requires_grad(true)?;
         }
         let stand_in = if is_gru && !recurrent.is_empty() {

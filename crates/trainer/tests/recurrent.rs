@@ -97,7 +97,9 @@ fn gradients_are_right_whichever_parameters_are_trained() {
 #[test]
 fn a_layer_whose_shapes_do_not_fit_is_refused_before_it_runs() {
     set_up();
-    let wrongs: [(Option<(usize, &[u64])>, u64, i64); 9] = [
+    /// Which parameter has which shape instead.
+    type Reshaped = Option<(usize, &'static [u64])>;
+    let wrongs: [(Reshaped, u64, i64); 9] = [
         (Some((0, &[8, 2])), 1, 1),
         (Some((0, &[7, 3])), 1, 1),
         (Some((1, &[8, 1])), 1, 1),

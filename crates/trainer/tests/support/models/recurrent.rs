@@ -258,17 +258,8 @@ pub fn model(layer: &Layer, dtype: DType, batch: i64) -> Model {
                 (0..2).map(|_| Tensor::zeros(shape, (k, Device::Cpu))).collect()
             };
             let (layers, ways) = (layer.layers as i64, layer.both_ways);
-            let run = |one: fn(
-                &Tensor,
-                &Tensor,
-                &[Tensor],
-                bool,
-                i64,
-                f64,
-                bool,
-                bool,
-                bool,
-            ) -> (Tensor, Tensor)| {
+            type One = fn(&Tensor, &Tensor, &[Tensor], bool, i64, f64, bool, bool, bool) -> (Tensor, Tensor);
+            let run = |one: One| {
                 let (outputs, last) = one(&i[0], &states[0], p, layer.biases, layers, 0.0, true, ways, true);
                 vec![outputs, last.transpose(0, 1)]
             };

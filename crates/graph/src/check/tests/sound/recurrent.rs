@@ -245,12 +245,13 @@ fn a_frozen_layer_has_no_tap() {
 /// No leak, but libtorch would read out of bounds or raise: refused with what to do.
 #[test]
 fn layers_whose_shapes_do_not_fit_are_refused() {
-    type Change = fn(&mut Build, &mut Vec<(&'static str, RawArgument)>);
-    let set = |arguments: &mut Vec<(&'static str, RawArgument)>, name: &str, value: RawArgument| {
+    type Arguments = Vec<(&'static str, RawArgument)>;
+    type Change = fn(&mut Build, &mut Arguments);
+    let set = |arguments: &mut Arguments, name: &str, value: RawArgument| {
         let slot = arguments.iter_mut().find(|(found, _)| *found == name).unwrap();
         slot.1 = value;
     };
-    let refused = |layer: &Layer, change: &dyn Fn(&mut Build, &mut Vec<(&'static str, RawArgument)>)| {
+    let refused = |layer: &Layer, change: &dyn Fn(&mut Build, &mut Arguments)| {
         let mut b = Build::classifier();
         let parameters = layer.parameters(&mut b);
         let zeros = layer.zeros(&mut b);
