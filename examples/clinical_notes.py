@@ -36,10 +36,10 @@ import bastionai
 
 SOURCE = "https://www.kaggle.com/datasets/tboyle10/medicaltranscriptions"
 #: Tokens of a passage.
-TOKENS = 96
+TOKENS = 64
 HELD_OUT = 0.15
 LEARNING_RATE = 2e-3
-BATCH_SIZE = 256
+BATCH_SIZE = 128
 #: Of the small model's training in public.
 PUBLIC_STEPS = 300
 
@@ -120,7 +120,7 @@ def train_in_the_open(model: nn.Module, data: torch.Tensor, steps: int) -> nn.Mo
 def main() -> int:
     """Lends, trains, compares."""
     more = {"model": "folder or hub name of a causal language model, e.g. gpt2"}
-    options = arguments(__doc__.splitlines()[0], "the CSV of transcriptions", eps=8.0, steps=60, more=more)
+    options = arguments(__doc__.splitlines()[0], "the CSV of transcriptions", eps=8.0, steps=40, more=more)
     (file,) = needed(options.data, ["mtsamples.csv"], SOURCE)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
