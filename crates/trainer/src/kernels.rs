@@ -65,7 +65,8 @@ pub(crate) fn is_worth_threads(engine: &Engine) -> bool {
 
 /// Times the largest product on both kinds of kernels; the fast kind wins if it is faster there and every product
 /// of the run is true f32 on it, in each layout it occurs in. `"medium"` permits bf16, and which kernel runs
-/// depends on the shape, so one shape says nothing about another; the charged sensitivity assumes f32 (rule G1).
+/// depends on the shape, so one shape says nothing about another. What is charged for (rule G1) does not rest on this:
+/// see [`TrueF32`].
 pub(crate) fn choose(engine: &Engine) -> Result<KernelChoice> {
     select(KernelChoice::Default)?;
     let Some(largest) = largest(engine).filter(|product| product.multiplications() >= WORTH_CHOOSING) else {

@@ -1,21 +1,21 @@
 //! repeat, repeat_interleave, flip, roll: elements of a sample at new places of the same sample (rules T4, T6, T7).
 
-use super::super::broadcast::{normalise_dim, per_sample};
-use super::super::call::{Call, Item, batch_axis};
+use super::super::broadcast::normalise_dim;
+use super::super::call::{Call, Item};
 use super::super::facts::{Output, Typed};
 use super::super::premise::{Premise, is_dropped, require};
 use super::super::refusal::Objection;
-use super::reshape::require_untouched;
-use super::{Outcome, tap};
+use super::Outcome;
+use super::reshape::{require_untouched, widened};
 use crate::display;
-use crate::typed::{Argument, Dependence, Extent, Tap, ValueType};
+use crate::typed::{Argument, Extent, ValueType};
 
 /// `repeat(repeats)`: copies side by side. The batch axis is never repeated: its copies would follow one another as
 /// whole batches. A Shared value may be repeated along the batch where it has extent 1; a trainable one is then tapped.
 pub(in super::super) fn repeat(call: &mut Call<'_>) -> Result<Outcome, Objection> {
     let value = call.tensor("self")?;
     let repeats = call.items("repeats")?;
-    let ValueType { shape, dtype, .. } = &value.value_type;
+    let shape = &value.value_type.shape;
     let added = repeats.len().checked_sub(shape.len());
     let added =
         added.ok_or_else(|| Objection::plain("fewer repeats than axes", "give one number per axis"))?;
@@ -26,36 +26,8 @@ pub(in super::super) fn repeat(call: &mut Call<'_>) -> Result<Outcome, Objection
             .map_or(Extent::Fixed(1), |axis| shape[axis]);
         new.push(repeated(value, old, *times)?);
     }
-    let batch_axes: Vec<usize> = (0..new.len())
-        .filter(|axis| matches!(new[*axis], Extent::Batch(_)))
-        .collect();
-    let own = batch_axis(&value.value_type).map(|(axis, _)| axis + added);
-    require(
-        Premise::OneBatchAxis,
-        batch_axes.len() <= 1 && own.is_none_or(|own| batch_axes == [own]),
-        || {
-            let reason = format!(
-                "{} would get the batch size on a second axis",
-                display::ty(&value.value_type)
-            );
-            (reason, "repeat along axes of the sample only".into())
-        },
-    )?;
-    let dependence = own
-        .or(batch_axes.first().copied())
-        .map_or(Dependence::Shared, per_sample);
-    let value_type = ValueType {
-        dependence,
-        shape: new,
-        dtype: *dtype,
-    };
-    let over_the_batch = own.is_none() && dependence != Dependence::Shared;
-    let tap = over_the_batch
-        .then(|| tap::parameter(Some(value)))
-        .flatten()
-        .map(|parameter| Tap::Expand { parameter });
+    let (value_type, tap) = widened(value, new, added, "repeat")?;
     if tap.is_some() {
-        tap::require_batch_first(&value_type)?;
         let broadcast = shape.iter().zip(&value_type.shape[added..]);
         if broadcast
             .into_iter()

@@ -108,7 +108,7 @@ pub(in super::super) fn squeeze(call: &mut Call<'_>) -> Result<Outcome, Objectio
 pub(in super::super) fn expand(call: &mut Call<'_>) -> Result<Outcome, Objection> {
     let value = call.tensor("self")?;
     let items = call.items("size")?;
-    let ValueType { shape, dtype, .. } = &value.value_type;
+    let shape = &value.value_type.shape;
     let added = items.len().checked_sub(shape.len());
     let added = added.ok_or_else(|| Objection::plain("fewer sizes than axes", "give one size per axis"))?;
     let mut new = Vec::with_capacity(items.len());
@@ -116,8 +116,27 @@ pub(in super::super) fn expand(call: &mut Call<'_>) -> Result<Outcome, Objection
         let old = position.checked_sub(added).map(|axis| shape[axis]);
         new.push(expanded(old, *item)?);
     }
-    let batch_axes: Vec<usize> = (0..new.len())
-        .filter(|axis| matches!(new[*axis], Extent::Batch(_)))
+    let (value_type, tap) = widened(value, new.clone(), added, "expand")?;
+    call.replace("size", Argument::Sizes(new));
+    if value_type == value.value_type {
+        return Ok(Output::rearranged(value, value_type, None).into());
+    }
+    Ok(Outcome {
+        outputs: vec![Output::new(value_type, call.any_requires_grad()).bounded(value.facts.bounds)],
+        tap,
+    })
+}
+
+/// The type of a value whose axes became `shape`, `added` of them new and in front, and the tap of a trainable parameter that
+/// got a batch axis that way. Per-sample data keep their one batch axis; `verb` is what the operator does.
+pub(super) fn widened(
+    value: &Typed,
+    shape: Vec<Extent>,
+    added: usize,
+    verb: &str,
+) -> Result<(ValueType, Option<Tap>), Objection> {
+    let batch_axes: Vec<usize> = (0..shape.len())
+        .filter(|axis| matches!(shape[*axis], Extent::Batch(_)))
         .collect();
     let own = batch_axis(&value.value_type).map(|(axis, _)| axis + added);
     require(
@@ -128,7 +147,7 @@ pub(in super::super) fn expand(call: &mut Call<'_>) -> Result<Outcome, Objection
                 "{} would get the batch size on a second axis",
                 display::ty(&value.value_type)
             );
-            (reason, "expand along axes of the sample only".into())
+            (reason, format!("{verb} along axes of the sample only"))
         },
     )?;
     let dependence = own
@@ -136,26 +155,16 @@ pub(in super::super) fn expand(call: &mut Call<'_>) -> Result<Outcome, Objection
         .map_or(Dependence::Shared, per_sample);
     let value_type = ValueType {
         dependence,
-        shape: new.clone(),
-        dtype: *dtype,
+        shape,
+        dtype: value.value_type.dtype,
     };
-    call.replace("size", Argument::Sizes(new));
-    if value_type == value.value_type {
-        return Ok(Output::rearranged(value, value_type, None).into());
-    }
-    let tap = own
-        .is_none()
-        .then(|| tap::parameter(Some(value)))
-        .flatten()
-        .filter(|_| dependence != Dependence::Shared)
-        .map(|parameter| Tap::Expand { parameter });
+    let over_the_batch = own.is_none() && dependence != Dependence::Shared;
+    let parameter = over_the_batch.then(|| tap::parameter(Some(value))).flatten();
+    let tap = parameter.map(|parameter| Tap::Expand { parameter });
     if tap.is_some() {
         tap::require_batch_first(&value_type)?;
     }
-    Ok(Outcome {
-        outputs: vec![Output::new(value_type, call.any_requires_grad()).bounded(value.facts.bounds)],
-        tap,
-    })
+    Ok((value_type, tap))
 }
 
 fn expanded(old: Option<Extent>, item: Item) -> Result<Extent, Objection> {
