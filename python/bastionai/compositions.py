@@ -128,10 +128,6 @@ def _view_as(input: Tensor, other: Tensor) -> Tensor:
     return input.view(other.shape)
 
 
-def _masked_fill(input: Tensor, mask: Tensor, value: Any) -> Any:
-    return torch.where(mask, value.to(input.dtype), input) if isinstance(value, Tensor) else NotImplemented
-
-
 def _index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     return input[(slice(None),) * _axis(input, dim) + (index,)]
 
@@ -142,30 +138,6 @@ def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> A
     axis = _axis(input, dim)
     alike = all(input.shape[other] == indices.shape[other] for other in range(input.dim()) if other not in (0, axis))
     return input.gather(axis, indices) if alike else NotImplemented
-
-
-def _repeat(input: Tensor, *sizes: Any) -> Any:
-    repeats = list(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (list, tuple)) else list(sizes)
-    if not all(isinstance(repeat, int) for repeat in repeats):
-        return NotImplemented
-    value = input.reshape([1] * (len(repeats) - input.dim()) + list(input.shape))
-    for axis, repeat in enumerate(repeats):
-        if repeat != 1:
-            value = _tiled(value, axis, repeat, axis)
-    return value
-
-
-def _repeat_interleave(input: Tensor, repeats: Any, dim: int | None = None, **more: Any) -> Any:
-    if not isinstance(repeats, int) or dim is None or more:
-        return NotImplemented
-    axis = _axis(input, dim)
-    return _tiled(input, axis, repeats, axis + 1)
-
-
-def _tiled(value: Tensor, axis: int, repeat: int, copies_at: int) -> Tensor:
-    wide = value.unsqueeze(copies_at)
-    wide = wide.expand([*wide.shape[:copies_at], repeat, *wide.shape[copies_at + 1 :]])
-    return wide.reshape([*value.shape[:axis], value.shape[axis] * repeat, *value.shape[axis + 1 :]])
 
 
 def _unfold(input: Tensor, dimension: int, size: int, step: int) -> Any:
@@ -210,30 +182,6 @@ def _threshold(input: Tensor, threshold: float, value: float, inplace: bool = Fa
     return NotImplemented if inplace else torch.where(input > threshold, input, value)
 
 
-def _roll(input: Tensor, shifts: Any, dims: Any = None) -> Any:
-    moves = [shifts] if isinstance(shifts, int) else list(shifts)
-    axes = [dims] if isinstance(dims, int) else list(dims or [])
-    if not axes or len(axes) != len(moves) or not all(isinstance(input.shape[axis], int) for axis in axes):
-        return NotImplemented
-    for shift, axis in zip(moves, axes, strict=True):
-        size = input.shape[axis]
-        last = shift % size
-        if last:
-            head, tail = torch.split(input, [size - last, last], axis)
-            input = torch.cat([tail, head], axis)
-    return input
-
-
-def _flip(input: Tensor, *dims: Any) -> Any:
-    axes = list(dims[0]) if len(dims) == 1 and isinstance(dims[0], (list, tuple)) else list(dims)
-    if not all(isinstance(input.shape[axis], int) for axis in axes):
-        return NotImplemented
-    for axis in axes:
-        last = input.shape[axis] - 1
-        input = input[(slice(None),) * _axis(input, axis) + (last - torch.arange(last + 1),)]
-    return input
-
-
 def _forms(name: str, composition: Callable[..., Any]) -> dict[Any, Callable[..., Any]]:
     found = [getattr(place, name, None) for place in (torch, Tensor)]
     return {function: composition for function in found if function is not None}
@@ -263,12 +211,7 @@ _COMPOSITIONS: dict[Any, Callable[..., Any]] = {
     **_forms("max", _larger),
     **_forms("expand_as", _expand_as),
     **_forms("view_as", _view_as),
-    **_forms("masked_fill", _masked_fill),
     **_forms("index_select", _index_select),
     **_forms("take_along_dim", _take_along_dim),
-    **_forms("repeat", _repeat),
-    **_forms("repeat_interleave", _repeat_interleave),
     **_forms("unfold", _unfold),
-    **_forms("roll", _roll),
-    **_forms("flip", _flip),
 }
