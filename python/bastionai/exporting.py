@@ -21,10 +21,12 @@ from bastionai.attention import exportable_attention
 from bastionai.bags import BagsWithinSample
 from bastionai.compositions import ComposedOperators
 from bastionai.contract import DataContract
+from bastionai.derivatives import plain_derivatives, refuse_gradient_hooks
 from bastionai.exceptions import BastionError, ExportError, LossError
 from bastionai.fixing import unfixed
 from bastionai.functionalise import functionalise
 from bastionai.hub import logits_of, without_caches
+from bastionai.lines import SizesDecided, is_users, line_of, line_of_node
 from bastionai.losses import (
     BinaryCrossEntropy,
     CausalLanguageModel,
@@ -84,9 +86,26 @@ def _saved(program: torch.export.ExportedProgram) -> bytes:
     # Example inputs would travel as a pickle; nobody needs them.
     program._example_inputs = None
     archive = io.BytesIO()
-    with _quiet():
-        torch.export.save(program, archive)
+    try:
+        with _quiet():
+            torch.export.save(program, archive)
+    except Exception as error:
+        raise ExportError(_unsaved(program, str(error))) from error
     return archive.getvalue()
+
+
+def _unsaved(program: torch.export.ExportedProgram, text: str) -> str:
+    named = re.search(r"Failed serializing node (\w+) in graph", text)
+    nodes = [node for node in program.graph.nodes if named is not None and node.name == named.group(1)]
+    line = next((line for line in map(line_of_node, nodes) if line is not None), None)
+    return (
+        f"{f'{line}: ' if line else ''}torch.export cannot write down {named.group(1) if named else 'the graph'}: "
+        f"{_first_line(text)}. Write this place with plain operators on the whole batch (instead of torch.vmap)"
+    )
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def export_scores(
@@ -138,7 +157,13 @@ def _check_examples(tensors: list[Tensor]) -> None:
         raise ExportError("example inputs must be tensors with the batch first, of one batch size of at least 2")
 
 
+def _check_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ExportError(f"the model is a {type(model).__name__}; expected a torch.nn.Module")
+
+
 def _training_copy(module: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, Tensor]) -> nn.Module:
+    _check_module(module)
     names = unfixed(module)
     if names:
         lines = _calling_lines(module, inputs, names)
@@ -147,8 +172,19 @@ def _training_copy(module: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, 
             f"{', '.join(layers)}: BatchNorm (or InstanceNorm with running statistics) normalises a sample by "
             "the others of its batch, so no sample's influence can be bounded. Use model = bastionai.fix(model)"
         )
-    # The user's module is not touched: its mode, buffers and device stay as they are.
-    return without_caches(copy.deepcopy(module)).cpu().train()
+    refuse_gradient_hooks(module)
+    return without_caches(_copied(module)).train()
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy on the CPU: the user's module is not touched, its mode, buffers and device stay as they are."""
+    try:
+        return copy.deepcopy(module).cpu()
+    except Exception as error:
+        raise ExportError(
+            f"the module cannot be copied: {_first_line(str(error))}. It must have its weights (no meta device), and "
+            "keep no computed tensors: for torch.nn.utils.weight_norm use torch.nn.utils.parametrizations.weight_norm"
+        ) from error
 
 
 def _calling_lines(
@@ -157,11 +193,10 @@ def _calling_lines(
     """``file:line`` of the user's code that calls each of these layers, as far as one run of a copy tells."""
     trial = copy.deepcopy(module).cpu()
     lines: dict[str, str] = {}
-    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
     def note(name: str) -> Callable[[nn.Module, object], None]:
         def before(_layer: nn.Module, _input: object) -> None:
-            frames = (frame for frame in inspect.stack(context=0) if not frame.filename.startswith(ours))
+            frames = (frame for frame in inspect.stack(context=0) if is_users(frame.filename))
             caller = next(frames, None)
             if caller is not None:
                 lines.setdefault(name, f"{caller.filename}:{caller.lineno}")
@@ -184,13 +219,22 @@ def _trace(module: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, Tensor])
     else:
         args, kwargs = tuple(tensor.cpu() for tensor in inputs), {}
     shapes = _dynamic_shapes(module, args, kwargs, batch)
+    sizes = SizesDecided()
     try:
-        with _quiet(), BagsWithinSample(), ComposedOperators(), exportable_attention(), exportable_recurrence():
+        with (
+            _quiet(),
+            sizes,
+            BagsWithinSample(),
+            ComposedOperators(),
+            exportable_attention(),
+            exportable_recurrence(),
+            plain_derivatives(),
+        ):
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     except BastionError:
         raise
     except Exception as error:
-        raise ExportError(_explain(error)) from error
+        raise ExportError(_explain(error, sizes.lines)) from error
 
 
 def _dynamic_shapes(
@@ -229,19 +273,33 @@ def _check_result(program: torch.export.ExportedProgram) -> None:
         )
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, sizes_decided: list[str]) -> str:
     text = str(error)
     if "Constraints violated" in text or ("constant" in text and "batch" in text):
+        places = f" (at {', '.join(sizes_decided[:3])})" if sizes_decided else ""
         return (
-            "the module fixes the batch size: its code only works for the batch size of the example inputs. "
-            "Use x.shape[0] or -1 instead of a number, and compare no size with the batch size.\n" + text.strip()
+            f"the module fixes the batch size{places}: its code only works for the batch size of the example inputs. "
+            "Use x.shape[0] or -1 instead of a number, compare no size with the batch size, and do not loop over it.\n"
+            + _without_advice(text)
         )
     if "data-dependent" in text or "Could not guard" in text:
         return (
             "the module branches on values of its inputs, or on random numbers (if, while, .item(), boolean indexing): "
             f"use torch.where instead, and layerdrop=0 where a model drops whole layers.{_failing_line(text)}"
         )
-    return f"torch.export cannot follow the module: {text.strip()}"
+    line, said = line_of(error), _without_advice(text)
+    return (
+        f"{f'{line}: ' if line else ''}torch.export cannot follow the module: "
+        f"{type(error).__name__}{f': {said}' if said else ''}. If the module runs as it is, write this place with "
+        "PyTorch's plain operators"
+    )
+
+
+def _without_advice(text: str) -> str:
+    """Without what PyTorch tells its own developers: stacks of C++, and which of its functions to call instead."""
+    for end in ("Exception raised from", "The error above occurred when calling", "Please file an issue"):
+        text = text.partition(end)[0]
+    return text.strip().rstrip(".")
 
 
 def _failing_line(text: str) -> str:
@@ -372,7 +430,7 @@ def prepare_scores(
         raise ExportError(f"the contract has only the label column {label!r}: the model would have no input")
     per_sample = None if loss is None else per_sample_loss(loss)
     by_name = _by_name(model, names, inputs is not None)
-    own = without_caches(copy.deepcopy(model)).cpu()
+    own = without_caches(_copied(model))
     module = ModelWithScores(own, per_sample, names, label, by_name).eval()
     synthetic = synthetic_columns(contract, EXAMPLE_BATCH_SIZE)
     columns = [*names, label]
@@ -485,6 +543,7 @@ def _by_name(model: nn.Module, names: list[str], in_order: bool) -> bool:
         ExportError: If some are arguments, and another would be passed as an argument that may be left out:
             columns that a tokenizer adds would silently be taken for something else.
     """
+    _check_module(model)
     try:
         parameters = list(inspect.signature(model.forward).parameters.values())
     except (TypeError, ValueError):

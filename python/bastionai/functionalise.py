@@ -20,6 +20,7 @@ from bastionai.assignments import plain_assignments
 from bastionai.conversions import plain_conversions
 from bastionai.exceptions import ExportError
 from bastionai.inlining import inline_subgraphs
+from bastionai.lines import line_of_node
 
 
 def functionalise(program: ExportedProgram) -> ExportedProgram:
@@ -36,14 +37,16 @@ def functionalise(program: ExportedProgram) -> ExportedProgram:
     plain_conversions(program.graph)
     _copy_lifted_constants(program.graph)
     _replace_local_writes(program.graph)
-    if any(_writes(node) for node in program.graph.nodes):
+    writes = [node for node in program.graph.nodes if _writes(node)]
+    lines = list(dict.fromkeys(filter(None, map(line_of_node, writes))))
+    if writes:
         program = _decompose(program)
         _drop_metadata_asserts(program.graph)
         _restore_dropout(program.graph)
     plain_assignments(program.graph)
     program.graph.lint()
     program.graph_module.recompile()
-    _refuse_state(program)
+    _refuse_state(program, lines)
     return program
 
 
@@ -157,13 +160,20 @@ def _restore_dropout(graph: Graph) -> None:
             graph.erase_node(node)
 
 
-def _refuse_state(program: ExportedProgram) -> None:
-    signature = program.graph_signature
-    written = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
-    if written:
+def _refuse_state(program: ExportedProgram, lines: list[str]) -> None:
+    signature, at = program.graph_signature, f" (written at {', '.join(lines[:3])})" if lines else ""
+    inputs = ", ".join(map(str, signature.user_inputs_to_mutate.values()))
+    if inputs:
         raise ExportError(
-            f"the module writes to {', '.join(map(str, written))} while it computes: state that samples leave "
-            "behind reaches the next sample's loss. BatchNorm and InstanceNorm do so: use bastionai.fix(model)"
+            f"the module changes its input in place: {inputs}{at}. Compute a new tensor instead, or start "
+            "with x = x.clone()"
+        )
+    state = ", ".join(map(str, signature.buffers_to_mutate.values()))
+    if state:
+        raise ExportError(
+            f"the module writes to {state} while it computes{at}: state that samples leave "
+            "behind reaches the next sample's loss. BatchNorm and InstanceNorm do so: use bastionai.fix(model); "
+            "spectral_norm as well: leave it out, clipping bounds what a record does"
         )
 
 
