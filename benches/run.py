@@ -1,6 +1,6 @@
 """`make bench`: ratios from one interleaved run, as a table and as JSON in .bench/.
 
-Environment: BASTIONAI_BENCH_ROUNDS (default 60) for a quicker or a steadier run.
+Environment: BASTIONAI_BENCH_SECONDS (default 60), of the rounds of each row, for a quicker or a steadier run.
 """
 
 from __future__ import annotations
@@ -14,41 +14,36 @@ from pathlib import Path
 # so that no contender spins on the cores while another is timed.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
+import contenders
+import machine
 import private_step
 import server
+from models import TASKS
 
 RESULTS = Path(".bench/private_step.json")
 SERVER_RESULTS = Path(".bench/server.json")
 
 
 def main() -> int:
-    """Runs every setting; exit status 1 when the engine's example is not built."""
-    if not private_step.ENGINE.exists():
+    """Runs every row; exit status 1 when the engine's example is not built."""
+    if not contenders.ENGINE.exists():
         print(
-            f"{private_step.ENGINE} is not there: run `make bench` in the repository's root",
+            f"{contenders.ENGINE} is not there: run `make bench` in the repository's root",
             file=sys.stderr,
         )
         return 1
-    rounds = int(os.environ.get("BASTIONAI_BENCH_ROUNDS", "60"))
+    seconds = float(os.environ.get("BASTIONAI_BENCH_SECONDS", "60"))
+    effort = private_step.Effort(seconds, os.cpu_count() or 1)
+    facts = machine.facts()
+    print(", ".join(f"{name}: {value}" for name, value in facts.items()), end="\n\n", flush=True)
     results = []
-    for task, batch_size, optimizer in (
-        (private_step.MLP, 256, "sgd"),
-        (private_step.MLP, 256, "adamw"),
-        (private_step.CNN, 256, "sgd"),
-        (private_step.RESNET, 32, "sgd"),
-        (private_step.TRANSFORMER, 64, "sgd"),
-        (private_step.MINILM, 16, "sgd"),
-        (private_step.BERT_BASE, 8, "sgd"),
-        (private_step.LSTM, 256, "sgd"),
-    ):
-        # A step of Opacus takes seconds there.
-        of_task = max(5, rounds // 6) if task is private_step.LSTM else rounds
-        setting = private_step.Setting(task, batch_size, optimizer, rounds=of_task)
-        results.append(private_step.measure(setting))
-        print(private_step.table(results[-1]), end="\n\n")
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    served = server.measure(max(3, rounds // 6))
+    for task in TASKS.values():
+        results.append(private_step.measure(task, effort))
+        print(f"{task.name}: {results[-1]['rounds']} rounds, {results[-1]['kernels']} kernels", flush=True)
+        RESULTS.write_text(json.dumps({"machine": facts, "rows": results}, indent=1) + "\n")
+    print("\n" + private_step.table(results), end="\n\n")
+    served = server.measure(max(3, int(seconds) // 6))
     print(server.table(served), end="\n\n")
     SERVER_RESULTS.write_text(json.dumps(served, indent=1) + "\n")
     print(f"written to {RESULTS} and {SERVER_RESULTS}")

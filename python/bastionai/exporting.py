@@ -25,7 +25,7 @@ from bastionai.derivatives import plain_derivatives, refuse_gradient_hooks
 from bastionai.exceptions import BastionError, ExportError, LossError
 from bastionai.fixing import unfixed
 from bastionai.functionalise import functionalise
-from bastionai.hub import logits_of, without_caches
+from bastionai.hub import logits_of, with_fused_activations, without_caches
 from bastionai.lines import SizesDecided, is_users, line_of, line_of_node
 from bastionai.losses import (
     BinaryCrossEntropy,
@@ -173,7 +173,7 @@ def _training_copy(module: nn.Module, inputs: tuple[Tensor, ...] | Mapping[str, 
             "the others of its batch, so no sample's influence can be bounded. Use model = bastionai.fix(model)"
         )
     refuse_gradient_hooks(module)
-    return without_caches(_copied(module)).train()
+    return with_fused_activations(without_caches(_copied(module))).train()
 
 
 def _copied(module: nn.Module) -> nn.Module:
@@ -430,7 +430,7 @@ def prepare_scores(
         raise ExportError(f"the contract has only the label column {label!r}: the model would have no input")
     per_sample = None if loss is None else per_sample_loss(loss)
     by_name = _by_name(model, names, inputs is not None)
-    own = without_caches(_copied(model))
+    own = with_fused_activations(without_caches(_copied(model)))
     module = ModelWithScores(own, per_sample, names, label, by_name).eval()
     synthetic = synthetic_columns(contract, EXAMPLE_BATCH_SIZE)
     columns = [*names, label]

@@ -22,6 +22,19 @@ def without_caches(module: nn.Module) -> nn.Module:
     return module
 
 
+def with_fused_activations(module: nn.Module) -> nn.Module:
+    """The module with GPT-2's GELU, which its library spells out in eight operators, as the one that computes it.
+
+    Args:
+        module: A copy that may be changed.
+    """
+    for parent in module.modules():
+        for name, child in parent.named_children():
+            if f"{type(child).__module__}.{type(child).__name__}" == "transformers.activations.NewGELUActivation":
+                setattr(parent, name, nn.GELU(approximate="tanh"))
+    return module
+
+
 def logits_of(output: object) -> tuple[Tensor, bool]:
     """The logits of a model's output, and whether they were in an object or mapping under that name.
 

@@ -112,6 +112,11 @@ class CrossEntropy(PerSampleLoss):
         return -(weighted * probabilities).sum(dim=-1)
 
     def _hard(self, log_p: Tensor, target: Tensor) -> Tensor:
+        losses, counts = self._positions(log_p, target)
+        return self._reduced(losses, counts)
+
+    def _positions(self, log_p: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The loss of every position, and its weight; None where each counts once."""
         ignored = target == self.ignore_index if self.may_ignore else None
         index = target if ignored is None else torch.where(ignored, torch.zeros_like(target), target)
         index = (index if index.dtype == torch.int64 else index.to(torch.int64)).unsqueeze(-1)
@@ -120,21 +125,24 @@ class CrossEntropy(PerSampleLoss):
         if self.label_smoothing > 0.0:
             smooth = -weighted.mean(dim=-1)
             losses = losses * (1.0 - self.label_smoothing) + smooth * self.label_smoothing
+        counts = None
+        if self.weight is not None:
+            counts = (torch.ones_like(log_p) * self.weight).gather(-1, index).squeeze(-1)
         if ignored is not None:
-            losses = torch.where(ignored, torch.zeros_like(losses), losses)
+            zeros = torch.zeros_like(losses)
+            counts = torch.where(ignored, zeros, torch.ones_like(losses) if counts is None else counts)
+            losses = torch.where(ignored, zeros, losses)
+        return losses, counts
+
+    def _reduced(self, losses: Tensor, counts: Tensor | None) -> Tensor:
+        """One loss per sample."""
         if losses.dim() == 1:
             return losses
-        if self.total or (ignored is None and self.weight is None):
+        if self.total or counts is None:
             return _within(losses, self.total)
-        return _within(losses, total=True) / self._counted(log_p, index, ignored)
-
-    def _counted(self, log_p: Tensor, index: Tensor, ignored: Tensor | None) -> Tensor:
-        """Sum of the weights of a sample's counted positions, at least a tiny positive number."""
-        ones = torch.ones_like(log_p)
-        counts = (ones if self.weight is None else ones * self.weight).gather(-1, index).squeeze(-1)
-        if ignored is not None:
-            counts = torch.where(ignored, torch.zeros_like(counts), counts)
-        return _within(counts, total=True).clamp(min=torch.finfo(counts.dtype).tiny)
+        # A sample without a counted position is divided by a tiny number instead of zero.
+        counted = _within(counts, total=True).clamp(min=torch.finfo(counts.dtype).tiny)
+        return _within(losses, total=True) / counted
 
 
 class CausalLanguageModel(CrossEntropy):
@@ -171,7 +179,11 @@ class CausalLanguageModel(CrossEntropy):
                 "causal_lm needs logits [batch, tokens, vocabulary] and at least two target tokens [batch, tokens]; "
                 f"the model gives {_shape(output)}, the targets are {_shape(target)}"
             )
-        return self._hard(torch.log_softmax(output[:, :-1], dim=-1), target[:, 1:])
+        # Targets are moved, not logits: a slice of the logits would be copied, and they are the largest value by far.
+        # The last position meets the first token, and is dropped.
+        following = torch.cat([target[:, 1:], target[:, :1]], dim=1)
+        losses, counts = self._positions(torch.log_softmax(output, dim=-1), following)
+        return self._reduced(losses[:, :-1], None if counts is None else counts[:, :-1])
 
 
 class BinaryCrossEntropy(PerSampleLoss):

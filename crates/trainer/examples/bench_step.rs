@@ -2,9 +2,9 @@
 //! (benches/private_step.py).
 //!
 //! Arguments: a `.pt2` archive; expected batch size, or `expected:physical` for another physical batch size than the cap
-//! of a run; threads; optimizer (`sgd` or `adamw`); how many values each input
-//! of integers takes, e.g. `1000,2`. It prints what it chose, then takes one step for every line on standard input and
-//! answers with its seconds. The sample is drawn, padded and masked, as in any run.
+//! of a run; threads; optimizer (`sgd` or `adamw`); the range of each input of integers, e.g. `0:1000,0:2`. It prints
+//! what it chose, then takes one step for every line on standard input and answers with its seconds; behind them, if
+//! the line is `profile`, with those of its phases. The sample is drawn, padded and masked, as in any run.
 #![allow(clippy::print_stdout)]
 
 use bastionai_graph::archive::{Archive, Limits};
@@ -13,10 +13,11 @@ use bastionai_graph::typed::Input;
 use bastionai_privacy::truncation::truncated_batch_size;
 use bastionai_trainer::records::Records;
 use bastionai_trainer::training::Training;
-use bastionai_trainer::{Engine, Settings, selftest};
+use bastionai_trainer::{Engine, Settings, phases, selftest};
 use bastionai_wire::trainer::{DatasetShape, Job, TRAINER_PROTOCOL_VERSION};
 use bastionai_wire::{Adam, Clipping, Compute, Optimizer, Schedule};
 use std::io::{BufRead, Write};
+use std::ops::Range;
 use std::time::Instant;
 
 /// Rows of the made-up dataset.
@@ -25,23 +26,29 @@ const ROWS: u64 = 4096;
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [archive, batch, threads, optimizer, values @ ..] = &arguments[..] else {
-        anyhow::bail!("usage: bench_step MODEL.pt2 256 2 sgd|adamw [1000,2]");
+        anyhow::bail!("usage: bench_step MODEL.pt2 256 2 sgd|adamw [0:1000,0:2]");
     };
     let values = values
         .iter()
         .flat_map(|list| list.split(','))
-        .map(str::parse)
-        .collect::<Result<Vec<u64>, _>>()?;
+        .map(range)
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let archive = Archive::read(&std::fs::read(archive)?, &Limits::default())?;
     let (mut training, choice) = training(&archive, batch, threads.parse()?, optimizer, &values)?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{choice}")?;
     out.flush()?;
     for (step, line) in (1..).zip(std::io::stdin().lock().lines()) {
-        line?;
+        if line? == "profile" {
+            phases::start();
+        }
         let start = Instant::now();
         training.step(step)?;
-        writeln!(out, "{}", start.elapsed().as_secs_f64())?;
+        write!(out, "{}", start.elapsed().as_secs_f64())?;
+        for (phase, taken) in phases::stop() {
+            write!(out, "\t{phase}={}", taken.as_secs_f64())?;
+        }
+        writeln!(out)?;
         out.flush()?;
     }
     Ok(())
@@ -52,9 +59,10 @@ fn training(
     batch: &str,
     threads: u32,
     optimizer: &str,
-    values: &[u64],
+    values: &[Range<u64>],
 ) -> anyhow::Result<(Training, String)> {
     selftest::prepare_process(threads)?;
+    let libraries_mib = resident_mib()?;
     let columns = archive
         .example_inputs()
         .map_err(|error| anyhow::anyhow!("the archive records no input shapes: {error:?}"))?;
@@ -90,9 +98,10 @@ fn training(
         let bound = match input.dtype {
             DType::F32 | DType::F64 => None,
             _ => Some(
-                *values
+                values
                     .next()
-                    .ok_or_else(|| anyhow::anyhow!("how many values has {}?", input.column))?,
+                    .ok_or_else(|| anyhow::anyhow!("which values has {}?", input.column))?
+                    .clone(),
             ),
         };
         records.fill(position, 0, ROWS, &made_up(input, bound)?)?;
@@ -100,7 +109,7 @@ fn training(
     let slack = engine.l2_sensitivity() - 1.0;
     Ok((
         Training::new(engine, records, &job)?,
-        format!("kernels={choice:?} cap={cap} slack={slack:.6}"),
+        format!("kernels={choice:?} cap={cap} slack={slack:.6} libraries_mib={libraries_mib}"),
     ))
 }
 
@@ -155,19 +164,40 @@ fn physical_batch_size(batch: u32) -> anyhow::Result<u32> {
     Ok(u32::try_from(truncated_batch_size(ROWS, rate, 1000, 3.0, 1e-5)?)?)
 }
 
+/// What this process holds, in MiB.
+fn resident_mib() -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|rest| rest.split_whitespace().next());
+    let kib = kib.ok_or_else(|| anyhow::anyhow!("/proc/self/status has no VmRSS"))?;
+    Ok(kib.parse::<u64>()? / 1024)
+}
+
 /// A number in [-1, 1) that looks random.
 fn unit(i: u64) -> f64 {
     (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 11) as f64 / (1u64 << 52) as f64 - 1.0
 }
 
-/// A column of the made-up dataset: numbers in [-1, 1), or integers below the bound.
-fn made_up(input: &Input, bound: Option<u64>) -> anyhow::Result<Vec<u8>> {
+/// `low:high`, the high end excluded.
+fn range(text: &str) -> anyhow::Result<Range<u64>> {
+    let ends = text.split_once(':').map(|(low, high)| (low.parse(), high.parse()));
+    match ends {
+        Some((Ok(low), Ok(high))) if low < high => Ok(low..high),
+        _ => anyhow::bail!("'{text}' is no range such as 0:1000"),
+    }
+}
+
+/// A column of the made-up dataset: numbers in [-1, 1), or integers within the range.
+fn made_up(input: &Input, range: Option<Range<u64>>) -> anyhow::Result<Vec<u8>> {
     let count = ROWS * input.shape.iter().product::<u64>();
-    let scattered = |i: u64, bound: u64| (((unit(i * 3) + 1.0) / 2.0 * bound as f64) as u64).min(bound - 1);
-    Ok(match (input.dtype, bound) {
+    let scattered = |i: u64, range: &Range<u64>| {
+        let values = range.end - range.start;
+        range.start + (((unit(i * 3) + 1.0) / 2.0 * values as f64) as u64).min(values - 1)
+    };
+    Ok(match (input.dtype, range) {
         (DType::F32, _) => (0..count).flat_map(|i| (unit(i) as f32).to_le_bytes()).collect(),
-        (DType::I64, Some(bound)) => (0..count)
-            .flat_map(|i| scattered(i, bound).to_le_bytes())
+        (DType::I64, Some(range)) => (0..count)
+            .flat_map(|i| scattered(i, &range).to_le_bytes())
             .collect(),
         (dtype, _) => anyhow::bail!("no made-up values of {dtype:?}"),
     })

@@ -10,6 +10,7 @@ use crate::gradients::{self, Instantiated, Norms, TapValues, pulled};
 use crate::grid::{Grid, MAX_PHYSICAL_BATCH_SIZE};
 use crate::guards;
 use crate::kernels::{Product, TrueF32};
+use crate::phases;
 use crate::precision::{Precision, precision};
 use crate::program::{Program, kind};
 use crate::state::{State, elements};
@@ -246,6 +247,7 @@ impl Engine {
                 }
                 None => self.add_by_rows(parameter, &gradients, &factors.tensor, sums)?,
             }
+            phases::end(parameter.method.sums());
         }
         self.results(&gradients)
     }
@@ -333,13 +335,14 @@ impl Engine {
         Ok(out)
     }
 
-    /// The matrix products of the run's linear layers, each once.
+    /// The matrix products of the run's linear layers, frozen ones included, each once.
     pub(crate) fn products(&self) -> Vec<Product> {
         let mut products: Vec<Product> = self
             .plan
             .taps
             .iter()
             .filter_map(|tap| self.product(tap))
+            .chain(self.frozen_products())
             .collect();
         products.sort_unstable();
         products.dedup();
@@ -358,8 +361,27 @@ impl Engine {
             TapKind::Convolution(plan) => plan.unfolded_elements().saturating_mul(plan.plain_width()),
             _ => 0,
         };
-        let largest = self.plan.taps.iter().map(of).max().unwrap_or(0);
-        largest.saturating_mul(self.program.batch_size)
+        let tapped = self.plan.taps.iter().map(of).max().unwrap_or(0);
+        let frozen = self.frozen_products().map(|product| product.multiplications());
+        frozen
+            .max()
+            .unwrap_or(0)
+            .max(tapped.saturating_mul(self.program.batch_size))
+    }
+
+    /// Of layers that are not trained: most of a step beside adapters.
+    fn frozen_products(&self) -> impl Iterator<Item = Product> {
+        let calls = self.program.calls.iter().zip(self.graph.nodes());
+        calls
+            .filter(|(call, _)| call.tap.is_none())
+            .filter_map(|(call, node)| self.program.product(call, node))
+            .map(|(rows, [input_width, output_width])| Product {
+                records: self.program.batch_size,
+                rows_per_record: rows / self.program.batch_size,
+                input_width,
+                output_width,
+                contracted_rows: 0,
+            })
     }
 
     /// Gradients kept from norm to sum take at most this many elements; others are computed twice. Costs time or
@@ -423,7 +445,9 @@ impl Engine {
             &batch.present,
             randomness,
         )?;
+        phases::end("forward");
         let at_taps = executor::gradients_at_taps(&forward)?;
+        phases::end("backward");
         if self.versions()? != versions {
             return Err(EngineError::Mutated);
         }
@@ -441,6 +465,7 @@ impl Engine {
         let (batch_size, threads) = (self.program.batch_size, self.threads());
         let pulled = pulled::pull_back(&self.plan, &forward.functions, &taps, batch_size, threads)?;
         taps.extend(pulled);
+        phases::end("rows of taps");
         let mut norms = gradients::norms(&self.plan, &taps, &self.precision, threads)?;
         norms.usable = norms.usable.f_logical_and(&forward.counted)?;
         Ok(Gradients {

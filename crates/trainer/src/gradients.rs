@@ -15,6 +15,7 @@ use self::gram::{Ghost, Grams};
 use self::instantiated::squared_norms;
 use self::normalised::{Norm, Reduced, reduced};
 use crate::error::{EngineError, Result};
+use crate::phases;
 use crate::precision::Precision;
 use crate::program::BatchAxis;
 use crate::table;
@@ -235,6 +236,7 @@ pub(crate) fn norms(plan: &Plan, taps: &[TapValues], precision: &Precision, thre
         norm_squared = norm_squared.f_add(&squared)?;
         magnitude_squared = magnitude_squared.f_add(&magnitude)?;
         parameters.push((squared, magnitude));
+        phases::end(parameter.method.norms());
     }
     usable = usable
         .f_logical_and(&magnitude_squared.f_isfinite()?)?

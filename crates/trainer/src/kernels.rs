@@ -42,12 +42,12 @@ pub(crate) struct Product {
     pub(crate) rows_per_record: i64,
     pub(crate) input_width: i64,
     pub(crate) output_width: i64,
-    /// Rows that one contraction sums.
+    /// Rows that one contraction sums; 0 of a layer that is frozen, which has neither contraction nor Gram matrices.
     pub(crate) contracted_rows: i64,
 }
 
 impl Product {
-    fn multiplications(&self) -> i64 {
+    pub(crate) fn multiplications(&self) -> i64 {
         self.rows()
             .saturating_mul(self.input_width)
             .saturating_mul(self.output_width)
@@ -166,6 +166,9 @@ fn backward(product: &Product) -> Result<bool> {
 }
 
 fn contraction(product: &Product) -> Result<bool> {
+    if product.contracted_rows == 0 {
+        return Ok(true);
+    }
     let (gradient, input) = operands(
         &[product.contracted_rows, product.output_width],
         &[product.contracted_rows, product.input_width],
@@ -175,7 +178,7 @@ fn contraction(product: &Product) -> Result<bool> {
 }
 
 fn grams(product: &Product) -> Result<bool> {
-    if product.rows_per_record == 1 {
+    if product.rows_per_record == 1 || product.contracted_rows == 0 {
         return Ok(true);
     }
     let (records, rows) = (product.records, product.rows_per_record);

@@ -7,7 +7,7 @@
 //! (micro-batches) → [`engine`] (clipped sums) → [`optimizer`] (noise and update, at the rate of [`schedule`]) →
 //! [`average`] (of the iterates); or [`evaluation`] (one forward pass, noisy histograms). Inside the engine: `program`
 //! (the graph laid out) → `executor`, `lowering`, `attention` and `guards` (forward) → `taps` and `gradients` (per-sample norms) →
-//! `clipping` (factors) → `precision` and [`grid`] (the sum). [`probe`] stands apart: how fast the machine is.
+//! `clipping` (factors) → `precision` and [`grid`] (the sum). [`probe`] stands apart: how fast the machine is; so does [`phases`]: where a bench sees time go.
 //! Loops over plain numbers run on `vectors`. All unsafe code is in `ffi`, `vectors`, `sandbox` and `landlock`.
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -30,6 +30,7 @@ pub mod libraries;
 mod lowering;
 mod operators;
 pub mod optimizer;
+pub mod phases;
 mod pooling;
 mod precision;
 pub mod probe;

@@ -138,6 +138,29 @@ impl Program {
         }
     }
 
+    /// Rows and widths `[input, output]` of a call that multiplies per-sample rows by one shared matrix.
+    pub(crate) fn product(&self, call: &Call, node: &TypedNode) -> Option<(i64, [i64; 2])> {
+        let (rows, matrix) = match node.operator.as_str() {
+            "linear" => ("input", "weight"),
+            "addmm" => ("mat1", "mat2"),
+            "mm" => ("self", "mat2"),
+            "matmul" => ("self", "other"),
+            _ => return None,
+        };
+        let operand = |name| match call.arguments[call.position(name)?] {
+            Prepared::Value(value) => Some(&self.expected[value]),
+            _ => None,
+        };
+        let (rows, matrix) = (operand(rows)?, operand(matrix)?);
+        let output = &self.expected[*call.outputs.first()?];
+        let (&[_, _], None, Some(_)) = (&matrix.shape[..], matrix.batch, rows.batch) else {
+            return None;
+        };
+        let (&input_width, &output_width) = (rows.shape.last()?, output.shape.last()?);
+        let count = rows.shape.iter().product::<i64>() / input_width.max(1);
+        Some((count, [input_width, output_width]))
+    }
+
     /// Values are dropped after their last use; results never are. What taps need they keep themselves.
     fn find_last_uses(&mut self) {
         let mut seen = vec![false; self.expected.len()];

@@ -139,6 +139,27 @@ pub(crate) enum Method {
     Factored,
 }
 
+impl Method {
+    /// Its part of the norms, as a bench calls it.
+    pub(crate) fn norms(self) -> &'static str {
+        match self {
+            Self::Rows => "norms: one row a record",
+            Self::Ghost => "norms: Gram matrices",
+            Self::Instantiate { .. } => "norms: gradients of records",
+            Self::Factored => "norms: tables and ties",
+        }
+    }
+
+    /// The same of the sums.
+    pub(crate) fn sums(self) -> &'static str {
+        match self {
+            Self::Rows | Self::Ghost => "sums: contractions",
+            Self::Instantiate { .. } => "sums: gradients of records",
+            Self::Factored => "sums: tables and ties",
+        }
+    }
+}
+
 /// One trainable parameter.
 #[derive(Clone, Debug)]
 pub(crate) struct ParameterPlan {

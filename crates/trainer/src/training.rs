@@ -4,6 +4,7 @@ use crate::average::{IterateAverage, is_decay};
 use crate::engine::{Engine, RecordResults, Sums};
 use crate::error::{EngineError, Result};
 use crate::optimizer::{NoisyMean, OptimizerState};
+use crate::phases;
 use crate::records::Records;
 use crate::sample::PooledSampler;
 use crate::schedule::LearningRates;
@@ -137,6 +138,7 @@ impl Training {
         let mut losses = 0i64;
         for places in places.chunks_exact(batch_size) {
             let (inputs, present) = self.records.gather(places)?;
+            phases::end("sample and gather");
             let results = self
                 .engine
                 .add_clipped(&self.engine.batch(inputs, present)?, &mut sums)?;
@@ -163,6 +165,7 @@ impl Training {
         if let Some(average) = &mut self.average {
             average.update(&self.engine.trainable())?;
         }
+        phases::end("noise and optimizer");
         self.loss
             .map(|release| self.release(step, losses, release))
             .transpose()
