@@ -181,13 +181,13 @@ class EngineStep:
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "model.pt2"
             archive.write_bytes(prepared.archive)
-            self.archive_mib = len(prepared.archive) / 2**20
             ranges = task.integer_ranges(prepared.input_columns)
             command = [str(ENGINE), str(archive), rows, str(threads), task.optimizer, *([ranges] if ranges else [])]
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
             )
-            #: `kernels`, `cap` (physical rows), `slack` (noise for rounding, in parts of max_grad_norm), `libraries_mib`.
+            #: `kernels`, `cap` (physical rows), `slack` (noise for rounding, in parts of max_grad_norm),
+            #: `libraries_mib` (held before there is a model).
             self.chosen = dict(pair.split("=") for pair in self._ask(None).split())
 
     def _ask(self, line: str | None) -> str:

@@ -33,10 +33,13 @@ fn main() -> anyhow::Result<()> {
         .flat_map(|list| list.split(','))
         .map(range)
         .collect::<anyhow::Result<Vec<_>>>()?;
+    let threads = threads.parse()?;
+    selftest::prepare_process(threads)?;
+    let libraries_mib = resident_mib()?;
     let archive = Archive::read(&std::fs::read(archive)?, &Limits::default())?;
-    let (mut training, choice) = training(&archive, batch, threads.parse()?, optimizer, &values)?;
+    let (mut training, choice) = training(&archive, batch, threads, optimizer, &values)?;
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{choice}")?;
+    writeln!(out, "{choice} libraries_mib={libraries_mib}")?;
     out.flush()?;
     for (step, line) in (1..).zip(std::io::stdin().lock().lines()) {
         if line? == "profile" {
@@ -61,8 +64,6 @@ fn training(
     optimizer: &str,
     values: &[Range<u64>],
 ) -> anyhow::Result<(Training, String)> {
-    selftest::prepare_process(threads)?;
-    let libraries_mib = resident_mib()?;
     let columns = archive
         .example_inputs()
         .map_err(|error| anyhow::anyhow!("the archive records no input shapes: {error:?}"))?;
@@ -109,7 +110,7 @@ fn training(
     let slack = engine.l2_sensitivity() - 1.0;
     Ok((
         Training::new(engine, records, &job)?,
-        format!("kernels={choice:?} cap={cap} slack={slack:.6} libraries_mib={libraries_mib}"),
+        format!("kernels={choice:?} cap={cap} slack={slack:.6}"),
     ))
 }
 
@@ -180,7 +181,9 @@ fn unit(i: u64) -> f64 {
 
 /// `low:high`, the high end excluded.
 fn range(text: &str) -> anyhow::Result<Range<u64>> {
-    let ends = text.split_once(':').map(|(low, high)| (low.parse(), high.parse()));
+    let ends = text
+        .split_once(':')
+        .map(|(low, high)| (low.parse(), high.parse()));
     match ends {
         Some((Ok(low), Ok(high))) if low < high => Ok(low..high),
         _ => anyhow::bail!("'{text}' is no range such as 0:1000"),

@@ -54,7 +54,10 @@ mod tests {
             end(name);
         }
         let phases = stop();
-        assert_eq!(phases.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["norms", "sums"]);
+        assert_eq!(
+            phases.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+            ["norms", "sums"]
+        );
         assert!(phases[0].1 >= Duration::from_millis(4));
         end("norms");
         assert!(stop().is_empty());
