@@ -181,7 +181,7 @@ class CausalLanguageModel(CrossEntropy):
             )
         # Targets are moved, not logits: a slice of the logits would be copied, and they are the largest value by far.
         # The last position meets the first token, and is dropped.
-        following = torch.cat([target[:, 1:], target[:, :1]], dim=1)
+        following = torch.roll(target, -1, 1)
         losses, counts = self._positions(torch.log_softmax(output, dim=-1), following)
         return self._reduced(losses[:, :-1], None if counts is None else counts[:, :-1])
 

@@ -138,6 +138,25 @@ def test_a_models_caches_are_off_in_the_archive_and_as_they_were_in_the_model():
     assert "aten.cat.default" not in names_of(prepared.archive), "keys would be joined to those of an empty cache"
 
 
+def test_gpt2s_gelu_is_exported_as_one_operator_with_the_same_numbers_and_stays_as_it_was_in_the_model():
+    model = gpt2()
+    archive = prepare(model, "causal_lm", contract(IDS, MASK)).archive
+    assert "aten.gelu.default" in names_of(archive)
+    assert not {"aten.tanh.default", "aten.pow.Tensor_Scalar"} & set(names_of(archive))
+    assert type(model.transformer.h[0].mlp.act).__name__ == "NewGELUActivation"
+    exported = torch.export.load(io.BytesIO(archive)).module()(ids(), padding_mask())
+    expected = _join(model, "causal_lm", contract(IDS, MASK), None, None).eval()(ids(), padding_mask())
+    assert exported.dtype == torch.float64
+    torch.testing.assert_close(exported, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_language_models_logits_are_not_copied_by_its_loss():
+    names = names_of(prepare(gpt2(), "causal_lm", contract(IDS, MASK)).archive)
+    after_the_head = names[len(names) - names[::-1].index("aten.linear.default") :]
+    softmax = after_the_head.index("aten.log_softmax.int")
+    assert not {"aten.slice.Tensor", "aten.ones_like.default"} & set(after_the_head[:softmax])
+
+
 def test_a_new_head_is_trained_alone_where_the_rest_is_frozen():
     model = bert("Sequence")
     for parameter in model.bert.parameters():
