@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use bastionai_privacy::cap::SampledSteps;
 use bastionai_privacy::event::{DpEvent, NeighboringRelation::AddOrRemoveOne};
 use bastionai_privacy::{accountant, calibrate, noise::NoiseStream, sampling::PoissonSampler};
 
@@ -33,6 +34,32 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let epsilon = accountant::epsilon(&training(1.0), AddOrRemoveOne, 1e-5)?;
     println!(
         "epsilon: {epsilon:.4} in {:.1} ms",
+        start.elapsed().as_secs_f64() * 1e3
+    );
+    let sampled = SampledSteps {
+        dataset_size: 60_000,
+        sampling_probability: 0.01,
+        steps: 10_000,
+    };
+    for cap in [None, Some(680), Some(720)] {
+        let start = Instant::now();
+        let epsilon = accountant::epsilon(&sampled.event(cap, 1.0), AddOrRemoveOne, 1e-5)?;
+        println!(
+            "epsilon of at most {cap:?} records: {epsilon:.4} in {:.1} ms",
+            start.elapsed().as_secs_f64() * 1e3
+        );
+    }
+    let start = Instant::now();
+    let cap = sampled.truncated_batch_size(1.565, 1e-5)?;
+    println!(
+        "cap: {cap} for 600 in {:.1} ms",
+        start.elapsed().as_secs_f64() * 1e3
+    );
+    let capped = |noise_multiplier| sampled.event(Some(cap), noise_multiplier);
+    let start = Instant::now();
+    let noise_multiplier = calibrate::noise_multiplier(3.0, 1e-5, AddOrRemoveOne, &capped)?;
+    println!(
+        "calibration with it: {noise_multiplier:.4} in {:.1} ms",
         start.elapsed().as_secs_f64() * 1e3
     );
     let start = Instant::now();

@@ -7,6 +7,9 @@
 //! tilted, composed by FFT and tilted back (`plan`), and the error of the transform and
 //! everything cut off is added to δ. Adding and removing a unit are priced apart and the worse counts.
 //!
+//! A sample that is cut to a cap has two proven prices ([`crate::truncation`]): by what happens, an exchange of two
+//! records, and by total variation. The first is the smaller but for rounding; the least of both is the price.
+//!
 //! The price is that of one run whose parameters were all fixed beforehand. Runs chosen in view of
 //! earlier results compose in the ledger, not here (soundness.md D4, D6).
 
@@ -22,7 +25,7 @@ use thiserror::Error;
 
 use crate::event::{DpEvent, NeighboringRelation};
 use composition::Bound;
-use mechanism::Mechanism;
+use mechanism::{Cut, Mechanism};
 
 /// Why an event has no price. Nothing is ever priced on a guess.
 #[derive(Clone, Debug, PartialEq, Error)]
@@ -86,12 +89,35 @@ pub fn epsilon(event: &DpEvent, relation: NeighboringRelation, delta: f64) -> Re
     if !(delta > 0.0 && delta < 1.0) {
         return Err(AccountingError::Delta { value: delta });
     }
-    let mechanism = Mechanism::parse(event, relation)?;
-    if mechanism.is_non_private() {
+    let by_total_variation = Mechanism::parse(event, relation, Cut::TotalVariation)?;
+    if by_total_variation.is_non_private() {
         return Ok(f64::INFINITY);
     }
-    let curve = Curve::for_delta(&mechanism, delta)?;
-    epsilon_with_truncation(&mechanism, &curve, delta)
+    let total_variation = || {
+        let curve = Curve::for_delta(&by_total_variation, delta)?;
+        epsilon_with_truncation(&by_total_variation, &curve, delta)
+    };
+    // Where the cut is next to impossible, total variation is as good and cheaper.
+    if by_total_variation.truncation_delta(0.0) <= NEGLIGIBLE * delta {
+        let epsilon = total_variation()?;
+        if by_total_variation.truncation_delta(epsilon) <= NEGLIGIBLE * delta {
+            return Ok(epsilon);
+        }
+    }
+    match epsilon_by_exchange(event, relation, delta) {
+        // Total variation is no better but for rounding, and says nothing where its term alone exceeds δ.
+        Ok(epsilon) if by_total_variation.truncation_delta(epsilon * 0.99) >= delta => Ok(epsilon),
+        exchange => least(exchange, total_variation()),
+    }
+}
+
+fn epsilon_by_exchange(
+    event: &DpEvent,
+    relation: NeighboringRelation,
+    delta: f64,
+) -> Result<f64, AccountingError> {
+    let mechanism = Mechanism::parse(event, relation, Cut::Exchange)?;
+    number(Curve::for_delta(&mechanism, delta)?.epsilon(delta)?)
 }
 
 /// The smallest δ this accountant can prove for `event` at `epsilon`; at most 1.
@@ -102,16 +128,36 @@ pub fn delta(event: &DpEvent, relation: NeighboringRelation, epsilon: f64) -> Re
     if !(epsilon.is_finite() && epsilon >= 0.0) {
         return Err(AccountingError::Epsilon { value: epsilon });
     }
-    let mechanism = Mechanism::parse(event, relation)?;
-    if mechanism.is_non_private() {
+    let by_total_variation = Mechanism::parse(event, relation, Cut::TotalVariation)?;
+    if by_total_variation.is_non_private() {
         return Ok(1.0);
     }
-    let curve = Curve::for_epsilon(&mechanism, epsilon)?;
-    let total = curve.delta(epsilon) + mechanism.truncation_delta(epsilon);
-    if total.is_nan() {
+    let bound = |mechanism: &Mechanism, term: f64| {
+        let curve = Curve::for_epsilon(mechanism, epsilon)?;
+        number(curve.delta(epsilon) + term).map(|total| total.min(1.0))
+    };
+    let term = by_total_variation.truncation_delta(epsilon);
+    let total_variation = bound(&by_total_variation, term);
+    if !by_total_variation.truncates() {
+        return total_variation;
+    }
+    let exchange = Mechanism::parse(event, relation, Cut::Exchange).and_then(|cut| bound(&cut, 0.0));
+    least(exchange, total_variation)
+}
+
+/// The smaller of two bounds; where one is beyond this accountant, the other.
+fn least(a: Result<f64, AccountingError>, b: Result<f64, AccountingError>) -> Result<f64, AccountingError> {
+    match (a, b) {
+        (Ok(a), Ok(b)) => Ok(a.min(b)),
+        (Err(_), only) | (only, Err(_)) => only,
+    }
+}
+
+fn number(value: f64) -> Result<f64, AccountingError> {
+    if value.is_nan() {
         Err(AccountingError::OutOfRange)
     } else {
-        Ok(total.min(1.0))
+        Ok(value)
     }
 }
 
@@ -119,7 +165,7 @@ pub fn delta(event: &DpEvent, relation: NeighboringRelation, epsilon: f64) -> Re
 enum Curve {
     Free,
     Gaussian(closed_form::Gaussian),
-    SingleStep(closed_form::SampledGaussian),
+    SingleStep(closed_form::SingleStep),
     Composed(Vec<Bound>),
 }
 
@@ -144,9 +190,7 @@ impl Curve {
             [only] if only.step.sampling_probability >= 1.0 => Some(Curve::Gaussian(
                 closed_form::Gaussian::new(only.step.noise_multiplier),
             )),
-            [only] if only.count == 1 => {
-                Some(Curve::SingleStep(closed_form::SampledGaussian::new(only.step)))
-            }
+            [only] if only.count == 1 => Some(Curve::SingleStep(closed_form::SingleStep::new(only.cases()))),
             _ => None,
         }
     }
@@ -200,6 +244,8 @@ const MAX_DEPTH: usize = 32;
 /// Bound on the work of one query: each different mechanism costs a transform.
 const MAX_COMPONENTS: usize = 64;
 const MAX_TRUNCATION_ROUNDS: usize = 100;
+/// Part of δ that is not worth a second price: it moves ε by a hundred-thousandth.
+const NEGLIGIBLE: f64 = 1e-4;
 
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,7 @@ pub enum CalibrationError {
     },
     /// Even the largest noise tried costs more than the target.
     #[error(
-        "no noise multiplier up to {largest} reaches epsilon {target_epsilon} at delta {target_delta}: at the largest, epsilon is {reached}; ask for less privacy, fewer steps or a smaller sampling probability, and check that truncation alone does not use up delta"
+        "no noise multiplier up to {largest} reaches epsilon {target_epsilon} at delta {target_delta}: at the largest, epsilon is {reached}; ask for less privacy, fewer steps or a smaller sampling probability"
     )]
     Unreachable {
         /// The ε asked for.
@@ -119,48 +119,69 @@ impl Search<'_> {
         })
     }
 
-    /// Narrows by the secant of ln ε over ln σ, nearly a straight line, aimed at either side of the
-    /// root in turn; by bisection where that fails to halve the bracket.
+    /// Narrows by interpolation of ln ε over ln σ, a curve of little bend; by bisection where that fails to close in.
     fn narrow(&self, (too_little, mut enough): (Option<Point>, Point)) -> Result<f64, CalibrationError> {
         let Some(mut too_little) = too_little else {
             return Ok(enough.multiplier);
         };
+        let (mut discarded, mut width_before) = (None, f64::INFINITY);
         for round in 0..MAX_ROUNDS {
             let width = (enough.multiplier / too_little.multiplier).ln();
             if width <= TOLERANCE {
                 break;
             }
-            let offset = if round % 3 == 2 {
-                0.5
-            } else {
-                self.secant(too_little, enough, width, round)
-            };
-            let next = self.at(too_little.multiplier * (width * offset).exp())?;
-            if next.epsilon <= self.target_epsilon {
-                enough = next;
-            } else {
-                too_little = next;
+            let mut offset = self.aim(too_little, enough, discarded);
+            if round % 4 == 3 {
+                if width > width_before / 8.0 {
+                    offset = 0.5 * width;
+                }
+                width_before = width;
             }
+            let next = self.at(too_little.multiplier * offset.exp())?;
+            let end = if next.epsilon <= self.target_epsilon {
+                &mut enough
+            } else {
+                &mut too_little
+            };
+            discarded = Some(std::mem::replace(end, next));
         }
         Ok(enough.multiplier)
     }
 
-    /// Where the secant meets the target, as a part of the bracket, moved a little past it so that the
-    /// far end of the bracket is pulled in too.
-    fn secant(&self, too_little: Point, enough: Point, width: f64, round: usize) -> f64 {
-        let (high, low) = (too_little.epsilon.ln(), enough.epsilon.ln());
-        let part = (high - self.target_epsilon.ln()) / (high - low);
-        if !part.is_finite() {
-            return 0.5;
-        }
-        let nudge = (0.3 * TOLERANCE / width).max(0.02 * part.min(1.0 - part));
-        let nudged = if round.is_multiple_of(3) {
-            part + nudge
-        } else {
-            part - nudge
+    /// Where the curve meets the target, over `too_little` in ln σ, moved beyond by what may be wrong with that, so that the
+    /// farther end of the bracket is pulled in.
+    fn aim(&self, too_little: Point, enough: Point, discarded: Option<Point>) -> f64 {
+        let at = |point: Point| {
+            let position = (point.multiplier / too_little.multiplier).ln();
+            (position, (point.epsilon / self.target_epsilon).ln())
         };
-        nudged.clamp(0.001, 0.999)
+        let (low, high) = (at(too_little), at(enough));
+        let width = high.0;
+        let straight = width * low.1 / (low.1 - high.1);
+        if !straight.is_finite() {
+            return 0.5 * width;
+        }
+        let bent = discarded
+            .map(|point| parabola([low, high, at(point)]))
+            .filter(|root| (0.0..=width).contains(root));
+        let (root, doubt) = match bent {
+            Some(root) => (root, 0.1 * (root - straight).abs()),
+            None => (straight, 0.02 * straight.min(width - straight)),
+        };
+        let beyond = doubt.max(0.3 * TOLERANCE);
+        let aimed = if root > width - root {
+            root - beyond
+        } else {
+            root + beyond
+        };
+        aimed.clamp(0.001 * width, 0.999 * width)
     }
+}
+
+/// Where the parabola x(y) through three points (x, y) meets y = 0.
+fn parabola([a, b, c]: [(f64, f64); 3]) -> f64 {
+    let term = |(x, y): (f64, f64), p: f64, q: f64| x * p * q / ((y - p) * (y - q));
+    term(a, b.1, c.1) + term(b, a.1, c.1) + term(c, a.1, b.1)
 }
 
 const SMALLEST: f64 = 0.01;
@@ -216,7 +237,7 @@ mod tests {
             event: Box::new(DpEvent::TruncatedSubsampledGaussian {
                 dataset_size: 1024,
                 sampling_probability: 0.0625,
-                truncated_batch_size: 125,
+                truncated_batch_size: 90,
                 noise_multiplier,
             }),
             count: 300,
@@ -224,7 +245,10 @@ mod tests {
         let sigma = noise_multiplier(4.0, 1e-5, AddOrRemoveOne, &event).unwrap();
         let untruncated = noise_multiplier(4.0, 1e-5, AddOrRemoveOne, &|s| steps(s, 0.0625, 300)).unwrap();
         assert!(cost(&event(sigma), 1e-5) <= 4.0);
-        assert!(sigma >= untruncated * (1.0 - 1e-5));
+        assert!(
+            sigma > untruncated * 1.001 && sigma < untruncated * 1.1,
+            "{sigma} for {untruncated}"
+        );
     }
 
     #[test]
@@ -238,14 +262,22 @@ mod tests {
                 ..
             })
         ));
-        let reckless_cap = |noise_multiplier| DpEvent::TruncatedSubsampledGaussian {
-            dataset_size: 1000,
-            sampling_probability: 0.5,
-            truncated_batch_size: 500,
-            noise_multiplier,
+    }
+
+    #[test]
+    fn the_smallest_of_caps_needs_twice_the_noise_at_most() {
+        let capped = |noise_multiplier| DpEvent::SelfComposed {
+            event: Box::new(DpEvent::TruncatedSubsampledGaussian {
+                dataset_size: 1000,
+                sampling_probability: 0.05,
+                truncated_batch_size: 20,
+                noise_multiplier,
+            }),
+            count: 100,
         };
-        let refused = noise_multiplier(1.0, 1e-5, AddOrRemoveOne, &reckless_cap);
-        assert!(matches!(refused, Err(CalibrationError::Unreachable { .. })));
+        let sigma = noise_multiplier(1.0, 1e-5, AddOrRemoveOne, &capped).unwrap();
+        let uncut = noise_multiplier(1.0, 1e-5, AddOrRemoveOne, &|sigma| steps(sigma, 0.05, 100)).unwrap();
+        assert!((sigma / (2.0 * uncut) - 1.0).abs() < 1e-4, "{sigma} for {uncut}");
     }
 
     #[test]

@@ -2,13 +2,14 @@
 //!
 //! In call order: [`event`] (what a mechanism is) → [`joint`] and [`truncation`] (what the trainer's
 //! mechanism adds to the textbook one) → [`accountant`] (what it costs) → [`calibrate`] (how much noise
-//! a price needs) → [`planner`] (which batch size and steps) →
+//! a price needs) → [`cap`] and [`planner`] (how large a sample may be; which batch size and steps) →
 //! [`sampling`] and [`noise`] (what the trainer draws, on [`vectors`]); [`histogram`] (what an evaluation counts).
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod accountant;
 pub mod calibrate;
+pub mod cap;
 pub mod event;
 pub mod histogram;
 pub mod joint;

@@ -117,8 +117,8 @@ pub fn noise_to_signal(noise_multiplier: f64, trainable_parameters: u64, batch_s
     noise_multiplier * (trainable_parameters as f64).sqrt() / batch_size as f64
 }
 
-/// The noise multiplier of a plan at a target (ε, δ), by the accountant; without the truncation's and a loss
-/// release's small shares.
+/// The noise multiplier of a plan at a target (ε, δ), by the accountant; without the small shares of the cap
+/// ([`crate::cap::EPSILON_SHARE`] of ε at most) and of a loss release.
 ///
 /// # Errors
 /// [`CalibrationError`].

@@ -1,36 +1,50 @@
 //! The price of a fixed amount of work: Poisson samples larger than a cap are cut to it.
 //!
 //! Every step runs the same number of physical micro-batches (soundness.md D8), so a sample larger
-//! than the cap is cut. The cut mechanism differs from the uncut one only when the sample is too
-//! large, so per step the two are within total variation τ = P[Binomial(n, q) > cap], whatever the
-//! data and however the surplus is dropped. Over T adaptively chosen steps: T·τ. For neighbours D, D'
+//! than the cap M is cut to M units, those that come first in a uniformly random order. What that costs is bounded
+//! twice, and the accountant takes the smaller bound.
+//!
+//! # By exchange
+//! Let D' = D ∪ {x}, S the sample of D, f the sum, each unit's term at most 1 in norm, σ the noise. S has the same
+//! law under D and D', and so has the order of its units.
+//! - |S| < M: nothing is cut, with x or without. N(f(S), σ²) against (1−q)·N(f(S), σ²) + q·N(f(S) + g_x, σ²).
+//! - |S| ≥ M: without x the first M units K of S are kept. With x they are too, unless x is drawn and comes before the
+//!   last of them, y, in whose place it is then kept: N(f(K), σ²) against
+//!   (1−q')·N(f(K), σ²) + q'·N(f(K) − g_y + g_x, σ²), where q' = q·M/(|S|+1) ≤ q and ‖g_x − g_y‖ ≤ 2.
+//!
+//! Both are pairs of a Poisson-sampled Gaussian, of l2_sensitivity 1 and 2, moved by what S and its order fix. Hockey-stick
+//! divergences are jointly convex, so averaging over S and its order, which nobody sees, costs at most the mean:
+//! (1−τ_S)·H(q, σ) + τ_S·H(q, σ/2) with τ_S = P[|S| ≥ M]. They rise with q (with less q the pair is a mixture with a
+//! pair of equals) and with the shift (scaled down and blurred, the pair of a larger shift is that of a smaller), so
+//! q' may be q, and τ_S may be τ = P[Binomial(n−1, q) ≥ M], n ≥ |D'| being the declared size. All that holds for
+//! every order of divergence and either direction: **a step is dominated by the mixture, with the case revealed, of (q, σ)
+//! with probability 1−τ and (q, σ/2) with probability τ**, and dominating pairs compose adaptively (Zhu, Dong and Wang
+//! 2022, <https://arxiv.org/abs/2106.08567>).
+//!
+//! # By total variation
+//! The cut mechanism differs from the uncut one only when the sample is too
+//! large, so per step the two are within total variation τ₀ = P[Binomial(n, q) > M], whatever the
+//! data and however the surplus is dropped. Over T adaptively chosen steps: T·τ₀. For neighbours D, D'
 //! and any set S, with M the cut and M̃ the uncut mechanism,
 //!
-//! P[M(D)∈S] ≤ P[M̃(D)∈S] + Tτ ≤ e^ε P[M̃(D')∈S] + δ + Tτ ≤ e^ε P[M(D')∈S] + δ + Tτ(1 + e^ε).
+//! P[M(D)∈S] ≤ P[M̃(D)∈S] + Tτ₀ ≤ e^ε P[M̃(D')∈S] + δ + Tτ₀ ≤ e^ε P[M(D')∈S] + δ + Tτ₀(1 + e^ε).
+//!
+//! # The first is never larger
+//! With the case revealed, uncut and exchanged pair differ in one element, by total variation at most τq a step; and
+//! τq ≤ τ₀, since a unit that is drawn on top of a full sample makes it too large. So T steps by exchange cost at most
+//! δ + Tτq·e^ε. What was charged by total variation before therefore still covers its mechanism.
 
 use thiserror::Error;
 
 use crate::tails::{ln_binomial_upper_tail, round_up};
 
-/// Why a cap could not be chosen or priced.
+/// Why a tail has no value.
 #[derive(Clone, Copy, Debug, PartialEq, Error)]
 #[non_exhaustive]
 pub enum TruncationError {
     /// Not a probability.
     #[error("sampling probability {value} is not in [0, 1]")]
     SamplingProbability {
-        /// What was passed.
-        value: f64,
-    },
-    /// δ outside (0, 1).
-    #[error("delta {value} is not strictly between 0 and 1")]
-    Delta {
-        /// What was passed.
-        value: f64,
-    },
-    /// ε negative or not finite.
-    #[error("epsilon {value} is not a finite number of at least 0")]
-    Epsilon {
         /// What was passed.
         value: f64,
     },
@@ -46,48 +60,33 @@ pub fn tail(dataset_size: u64, sampling_probability: f64, cap: u64) -> Result<f6
     Ok(round_up(libm::exp(ln_tail)).min(1.0))
 }
 
-/// The smallest cap whose term T·τ·(1+e^ε) is at most a hundredth of δ.
-///
-/// The sample never holds more than `dataset_size` units, so that is always enough.
+/// An upper bound on P[Binomial(dataset_size − 1, q) ≥ cap]: that the sample is full without a given unit, which must
+/// then displace another.
 ///
 /// # Errors
-/// [`TruncationError`] if an argument is out of its domain.
-pub fn truncated_batch_size(
+/// [`TruncationError::SamplingProbability`] unless 0 ≤ q ≤ 1.
+pub fn exchange_probability(
     dataset_size: u64,
     sampling_probability: f64,
-    steps: u64,
-    epsilon: f64,
-    delta: f64,
-) -> Result<u64, TruncationError> {
+    cap: u64,
+) -> Result<f64, TruncationError> {
     check_probability(sampling_probability)?;
-    if !(delta > 0.0 && delta < 1.0) {
-        return Err(TruncationError::Delta { value: delta });
+    let ln_probability = ln_exchange_probability(dataset_size, sampling_probability, cap);
+    Ok(round_up(libm::exp(ln_probability)).min(1.0))
+}
+
+/// ln of [`exchange_probability`]; −∞ where all others together do not fill the cap.
+pub(crate) fn ln_exchange_probability(dataset_size: u64, sampling_probability: f64, cap: u64) -> f64 {
+    match (dataset_size.checked_sub(1), cap.checked_sub(1)) {
+        (None, _) => f64::NEG_INFINITY,
+        (Some(_), None) => 0.0,
+        (Some(others), Some(below)) => ln_binomial_upper_tail(others, sampling_probability, below),
     }
-    if !(epsilon.is_finite() && epsilon >= 0.0) {
-        return Err(TruncationError::Epsilon { value: epsilon });
-    }
-    let ln_allowed = libm::log(delta * DELTA_SHARE) - ln_term_factor(steps, epsilon);
-    let fits = |cap| ln_binomial_upper_tail(dataset_size, sampling_probability, cap) <= ln_allowed;
-    Ok(smallest(dataset_size, fits))
 }
 
 /// ln(T·(1+e^ε)), without overflow at large ε; −∞ for no steps.
 pub(crate) fn ln_term_factor(steps: u64, epsilon: f64) -> f64 {
     libm::log(steps as f64) + epsilon + libm::log1p(libm::exp(-epsilon))
-}
-
-/// The first cap that fits, by bisection: the tail falls as the cap grows, and `upper` itself always fits.
-fn smallest(upper: u64, fits: impl Fn(u64) -> bool) -> u64 {
-    let (mut low, mut high) = (0, upper);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if fits(middle) {
-            high = middle;
-        } else {
-            low = middle + 1;
-        }
-    }
-    high
 }
 
 fn check_probability(value: f64) -> Result<(), TruncationError> {
@@ -97,10 +96,6 @@ fn check_probability(value: f64) -> Result<(), TruncationError> {
         Err(TruncationError::SamplingProbability { value })
     }
 }
-
-/// Part of δ that truncation may take: enough to keep the cap small, since every step works through all of it, and too
-/// little to be seen in ε, which moves by a few ten-thousandths.
-const DELTA_SHARE: f64 = 1e-2;
 
 #[cfg(test)]
 mod tests {
@@ -148,43 +143,38 @@ mod tests {
         assert_eq!(tail(0, 0.5, 0).unwrap(), 0.0);
     }
 
-    /// dp.md rule 2: at an expected 512 the cap is about 4–7 sd above, far below double.
     #[test]
-    fn a_planned_cap_keeps_the_term_below_a_hundredth_of_delta() {
-        let (n, q, steps, epsilon, delta) = (65_536, 512.0 / 65_536.0, 10_000, 3.0, 1e-5);
-        let cap = truncated_batch_size(n, q, steps, epsilon, delta).unwrap();
-        let term = |cap| steps as f64 * tail(n, q, cap).unwrap() * (1.0 + f64::exp(epsilon));
-        assert!(term(cap) <= 1e-2 * delta);
-        assert!(term(cap - 1) > 1e-2 * delta, "a smaller cap would have done");
-        assert!((512 + 4 * 22..512 + 9 * 23).contains(&cap), "{cap}");
-    }
-
-    #[test]
-    fn the_largest_dataset_class_is_planned_at_once() {
-        let n = 1_u64 << 31;
-        let cap = truncated_batch_size(n, 4096.0 / n as f64, 1_000_000, 8.0, 1e-12).unwrap();
-        assert!((4096 + 4 * 64..4096 + 12 * 64).contains(&cap), "{cap}");
+    fn a_sample_is_full_without_a_unit_as_often_as_the_others_fill_it() {
+        for (n, q) in [(16_u64, 0.25), (64, 0.1), (512, 0.01)] {
+            for cap in 1..=n {
+                let exact = exact_tail(n - 1, q, cap - 1);
+                let bound = exchange_probability(n, q, cap).unwrap();
+                assert!(
+                    bound >= exact * (1.0 - 1e-11),
+                    "n={n} q={q} cap={cap}: {bound} < {exact}"
+                );
+                // What is drawn on top of a full sample is cut: the exchange bound is never the larger.
+                assert!(
+                    bound.min(exact) * q <= tail(n, q, cap).unwrap() * (1.0 + 1e-9),
+                    "n={n} q={q} cap={cap}"
+                );
+            }
+        }
+        assert_eq!(exchange_probability(10, 0.5, 0).unwrap(), 1.0);
+        assert_eq!(exchange_probability(10, 0.5, 10).unwrap(), 0.0);
+        assert_eq!(exchange_probability(0, 0.5, 0).unwrap(), 0.0);
+        assert_eq!(exchange_probability(10, 1.0, 9).unwrap(), 1.0);
     }
 
     #[test]
     fn arguments_that_mean_nothing_are_refused() {
         for q in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
-            assert!(matches!(
-                tail(10, q, 1),
-                Err(TruncationError::SamplingProbability { .. })
-            ));
-        }
-        for delta in [0.0, -1.0, 1.0, f64::NAN] {
-            assert!(matches!(
-                truncated_batch_size(10, 0.5, 1, 1.0, delta),
-                Err(TruncationError::Delta { .. })
-            ));
-        }
-        for epsilon in [-1.0, f64::NAN, f64::INFINITY] {
-            assert!(matches!(
-                truncated_batch_size(10, 0.5, 1, epsilon, 0.1),
-                Err(TruncationError::Epsilon { .. })
-            ));
+            for refused in [tail(10, q, 1), exchange_probability(10, q, 1)] {
+                assert!(matches!(
+                    refused,
+                    Err(TruncationError::SamplingProbability { .. })
+                ));
+            }
         }
     }
 
@@ -198,6 +188,8 @@ mod tests {
             prop_assert!(tail(n, q, cap + 1).unwrap() <= here * (1.0 + 1e-9));
             prop_assert!(tail(n + 1000, q, cap).unwrap() >= here * (1.0 - 1e-9));
             prop_assert!(tail(n, q + 0.01, cap).unwrap() >= here * (1.0 - 1e-9));
+            let full = |n| exchange_probability(n, q, cap).unwrap();
+            prop_assert!(full(n + 1000) >= full(n) * (1.0 - 1e-9));
         }
     }
 }

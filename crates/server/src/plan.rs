@@ -4,8 +4,9 @@ use crate::errors::{Failure, Reason};
 use crate::spec::{LossRequest, MAX_NOISE, Privacy, RunRequest};
 use bastionai_graph::typed::TypedGraph;
 use bastionai_ledger::{Amount, Delta, Epsilon};
+use bastionai_privacy::cap::SampledSteps;
 use bastionai_privacy::event::{DpEvent, NeighboringRelation};
-use bastionai_privacy::{accountant, calibrate, joint, planner, sampling, truncation};
+use bastionai_privacy::{accountant, calibrate, joint, planner, sampling};
 
 /// The relation every price is for.
 pub(crate) const RELATION: NeighboringRelation = NeighboringRelation::AddOrRemoveOne;
@@ -54,33 +55,21 @@ impl Plan {
         let sample_rate = sampling::probability(sample_threshold);
         // δ is exact in the ledger; the accountant gets the next float below, so that the price never rounds down.
         let accounted_delta = delta.to_f64().next_down();
-        let event = |cap: u64, noise_multiplier: f64| DpEvent::SelfComposed {
-            event: Box::new(DpEvent::TruncatedSubsampledGaussian {
-                dataset_size: declared_size,
-                sampling_probability: sample_rate,
-                truncated_batch_size: cap.min(declared_size),
-                noise_multiplier,
-            }),
-            count: request.steps,
+        let sampled = SampledSteps {
+            dataset_size: declared_size,
+            sampling_probability: sample_rate,
+            steps: request.steps,
         };
-        let epsilon_guess = match request.privacy {
-            Privacy::TargetEpsilon(epsilon) => epsilon,
-            Privacy::NoiseMultiplier(multiplier) => {
-                let joint = joint_of(multiplier, request.loss);
-                accountant::epsilon(&event(declared_size, joint), RELATION, accounted_delta)
-                    .map_err(unpriceable)?
-            }
+        let event = |cap: u64, noise| sampled.event(Some(cap.min(declared_size)), noise);
+        let cap = match request.privacy {
+            Privacy::TargetEpsilon(epsilon) => sampled
+                .truncated_batch_size_for(epsilon, accounted_delta)
+                .map_err(unpriceable)?,
+            Privacy::NoiseMultiplier(multiplier) => sampled
+                .truncated_batch_size(joint_of(multiplier, request.loss), accounted_delta)
+                .map_err(unpriceable)?,
         };
-        let cap = truncation::truncated_batch_size(
-            declared_size,
-            sample_rate,
-            request.steps,
-            epsilon_guess,
-            accounted_delta,
-        )
-        .map_err(unpriceable)?
-        .max(1);
-        let (micro_batches, physical_batch_size) = micro_batches(cap, request.max_batch_size)?;
+        let (micro_batches, physical_batch_size) = micro_batches(cap.max(1), request.max_batch_size)?;
         let cap = u64::from(micro_batches) * u64::from(physical_batch_size);
         let joint_noise_multiplier = match request.privacy {
             Privacy::NoiseMultiplier(multiplier) => joint_of(multiplier, request.loss),
@@ -116,7 +105,7 @@ impl Plan {
         })
     }
 
-    /// Largest sample a step processes; what is above is cut, and paid for in δ.
+    /// Largest sample a step processes; what is above is cut, and paid for in ε.
     pub(crate) fn truncated_batch_size(&self) -> u64 {
         u64::from(self.micro_batches) * u64::from(self.physical_batch_size)
     }

@@ -10,7 +10,7 @@
 use bastionai_graph::archive::{Archive, Limits};
 use bastionai_graph::dtype::DType;
 use bastionai_graph::typed::Input;
-use bastionai_privacy::truncation::truncated_batch_size;
+use bastionai_privacy::cap::SampledSteps;
 use bastionai_trainer::records::Records;
 use bastionai_trainer::training::Training;
 use bastionai_trainer::{Engine, Settings, phases, selftest};
@@ -161,8 +161,12 @@ fn job(engine: &Engine, batch: u32, cap: u32, threads: u32, optimizer: &str) -> 
 
 /// The cap of a run of 1000 steps at (3, 1e-5).
 fn physical_batch_size(batch: u32) -> anyhow::Result<u32> {
-    let rate = f64::from(batch) / ROWS as f64;
-    Ok(u32::try_from(truncated_batch_size(ROWS, rate, 1000, 3.0, 1e-5)?)?)
+    let run = SampledSteps {
+        dataset_size: ROWS,
+        sampling_probability: f64::from(batch) / ROWS as f64,
+        steps: 1000,
+    };
+    Ok(u32::try_from(run.truncated_batch_size_for(3.0, 1e-5)?)?)
 }
 
 /// What this process holds, in MiB.

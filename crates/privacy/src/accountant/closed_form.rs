@@ -3,7 +3,7 @@
 //! Each δ is rounded up by a bound on its own arithmetic.
 
 use super::AccountingError;
-use super::mechanism::Step;
+use super::mechanism::{Case, Step};
 use super::step::loss_to_position;
 use crate::tails::{normal_upper_tail, scaled_normal_upper_tail};
 
@@ -35,21 +35,39 @@ impl Gaussian {
     }
 }
 
+/// One step: a Poisson-sampled Gaussian release, or a mixture of such whose case is revealed.
+pub(super) struct SingleStep {
+    cases: Vec<Case>,
+}
+
+impl SingleStep {
+    pub(super) fn new(cases: Vec<Case>) -> Self {
+        Self { cases }
+    }
+
+    /// The worse of removing and adding a unit. With the case revealed, curves mix as their cases do.
+    pub(super) fn delta(&self, epsilon: f64) -> f64 {
+        let mixed = |curve: fn(&SampledGaussian, f64) -> f64| -> f64 {
+            self.cases
+                .iter()
+                .map(|case| case.weight * curve(&SampledGaussian { step: case.step }, epsilon))
+                .sum()
+        };
+        let worst = mixed(SampledGaussian::remove).max(mixed(SampledGaussian::add));
+        if self.cases.len() > 1 {
+            worst * MIXED_UP
+        } else {
+            worst
+        }
+    }
+}
+
 /// One Poisson-sampled Gaussian release: the mixture (1−q)·N(0, σ²) + q·N(1, σ²) against N(0, σ²).
-pub(super) struct SampledGaussian {
+struct SampledGaussian {
     step: Step,
 }
 
 impl SampledGaussian {
-    pub(super) fn new(step: Step) -> Self {
-        Self { step }
-    }
-
-    /// The worse of removing and adding a unit.
-    pub(super) fn delta(&self, epsilon: f64) -> f64 {
-        self.remove(epsilon).max(self.add(epsilon))
-    }
-
     /// Mixture against plain: mass of the mixture above the x where the loss is ε.
     fn remove(&self, epsilon: f64) -> f64 {
         let Step {
@@ -113,6 +131,8 @@ pub(super) fn solve(curve: impl Fn(f64) -> f64, delta: f64) -> Result<f64, Accou
     Ok(high * ROUND_UP + 1e-12)
 }
 
+/// Covers weights, products and sums of a mixture.
+const MIXED_UP: f64 = 1.0 + 8.0 * f64::EPSILON;
 const MAX_EPSILON: f64 = 1e15;
 /// With the 1e-12 added: ten digits beyond any use, and above other people's rounding.
 const ROUND_UP: f64 = 1.0 + 1e-12;

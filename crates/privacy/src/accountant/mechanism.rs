@@ -3,7 +3,16 @@
 use super::{AccountingError, MAX_COMPONENTS, MAX_DEPTH};
 use crate::event::{DpEvent, NeighboringRelation};
 use crate::tails::{ln_binomial_upper_tail, round_up};
-use crate::truncation::ln_term_factor;
+use crate::truncation::{ln_exchange_probability, ln_term_factor};
+
+/// How a sample that is cut to its cap is priced. Both are upper bounds (see [`crate::truncation`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// As what happens: a record that does not fit displaces another.
+    Exchange,
+    /// As if the cut mechanism could do anything: its probability is added to δ.
+    TotalVariation,
+}
 
 /// One Gaussian release on a Poisson sample; probability 1 is the plain Gaussian.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,7 +25,32 @@ pub(super) struct Step {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Component {
     pub(super) step: Step,
+    /// Probability that the sample is full without the unit, which then displaces another.
+    pub(super) exchange_probability: f64,
     pub(super) count: u64,
+}
+
+/// One of the mechanisms that a step is a mixture of, where it is revealed which of them ran.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Case {
+    pub(super) weight: f64,
+    pub(super) step: Step,
+}
+
+impl Component {
+    /// The unit comes or goes; or it is exchanged for another, which moves the sum by twice as much.
+    pub(super) fn cases(&self) -> Vec<Case> {
+        let exchanged = Step {
+            noise_multiplier: self.step.noise_multiplier / 2.0,
+            ..self.step
+        };
+        let case = |weight, step| Case { weight, step };
+        let mut cases = vec![case(1.0 - self.exchange_probability, self.step)];
+        if self.exchange_probability > 0.0 {
+            cases.push(case(self.exchange_probability, exchanged));
+        }
+        cases
+    }
 }
 
 /// `count` steps that each exceed their cap with probability e^`ln_tail`.
@@ -26,21 +60,34 @@ struct Truncation {
 }
 
 /// A mechanism of supported parts, equal steps counted together and all plain Gaussians made one.
-#[derive(Default)]
 pub(super) struct Mechanism {
+    cut: Cut,
     components: Vec<Component>,
     truncations: Vec<Truncation>,
     non_private: bool,
 }
 
 impl Mechanism {
-    pub(super) fn parse(event: &DpEvent, relation: NeighboringRelation) -> Result<Self, AccountingError> {
+    pub(super) fn parse(
+        event: &DpEvent,
+        relation: NeighboringRelation,
+        cut: Cut,
+    ) -> Result<Self, AccountingError> {
         match relation {
             NeighboringRelation::AddOrRemoveOne => {}
         }
-        let mut mechanism = Mechanism::default();
+        let mut mechanism = Mechanism::new(cut);
         mechanism.include(event, 1, 0)?;
         Ok(mechanism)
+    }
+
+    fn new(cut: Cut) -> Self {
+        Self {
+            cut,
+            components: Vec::new(),
+            truncations: Vec::new(),
+            non_private: false,
+        }
     }
 
     /// True if something leaves without noise: no ε holds.
@@ -52,7 +99,13 @@ impl Mechanism {
         &self.components
     }
 
-    /// Σ count·τ·(1+e^ε) (see [`crate::truncation`]); infinite where that overflows.
+    /// True if some sample may have to be cut.
+    pub(super) fn truncates(&self) -> bool {
+        !self.truncations.is_empty()
+    }
+
+    /// Σ count·P[cut]·(1+e^ε) (see [`crate::truncation`]), what [`Cut::TotalVariation`] adds to δ; infinite where
+    /// that overflows.
     pub(super) fn truncation_delta(&self, epsilon: f64) -> f64 {
         let term = |part: &Truncation| libm::exp(part.ln_tail + ln_term_factor(part.count, epsilon));
         let sum: f64 = self.truncations.iter().map(term).sum();
@@ -80,9 +133,14 @@ impl Mechanism {
                 truncated_batch_size,
                 noise_multiplier,
             } => {
-                self.include_step(*sampling_probability, *noise_multiplier, count)?;
-                self.include_truncation(*dataset_size, *sampling_probability, *truncated_batch_size, count);
-                Ok(())
+                check_probability(*sampling_probability)?;
+                let (size, q, cap) = (*dataset_size, *sampling_probability, *truncated_batch_size);
+                self.include_truncation(ln_binomial_upper_tail(size, q, cap), count);
+                let exchange_probability = match self.cut {
+                    Cut::Exchange => round_up(libm::exp(ln_exchange_probability(size, q, cap))).min(1.0),
+                    Cut::TotalVariation => 0.0,
+                };
+                self.include_exchanging_step(q, *noise_multiplier, exchange_probability, count)
             }
             DpEvent::SelfComposed { event, count: times } => {
                 let total = count.checked_mul(*times).ok_or(AccountingError::TooManySteps)?;
@@ -104,7 +162,7 @@ impl Mechanism {
         depth: usize,
     ) -> Result<(), AccountingError> {
         check_probability(sampling_probability)?;
-        let mut inner = Mechanism::default();
+        let mut inner = Mechanism::new(self.cut);
         inner.include(event, 1, depth + 1)?;
         if inner.non_private {
             self.non_private |= count > 0 && sampling_probability > 0.0;
@@ -128,6 +186,16 @@ impl Mechanism {
         noise_multiplier: f64,
         count: u64,
     ) -> Result<(), AccountingError> {
+        self.include_exchanging_step(sampling_probability, noise_multiplier, 0.0, count)
+    }
+
+    fn include_exchanging_step(
+        &mut self,
+        sampling_probability: f64,
+        noise_multiplier: f64,
+        exchange_probability: f64,
+        count: u64,
+    ) -> Result<(), AccountingError> {
         check_probability(sampling_probability)?;
         if !(noise_multiplier.is_finite() && noise_multiplier > 0.0) {
             return Err(AccountingError::NoiseMultiplier {
@@ -139,6 +207,13 @@ impl Mechanism {
         }
         // n plain Gaussians are one with 1/σ² = n/σ₁².
         let plain = sampling_probability == 1.0;
+        // Whoever draws everybody knows whether the sample is full.
+        let always_exchanged = exchange_probability >= 1.0 || plain && exchange_probability > 0.0;
+        let (noise_multiplier, exchange_probability) = if always_exchanged {
+            (noise_multiplier / 2.0, 0.0)
+        } else {
+            (noise_multiplier, exchange_probability)
+        };
         let step = Step {
             sampling_probability,
             noise_multiplier: if plain {
@@ -149,6 +224,7 @@ impl Mechanism {
         };
         self.merge(Component {
             step,
+            exchange_probability,
             count: if plain { 1 } else { count },
         })
     }
@@ -159,7 +235,7 @@ impl Mechanism {
             if plain {
                 old.step.sampling_probability == 1.0
             } else {
-                old.step == new.step
+                old.step == new.step && old.exchange_probability == new.exchange_probability
             }
         };
         let Some(position) = self.components.iter().position(same) else {
@@ -183,8 +259,7 @@ impl Mechanism {
         Ok(())
     }
 
-    fn include_truncation(&mut self, dataset_size: u64, sampling_probability: f64, cap: u64, count: u64) {
-        let ln_tail = ln_binomial_upper_tail(dataset_size, sampling_probability, cap);
+    fn include_truncation(&mut self, ln_tail: f64, count: u64) {
         if count > 0 && ln_tail > f64::NEG_INFINITY {
             self.truncations.push(Truncation { ln_tail, count });
         }

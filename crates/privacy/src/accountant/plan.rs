@@ -14,9 +14,9 @@
 
 use super::AccountingError;
 use super::composition::{Bound, Chernoff, Composition, stick_norms};
-use super::mechanism::{Component, Mechanism, Step};
+use super::mechanism::{Case, Component, Mechanism, Step};
 use super::moments::{Moments, log_moment};
-use super::step::{Direction, GridLosses, Range, position_to_loss};
+use super::step::{Direction, GridLosses, position_to_loss};
 use super::transform::{Transforms, stage_error, transform_size};
 
 /// Upper bounds in both directions, tight near `delta`.
@@ -113,7 +113,7 @@ impl<'a> Plan<'a> {
         let steps: f64 = components.iter().map(|part| part.count as f64).sum();
         let variance: f64 = components
             .iter()
-            .map(|part| part.count as f64 * loss_variance(part.step, direction))
+            .map(|part| part.count as f64 * loss_variance(&part.cases(), direction))
             .sum();
         let mut plan = Self {
             components,
@@ -129,8 +129,8 @@ impl<'a> Plan<'a> {
 
     fn discretise(&mut self) -> Result<(), AccountingError> {
         let put = |part: &Component| {
-            let range = Range::new(part.step, self.direction, self.cut);
-            GridLosses::new(part.step, self.direction, self.spacing, range).map(|losses| (losses, part.count))
+            GridLosses::new(&part.cases(), self.direction, self.spacing, self.cut)
+                .map(|losses| (losses, part.count))
         };
         self.parts = self
             .components
@@ -303,9 +303,21 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Variance of the loss of one step, by the trapezoid rule, which converges geometrically on
+/// Variance of the loss of one step, whose case is revealed.
+fn loss_variance(cases: &[Case], direction: Direction) -> f64 {
+    let (mut mean, mut square) = (0.0, 0.0);
+    for case in cases {
+        let moments = loss_moments(case.step, direction);
+        mean += case.weight * moments.0;
+        square += case.weight * moments.1;
+    }
+    // Cancellation: keep a floor far below any variance that matters.
+    (square - mean * mean).max(1e-12 * square)
+}
+
+/// Mean and mean square of the loss of one step, by the trapezoid rule, which converges geometrically on
 /// such integrands.
-fn loss_variance(step: Step, direction: Direction) -> f64 {
+fn loss_moments(step: Step, direction: Direction) -> (f64, f64) {
     let Step {
         sampling_probability: q,
         noise_multiplier: sigma,
@@ -325,9 +337,7 @@ fn loss_variance(step: Step, direction: Direction) -> f64 {
         mean += weight * loss;
         square += weight * loss * loss;
     }
-    let mean = mean / mass;
-    // Cancellation: keep a floor far below any variance that matters.
-    (square / mass - mean * mean).max(1e-12 * square / mass)
+    (mean / mass, square / mass)
 }
 
 /// Grid points per standard deviation of a step's loss. Splitting a loss between grid points adds at most

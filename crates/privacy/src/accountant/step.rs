@@ -6,7 +6,7 @@
 //! between. Masses come from differences of normal tails taken on the side where they are small, and
 //! from expressions in which a small q cancels nothing.
 
-use super::mechanism::Step;
+use super::mechanism::{Case, Step};
 use crate::tails::{NormalPoint, normal_upper_tail};
 
 /// Which neighbour the output comes from.
@@ -128,9 +128,21 @@ fn first_below(tail: impl Fn(f64) -> f64, cut: f64, sigma: f64) -> f64 {
 }
 
 impl GridLosses {
-    /// Puts a step on the grid of `spacing`; `None` where f64 cannot hold such a grid.
-    pub(super) fn new(step: Step, direction: Direction, spacing: f64, range: Range) -> Option<Self> {
-        let (low, high) = range.losses(step);
+    /// Puts a mixture of steps, the case revealed, on the grid of `spacing`, and cuts off a probability of at most
+    /// `cut` a side of each; `None` where f64 cannot hold such a grid.
+    ///
+    /// The loss of a mixture whose case is revealed is the mixture of the losses.
+    pub(super) fn new(cases: &[Case], direction: Direction, spacing: f64, cut: f64) -> Option<Self> {
+        let ranges: Vec<Range> = cases
+            .iter()
+            .map(|case| Range::new(case.step, direction, (cut / case.weight).min(LARGEST_CUT)))
+            .collect();
+        let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
+        for (case, range) in cases.iter().zip(&ranges) {
+            let losses = range.losses(case.step);
+            low = low.min(losses.0);
+            high = high.max(losses.1);
+        }
         let widest = low.abs().max(high.abs()) / spacing;
         if !(widest < MAX_INDEX && spacing > f64::MIN_POSITIVE) {
             return None;
@@ -150,9 +162,11 @@ impl GridLosses {
             dots: dots.into_iter().map(empty).collect(),
             infinite: 0.0,
         };
-        match direction {
-            Direction::Remove => grid.fill_removal(step, range),
-            Direction::Add => grid.fill_addition(step, range),
+        for (case, range) in cases.iter().zip(ranges) {
+            match direction {
+                Direction::Remove => grid.fill_removal(*case, range),
+                Direction::Add => grid.fill_addition(*case, range),
+            }
         }
         for dot in &mut grid.dots {
             dot.ln_mass = libm::log(dot.mass);
@@ -160,17 +174,20 @@ impl GridLosses {
         Some(grid)
     }
 
-    fn fill_removal(&mut self, step: Step, range: Range) {
+    fn fill_removal(&mut self, Case { weight, step }: Case, range: Range) {
         let Step {
             sampling_probability: q,
             noise_multiplier: sigma,
         } = step;
+        let (bottom, top) = range.losses(step);
+        let cells = self.cells(bottom, top);
         let mut left = NormalPair::new(range.low, sigma);
         // Below the range: rounded up to a dot that is certainly above those losses, which is pessimistic.
-        self.dots[1].mass += (1.0 - q) * left.plain.lower() + q * left.shifted.lower();
-        for cell in 0..self.dots.len() - 1 {
+        self.dots[cells.start + 1].mass +=
+            weight * ((1.0 - q) * left.plain.lower() + q * left.shifted.lower());
+        for cell in cells.clone() {
             let (from, to) = self.ends(cell);
-            let right = if cell + 2 == self.dots.len() {
+            let right = if cell + 1 == cells.end {
                 NormalPair::new(range.high, sigma)
             } else {
                 NormalPair::new(loss_to_position(step, to).clamp(range.low, range.high), sigma)
@@ -178,32 +195,48 @@ impl GridLosses {
             let (plain, shifted) = left.between(&right);
             let mass = (1.0 - q) * plain + q * shifted;
             // mass − e^from·plain, so that small q and losses cancel nothing.
-            self.split(cell, mass, q * (shifted - plain) - libm::expm1(from) * plain);
+            let excess = q * (shifted - plain) - libm::expm1(from) * plain;
+            self.split(cell, weight * mass, weight * excess);
             left = right;
         }
-        self.infinite = (1.0 - q) * left.plain.upper() + q * left.shifted.upper();
+        self.infinite += weight * ((1.0 - q) * left.plain.upper() + q * left.shifted.upper());
     }
 
-    fn fill_addition(&mut self, step: Step, range: Range) {
+    fn fill_addition(&mut self, Case { weight, step }: Case, range: Range) {
         let Step {
             sampling_probability: q,
             noise_multiplier: sigma,
         } = step;
+        let (bottom, top) = range.losses(step);
+        let cells = self.cells(-top, -bottom);
         let mut right = NormalPair::new(range.high, sigma);
-        self.dots[1].mass += right.plain.upper();
-        for cell in 0..self.dots.len() - 1 {
+        self.dots[cells.start + 1].mass += weight * right.plain.upper();
+        for cell in cells.clone() {
             let (from, to) = self.ends(cell);
-            let left = if cell + 2 == self.dots.len() {
+            let left = if cell + 1 == cells.end {
                 NormalPair::new(range.low, sigma)
             } else {
                 NormalPair::new(loss_to_position(step, -to).clamp(range.low, range.high), sigma)
             };
             let (plain, shifted) = left.between(&right);
             let mixture = (1.0 - q) * plain + q * shifted;
-            self.split(cell, plain, q * (plain - shifted) - libm::expm1(from) * mixture);
+            let excess = q * (plain - shifted) - libm::expm1(from) * mixture;
+            self.split(cell, weight * plain, weight * excess);
             right = left;
         }
-        self.infinite = right.plain.lower();
+        self.infinite += weight * right.plain.lower();
+    }
+
+    /// The cells, named by their lower dot, that losses from `bottom` to `top` lie in: at least one.
+    fn cells(&self, bottom: f64, top: f64) -> std::ops::Range<usize> {
+        let loss = |dot: &Dot| dot.index as f64 * self.spacing;
+        let first = self
+            .dots
+            .partition_point(|dot| loss(dot) <= bottom)
+            .saturating_sub(1);
+        let end = self.dots.partition_point(|dot| loss(dot) < top);
+        let end = end.min(self.dots.len() - 1);
+        first.min(end.saturating_sub(1))..end.max(1)
     }
 
     /// The losses at the ends of a cell.
@@ -257,12 +290,14 @@ impl NormalPair {
 
 /// Dots are at most this part of their distance from 0 apart, where that is more than a grid step.
 const DOTS_PER_RATIO: i64 = 200;
+/// Most that is cut off a side of a case, however unlikely the case.
+const LARGEST_CUT: f64 = 0.1;
 /// Indices stay exact in f64, and so do sums of a few.
 const MAX_INDEX: f64 = 1e14;
 
 #[cfg(test)]
 mod tests {
-    use super::super::closed_form::SampledGaussian;
+    use super::super::closed_form::SingleStep;
     use super::*;
 
     fn hockey_stick(grid: &GridLosses, epsilon: f64) -> f64 {
@@ -280,7 +315,7 @@ mod tests {
     ];
 
     fn grid(step: Step, direction: Direction, spacing: f64) -> GridLosses {
-        GridLosses::new(step, direction, spacing, Range::new(step, direction, 1e-25)).unwrap()
+        GridLosses::new(&[Case { weight: 1.0, step }], direction, spacing, 1e-25).unwrap()
     }
 
     fn spacing(step: Step) -> f64 {
@@ -319,7 +354,7 @@ mod tests {
                 sampling_probability,
                 noise_multiplier,
             };
-            let exact = SampledGaussian::new(step);
+            let exact = SingleStep::new(vec![Case { weight: 1.0, step }]);
             let (remove, add) = (
                 grid(step, Direction::Remove, spacing(step)),
                 grid(step, Direction::Add, spacing(step)),

@@ -186,45 +186,136 @@ fn gradient_and_loss_of_one_sample_are_one_mechanism() {
     assert!(together > price(&apart, 1e-6) * 1.001);
 }
 
+/// (by exchange, by total variation), each by itself.
+fn both_prices(event: &DpEvent, delta: f64) -> (f64, f64) {
+    let mechanism = Mechanism::parse(event, AddOrRemoveOne, Cut::TotalVariation).unwrap();
+    let curve = Curve::for_delta(&mechanism, delta).unwrap();
+    let total_variation = epsilon_with_truncation(&mechanism, &curve, delta).unwrap();
+    (
+        epsilon_by_exchange(event, AddOrRemoveOne, delta).unwrap(),
+        total_variation,
+    )
+}
+
+/// The proof is in `truncation.rs`; what total variation charged before must still be covered, to the last digit.
 #[test]
-fn truncation_adds_its_term_and_no_more() {
-    let (n, batch, count, delta) = (4096_u64, 256.0, 500_u64, 1e-5);
-    let q = batch / n as f64;
-    let untruncated = price(&steps(2.0, q, count), delta);
-    for cap in [365, 375, 400] {
-        let ours = price(&truncated(2.0, n, batch, cap, count), delta);
-        let tail = truncation::tail(n, q, cap).unwrap();
-        let term = count as f64 * tail * (1.0 + ours.exp());
-        // What is left of δ pays for the rest, and nothing is left over.
-        assert!(term < delta && ours >= untruncated, "cap {cap}");
-        assert!(
-            close(ours, price(&steps(2.0, q, count), delta - term), 1e-6),
+fn an_exchange_never_costs_more_than_total_variation() {
+    let mut felt = 0;
+    for (n, batch, sigma, count, delta) in [
+        (65_536, 512.0, 1.0, 1000, 1e-6),
+        (65_536, 512.0, 0.5, 200, 1e-5),
+        (4096, 32.0, 0.8, 300, 1e-6),
+        (4096, 32.0, 4.0, 5000, 1e-5),
+        (16_384, 1024.0, 10.0, 10_000, 1e-9),
+        (512, 128.0, 3.0, 50, 1e-5),
+        (192, 96.0, 1.5, 2, 1e-4),
+        (192, 96.0, 0.4, 1, 1e-3),
+    ] {
+        let q: f64 = batch / n as f64;
+        let uncut = price(&steps(sigma, q, count), delta);
+        for deviations in [3.0, 4.0, 5.0, 5.5, 6.0, 7.0] {
+            let cap = ((batch + deviations * (batch * (1.0 - q)).sqrt()) as u64).min(n);
+            let event = truncated(sigma, n, batch, cap, count);
+            let (exchange, total_variation) = both_prices(&event, delta);
+            let label = format!("n {n} B {batch} sigma {sigma} T {count} cap {cap}");
+            assert!(
+                exchange <= total_variation * (1.0 + 1e-5) + 1e-9,
+                "{label}: {exchange} and {total_variation}"
+            );
+            let ours = price(&event, delta);
+            assert!(ours <= total_variation, "{label}: {ours} above {total_variation}");
+            assert!(ours >= uncut * (1.0 - 1e-4), "{label}: {ours} below {uncut}");
+            felt += u32::from(total_variation > 2.0 * exchange);
+        }
+    }
+    assert!(felt > 10, "total variation was as good but for {felt} caps");
+}
+
+#[test]
+fn a_cap_below_the_mean_costs_what_half_the_noise_does() {
+    for cap in [0, 1, 200, 511] {
+        let reckless = price(&truncated(1.0, 65_536, 512.0, cap, 5000), 1e-6);
+        assert_eq!(
+            reckless,
+            price(&steps(0.5, 512.0 / 65_536.0, 5000), 1e-6),
             "cap {cap}"
         );
     }
-    assert_eq!(price(&truncated(2.0, n, batch, n, count), delta), untruncated);
-}
-
-#[test]
-fn a_planned_cap_is_hardly_felt_and_a_reckless_one_has_no_price() {
-    let (n, batch, count, delta) = (65_536, 512.0, 5000, 1e-6);
-    let untruncated = price(&steps(1.0, batch / n as f64, count), delta);
-    let cap =
-        truncation::truncated_batch_size(n, batch / n as f64, count, untruncated * 1.01, delta).unwrap();
-    let planned = price(&truncated(1.0, n, batch, cap, count), delta);
-    assert!(
-        planned >= untruncated && planned < untruncated * 1.001,
-        "{planned} for {untruncated}"
+    let whole = price(&truncated(2.0, 100, 100.0, 99, 10), 1e-6);
+    assert_eq!(whole, price(&repeated(gaussian(1.0), 10), 1e-6));
+    assert_eq!(
+        price(&truncated(2.0, 100, 100.0, 100, 10), 1e-6),
+        price(&repeated(gaussian(2.0), 10), 1e-6)
     );
-    assert_eq!(price(&truncated(1.0, n, batch, 512, count), delta), f64::INFINITY);
 }
 
 #[test]
-fn the_price_of_delta_includes_truncation() {
-    let with = delta(&truncated(2.0, 4096, 256.0, 360, 500), AddOrRemoveOne, 5.0).unwrap();
-    let without = delta(&steps(2.0, 256.0 / 4096.0, 500), AddOrRemoveOne, 5.0).unwrap();
-    let term = 500.0 * truncation::tail(4096, 256.0 / 4096.0, 360).unwrap() * (1.0 + 5.0_f64.exp());
-    assert!(term > 0.0 && (with / (without + term) - 1.0).abs() < 1e-9);
+fn room_for_everybody_costs_nothing() {
+    for count in [1, 500] {
+        let uncut = price(&steps(2.0, 0.0625, count), 1e-5);
+        assert_eq!(price(&truncated(2.0, 4096, 256.0, 4096, count), 1e-5), uncut);
+        let (exchange, total_variation) = both_prices(&truncated(2.0, 4096, 256.0, 4096, count), 1e-5);
+        assert_eq!((exchange, total_variation), (uncut, uncut));
+    }
+}
+
+#[test]
+fn a_smaller_cap_and_a_larger_dataset_never_cost_less() {
+    let at = |n: u64, cap| {
+        let event = DpEvent::TruncatedSubsampledGaussian {
+            dataset_size: n,
+            sampling_probability: 0.0625,
+            truncated_batch_size: cap,
+            noise_multiplier: 1.0,
+        };
+        price(&repeated(event, 300), 1e-6)
+    };
+    let caps: Vec<f64> = (300..=360).step_by(12).map(|cap| at(4096, cap)).collect();
+    assert!(
+        caps.windows(2).all(|pair| pair[0] >= pair[1] * (1.0 - 1e-5)),
+        "{caps:?}"
+    );
+    let sizes: Vec<f64> = [3500, 4000, 4096, 4200].map(|n| at(n, 320)).to_vec();
+    assert!(
+        sizes.windows(2).all(|pair| pair[1] >= pair[0] * (1.0 - 1e-5)),
+        "{sizes:?}"
+    );
+}
+
+#[test]
+fn the_price_of_delta_is_the_smaller_of_both_bounds() {
+    let q = 256.0 / 4096.0;
+    let without = delta(&steps(2.0, q, 500), AddOrRemoveOne, 5.0).unwrap();
+    for cap in [320, 340, 360, 400] {
+        let with = delta(&truncated(2.0, 4096, 256.0, cap, 500), AddOrRemoveOne, 5.0).unwrap();
+        let term = 500.0 * truncation::tail(4096, q, cap).unwrap() * (1.0 + 5.0_f64.exp());
+        assert!(
+            with <= (without + term) * (1.0 + 1e-9),
+            "cap {cap}: {with} for {without}"
+        );
+        assert!(
+            with >= without * (1.0 - 1e-4),
+            "cap {cap}: {with} below {without}"
+        );
+    }
+    // Where much is cut, δ at the ε computed for it is that δ.
+    let event = truncated(2.0, 4096, 256.0, 310, 500);
+    let back = delta(&event, AddOrRemoveOne, price(&event, 1e-5)).unwrap();
+    assert!((0.97e-5..=1.01e-5).contains(&back), "{back}");
+}
+
+#[test]
+fn runs_with_different_caps_compose() {
+    let runs = |caps: [u64; 2]| DpEvent::Composed {
+        events: caps.map(|cap| truncated(1.0, 4096, 256.0, cap, 200)).to_vec(),
+    };
+    let (narrow, mixed, wide) = (
+        price(&runs([310, 310]), 1e-6),
+        price(&runs([310, 330]), 1e-6),
+        price(&runs([330, 330]), 1e-6),
+    );
+    assert_eq!(narrow, price(&truncated(1.0, 4096, 256.0, 310, 400), 1e-6));
+    assert!(narrow > mixed && mixed > wide, "{narrow} {mixed} {wide}");
 }
 
 #[test]
@@ -296,11 +387,15 @@ fn mechanisms_without_a_proof_are_refused_not_guessed() {
         epsilon(&twice, AddOrRemoveOne, 1e-5),
         Err(AccountingError::Unsupported { .. })
     ));
-    let cut = sampled(0.5, truncated(1.0, 100, 10.0, 20, 1));
-    assert!(matches!(
-        epsilon(&cut, AddOrRemoveOne, 1e-5),
-        Err(AccountingError::Unsupported { .. })
-    ));
+    for cut in [
+        truncated(1.0, 100, 10.0, 20, 1),
+        truncated(1.0, 100, 100.0, 20, 1),
+    ] {
+        assert!(matches!(
+            epsilon(&sampled(0.5, cut), AddOrRemoveOne, 1e-5),
+            Err(AccountingError::Unsupported { .. })
+        ));
+    }
 }
 
 #[test]
