@@ -16,6 +16,8 @@ fn main() {
     let libtorch = libtorch_folder();
     check_version(&libtorch);
     compile_shim(&libtorch);
+    // For a device of the tests' own, which they compile.
+    println!("cargo:rustc-env=BASTIONAI_LIBTORCH={}", libtorch.display());
     println!(
         "cargo:rustc-link-arg=-Wl,-rpath,{}",
         libtorch.join("lib").display()

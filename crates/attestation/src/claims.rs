@@ -51,6 +51,10 @@ pub const INSECURE_FILE_ROOT_KEY: &str = "insecure-file-root-key";
 /// Flag of a server whose trainers run without the full sandbox.
 pub const INSECURE_TRAINER_SANDBOX: &str = "insecure-trainer-sandbox";
 
+/// Flag of a server whose trainers hand records and models to a GPU that no evidence covers: in the clear, as far as a client
+/// can know, for whoever owns the host. No policy allows it unless it is named.
+pub const INSECURE_UNATTESTED_GPU: &str = "insecure-unattested-gpu";
+
 /// Everything about a running server that its launch measurement does not cover.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RuntimeClaims {

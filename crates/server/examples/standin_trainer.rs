@@ -1,5 +1,5 @@
 //! A stand-in for the trainer in the server's tests: speaks the pipe protocol, touches no libtorch, and
-//! misbehaves on demand. A trainer gets no arguments and no environment, so the name it is called by (a link
+//! misbehaves on demand. A trainer gets no arguments but its device and no environment, so the name it is called by (a link
 //! to this program) says how: `MODE-N`, where MODE is one of:
 //!
 //! - `normal-MS`: every step takes MS milliseconds; its state is the initial parameters with the step in the first
@@ -37,7 +37,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 fn main() -> io::Result<()> {
     let mut arguments = std::env::args();
     let called = PathBuf::from(arguments.next().unwrap_or_default());
-    let question = arguments.next();
+    let mut question = arguments.next();
+    if question.as_deref() == Some("--device") {
+        let device = arguments.next();
+        question = arguments.next();
+        if device.as_deref() != Some("cuda") {
+            return Err(io::Error::other("no such device"));
+        }
+    }
     let name = called
         .file_name()
         .map(|name| name.to_string_lossy().into_owned())
@@ -45,6 +52,10 @@ fn main() -> io::Result<()> {
     let (mode, number) = name.split_once('-').unwrap_or((&name, "0"));
     match question.as_deref() {
         Some("--libraries") => return Ok(()),
+        Some("--probe-device") => {
+            println!("memory_bytes {}", 80u64 << 30);
+            return Ok(());
+        }
         Some("--sandbox") => {
             println!("seccomp");
             if mode != "nolandlock" {

@@ -1,7 +1,7 @@
 //! What a start makes inside the TEE: boot id, ledger key, runtime claims, and the evidence that ties them
 //! together for offline receipts (rules A4, A6). Runs that an earlier boot left open are resumed or settled here.
 
-use crate::config::{AttesterKind, Config, RootKeyKind};
+use crate::config::{AttesterKind, Config, DeviceKind, RootKeyKind};
 use crate::log::Event;
 use crate::price;
 use crate::program::{TrainerError, TrainerProgram};
@@ -59,7 +59,7 @@ impl Boot {
         let key = LedgerKey::generate(&SystemRandom::new())?;
         let id = vault.new_boot_id()?;
         let program = config.trainer.program().map_err(BootError::TrainerPath)?;
-        let trainer = TrainerProgram::measure(program)?;
+        let trainer = TrainerProgram::measure(program, config.trainer.device)?;
         if config.trainer.require_landlock && trainer.sandbox.landlock_abi.is_none() {
             return Err(TrainerError::NoLandlock.into());
         }
@@ -149,6 +149,9 @@ fn runtime_claims(
     ];
     if trainer.sandbox.landlock_abi.is_none() {
         insecure_flags.push(claims::INSECURE_TRAINER_SANDBOX.to_owned());
+    }
+    if trainer.device == DeviceKind::Cuda {
+        insecure_flags.push(claims::INSECURE_UNATTESTED_GPU.to_owned());
     }
     RuntimeClaims {
         server_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -137,12 +137,28 @@ pub struct Limits {
     pub kept_bytes: u64,
 }
 
+/// Where runs are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceKind {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// The first GPU that the NVIDIA driver shows.
+    Cuda,
+}
+
 /// How runs are executed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainerConfig {
     /// The trainer's program; without it `bastionai-trainer` beside the running program.
     pub path: Option<PathBuf>,
+    /// Where runs are computed. A device that cannot be used is an error at the start, never replaced by another.
+    pub device: DeviceKind,
+    /// What `device = "cuda"` needs as well, as long as no evidence of a GPU is appraised: records and models reach it, and
+    /// whoever can read its memory, in the clear. Becomes a claim that clients refuse by default.
+    pub insecure_unattested_gpu: bool,
     /// Threads of one trainer; 0: all cores over `limits.concurrent_runs`.
     pub threads: u32,
     /// From spawn to ready.
@@ -330,6 +346,14 @@ impl TrainerConfig {
         ] {
             at_least(problems, "trainer", name, value, minimum);
         }
+        if self.device == DeviceKind::Cuda && !self.insecure_unattested_gpu {
+            problems.push(
+                "trainer.device = \"cuda\" hands records and models to a GPU that this version cannot attest: set \
+                 trainer.insecure_unattested_gpu = true to accept that (clients see `insecure-unattested-gpu` and refuse it \
+                 unless they name it), or trainer.device = \"cpu\""
+                    .to_owned(),
+            );
+        }
         if self.threads > 4096 {
             problems.push(format!(
                 "trainer.threads = {} is beyond any machine: use 0 for all cores",
@@ -450,6 +474,8 @@ impl Default for TrainerConfig {
     fn default() -> Self {
         Self {
             path: None,
+            device: DeviceKind::Cpu,
+            insecure_unattested_gpu: false,
             threads: 0,
             start_timeout_ms: 120_000,
             step_timeout_ms: 300_000,
@@ -513,6 +539,25 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} missing in: {text}");
         }
+    }
+
+    #[test]
+    fn a_gpu_that_nothing_attests_must_be_asked_for_by_that_name() {
+        let text = format!("{MINIMAL}[trainer]\ndevice = 'cuda'\n");
+        let mut config = Config::from_toml(&text, "server.toml").unwrap();
+        let refused = config.check().unwrap_err().to_string();
+        assert!(
+            refused.contains("trainer.insecure_unattested_gpu = true"),
+            "{refused}"
+        );
+        config.trainer.insecure_unattested_gpu = true;
+        let refused = config.check().err().map(|error| error.to_string());
+        assert!(!refused.unwrap_or_default().contains("insecure_unattested_gpu"));
+        let unknown = format!("{MINIMAL}[trainer]\ndevice = 'gpu'\n");
+        let error = Config::from_toml(&unknown, "server.toml")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("cpu") && error.contains("cuda"), "{error}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The trainer's program and what it loads, measured at boot (rule A4) and measured again before each run.
 
+use crate::config::DeviceKind;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,6 +16,10 @@ pub(crate) struct TrainerProgram {
     pub(crate) libraries_digest: [u8; 32],
     /// What confines it on this kernel, as it proved by trying.
     pub(crate) sandbox: Sandbox,
+    /// Where it computes.
+    pub(crate) device: DeviceKind,
+    /// All memory of that device; `None` of the processor.
+    pub(crate) device_memory_bytes: Option<u64>,
     libraries: Vec<PathBuf>,
     /// Size, time of change and inode of the program and its libraries, in this order.
     marks: Vec<Mark>,
@@ -53,6 +58,16 @@ pub enum TrainerError {
         /// What happened.
         why: String,
     },
+    /// The device that the configuration asks for cannot be used.
+    #[error(
+        "trainer.device = \"cuda\" cannot be used here: `{program} --device cuda --probe-device` says: {why}"
+    )]
+    Device {
+        /// The program.
+        program: PathBuf,
+        /// What is missing, and what to do.
+        why: String,
+    },
     /// It cannot be confined, or what should confine it does not hold.
     #[error("the trainer's sandbox does not work here: `{program} --sandbox` says: {why}")]
     Sandbox {
@@ -78,12 +93,18 @@ pub enum TrainerError {
 }
 
 impl TrainerProgram {
-    /// Measures the program, asks it for its libraries, and measures those.
-    pub(crate) fn measure(program: PathBuf) -> Result<Self, TrainerError> {
+    /// Measures the program, asks it for its device and its libraries, and measures those.
+    pub(crate) fn measure(program: PathBuf, device: DeviceKind) -> Result<Self, TrainerError> {
         let digest = file_digest(&program)?;
-        let libraries = libraries(&program)?;
-        let sandbox = sandbox(&program)?;
+        let device_memory_bytes = match device {
+            DeviceKind::Cpu => None,
+            DeviceKind::Cuda => Some(device_memory(&program, device)?),
+        };
+        let libraries = libraries(&program, device)?;
+        let sandbox = sandbox(&program, device)?;
         Ok(Self {
+            device,
+            device_memory_bytes,
             digest,
             sandbox,
             libraries_digest: libraries_digest(&libraries)?,
@@ -115,9 +136,29 @@ impl TrainerProgram {
     }
 }
 
+/// What a trainer is started with, so that it loads its device's libraries before it gives anything up.
+pub(crate) const fn arguments(device: DeviceKind) -> &'static [&'static str] {
+    match device {
+        DeviceKind::Cpu => &[],
+        DeviceKind::Cuda => &["--device", "cuda"],
+    }
+}
+
+/// The device's memory, once it has computed.
+fn device_memory(program: &Path, device: DeviceKind) -> Result<u64, TrainerError> {
+    let failed = |why: String| TrainerError::Device {
+        program: program.to_owned(),
+        why,
+    };
+    let text = ask(program, device, "--probe-device").map_err(failed)?;
+    let line = text.lines().find_map(|line| line.strip_prefix("memory_bytes "));
+    let bytes = line.and_then(|number| number.trim().parse().ok());
+    bytes.ok_or_else(|| failed("no memory; server and trainer must be of one build".into()))
+}
+
 /// The shared libraries that the trainer says it loads.
-fn libraries(program: &Path) -> Result<Vec<PathBuf>, TrainerError> {
-    let text = ask(program, "--libraries").map_err(|why| TrainerError::Libraries {
+fn libraries(program: &Path, device: DeviceKind) -> Result<Vec<PathBuf>, TrainerError> {
+    let text = ask(program, device, "--libraries").map_err(|why| TrainerError::Libraries {
         program: program.to_owned(),
         why,
     })?;
@@ -126,12 +167,12 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>, TrainerError> {
 }
 
 /// What confines the trainer: one protection a line, `seccomp` and perhaps `landlock ABI`.
-fn sandbox(program: &Path) -> Result<Sandbox, TrainerError> {
+fn sandbox(program: &Path, device: DeviceKind) -> Result<Sandbox, TrainerError> {
     let failed = |why: String| TrainerError::Sandbox {
         program: program.to_owned(),
         why,
     };
-    let text = ask(program, "--sandbox").map_err(failed)?;
+    let text = ask(program, device, "--sandbox").map_err(failed)?;
     if !text.lines().any(|line| line == "seccomp") {
         return Err(failed(
             "no seccomp; server and trainer must be of one build".into(),
@@ -144,8 +185,9 @@ fn sandbox(program: &Path) -> Result<Sandbox, TrainerError> {
 }
 
 /// Runs the trainer with one question; what it prints, or why it failed.
-fn ask(program: &Path, question: &str) -> Result<String, String> {
+fn ask(program: &Path, device: DeviceKind, question: &str) -> Result<String, String> {
     let output = Command::new(program)
+        .args(arguments(device))
         .arg(question)
         .env_clear()
         .stdin(Stdio::null())
@@ -155,7 +197,7 @@ fn ask(program: &Path, question: &str) -> Result<String, String> {
         // No record exists yet: its words can be shown.
         let words: String = String::from_utf8_lossy(&output.stderr)
             .chars()
-            .take(500)
+            .take(1000)
             .collect();
         return Err(format!("{} {}", output.status, words.trim()));
     }
@@ -226,6 +268,36 @@ mod tests {
         program
     }
 
+    fn measure(program: PathBuf) -> Result<TrainerProgram, TrainerError> {
+        TrainerProgram::measure(program, DeviceKind::Cpu)
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_used_is_an_error_in_its_own_words() {
+        let directory = tempfile::tempdir().unwrap();
+        let without = "test \"$1 $2 $3\" = '--device cuda --probe-device' || exit 0; \
+                       echo 'trainer: there is no NVIDIA driver' >&2; exit 1";
+        let without = program(directory.path(), without);
+        let error = TrainerProgram::measure(without, DeviceKind::Cuda).err().unwrap();
+        assert!(matches!(error, TrainerError::Device { .. }), "{error}");
+        assert!(error.to_string().contains("there is no NVIDIA driver"), "{error}");
+        let mute = program(directory.path(), "exit 0");
+        let error = TrainerProgram::measure(mute, DeviceKind::Cuda).err().unwrap();
+        assert!(matches!(error, TrainerError::Device { .. }), "{error}");
+    }
+
+    #[test]
+    fn every_question_to_a_trainer_of_a_device_names_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let script = "test \"$1 $2\" = '--device cuda' || exit 1; \
+                      test $3 = --probe-device && echo memory_bytes 85899345920; \
+                      test $3 = --sandbox && echo seccomp; exit 0";
+        let with = program(directory.path(), script);
+        let measured = TrainerProgram::measure(with, DeviceKind::Cuda).unwrap();
+        assert_eq!(measured.device_memory_bytes, Some(80 << 30));
+        assert_eq!(measured.device, DeviceKind::Cuda);
+    }
+
     #[test]
     fn what_confines_the_trainer_is_asked_and_a_sandbox_that_does_not_hold_is_refused_in_its_words() {
         let directory = tempfile::tempdir().unwrap();
@@ -233,24 +305,16 @@ mod tests {
             directory.path(),
             "test $1 = --libraries || { echo seccomp; echo landlock 7; }",
         );
-        let found = TrainerProgram::measure(with).unwrap().sandbox;
+        let found = measure(with).unwrap().sandbox;
         assert_eq!(found.landlock_abi, Some(7));
         let without = program(directory.path(), "test $1 = --libraries || echo seccomp");
-        assert_eq!(
-            TrainerProgram::measure(without).unwrap().sandbox.landlock_abi,
-            None
-        );
+        assert_eq!(measure(without).unwrap().sandbox.landlock_abi, None);
         let broken = "test $1 = --libraries && exit 0; echo 'a confined process could fork' >&2; exit 1";
-        let error = TrainerProgram::measure(program(directory.path(), broken))
-            .err()
-            .unwrap();
+        let error = measure(program(directory.path(), broken)).err().unwrap();
         assert!(matches!(error, TrainerError::Sandbox { .. }), "{error}");
         assert!(error.to_string().contains("could fork"), "{error}");
         let mute = program(directory.path(), "exit 0");
-        assert!(matches!(
-            TrainerProgram::measure(mute),
-            Err(TrainerError::Sandbox { .. })
-        ));
+        assert!(matches!(measure(mute), Err(TrainerError::Sandbox { .. })));
     }
 
     #[test]
@@ -263,7 +327,7 @@ mod tests {
             library.display()
         );
         let program = program(directory.path(), &script);
-        let measured = TrainerProgram::measure(program).unwrap();
+        let measured = measure(program).unwrap();
         measured.check_unchanged().unwrap();
         assert!(measured.looks_unchanged());
         std::fs::write(&library, "another").unwrap();

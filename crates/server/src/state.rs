@@ -74,10 +74,20 @@ impl Server {
             .config
             .trainer
             .threads_for(self.config.limits.concurrent_runs);
-        if let Some(found) = Throughput::measure(&self.boot.trainer.program, threads) {
+        let trainer = &self.boot.trainer;
+        if let Some(found) = Throughput::measure(&trainer.program, trainer.device, threads) {
             // Only one call is made; a second would find the same.
             let _ = self.throughput.set(found);
         }
+    }
+
+    /// Largest memory estimate of a run that is accepted: `trainer.memory_bytes`, or what one of the concurrent runs gets of
+    /// its device. Where both are in play nobody knows yet how the estimate divides, so each must hold the whole.
+    pub(crate) fn run_memory_bytes(&self) -> u64 {
+        let configured = self.config.trainer.memory_bytes;
+        let runs = u64::from(self.config.limits.concurrent_runs.max(1));
+        let of_device = self.boot.trainer.device_memory_bytes;
+        of_device.map_or(configured, |all| configured.min(all / runs))
     }
 
     /// Refuses new uploads and runs while the server drains.

@@ -6,7 +6,9 @@
 //! the forward's multiplications, the second backward half and the norms included. What that leaves out, and how far
 //! off the estimate was on real runs, is in docs/design.md, "Expected minutes".
 
+use crate::config::DeviceKind;
 use crate::plan;
+use crate::program::arguments;
 use bastionai_graph::typed::{Argument, Extent, TypedGraph, TypedNode, ValueId};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -25,9 +27,10 @@ pub(crate) struct Throughput {
 
 impl Throughput {
     /// Lets the trainer measure. `None` when it does not answer in time: then prices come without an estimate.
-    pub(crate) fn measure(program: &Path, threads: u32) -> Option<Self> {
+    pub(crate) fn measure(program: &Path, device: DeviceKind, threads: u32) -> Option<Self> {
         let since = Instant::now();
         let mut trainer = Command::new(program)
+            .args(arguments(device))
             .args(["--probe", &threads.to_string()])
             .env_clear()
             .stdin(Stdio::null())
@@ -244,7 +247,8 @@ mod tests {
 
     #[test]
     fn a_program_that_cannot_measure_gives_no_estimate() {
-        assert_eq!(Throughput::measure(Path::new("/bin/false"), 1), None);
-        assert_eq!(Throughput::measure(Path::new("/nowhere/trainer"), 1), None);
+        for program in ["/bin/false", "/nowhere/trainer"] {
+            assert_eq!(Throughput::measure(Path::new(program), DeviceKind::Cpu, 1), None);
+        }
     }
 }

@@ -13,6 +13,7 @@
 #![allow(unsafe_code)]
 
 use bastionai_graph::typed::TypedGraph;
+use bastionai_trainer::Device;
 use bastionai_trainer::confinement::confine;
 use bastionai_trainer::sandbox;
 use bastionai_wire::trainer::{Report, Task, read_frame, read_message, write_frame, write_message};
@@ -33,7 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     match arguments.next().as_deref() {
         Some("--libraries") => return Ok(()),
         Some("--sandbox") => {
-            sandbox::prove()?;
+            sandbox::prove(Device::Cpu)?;
             println!("seccomp");
             return Ok(());
         }
@@ -46,7 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .into_owned();
     let mode = name.split('-').next().unwrap_or_default();
 
-    let in_force = sandbox::harden()?;
+    let in_force = sandbox::harden(Device::Cpu)?;
     let mut output = sandbox::take_standard_output()?;
     let mut input = BufReader::new(io::stdin());
     let Task::Train(job) = read_message(&mut input, MAX)? else {
@@ -65,7 +66,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "earlysegv" => crash(),
         _ => {}
     }
-    confine()?;
+    confine(Device::Cpu)?;
     write_message(&mut output, &Report::Ready)?;
     frames(&mut input, job.datasets.len() * graph.inputs().len())?;
     match mode {

@@ -6,6 +6,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ScalarOps.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/variable.h>
@@ -131,6 +132,11 @@ c10::IValue number(const c10::Argument& formal, const BastionArgument& actual) {
   }
 }
 
+c10::Device first_of(int64_t type) {
+  const auto device = static_cast<c10::DeviceType>(type);
+  return c10::Device(device, device == c10::kCPU ? -1 : 0);
+}
+
 // callBoxed checks no types, so this does: a wrong IValue would be a type confusion in C++.
 c10::IValue convert(const c10::Argument& formal, const c10::TypePtr& type, const BastionArgument& actual) {
   if (type->kind() == c10::TypeKind::OptionalType) {
@@ -144,7 +150,7 @@ c10::IValue convert(const c10::Argument& formal, const c10::TypePtr& type, const
   switch (type->kind()) {
     case c10::TypeKind::TensorType:
       if (actual.kind == kArgTensor && actual.data != nullptr) return tensor_at(actual.data);
-      if (actual.kind >= kArgNumberInt) return wrapped_number(actual);
+      if (actual.kind >= kArgNumberInt && actual.kind <= kArgNumberBool) return wrapped_number(actual);
       mismatch(formal, "a tensor");
     case c10::TypeKind::ListType:
       return list(formal, type->castRaw<c10::ListType>()->getElementType(), actual);
@@ -166,6 +172,9 @@ c10::IValue convert(const c10::Argument& formal, const c10::TypePtr& type, const
       mismatch(formal, "a string");
     case c10::TypeKind::ScalarTypeType:
       return dtype(formal, actual);
+    case c10::TypeKind::DeviceObjType:
+      if (actual.kind == kArgDevice) return first_of(actual.integer);
+      mismatch(formal, "a device");
     case c10::TypeKind::MemoryFormatType:
       if (actual.kind == kArgInt && (actual.integer == 0 /*contiguous*/ || actual.integer == 1 /*preserve*/)) return actual.integer;
       mismatch(formal, "the contiguous or the preserved memory format");
@@ -301,6 +310,56 @@ int32_t bastion_backward(const void* root, const void* root_gradient, void* cons
 int32_t bastion_version(const void* tensor, uint64_t* version) {
   return guarded([&] {
     *version = tensor_at(tensor)._version();
+    return kOk;
+  });
+}
+
+int32_t bastion_place(const void* tensor, int32_t device, void** placed) {
+  return guarded([&] {
+    *placed = new at::Tensor(tensor_at(tensor).to(first_of(device)));
+    return kOk;
+  });
+}
+
+int32_t bastion_place_beside(const void* tensor, const void* other, void** placed) {
+  return guarded([&] {
+    *placed = new at::Tensor(tensor_at(tensor).to(tensor_at(other).device()));
+    return kOk;
+  });
+}
+
+int32_t bastion_start_cuda(uint64_t* memory_bytes, uint64_t* free_bytes) {
+  return guarded([&] {
+    // Read by NVIDIA's libraries when they start, which they do below: cuBLAS works in a fixed space, so that it adds in a fixed
+    // order; no library computes f32 products as TF32; no compiled kernel is kept in a file.
+    setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 1);
+    setenv("NVIDIA_TF32_OVERRIDE", "0", 1);
+    setenv("CUDA_CACHE_DISABLE", "1", 1);
+    auto& context = at::globalContext();
+    // With the reason, where hasCUDA() says no more than that there is none.
+    context.lazyInitDevice(c10::kCUDA);
+    if (!at::hasCUDA()) throw std::runtime_error("no device is visible");
+    // f32 stays f32: what is charged for products (rule G1) knows no ten-bit mantissa.
+    context.setFloat32MatmulPrecision("highest");
+    context.setAllowTF32CuBLAS(false);
+    context.setAllowTF32CuDNN(false);
+    context.setAllowFP16ReductionCuBLAS(false);
+    context.setAllowBF16ReductionCuBLAS(false);
+    context.setAllowFP16AccumulationCuBLAS(false);
+    // One kernel for one shape, and none that adds in the order in which threads arrive (rule T2): an operator that has no
+    // other raises, in the self-test, before there is a record.
+    context.setBenchmarkCuDNN(false);
+    context.setDeterministicCuDNN(true);
+    context.setDeterministicAlgorithms(true, /*warn_only=*/false);
+    // Fused attention kernels add in any order in their backward passes; composed of products it does not.
+    context.setSDPUseFlash(false);
+    context.setSDPUseMemEfficient(false);
+    context.setSDPUseCuDNN(false);
+    context.setSDPUseMath(true);
+    context.setAllowFP16BF16ReductionMathSDP(false);
+    const auto [free, total] = at::getDeviceAllocator(c10::kCUDA)->getMemoryInfo(0);
+    *memory_bytes = total;
+    *free_bytes = free;
     return kOk;
   });
 }

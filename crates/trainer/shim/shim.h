@@ -11,7 +11,7 @@ enum Status : int32_t { kOk = 0, kFailed = 1, kUnknownOperator = 2, kArgumentMis
 
 enum ArgumentKind : int32_t {
   kArgNone, kArgTensor, kArgTensors, kArgOptionalTensors, kArgInt, kArgInts, kArgFloat, kArgFloats, kArgBool, kArgBools, kArgString,
-  kArgDtype, kArgNumberInt, kArgNumberFloat, kArgNumberBool,
+  kArgDtype, kArgNumberInt, kArgNumberFloat, kArgNumberBool, kArgDevice,
 };
 
 // One argument: scalars in `integer`/`number`; lists in `data` with `count` elements
@@ -41,5 +41,9 @@ void bastion_release_edge(void* edge);
 int32_t bastion_backward(const void* root, const void* root_gradient, void* const* edges, size_t edge_count,
                          int32_t keep_graph, void** gradients);
 int32_t bastion_version(const void* tensor, uint64_t* version);
+// `device`: a c10::DeviceType; its first device.
+int32_t bastion_place(const void* tensor, int32_t device, void** placed);
+int32_t bastion_place_beside(const void* tensor, const void* other, void** placed);
+int32_t bastion_start_cuda(uint64_t* memory_bytes, uint64_t* free_bytes);
 void bastion_last_error(char* text, size_t capacity);
 }

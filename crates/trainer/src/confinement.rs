@@ -5,6 +5,7 @@
 //! time, randomness and open pipes, and nothing else. A call that is not allowed fails with `EPERM`. This is a
 //! second line: a graph of allowed operators asks for none of them (soundness A2).
 
+use crate::device::Device;
 use libc::{ENOSYS, EPERM};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -34,11 +35,12 @@ pub fn enclose() -> Result<(), ConfinementError> {
     no_clone3()
 }
 
-/// Leaves every thread of this process computing on what it has, and nothing else.
+/// Leaves every thread of this process computing on what it has, and nothing else. A device that was started takes orders,
+/// through its nodes that are open already.
 ///
 /// # Errors
 /// [`ConfinementError`] when the kernel refuses; nothing may then be trained.
-pub fn confine() -> Result<(), ConfinementError> {
+pub fn confine(device: Device) -> Result<(), ConfinementError> {
     no_clone3()?;
     let mut allowed: Rules = ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
     let thread = libc::CLONE_THREAD as u64;
@@ -57,10 +59,16 @@ pub fn confine() -> Result<(), ConfinementError> {
     allowed.insert(libc::SYS_prlimit64, vec![only(2, SeccompCmpOp::Eq, 0)?]);
     // Private memory: shared mappings would not count against the server's limit on it.
     let kind = (libc::MAP_SHARED | libc::MAP_PRIVATE) as u64;
-    allowed.insert(
-        libc::SYS_mmap,
-        vec![only(3, SeccompCmpOp::MaskedEq(kind), libc::MAP_PRIVATE as u64)?],
-    );
+    let mut mappings = vec![only(3, SeccompCmpOp::MaskedEq(kind), libc::MAP_PRIVATE as u64)?];
+    if device == Device::Cuda {
+        // Of something open, which can only be the device: no file is opened any more.
+        let kind = kind | libc::MAP_ANONYMOUS as u64;
+        mappings.push(only(3, SeccompCmpOp::MaskedEq(kind), libc::MAP_SHARED as u64)?);
+        let orders = DEVICE_ORDERS.map(|(mask, value)| only(1, SeccompCmpOp::MaskedEq(mask), value));
+        allowed.insert(libc::SYS_ioctl, orders.into_iter().collect::<Result<_, _>>()?);
+        allowed.extend(DEVICE_CALLS.iter().map(|&call| (call, Vec::new())));
+    }
+    allowed.insert(libc::SYS_mmap, mappings);
     apply(allowed, errno(EPERM), SeccompAction::Allow)
 }
 
@@ -94,6 +102,23 @@ fn boxed(error: impl std::error::Error + Send + Sync + 'static) -> Box<dyn std::
 
 /// `PR_SET_VMA` (linux/prctl.h): glibc names its mappings.
 const PR_SET_VMA: i32 = 0x5356_4d41;
+
+/// The orders that NVIDIA's nodes take, as (mask, value) of the request: those of type `F` (`NV_IOCTL_MAGIC`,
+/// nv-ioctl-numbers.h), and the bare numbers below 256 of unified memory (uvm_ioctl.h). No terminal and no socket knows
+/// either.
+const DEVICE_ORDERS: [(u64, u64); 2] = [(0xff00, 0x4600), (0xffff_ff00, 0)];
+
+/// What the driver's library asks the kernel for while it computes: where memory lies, events, and which files are open.
+const DEVICE_CALLS: &[i64] = &[
+    libc::SYS_mbind,
+    libc::SYS_get_mempolicy,
+    libc::SYS_set_mempolicy,
+    libc::SYS_mlock,
+    libc::SYS_munlock,
+    libc::SYS_eventfd2,
+    libc::SYS_pipe2,
+    libc::SYS_fcntl,
+];
 
 /// Memory, threads, time, randomness, and reading and writing what is open.
 const ALLOWED: &[i64] = &[

@@ -2,6 +2,7 @@
 //! a step's clipped sum on the integer grid (Bu et al. 2023, Book-Keeping, <https://arxiv.org/abs/2210.00038>).
 
 use crate::clipping::Factors;
+use crate::device::{Device, beside, to_host};
 use crate::error::{EngineError, Result};
 use crate::executor::{self, Randomness};
 use crate::ffi;
@@ -139,6 +140,21 @@ impl Engine {
         })
     }
 
+    /// Moves the run to a device: before its self-test, and for good.
+    ///
+    /// # Errors
+    /// [`EngineError::Torch`] when the device is not there or its memory is short.
+    pub fn run_on(&mut self, device: Device) -> Result<()> {
+        self.state.place(device)?;
+        self.program.device = device;
+        Ok(())
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> Device {
+        self.program.device
+    }
+
     /// The graph.
     pub fn graph(&self) -> &TypedGraph {
         &self.graph
@@ -170,26 +186,38 @@ impl Engine {
         )
     }
 
-    /// The trainable parameters, in graph order.
+    /// The trainable parameters in host memory, in graph order.
     pub fn trainable(&self) -> Vec<&Tensor> {
         self.plan
             .parameters
             .iter()
-            .map(|each| &self.state.parameters[each.parameter])
+            .map(|each| &self.state.on_host()[each.parameter])
             .collect()
     }
 
-    /// The trainable parameters, for the optimizer.
+    /// The trainable parameters in host memory, for the optimizer; what was written counts from [`Self::renew`] on.
     pub fn trainable_mut(&mut self) -> Vec<&mut Tensor> {
         let plan = &self.plan;
         let is_trained = |index: usize| plan.parameters.iter().any(|each| each.parameter == index);
         self.state
-            .parameters
+            .on_host_mut()
             .iter_mut()
             .enumerate()
             .filter(|(index, _)| is_trained(*index))
             .map(|(_, tensor)| tensor)
             .collect()
+    }
+
+    /// Lets the run see what was written to [`Self::trainable_mut`].
+    ///
+    /// # Errors
+    /// [`EngineError::Torch`].
+    pub fn renew(&mut self) -> Result<()> {
+        let state = &mut self.state;
+        self.plan
+            .parameters
+            .iter()
+            .try_for_each(|each| state.renew(each.parameter))
     }
 
     /// A batch of exactly B rows: one tensor for each input, and `[B]` bool, false for padding.
@@ -209,10 +237,13 @@ impl Engine {
             }
         }
         if present.size() != [self.program.batch_size] {
-            Err(wrong())
-        } else {
-            Ok(Batch { inputs, present })
+            return Err(wrong());
         }
+        let place = |tensor: &Tensor| self.program.device.place(tensor);
+        Ok(Batch {
+            inputs: inputs.iter().map(place).collect::<Result<_>>()?,
+            present: place(&present)?,
+        })
     }
 
     /// Adds the clipped gradients of one micro-batch to `sums`.
@@ -280,7 +311,7 @@ impl Engine {
                 let (taps, threads) = (&gradients.taps, self.threads());
                 let all =
                     gradients::instantiate(each, &self.plan, taps, 0, self.program.batch_size, threads)?;
-                Ok(all.f_to_kind(Kind::Double)?)
+                Ok(to_host(&all)?.f_to_kind(Kind::Double)?)
             })
             .collect()
     }
@@ -332,7 +363,7 @@ impl Engine {
             };
             out.push(records.f_reshape([self.program.batch_size, -1])?);
         }
-        Ok(out)
+        out.iter().map(to_host).collect()
     }
 
     /// The matrix products of the run's linear layers, frozen ones included, each once.
@@ -467,9 +498,9 @@ impl Engine {
         taps.extend(pulled);
         phases::end("rows of taps");
         let mut norms = gradients::norms(&self.plan, &taps, &self.precision, threads)?;
-        norms.usable = norms.usable.f_logical_and(&forward.counted)?;
+        norms.usable = norms.usable.f_logical_and(&to_host(&forward.counted)?)?;
         Ok(Gradients {
-            losses: forward.results[0].f_detach()?.f_to_kind(Kind::Double)?,
+            losses: to_host(&forward.results[0].f_detach()?)?.f_to_kind(Kind::Double)?,
             taps,
             norms,
         })
@@ -580,6 +611,7 @@ impl Engine {
         let (plan, tap) = (&self.plan.taps[only.tap], &gradients.taps[only.tap]);
         let chosen = self.precision.contraction(method, plan);
         let input = tap.input.as_ref().ok_or(EngineError::SumOutOfBound)?;
+        let factors = &beside(factors, input)?;
         let keep = factors.f_gt(0)?.f_reshape([-1, 1, 1])?;
         let finite = |rows: &Tensor| rows.f_contiguous()?.f_where_scalarother(&keep, 0.0);
         let (inputs, outputs) = (flat(&finite(input)?)?, flat(&finite(&tap.gradient)?)?);
@@ -619,7 +651,7 @@ impl Engine {
                 });
             }
             let total = total.ok_or(EngineError::SumOutOfBound)?;
-            let own = gradients::undo_views(&total.f_reshape(&shape[..])?, &only.back)?;
+            let own = gradients::undo_views(&to_host(&total)?.f_reshape(&shape[..])?, &only.back)?;
             self.grid.add(&own, sums, self.settings.threads as usize)?;
         }
         Ok(())

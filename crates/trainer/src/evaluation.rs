@@ -10,6 +10,7 @@
 //! number of records (rules T2, D8). As in training, records stand at uniformly random places ([`crate::sample`]):
 //! kernels may round differently from place to place, and removing a record must not shift the others.
 
+use crate::device::{Device, to_host};
 use crate::error::{EngineError, Result};
 use crate::executor::{self, Forward, Randomness};
 use crate::grid::MAX_PHYSICAL_BATCH_SIZE;
@@ -81,6 +82,16 @@ impl Evaluator {
             batch_size: job.physical_batch_size as usize,
             places: places(&job.datasets, job.physical_batch_size)?,
         })
+    }
+
+    /// Moves the evaluation to a device: before its self-test, and for good.
+    ///
+    /// # Errors
+    /// [`EngineError::Torch`] when the device is not there or its memory is short.
+    pub fn run_on(&mut self, device: Device) -> Result<()> {
+        self.state.place(device)?;
+        self.program.device = device;
+        Ok(())
     }
 
     /// The graph.
@@ -161,13 +172,18 @@ impl Evaluator {
 
     fn forward(&self, inputs: &[Tensor], present: &Tensor) -> Result<Forward> {
         let _no_graph = tch::no_grad_guard();
+        let device = self.program.device;
+        let inputs: Vec<Tensor> = inputs
+            .iter()
+            .map(|input| device.place(input))
+            .collect::<Result<_>>()?;
         executor::forward(
             &self.graph,
             &self.program,
             &self.state.parameters,
             &self.state.constants,
-            inputs,
-            present,
+            &inputs,
+            &device.place(present)?,
             Randomness::Frozen,
         )
     }
@@ -206,7 +222,7 @@ impl RowProof for Evaluator {
 
     fn per_record_values(&self, inputs: Vec<Tensor>, present: Tensor) -> Result<Vec<Tensor>> {
         let Forward { results, .. } = self.forward(&inputs, &present)?;
-        Ok(results)
+        results.iter().map(to_host).collect()
     }
 }
 

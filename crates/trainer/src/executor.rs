@@ -2,6 +2,7 @@
 //! and the place of each tap in the autograd graph kept.
 
 use crate::attention;
+use crate::device::{Device, beside};
 use crate::error::{EngineError, Result};
 use crate::ffi::{self, CallArgument, Edge};
 use crate::guards::{self, Counted, Replacement};
@@ -10,7 +11,7 @@ use crate::operators::Guard;
 use crate::pooling;
 use crate::program::{Call, Expected, Function, Prepared, Program, saved_values};
 use bastionai_graph::typed::{Origin, RecurrentCell, Tap, TypedGraph, TypedNode};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// What `rand` and `randn` return while nothing is drawn.
 const FROZEN_DRAW: f64 = 0.5;
@@ -84,7 +85,7 @@ pub(crate) fn forward(
                 taps.extend(own);
                 outputs
             }
-            (None, None) => run(call, &values, &replaced, randomness)?,
+            (None, None) => run(call, &values, &replaced, randomness, program.device)?,
         };
         check_outputs(call, &outputs, &program.expected)?;
         if let (Some(_), Some(tap), None) = (call.tap, &node.tap, &call.recurrent) {
@@ -201,6 +202,7 @@ fn run(
     values: &[Option<Tensor>],
     replaced: &[Replacement],
     randomness: Randomness,
+    device: Device,
 ) -> Result<Vec<Tensor>> {
     let failed = |detail: String| EngineError::Operator {
         node: call.name.clone(),
@@ -218,7 +220,10 @@ fn run(
             (slot, _) => *slot = CallArgument::Tensor(&replacement.tensor),
         }
     }
-    if call.guard == Guard::Attention {
+    if let Some(position) = call.position("device").filter(|_| !device.is_cpu()) {
+        arguments[position] = CallArgument::Device(device.number());
+    }
+    if call.guard == Guard::Attention && device.is_cpu() {
         attention::choose_kernel(call)?;
     }
     if randomness == Randomness::Frozen {
@@ -321,7 +326,10 @@ pub(crate) fn gradients_at_taps(forward: &Forward) -> Result<Vec<Tensor>> {
         .zip(&forward.taps)
         .map(|(gradient, tap)| match gradient {
             Some(gradient) => Ok(gradient),
-            None => Ok(Tensor::f_zeros(&tap.shape[..], (tap.kind, Device::Cpu))?),
+            None => beside(
+                &Tensor::f_zeros(&tap.shape[..], (tap.kind, tch::Device::Cpu))?,
+                &forward.results[0],
+            ),
         })
         .collect()
 }

@@ -4,6 +4,7 @@
 
 use bastionai_graph::typed::Number;
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::path::Path;
 use std::ptr::{NonNull, null, null_mut};
 use tch::{Kind, Tensor};
 
@@ -55,6 +56,9 @@ unsafe extern "C" {
         gradients: *mut *mut c_void,
     ) -> i32;
     fn bastion_version(tensor: *const c_void, version: *mut u64) -> i32;
+    fn bastion_place(tensor: *const c_void, device: i32, placed: *mut *mut c_void) -> i32;
+    fn bastion_place_beside(tensor: *const c_void, other: *const c_void, placed: *mut *mut c_void) -> i32;
+    fn bastion_start_cuda(memory_bytes: *mut u64, free_bytes: *mut u64) -> i32;
     fn bastion_last_error(text: *mut c_char, capacity: usize);
 }
 
@@ -149,6 +153,8 @@ pub(crate) enum CallArgument<'a> {
     Str(&'a str),
     DType(i64),
     Number(Number),
+    /// c10's number of a device type.
+    Device(i32),
 }
 
 fn pointer(tensor: &Tensor) -> *const c_void {
@@ -196,6 +202,7 @@ impl CallArgument<'_> {
             Self::Number(Number::Int(value)) => scalar(12, *value, 0.0),
             Self::Number(Number::Float(bits)) => scalar(13, 0, bits.get()),
             Self::Number(Number::Bool(value)) => scalar(14, i64::from(*value), 0.0),
+            Self::Device(number) => scalar(15, i64::from(*number), 0.0),
         }
     }
 }
@@ -359,6 +366,48 @@ pub(crate) fn version(tensor: &Tensor) -> Result<u64, Failed> {
     // SAFETY: the tensor is alive and the pointer is to a live u64.
     succeed(unsafe { bastion_version(pointer(tensor), &mut version) })?;
     Ok(version)
+}
+
+/// The tensor on the first device of this type (c10's number); itself where it is there already.
+pub(crate) fn place(tensor: &Tensor, device: i32) -> Result<Tensor, Failed> {
+    let mut placed = null_mut();
+    // SAFETY: the tensor is alive; the shim writes one owned tensor, only on success.
+    succeed(unsafe { bastion_place(pointer(tensor), device, &mut placed) })?;
+    Ok(owned(placed))
+}
+
+/// The tensor on another's device; itself where it is there already.
+pub(crate) fn place_beside(tensor: &Tensor, other: &Tensor) -> Result<Tensor, Failed> {
+    let mut placed = null_mut();
+    // SAFETY: as for `place`.
+    succeed(unsafe { bastion_place_beside(pointer(tensor), pointer(other), &mut placed) })?;
+    Ok(owned(placed))
+}
+
+/// Starts CUDA with fixed, deterministic, true f32 kernels; the device's memory, all of it and what is free, in bytes.
+pub(crate) fn start_cuda() -> Result<[u64; 2], Failed> {
+    let (mut memory_bytes, mut free_bytes) = (0, 0);
+    // SAFETY: both pointers are to live u64s; the shim catches every exception.
+    succeed(unsafe { bastion_start_cuda(&mut memory_bytes, &mut free_bytes) })?;
+    Ok([memory_bytes, free_bytes])
+}
+
+/// Loads a shared library for the life of this process, its symbols visible to all; the loader's words when it cannot.
+pub(crate) fn load_library(path: &Path) -> Result<(), String> {
+    let name = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|error| error.to_string())?;
+    // SAFETY: the string ends in a zero and outlives the call. The library's constructors run: it is one of those that are
+    // measured before a run (rule A4).
+    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    if !handle.is_null() {
+        return Ok(());
+    }
+    // SAFETY: after a failure it points to a string that ends in a zero, until this thread's next call.
+    let words = unsafe { libc::dlerror() };
+    if words.is_null() {
+        return Err("no reason was given".to_owned());
+    }
+    // SAFETY: as above.
+    Err(unsafe { CStr::from_ptr(words) }.to_string_lossy().into_owned())
 }
 
 /// Element types whose memory is read or written directly.

@@ -6,7 +6,7 @@ mod convolution;
 mod factored;
 mod gram;
 pub(crate) mod instantiated;
-mod normalised;
+pub(crate) mod normalised;
 pub(crate) mod pulled;
 mod unfold;
 
@@ -14,6 +14,7 @@ use self::channels::by_channel;
 use self::gram::{Ghost, Grams};
 use self::instantiated::squared_norms;
 use self::normalised::{Norm, Reduced, reduced};
+use crate::device::to_host;
 use crate::error::{EngineError, Result};
 use crate::phases;
 use crate::precision::Precision;
@@ -189,7 +190,7 @@ fn without_padding(ids: &Tensor, norms: Tensor, padding: Option<i64>) -> Result<
     let kept = ids.f_ne(padding)?;
     Ok((
         ids.f_where_scalarother(&kept, -1)?.f_contiguous()?,
-        norms.f_where_scalarother(&kept, 0.0)?,
+        norms.f_where_scalarother(&to_host(&kept)?, 0.0)?,
     ))
 }
 

@@ -6,28 +6,53 @@
 //! caller's to judge: the server says so in its runtime claims, or refuses to start.
 #![allow(unsafe_code)]
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
-/// Restricts this thread and all it will start: files under `readable` can be read, nothing else can be done to
-/// any file. Paths that are not there are left out. Returns the kernel's ABI, or `None` if it has no Landlock.
+/// What is left of the file system.
+pub(crate) struct Left<'p> {
+    /// Files under these can be read.
+    pub(crate) readable: &'p [&'p Path],
+    /// The same, and folders under them can be listed.
+    pub(crate) listable: &'p [PathBuf],
+    /// Device nodes that can be read, written and given orders (ioctl).
+    pub(crate) devices: &'p [PathBuf],
+}
+
+/// Restricts this thread and all it will start to what is left; nothing else can be done to any file. Paths that are not
+/// there are left out. Returns the kernel's ABI, or `None` if it has no Landlock.
 ///
 /// # Errors
 /// The system call's, when the kernel has Landlock and refuses.
-pub(crate) fn restrict(readable: &[&Path]) -> io::Result<Option<u32>> {
+pub(crate) fn restrict(left: &Left<'_>) -> io::Result<Option<u32>> {
     let Some(abi) = kernel_abi()? else {
         return Ok(None);
     };
     let rights = Rights::of(abi);
     let ruleset = create_ruleset(rights)?;
-    for path in readable {
-        match File::open(path) {
-            Ok(file) => add_readable(&ruleset, &file)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+    let allow = |path: &Path, allowed: u64, also_of_folders: u64| match place(path) {
+        Ok(file) => {
+            let is_folder = file.metadata()?.is_dir();
+            add(
+                &ruleset,
+                &file,
+                allowed | if is_folder { also_of_folders } else { 0 },
+            )
         }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    };
+    for path in left.readable {
+        allow(path, READ_FILE, 0)?;
+    }
+    for path in left.listable {
+        allow(path, READ_FILE, READ_DIR)?;
+    }
+    for path in left.devices {
+        allow(path, (READ_FILE | WRITE_FILE | IOCTL_DEV) & rights.files, 0)?;
     }
     restrict_self(&ruleset)?;
     Ok(Some(abi))
@@ -71,8 +96,14 @@ impl Rights {
     }
 }
 
+/// `LANDLOCK_ACCESS_FS_WRITE_FILE`.
+const WRITE_FILE: u64 = 1 << 1;
 /// `LANDLOCK_ACCESS_FS_READ_FILE`.
 const READ_FILE: u64 = 1 << 2;
+/// `LANDLOCK_ACCESS_FS_READ_DIR`.
+const READ_DIR: u64 = 1 << 3;
+/// `LANDLOCK_ACCESS_FS_IOCTL_DEV`, since ABI 5.
+const IOCTL_DEV: u64 = 1 << 15;
 /// `LANDLOCK_RULE_PATH_BENEATH`.
 const PATH_BENEATH: i32 = 1;
 /// `LANDLOCK_CREATE_RULESET_VERSION`.
@@ -116,9 +147,17 @@ fn create_ruleset(rights: Rights) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(ruleset as i32) })
 }
 
-fn add_readable(ruleset: &OwnedFd, parent: &File) -> io::Result<()> {
+/// The place of a file, without opening what is there: a device would start.
+fn place(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(path)
+}
+
+fn add(ruleset: &OwnedFd, parent: &File, allowed: u64) -> io::Result<()> {
     let rule = PathBeneath {
-        allowed: READ_FILE,
+        allowed,
         parent: parent.as_raw_fd(),
     };
     // SAFETY: both descriptors are open, the struct is alive while the kernel reads it.

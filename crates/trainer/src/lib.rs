@@ -8,14 +8,17 @@
 //! [`average`] (of the iterates); or [`evaluation`] (one forward pass, noisy histograms). Inside the engine: `program`
 //! (the graph laid out) → `executor`, `lowering`, `attention` and `guards` (forward) → `taps` and `gradients` (per-sample norms) →
 //! `clipping` (factors) → `precision` and [`grid`] (the sum). [`probe`] stands apart: how fast the machine is; so does [`phases`]: where a bench sees time go.
+//! [`device`] says where all that computes; `accelerated` has the engine's own kernels for devices that are not the CPU.
 //! Loops over plain numbers run on `vectors`. All unsafe code is in `ffi`, `vectors`, `sandbox` and `landlock`.
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod accelerated;
 mod attention;
 pub mod average;
 mod clipping;
 pub mod confinement;
+pub mod device;
 pub mod engine;
 pub mod error;
 pub mod evaluation;
@@ -48,5 +51,6 @@ mod taps;
 pub mod training;
 mod vectors;
 
+pub use device::Device;
 pub use engine::{Batch, Engine, RecordResults, Settings, Sums};
 pub use error::EngineError;

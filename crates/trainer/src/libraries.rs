@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::path::Path;
 
 /// Paths of the files mapped executable into this process, but the program itself.
 ///
@@ -19,6 +20,50 @@ pub fn loaded() -> io::Result<Vec<String>> {
         .map(str::to_owned)
         .collect())
 }
+
+/// What a run on a device can load besides: all shared objects beside libtorch's and NVIDIA's own libraries, which open one
+/// another by name when a shape first needs them, and the driver's beside `libcuda.so.1`.
+///
+/// # Errors
+/// When `/proc` or a library's folder cannot be read.
+pub fn loadable() -> io::Result<Vec<String>> {
+    let loaded = loaded()?;
+    let mut paths: BTreeSet<String> = loaded.iter().cloned().collect();
+    for path in loaded.iter().map(Path::new) {
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
+        else {
+            continue;
+        };
+        let wanted: &[&str] = if name.starts_with("libcuda.so") {
+            &["libcuda", "libnvidia-"]
+        } else if OWN_FOLDER.iter().any(|own| name.starts_with(own)) {
+            &["lib", "nvshmem_"]
+        } else {
+            continue;
+        };
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let is_wanted = name.contains(".so") && wanted.iter().any(|prefix| name.starts_with(prefix));
+            // Links lead to files that are listed themselves, or to nothing.
+            if is_wanted && entry.file_type()?.is_file() {
+                paths.extend(entry.path().to_str().map(str::to_owned));
+            }
+        }
+    }
+    Ok(paths.into_iter().collect())
+}
+
+/// Libraries that lie among their own kind in a Python installation of torch, not among the system's.
+const OWN_FOLDER: [&str; 6] = [
+    "libtorch_cpu",
+    "libcudart",
+    "libcudnn",
+    "libnccl",
+    "libcusparseLt",
+    "libnvshmem",
+];
 
 /// Columns: address, permissions, offset, device, inode, path (proc(5)).
 fn executable_file(line: &str) -> Option<&str> {

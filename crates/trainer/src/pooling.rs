@@ -7,6 +7,8 @@
 //! Of a window that lies wholly in the padding libtorch's kernel makes an index beyond the plane, and its backward pass
 //! writes there unchecked: into the next sample's gradient, or beyond the buffer (rules T7, A2).
 
+use crate::accelerated;
+use crate::device::is_on_host;
 use crate::error::{EngineError, Result};
 use crate::ffi::{self, Element};
 use crate::grid::in_parallel;
@@ -118,6 +120,17 @@ fn pooled<T: Maximum>(
     output: &[i64],
     threads: usize,
 ) -> Result<Option<Tensor>> {
+    if !is_on_host(input) {
+        let Windows {
+            kernel,
+            stride,
+            padding,
+            dilation,
+            ..
+        } = *windows;
+        let places = accelerated::places_of_maxima(&input.f_detach()?, [kernel, stride, padding, dilation])?;
+        return gathered(input, windows, &places, output);
+    }
     let source = input.f_detach()?.f_contiguous()?;
     let (plane, places) = (windows.plane(), windows.outputs.iter().product::<usize>());
     let planes = windows.planes as i64;
@@ -141,9 +154,17 @@ fn pooled<T: Maximum>(
     if done.flatten().is_none() {
         return Ok(None);
     }
-    let values = input
-        .f_reshape([planes, plane as i64])?
-        .f_gather(1, &indices, false)?;
+    gathered(input, windows, &indices, output)
+}
+
+/// The elements at these places of each plane.
+fn gathered(input: &Tensor, windows: &Windows, places: &Tensor, output: &[i64]) -> Result<Option<Tensor>> {
+    let planes = windows.planes as i64;
+    let values = input.f_reshape([planes, windows.plane() as i64])?.f_gather(
+        1,
+        &places.f_reshape([planes, -1])?,
+        false,
+    )?;
     Ok(Some(values.f_reshape(output)?))
 }
 

@@ -1,11 +1,12 @@
 //! How fast this machine does what steps are made of, for the server's estimate of a run's duration. Public: made-up
 //! numbers, no graph, no record.
 
-use crate::error::Result;
+use crate::device::{self, Device};
+use crate::error::{EngineError, Result};
 use crate::selftest;
 use bastionai_privacy::noise::NoiseStream;
 use std::time::{Duration, Instant};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// What a second holds, by libtorch with as many threads as a run gets.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,13 +25,16 @@ impl Throughput {
     /// Measures for about a second.
     ///
     /// # Errors
-    /// Libtorch's.
-    pub fn measure(threads: u32) -> Result<Self> {
+    /// Libtorch's; [`EngineError::Job`] for a device that cannot be used.
+    pub fn measure(threads: u32, device: Device) -> Result<Self> {
+        device
+            .start()
+            .map_err(|error| EngineError::Job(error.to_string()))?;
         selftest::prepare_process(threads)?;
         Ok(Self {
-            matmul_flops: matmul_flops()?,
-            bytes: bytes()?,
-            operators: operators()?,
+            matmul_flops: matmul_flops(device)?,
+            bytes: bytes(device)?,
+            operators: operators(device)?,
             noise_values: noise_values(),
         })
     }
@@ -44,32 +48,49 @@ impl Throughput {
     }
 }
 
-fn matmul_flops() -> Result<f64> {
+fn matmul_flops(device: Device) -> Result<f64> {
     let (rows, inner, columns) = (256, 512, 512);
-    let a = Tensor::f_rand([rows, inner], (Kind::Float, Device::Cpu))?;
-    let b = Tensor::f_rand([inner, columns], (Kind::Float, Device::Cpu))?;
-    let seconds = seconds_of(|| a.f_matmul(&b).map(drop))?;
+    let a = made_up(&[rows, inner], device)?;
+    let b = made_up(&[inner, columns], device)?;
+    let seconds = seconds_of(|| finished(&a.f_matmul(&b)?))?;
     Ok((2 * rows * inner * columns) as f64 / seconds)
 }
 
-fn bytes() -> Result<f64> {
+fn bytes(device: Device) -> Result<f64> {
     let values = 8 << 20;
-    let a = Tensor::f_rand([values], (Kind::Float, Device::Cpu))?;
-    let mut out = Tensor::f_zeros([values], (Kind::Float, Device::Cpu))?;
+    let a = made_up(&[values], device)?;
+    let mut out = made_up(&[values], device)?;
     // In place: one read of each operand, one write.
-    let seconds = seconds_of(|| out.f_add_(&a).map(drop))?;
+    let seconds = seconds_of(|| finished(&out.f_add_(&a)?))?;
     Ok((3 * 4 * values) as f64 / seconds)
 }
 
-fn operators() -> Result<f64> {
+fn made_up(shape: &[i64], device: Device) -> Result<Tensor> {
+    device.place(&Tensor::f_rand(shape, (Kind::Float, tch::Device::Cpu))?)
+}
+
+/// Waits for a device: its operators return before they are done.
+fn finished(result: &Tensor) -> std::result::Result<(), tch::TchError> {
+    if device::is_on_host(result) {
+        return Ok(());
+    }
+    result
+        .f_flatten(0, -1)?
+        .f_narrow(0, 0, 1)?
+        .f_to_device(tch::Device::Cpu)
+        .map(drop)
+}
+
+fn operators(device: Device) -> Result<f64> {
     let chained = 32;
-    let start = Tensor::f_rand([8, 8], (Kind::Float, Device::Cpu))?.f_set_requires_grad(true)?;
+    let start = made_up(&[8, 8], device)?.f_set_requires_grad(true)?;
     let seconds = seconds_of(|| {
         let mut value = start.f_mul_scalar(0.5)?;
         for _ in 1..chained {
             value = value.f_tanh()?;
         }
-        Tensor::f_run_backward(&[value.f_sum(Kind::Float)?], &[&start], false, false).map(drop)
+        let gradients = Tensor::f_run_backward(&[value.f_sum(Kind::Float)?], &[&start], false, false)?;
+        finished(&gradients[0])
     })?;
     Ok(f64::from(chained) / seconds)
 }
@@ -111,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_machine_multiplies_moves_dispatches_and_draws() {
-        let found = Throughput::measure(1).unwrap();
+        let found = Throughput::measure(1, Device::Cpu).unwrap();
         // A calculator from 1995 does less, no CPU does more.
         assert!((1e7..1e14).contains(&found.matmul_flops), "{found:?}");
         assert!((1e7..1e13).contains(&found.bytes), "{found:?}");

@@ -1,6 +1,7 @@
 //! The trainer's conversation with the server (`bastionai_wire::trainer`), from the job to the last checkpoint.
 
 use crate::confinement::confine;
+use crate::device::Device;
 use crate::engine::{Engine, Settings};
 use crate::error::EngineError;
 use crate::evaluation::Evaluator;
@@ -46,11 +47,15 @@ impl From<EngineError> for ProcessError {
 ///
 /// # Errors
 /// [`ProcessError`]; its text has a fixed vocabulary.
-pub fn serve(input: impl Read + Send + 'static, output: impl Write) -> Result<(), ProcessError> {
+pub fn serve(
+    input: impl Read + Send + 'static,
+    output: impl Write,
+    device: Device,
+) -> Result<(), ProcessError> {
     let (mut input, mut output) = (BufReader::with_capacity(1 << 20, input), BufWriter::new(output));
     match read_message(&mut input, MAX_JOB_BYTES)? {
-        Task::Train(job) => train(&job, input, &mut output),
-        Task::Evaluate(job) => evaluate(&job, input, &mut output),
+        Task::Train(job) => train(&job, input, &mut output, device),
+        Task::Evaluate(job) => evaluate(&job, input, &mut output, device),
     }
 }
 
@@ -58,8 +63,9 @@ fn train(
     job: &Job,
     mut input: impl Read + Send + 'static,
     output: &mut impl Write,
+    device: Device,
 ) -> Result<(), ProcessError> {
-    let (engine, moments) = ready(prepare(job, &mut input), output)?;
+    let (engine, moments) = ready(prepare(job, &mut input, device), output)?;
     let records = read_records(&mut input, engine.graph(), &job.datasets)?;
     let mut training = Training::new(engine, records, job).map_err(ProcessError::Run)?;
     if job.start_step > 0 {
@@ -89,8 +95,9 @@ fn evaluate(
     job: &EvaluationJob,
     mut input: impl Read + Send + 'static,
     output: &mut impl Write,
+    device: Device,
 ) -> Result<(), ProcessError> {
-    let evaluator = ready(prepare_evaluation(job, &mut input), output)?;
+    let evaluator = ready(prepare_evaluation(job, &mut input, device), output)?;
     let records = read_records(&mut input, evaluator.graph(), &job.datasets)?;
     let orders = Orders::listen(input)?;
     // A server that is gone stops it as well; which of the two it was is asked again below.
@@ -211,11 +218,12 @@ impl From<io::Error> for Preparation {
 }
 
 /// The engine, and the tensors of a run that continues which are not parameters.
-fn prepare(job: &Job, input: &mut impl Read) -> Result<(Engine, Vec<Vec<u8>>), Preparation> {
+fn prepare(job: &Job, input: &mut impl Read, device: Device) -> Result<(Engine, Vec<Vec<u8>>), Preparation> {
     let (graph, mut parameters, constants) = read_model(job.version, &job.graph, input)?;
     let moments = read_state(input, job, &graph, &mut parameters)?;
     // Only now: a refusal before the server has written everything would reach it as a broken pipe.
     check_job(job)?;
+    start(device)?;
     selftest::prepare_process(job.threads)?;
     let settings = Settings {
         physical_batch_size: job.physical_batch_size,
@@ -226,18 +234,31 @@ fn prepare(job: &Job, input: &mut impl Read) -> Result<(Engine, Vec<Vec<u8>>), P
         threads: job.threads,
     };
     let mut engine = Engine::new(graph, &parameters, &constants, settings)?;
+    engine.run_on(device)?;
     selftest::self_test(&mut engine)?;
     // libtorch has opened and started all it needs. Records come after this.
-    confine().map_err(|error| EngineError::Job(error.to_string()))?;
+    confine(device).map_err(|error| EngineError::Job(error.to_string()))?;
     Ok((engine, moments))
 }
 
-fn prepare_evaluation(job: &EvaluationJob, input: &mut impl Read) -> Result<Evaluator, Preparation> {
+/// Before libtorch has threads: it sets the environment that NVIDIA's libraries read.
+fn start(device: Device) -> Result<(), EngineError> {
+    let started = device.start().map(drop);
+    started.map_err(|error| EngineError::Job(error.to_string()))
+}
+
+fn prepare_evaluation(
+    job: &EvaluationJob,
+    input: &mut impl Read,
+    device: Device,
+) -> Result<Evaluator, Preparation> {
     let (graph, parameters, constants) = read_model(job.version, &job.graph, input)?;
+    start(device)?;
     selftest::prepare_process(job.threads.max(1))?;
-    let evaluator = Evaluator::new(graph, &parameters, &constants, job)?;
+    let mut evaluator = Evaluator::new(graph, &parameters, &constants, job)?;
+    evaluator.run_on(device)?;
     evaluator.self_test()?;
-    confine().map_err(|error| EngineError::Job(error.to_string()))?;
+    confine(device).map_err(|error| EngineError::Job(error.to_string()))?;
     Ok(evaluator)
 }
 

@@ -1,6 +1,7 @@
 //! A typed graph made ready to run at one batch size: operators found, sizes resolved, every argument laid out.
 
 use crate::attention;
+use crate::device::Device;
 use crate::error::{EngineError, Result};
 use crate::ffi::{self, CallArgument, Operator};
 use crate::lowering;
@@ -79,6 +80,8 @@ pub(crate) struct Program {
     pub(crate) results: Vec<usize>,
     /// Functions of trainable parameters that taps use: their values are kept with their autograd graph (rule G2).
     pub(crate) functions: Vec<Function>,
+    /// Where its values are.
+    pub(crate) device: Device,
 }
 
 /// A `Shared` value that trainable parameters reach.
@@ -126,6 +129,7 @@ impl Program {
             expected,
             results: graph.results().values().into_iter().map(index).collect(),
             functions: graph.tapped_functions().into_iter().map(function).collect(),
+            device: Device::Cpu,
         };
         program.find_last_uses();
         Ok(program)

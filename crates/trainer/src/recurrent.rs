@@ -6,6 +6,8 @@
 //! give the input weight's gradient, with its previous output the recurrent weight's, and alone the biases': ordinary
 //! contractions over T rows a record. Of GRU the recurrent projections have a gradient of their own.
 
+use crate::accelerated;
+use crate::device::{beside, is_on_host};
 use crate::error::{EngineError, Result};
 use crate::executor::{Randomness, Tapped};
 use crate::ffi::{self, Edge, Recurrence};
@@ -223,12 +225,15 @@ impl Layers {
             gates = gates.f_set_requires_grad(true)?;
         }
         let stand_in = if is_gru && !recurrent.is_empty() {
-            let zero = Tensor::f_zeros([1, 1, 1], (gates.kind(), gates.device()))?;
+            let zero = beside(
+                &Tensor::f_zeros([1, 1, 1], (gates.kind(), tch::Device::Cpu))?,
+                &gates,
+            )?;
             Some(zero.f_expand(self.shape(), false)?.f_set_requires_grad(true)?)
         } else {
             None
         };
-        let results = ffi::recurrence(&Recurrence {
+        let recurrence = Recurrence {
             cell: self.kind as i64,
             reverse: given.reverse,
             gates: &gates,
@@ -237,8 +242,12 @@ impl Layers {
             bias: recurrent_bias,
             h0: &given.h0,
             c0: given.c0.as_ref(),
-        })
-        .map_err(failed)?;
+        };
+        let results = if is_on_host(&gates) {
+            ffi::recurrence(&recurrence).map_err(failed)?
+        } else {
+            accelerated::recurrence(&recurrence)?
+        };
         let mut results = results.into_iter();
         let (Some(sequence), Some(output)) = (results.next(), results.next()) else {
             return Err(EngineError::Operator {

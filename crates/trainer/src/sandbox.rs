@@ -5,7 +5,9 @@
 #![allow(unsafe_code)]
 
 use crate::confinement::{ConfinementError, confine, enclose};
-use crate::{landlock, libraries};
+use crate::device::{Device, DeviceError};
+use crate::landlock::{self, Left};
+use crate::libraries;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
@@ -42,6 +44,17 @@ const READABLE: [&str; 5] = [
     "/dev/urandom",
 ];
 
+/// What NVIDIA's libraries look at besides, when they start a device. A list made from documentation and from the traces of
+/// others (gVisor's nvproxy): it has not met a GPU yet (docs/limitations.md).
+const READABLE_FOR_CUDA: [&str; 6] = [
+    "/proc/driver/nvidia",
+    "/proc/devices",
+    "/proc/sys/vm",
+    "/sys/bus/pci",
+    "/sys/devices",
+    "/sys/module/nvidia",
+];
+
 /// What is in force after [`harden`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sandbox {
@@ -56,6 +69,9 @@ pub enum HardenError {
     /// A system call failed.
     #[error("the kernel refused to harden the process: {0}")]
     System(#[from] io::Error),
+    /// The device that was asked for does not work within the sandbox.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// No seccomp.
     #[error(transparent)]
     Confine(#[from] ConfinementError),
@@ -67,11 +83,13 @@ pub enum HardenError {
     Holds(&'static str),
 }
 
-/// Hardens the process. Call first, before any thread or file exists.
+/// Hardens the process. Call first, before any thread or file exists, but after [`Device::load`]: what lies beside the
+/// libraries loaded by then stays readable, and the nodes of a device stay open to orders when and only when it is
+/// [`Device::Cuda`].
 ///
 /// # Errors
 /// [`HardenError`]. A kernel without Landlock is no error: [`Sandbox`] says so.
-pub fn harden() -> Result<Sandbox, HardenError> {
+pub fn harden(device: Device) -> Result<Sandbox, HardenError> {
     for (resource, most) in LIMITS {
         limit(resource, most)?;
     }
@@ -94,18 +112,29 @@ pub fn harden() -> Result<Sandbox, HardenError> {
         .map(Path::new)
         .chain(folders.iter().map(PathBuf::as_path))
         .collect();
-    let landlock_abi = landlock::restrict(&readable)?;
+    let (listable, devices) = if device == Device::Cuda {
+        (READABLE_FOR_CUDA.map(PathBuf::from).to_vec(), device_nodes()?)
+    } else {
+        (Vec::new(), Vec::new())
+    };
+    let landlock_abi = landlock::restrict(&Left {
+        readable: &readable,
+        listable: &listable,
+        devices: &devices,
+    })?;
     enclose()?;
     Ok(Sandbox { landlock_abi })
 }
 
 /// Hardens and confines this process as for a run, then tries what a run must not be able to do. For the server,
-/// which asks at its start what it can promise (`bastionai-trainer --sandbox`).
+/// which asks at its start what it can promise (`bastionai-trainer --sandbox`). A device must compute all the while.
 ///
 /// # Errors
 /// [`HardenError`]; [`HardenError::Holds`] names the first attempt that worked.
-pub fn prove() -> Result<Sandbox, HardenError> {
-    let sandbox = harden()?;
+pub fn prove(device: Device) -> Result<Sandbox, HardenError> {
+    let sandbox = harden(device)?;
+    device.start()?;
+    device.exercise()?;
     if sandbox.landlock_abi.is_some() {
         refused("open a file in its early phase", File::open("/etc/passwd"))?;
         refused("list a folder in its early phase", fs::read_dir("/"))?;
@@ -122,7 +151,8 @@ pub fn prove() -> Result<Sandbox, HardenError> {
         "start a program in its early phase",
         Command::new("/bin/true").status(),
     )?;
-    confine()?;
+    confine(device)?;
+    device.exercise()?;
     refused("open a file", File::open("/proc/self/status"))?;
     refused("write a file", File::create("/tmp/bastionai-sandbox"))?;
     refused("listen on a network", TcpListener::bind("127.0.0.1:0"))?;
@@ -161,6 +191,37 @@ fn limit(resource: Resource, most: u64) -> io::Result<()> {
     check(unsafe { libc::setrlimit(resource, &raw const limit) })
 }
 
+/// The nodes of NVIDIA's driver: its control, the memory it shares with the host, each GPU, and shares of one (MIG).
+fn device_nodes() -> io::Result<Vec<PathBuf>> {
+    let mut nodes: Vec<PathBuf> = ["/dev/nvidiactl", "/dev/nvidia-uvm"].map(PathBuf::from).to_vec();
+    for folder in ["/dev", "/dev/nvidia-caps"] {
+        let entries = match fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            let path = entry?.path();
+            if path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .is_some_and(is_gpu)
+            {
+                nodes.push(path);
+            }
+        }
+    }
+    Ok(nodes)
+}
+
+/// `nvidia0`, and `nvidia-cap1` of a share.
+fn is_gpu(name: &str) -> bool {
+    let number = name
+        .strip_prefix("nvidia-cap")
+        .or_else(|| name.strip_prefix("nvidia"));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit()))
+}
+
 /// Where the loaded libraries lie: libtorch opens others beside them on demand.
 fn library_folders() -> io::Result<BTreeSet<PathBuf>> {
     let paths = libraries::loaded()?;
@@ -190,5 +251,27 @@ fn check(status: i32) -> io::Result<()> {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_gpu;
+
+    #[test]
+    fn only_gpus_and_shares_of_them_are_devices_that_stay_open() {
+        for name in ["nvidia0", "nvidia15", "nvidia-cap2"] {
+            assert!(is_gpu(name), "{name}");
+        }
+        for name in [
+            "nvidia",
+            "nvidia-modeset",
+            "nvidia-cap",
+            "nvidia0x",
+            "mem",
+            "nvme0",
+        ] {
+            assert!(!is_gpu(name), "{name}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What is checked at start, on made-up rows: floating-point mode, kernel choice, immutability, and that a row's
 //! numbers do not depend on the other rows (rules G6, T2, T8).
 
+use crate::device::Device;
 use crate::engine::Engine;
 use crate::error::{EngineError, Result};
 use crate::ffi;
@@ -8,7 +9,7 @@ use crate::kernels::{self, KernelChoice};
 use crate::program::compare_schemas;
 use bastionai_graph::dtype::DType;
 use bastionai_graph::typed::TypedGraph;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Seed of the made-up rows: they are public.
 const SEED: i64 = 20_261_123;
@@ -43,7 +44,11 @@ pub fn self_test(engine: &mut Engine) -> Result<KernelChoice> {
         engine.use_one_thread();
     }
     tch::manual_seed(SEED);
-    let choice = kernels::choose(engine)?;
+    // A device has one kind of f32 kernels, chosen when it was started.
+    let choice = match engine.device() {
+        Device::Cpu => kernels::choose(engine)?,
+        _ => KernelChoice::Default,
+    };
     prove_rows(engine)?;
     prove_sums(engine)?;
     Ok(choice)
@@ -57,7 +62,7 @@ fn prove_sums(engine: &Engine) -> Result<()> {
     let inputs = made_up(engine.graph(), size)?;
     let sums = || {
         let copies = inputs.iter().map(Tensor::shallow_clone).collect();
-        engine.frozen_sums(&engine.batch(copies, Tensor::f_ones([size], (Kind::Bool, Device::Cpu))?)?)
+        engine.frozen_sums(&engine.batch(copies, Tensor::f_ones([size], (Kind::Bool, tch::Device::Cpu))?)?)
     };
     if sums()? == sums()? {
         Ok(())
@@ -109,7 +114,7 @@ pub(crate) fn prove_rows(subject: &impl RowProof) -> Result<()> {
     tch::manual_seed(SEED);
     let inputs = made_up(subject.graph(), size)?;
     let others = made_up(subject.graph(), size)?;
-    let whole = || Tensor::f_ones([size], (Kind::Bool, Device::Cpu));
+    let whole = || Tensor::f_ones([size], (Kind::Bool, tch::Device::Cpu));
     let copies = inputs.iter().map(Tensor::shallow_clone).collect();
     let reference = subject.per_record_values(copies, whole()?)?;
     for (round, filling) in fillings(&inputs).into_iter().enumerate() {
@@ -186,8 +191,8 @@ fn made_up(graph: &TypedGraph, size: i64) -> Result<Vec<Tensor>> {
             .collect();
         let kind = crate::program::kind(input.dtype);
         Ok(match input.dtype {
-            DType::F32 | DType::F64 => Tensor::f_rand(&shape[..], (kind, Device::Cpu))?,
-            _ => Tensor::f_randint(2, &shape[..], (Kind::Int64, Device::Cpu))?.f_to_kind(kind)?,
+            DType::F32 | DType::F64 => Tensor::f_rand(&shape[..], (kind, tch::Device::Cpu))?,
+            _ => Tensor::f_randint(2, &shape[..], (Kind::Int64, tch::Device::Cpu))?.f_to_kind(kind)?,
         })
     };
     graph.inputs().iter().map(one).collect()

@@ -1,17 +1,21 @@
 //! Parameters and constants: from frames to tensors, back to bytes, and their digests (rule T8).
 
+use crate::device::{Device, beside, to_host};
 use crate::error::{EngineError, Result};
 use crate::program::kind;
 use crate::taps::Plan;
 use bastionai_graph::dtype::DType;
 use bastionai_graph::typed::TypedGraph;
 use sha2::{Digest, Sha256};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// All tensors of a graph that are not inputs, in graph order.
 pub(crate) struct State {
+    /// Where the run computes, as the constants.
     pub(crate) parameters: Vec<Tensor>,
     pub(crate) constants: Vec<Tensor>,
+    /// Of a run on a device: the parameters in host memory, which the optimizer updates.
+    masters: Option<Vec<Tensor>>,
 }
 
 impl State {
@@ -29,7 +33,39 @@ impl State {
         Ok(Self {
             parameters: tensors("parameter", of_parameters, parameters)?,
             constants: tensors("constant", of_constants, constants)?,
+            masters: None,
         })
+    }
+
+    /// Moves it to a device; the parameters stay in host memory besides.
+    pub(crate) fn place(&mut self, device: Device) -> Result<()> {
+        if device.is_cpu() {
+            return Ok(());
+        }
+        let placed = |tensors: &[Tensor]| tensors.iter().map(|each| device.place(each)).collect();
+        let (parameters, constants): (Result<Vec<_>>, Result<Vec<_>>) =
+            (placed(&self.parameters), placed(&self.constants));
+        self.constants = constants?;
+        self.masters = Some(std::mem::replace(&mut self.parameters, parameters?));
+        Ok(())
+    }
+
+    /// The parameters in host memory.
+    pub(crate) fn on_host(&self) -> &[Tensor] {
+        self.masters.as_deref().unwrap_or(&self.parameters)
+    }
+
+    /// The same, to be written. On a device [`Self::renew`] makes it see what was written.
+    pub(crate) fn on_host_mut(&mut self) -> &mut [Tensor] {
+        self.masters.as_deref_mut().unwrap_or(&mut self.parameters)
+    }
+
+    /// Copies a parameter to the device again, in tensors of their own: whoever holds the old one keeps its values.
+    pub(crate) fn renew(&mut self, parameter: usize) -> Result<()> {
+        if let Some(masters) = &self.masters {
+            self.parameters[parameter] = beside(&masters[parameter], &self.parameters[parameter])?;
+        }
+        Ok(())
     }
 
     /// At least one parameter is trained, and those that are are finite floats.
@@ -40,7 +76,7 @@ impl State {
             ));
         }
         for each in &plan.parameters {
-            let tensor = &self.parameters[each.parameter];
+            let tensor = &self.on_host()[each.parameter];
             if !matches!(tensor.kind(), Kind::Float | Kind::Double) {
                 return Err(EngineError::Job(
                     "a trainable parameter must be float32 or float64".into(),
@@ -86,7 +122,7 @@ pub(crate) fn elements(shape: &[i64]) -> usize {
 
 /// Bytes of a tensor, row-major.
 pub(crate) fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
-    let tensor = tensor.f_detach()?.f_contiguous()?;
+    let tensor = to_host(&tensor.f_detach()?)?.f_contiguous()?;
     let mut out = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
     tensor.f_copy_data_u8(&mut out, tensor.numel())?;
     Ok(out)
@@ -114,7 +150,7 @@ fn tensors<'a>(
                     bytes.len()
                 )));
             }
-            Ok(Tensor::f_from_data_size(bytes, &shape, kind(dtype))?.f_to_device(Device::Cpu)?)
+            Ok(Tensor::f_from_data_size(bytes, &shape, kind(dtype))?)
         })
         .collect()
 }

@@ -1,6 +1,7 @@
 //! Gradients of embedding tables: as many rows as there are tokens, never `[B, rows, width]` nor a one-hot matrix.
 //! What a step costs does not depend on how large the table is.
 
+use crate::device::{beside, to_host};
 use crate::error::{EngineError, Result};
 use crate::ffi;
 use crate::grid::{Grid, in_parallel};
@@ -12,7 +13,7 @@ const RECORDS: usize = 8;
 /// `‖G_i‖² = Σ_v ‖Σ_{t: id_t = v} g_t‖²`, `[B]`, f64. `ids`: `[B, T]` i64, −1 where there is no gradient; `gradients`:
 /// `[B, T, width]`. Equal ids of a record are summed before the square: two tokens of one word may cancel or add up.
 pub(crate) fn norms_squared(ids: &Tensor, gradients: &Tensor) -> Result<Tensor> {
-    let (ids, gradients) = (ids.f_contiguous()?, gradients.f_contiguous()?);
+    let (ids, gradients) = (to_host(ids)?.f_contiguous()?, to_host(gradients)?.f_contiguous()?);
     let &[_, tokens, width] = &gradients.size()[..] else {
         return Err(EngineError::SumOutOfBound);
     };
@@ -80,7 +81,7 @@ pub(crate) fn add_clipped(
     let &[records, tokens, width] = &gradients.size()[..] else {
         return Err(EngineError::SumOutOfBound);
     };
-    let (ids, gradients) = (ids.f_contiguous()?, gradients.f_contiguous()?);
+    let (ids, gradients) = (to_host(ids)?.f_contiguous()?, to_host(gradients)?.f_contiguous()?);
     let factors = Vec::<f64>::try_from(factors)?;
     let (tokens, width) = (tokens as usize, width as usize);
     if factors.len() != records as usize {
@@ -166,16 +167,15 @@ pub(crate) fn dense(ids: &Tensor, gradients: &Tensor, rows: i64) -> Result<Tenso
     let &[count, _, width] = &gradients.size()[..] else {
         return Err(EngineError::SumOutOfBound);
     };
-    let first_rows = Tensor::f_arange(count, (Kind::Int64, Device::Cpu))?
+    let first_rows = beside(&Tensor::f_arange(count, (Kind::Int64, Device::Cpu))?, ids)?
         .f_mul_scalar(rows)?
         .f_unsqueeze(1)?;
     let places = ids.f_clamp_min(0)?.f_add(&first_rows)?.f_flatten(0, 1)?;
     let kept = gradients.f_where_scalarother(&ids.f_ge(0)?.f_unsqueeze(2)?, 0.0)?;
-    Ok(
-        Tensor::f_zeros([count * rows, width], (gradients.kind(), Device::Cpu))?
-            .f_index_add(0, &places, &kept.f_flatten(0, 1)?)?
-            .f_reshape([count, rows, width])?,
-    )
+    let zeros = Tensor::f_zeros([count * rows, width], (gradients.kind(), Device::Cpu))?;
+    Ok(beside(&zeros, gradients)?
+        .f_index_add(0, &places, &kept.f_flatten(0, 1)?)?
+        .f_reshape([count, rows, width])?)
 }
 
 #[cfg(test)]

@@ -161,6 +161,7 @@ impl Training {
             mean,
             threads,
         )?;
+        self.engine.renew()?;
         self.sums = sums;
         if let Some(average) = &mut self.average {
             average.update(&self.engine.trainable())?;

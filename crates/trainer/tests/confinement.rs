@@ -2,6 +2,7 @@
 //! build of the whole trainer can do under its server is in crates/server/tests/hostile.rs.
 #![allow(unsafe_code)]
 
+use bastionai_trainer::Device;
 use bastionai_trainer::confinement::confine;
 use std::io::Error;
 use std::io::ErrorKind::PermissionDenied;
@@ -17,7 +18,7 @@ fn a_confined_trainer_computes_and_reaches_no_file_network_or_process() {
         std::fs::read("/proc/self/status").map_err(|error| error.kind())
     });
     std::fs::read("/proc/self/status").expect("before, files can be read");
-    confine().expect("this kernel has seccomp filters");
+    confine(Device::Cpu).expect("this kernel has seccomp filters");
 
     let denied = |what: &str, outcome: std::io::Result<()>| {
         assert_eq!(

@@ -217,6 +217,18 @@ pub const EXPLAINED: &[Explained] = &[
         "src/config.rs::every_bad_value_is_reported_at_once_with_a_remedy",
     ),
     row(
+        "trainer.device",
+        "where runs are computed: cpu, or cuda, the first GPU that the NVIDIA driver shows",
+        "the server does not start where the device cannot be used, and says what is missing",
+        "src/program.rs::a_device_that_cannot_be_used_is_an_error_in_its_own_words",
+    ),
+    row(
+        "trainer.insecure_unattested_gpu",
+        "what `device = \"cuda\"` needs as well: records and models reach a GPU that no evidence covers",
+        "the server does not start without it; with it clients see `insecure-unattested-gpu` and refuse by default",
+        "tests/devices.rs::a_gpu_is_in_the_claims_and_refused_by_whoever_does_not_name_it",
+    ),
+    row(
         "trainer.threads",
         "threads of one trainer; 0: all cores over limits.concurrent_runs",
         "",

@@ -121,7 +121,7 @@ impl Asked<'_> {
             weights: warm_start::load(server, self.weights, scientist)?,
             limits: PriceLimits {
                 model_bytes: server.config.limits.model_bytes,
-                memory_bytes: server.config.trainer.memory_bytes,
+                memory_bytes: server.run_memory_bytes(),
                 kept_bytes: server.config.limits.kept_bytes,
                 expires_unix_ms: now_unix_ms + server.config.limits.quote_lifetime_ms,
             },

@@ -119,6 +119,7 @@ fn command<'a>(
     let tensors = order.tensors.iter().cloned().map(Zeroizing::new).chain(state);
     let command = Order {
         program: server.boot.trainer.program.clone(),
+        device: server.boot.trainer.device,
         task,
         tensors: Arc::new(tensors.collect()),
         state: shapes,

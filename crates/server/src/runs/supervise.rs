@@ -6,6 +6,8 @@
 
 use super::death::{Death, Phase};
 use super::stop::{Stop, StopWhy};
+use crate::config::DeviceKind;
+use crate::program::arguments;
 use bastionai_wire::trainer::{
     Control, Report, TRAINER_ENVIRONMENT, Task, read_frame, read_message, write_frame, write_message,
 };
@@ -25,6 +27,8 @@ use zeroize::Zeroizing;
 pub(crate) struct Order {
     /// The trainer's program.
     pub(crate) program: PathBuf,
+    /// Where it computes.
+    pub(crate) device: DeviceKind,
     /// Everything but the raw tensors.
     pub(crate) task: Task,
     /// Parameters, then constants, in graph order; then the state of a run that continues.
@@ -36,6 +40,20 @@ pub(crate) struct Order {
     /// Most private memory the trainer may take.
     pub(crate) memory_bytes: u64,
 }
+
+impl Order {
+    /// Most private host memory of the trainer.
+    fn host_memory_bytes(&self) -> u64 {
+        match self.device {
+            DeviceKind::Cpu => self.memory_bytes,
+            DeviceKind::Cuda => self.memory_bytes.saturating_add(CUDA_HOST_BYTES),
+        }
+    }
+}
+
+/// Private memory of the host that NVIDIA's libraries may take beside the run's own: their data, and what they keep for the
+/// device. Generous, since nobody has measured it here (docs/limitations.md).
+const CUDA_HOST_BYTES: u64 = 16 << 30;
 
 /// Size and kind of one tensor of the state, or histogram.
 #[derive(Clone, Copy, Debug)]
@@ -217,6 +235,7 @@ impl Trainer {
             source,
         };
         let mut child = Command::new(&order.program)
+            .args(arguments(order.device))
             .env_clear()
             .envs(TRAINER_ENVIRONMENT)
             .current_dir("/")
@@ -227,7 +246,7 @@ impl Trainer {
             .spawn()
             .map_err(spawn_error)?;
         die_first(&child);
-        if let Err(source) = limit_memory(&child, order.memory_bytes) {
+        if let Err(source) = limit_memory(&child, order.host_memory_bytes()) {
             stop(&mut child);
             return Err(spawn_error(source));
         }

@@ -5,6 +5,8 @@
 //! from which `S_i` follows, so that rows are read by one matrix product and by nothing else. The product of the two
 //! matrices is summed in f64.
 
+use crate::accelerated;
+use crate::device::{is_on_host, to_host};
 use crate::error::{EngineError, Result};
 use crate::ffi;
 use crate::grid::in_parallel;
@@ -87,6 +89,15 @@ impl Grams {
         for (first, count) in super::blocks(batch_size, GRAM_ELEMENTS / matrix) {
             let mut lefts = self.of_input(&left.f_narrow(0, first, count)?)?;
             let mut rights = gram(&right.f_narrow(0, first, count)?)?;
+            if !is_on_host(&lefts) {
+                let parts = accelerated::gram_parts(&lefts, &rights)?;
+                told.extend(
+                    parts
+                        .iter()
+                        .map(|parts| look.at_parts(&parts.diagonals, parts.dot)),
+                );
+                continue;
+            }
             let of = if lefts.kind() == Kind::Float && rights.kind() == Kind::Float {
                 multiplied::<f32, L>
             } else {
@@ -141,6 +152,8 @@ impl Number for f64 {}
 trait Look: Sync {
     type Told: Send;
     fn at<T: Number>(&self, left: &[T], right: &[T]) -> Self::Told;
+    /// From their diagonals and the sum of their products.
+    fn at_parts(&self, diagonals: &[Vec<f64>; 2], dot: f64) -> Self::Told;
 }
 
 /// The sum of their products.
@@ -150,6 +163,10 @@ impl Look for Sum {
     type Told = f64;
     fn at<T: Number>(&self, left: &[T], right: &[T]) -> f64 {
         dot(left, right)
+    }
+
+    fn at_parts(&self, _diagonals: &[Vec<f64>; 2], dot: f64) -> f64 {
+        dot
     }
 }
 
@@ -170,10 +187,22 @@ struct Record {
 impl Look for Bounded<'_> {
     type Told = Record;
     fn at<T: Number>(&self, left: &[T], right: &[T]) -> Record {
+        let places = (0..self.rows).map(|row| row * (self.rows + 1));
+        let squares = places.map(|place| [left[place].into(), right[place].into()]);
+        self.record(squares, dot(left, right))
+    }
+
+    fn at_parts(&self, [left, right]: &[Vec<f64>; 2], dot: f64) -> Record {
+        self.record(left.iter().zip(right).map(|(left, right)| [*left, *right]), dot)
+    }
+}
+
+impl Bounded<'_> {
+    /// From the squared norms of the rows on both sides.
+    fn record(&self, squares: impl Iterator<Item = [f64; 2]>, dot: f64) -> Record {
         let flushed = self.rounding.flushed();
         let (mut magnitude, mut sums, mut usable) = (0.0, [0.0; 2], true);
-        for place in (0..self.rows).map(|row| row * (self.rows + 1)) {
-            let squares: [f64; 2] = [left[place].into(), right[place].into()];
+        for squares in squares {
             // What is not a number fails.
             usable &= squares.iter().all(|square| *square <= LARGEST_SQUARE);
             let norms = [(squares[0] + flushed[0]).sqrt(), (squares[1] + flushed[1]).sqrt()];
@@ -187,7 +216,7 @@ impl Look for Bounded<'_> {
             sums: sums.map(|sum| sum * allowance),
         };
         Record {
-            bound: self.rounding.squared_bound(dot(left, right), &rows),
+            bound: self.rounding.squared_bound(dot, &rows),
             magnitude: rows.magnitude,
             usable,
         }
@@ -249,14 +278,14 @@ pub(super) fn squared_norms_f64(input: &Tensor, gradient: &Tensor) -> Result<Ten
     })
 }
 
-/// Runs `body(first, count)` over blocks of records that fit in memory and joins the results along axis 0.
+/// Runs `body(first, count)` over blocks of records that fit in memory and joins the results along axis 0, in host memory.
 pub(super) fn in_blocks(
     batch_size: i64,
     elements_per_record: i64,
     mut body: impl FnMut(i64, i64) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let parts: Vec<Tensor> = super::blocks(batch_size, GRAM_ELEMENTS / elements_per_record.max(1))
-        .map(|(first, count)| body(first, count))
+        .map(|(first, count)| to_host(&body(first, count)?))
         .collect::<Result<_>>()?;
     Ok(Tensor::f_cat(&parts, 0)?)
 }

@@ -4,6 +4,8 @@
 //! own (rule G1): the numbers that are clipped are the very numbers that are summed, and they are a function of their
 //! record alone. A record whose gradient rounds badly trains badly, and moves the sum by C at most all the same.
 
+use crate::accelerated;
+use crate::device::is_on_host;
 use crate::error::{EngineError, Result};
 use crate::ffi::{self, Element};
 use crate::grid::in_parallel;
@@ -28,6 +30,9 @@ const WORTH_THREADS: usize = 1 << 16;
 /// # Errors
 /// [`EngineError::SumOutOfBound`] when the tensor is not floating.
 pub(crate) fn squared_norms(gradients: &Tensor, threads: usize) -> Result<Vec<f64>> {
+    if !is_on_host(gradients) {
+        return accelerated::squared_norms(gradients);
+    }
     let (gradients, _) = as_it_lies(gradients)?;
     let records = gradients.size().first().copied().unwrap_or(0) as usize;
     match gradients.kind() {
@@ -43,6 +48,9 @@ pub(crate) fn squared_norms(gradients: &Tensor, threads: usize) -> Result<Vec<f6
 /// # Errors
 /// [`EngineError::SumOutOfBound`] when the tensor is not floating, or has another number of records.
 pub(crate) fn weighted_sum(gradients: &Tensor, factors: &[f64], threads: usize) -> Result<Tensor> {
+    if !is_on_host(gradients) {
+        return accelerated::weighted_sum(gradients, factors);
+    }
     let (gradients, order) = as_it_lies(gradients)?;
     let shape = gradients.size();
     let Some((&records, shape)) = shape.split_first() else {

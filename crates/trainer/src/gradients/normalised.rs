@@ -3,6 +3,8 @@
 //!
 //! Sums are f64; the gradients are then rounded to the model's precision and are what is clipped and summed.
 
+use crate::accelerated;
+use crate::device::is_on_host;
 use crate::error::{EngineError, Result};
 use crate::ffi::{self, Element};
 use crate::grid::in_parallel;
@@ -27,6 +29,9 @@ pub(crate) enum Norm {
 
 /// Of inputs and output gradients `[B, T, width]`.
 pub(crate) fn reduced(norm: Norm, input: &Tensor, gradient: &Tensor, threads: usize) -> Result<Reduced> {
+    if !is_on_host(gradient) {
+        return accelerated::reduced(norm, input, gradient);
+    }
     let (input, gradient) = (input.f_contiguous()?, gradient.f_contiguous()?);
     let &[batch_size, rows, width] = &gradient.size()[..] else {
         return Err(EngineError::SumOutOfBound);

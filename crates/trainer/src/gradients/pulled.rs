@@ -1,6 +1,7 @@
 //! Gradients with respect to functions of parameters, pulled back to the parameters record by record (rule G2).
 
 use super::{TapValues, blocks, sum_of_uses};
+use crate::device::beside;
 use crate::error::{EngineError, Result};
 use crate::executor::FunctionValue;
 use crate::ffi;
@@ -56,7 +57,7 @@ fn gradients(
     let mut out = Vec::new();
     for (first, count) in blocks(batch_size, most) {
         let each = sum_of_uses(&function.uses, &shape, plan, taps, (first, count), threads)?;
-        let each = each.f_to_kind(value.value.kind())?;
+        let each = beside(&each.f_to_kind(value.value.kind())?, &value.value)?;
         for record in 0..count {
             out.push(of_record(function, value, &each.f_select(0, record)?)?);
         }
@@ -79,10 +80,10 @@ fn of_record(function: &FunctionPlan, value: &FunctionValue, gradient: &Tensor) 
         .zip(&function.shapes)
         .map(|(gradient, shape)| match gradient {
             Some(gradient) => Ok(gradient),
-            None => Ok(Tensor::f_zeros(
-                &shape[..],
-                (value.value.kind(), value.value.device()),
-            )?),
+            None => beside(
+                &Tensor::f_zeros(&shape[..], (value.value.kind(), tch::Device::Cpu))?,
+                &value.value,
+            ),
         })
         .collect()
 }

@@ -4,6 +4,8 @@
 //! whole runs, whatever the stride. Each record's group is first brought into that order, with its padding, in memory
 //! that stays in the nearest caches.
 
+use crate::accelerated;
+use crate::device::is_on_host;
 use crate::error::{EngineError, Result};
 use crate::ffi::{self, Element};
 use crate::grid::in_parallel;
@@ -22,6 +24,7 @@ pub(crate) fn unfold(tensor: &Tensor, plan: &ConvolutionPlan, threads: usize) ->
     match tensor.kind() {
         _ if plan.length() == 0 => Err(EngineError::SumOutOfBound),
         _ if plan.is_pointwise() => pointwise(tensor, plan),
+        _ if !is_on_host(tensor) => accelerated::unfold(tensor, plan),
         Kind::Float => unfold_as::<f32>(tensor, plan, threads),
         Kind::Double => unfold_as::<f64>(tensor, plan, threads),
         _ => Err(EngineError::SumOutOfBound),

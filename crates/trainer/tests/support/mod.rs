@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 pub mod convolutions;
+pub mod devices;
 pub mod models;
 pub mod text;
 
