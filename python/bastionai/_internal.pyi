@@ -57,7 +57,9 @@ def generate_identity(path: str) -> str:
 def exceptions_by_reason() -> list[tuple[str, str]]:
     """Every reason a server gives for a refusal, with the name of its exception."""
 
-def verify_receipt(envelope: bytes, policy_json: str | None, ledger_key: str | None = None) -> None:
+def verify_receipt(
+    envelope: bytes, policy_json: str | None, ledger_key: str | None, allowed_insecure_flags: list[str]
+) -> None:
     """Checks a receipt offline: signature, evidence under the policy, prices.
 
     Raises ReceiptError or AttestationError.
@@ -67,7 +69,13 @@ class Session:
     """A session with an appraised server. Every call releases the GIL and hears Ctrl-C."""
 
     @staticmethod
-    def connect(address: str, identity_path: str, heads_path: str, policy_json: str | None) -> Session: ...
+    def connect(
+        address: str,
+        identity_path: str,
+        heads_path: str,
+        policy_json: str | None,
+        allowed_insecure_flags: list[str],
+    ) -> Session: ...
     @property
     def principal(self) -> str: ...
     def close(self) -> None: ...

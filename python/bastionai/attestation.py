@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+#: What a server says of itself that hands data to a GPU which no evidence covers.
+UNATTESTED_GPU = "insecure-unattested-gpu"
+
 #: Accept whatever is found, by explicit choice; the result says so.
 ANY = "any"
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from bastionai import _internal, learner, remote, schedules
-from bastionai.attestation import AppraisalPolicy, Attestation
+from bastionai.attestation import UNATTESTED_GPU, AppraisalPolicy, Attestation
 from bastionai.contract import DataContract, default_declared_size
 from bastionai.detect import resolve_contract
 from bastionai.evaluation import EvaluationQuote
@@ -53,6 +53,8 @@ class Connection:
         allow_simulated: Accept the development attester, whose evidence anyone can forge, and
             whatever it says. For tests and demonstrations only: it protects nothing against the
             server's operator.
+        allow_unattested_gpu: Accept a server that computes on a GPU outside of what it proves (the flag
+            ``insecure-unattested-gpu``): it gets your data in the clear.
         heads: File that remembers the ledgers seen, so that a rolled back one is refused. By default
             ``$BASTIONAI_HEADS``, else ``heads.json`` beside the identity.
 
@@ -70,6 +72,7 @@ class Connection:
         identity: str | os.PathLike[str] | None = None,
         policy: AppraisalPolicy | None = None,
         allow_simulated: bool = False,
+        allow_unattested_gpu: bool = False,
         heads: str | os.PathLike[str] | None = None,
     ) -> None:
         self.address = _address(host, port)
@@ -78,7 +81,8 @@ class Connection:
         path = _identity(identity)
         memory = heads or os.environ.get("BASTIONAI_HEADS") or path.with_name("heads.json")
         terms = None if allow_simulated else (policy or AppraisalPolicy()).to_json()
-        self._session = _internal.Session.connect(self.address, str(path), str(memory), terms)
+        flags = [UNATTESTED_GPU] if allow_unattested_gpu else []
+        self._session = _internal.Session.connect(self.address, str(path), str(memory), terms, flags)
 
     def __enter__(self) -> Connection:
         return self

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bastionai import _internal
-from bastionai.attestation import AppraisalPolicy
+from bastionai.attestation import UNATTESTED_GPU, AppraisalPolicy
 from bastionai.display import html_table
 from bastionai.exceptions import InvalidRequest
 
@@ -45,6 +45,7 @@ class Receipt:
         policy: AppraisalPolicy | None = None,
         *,
         allow_simulated: bool = False,
+        allow_unattested_gpu: bool = False,
         ledger_key: str | None = None,
     ) -> None:
         """Checks it as an auditor does, offline: signature, the server's evidence, and every price.
@@ -56,6 +57,7 @@ class Receipt:
             policy: What the server must have proven, as for :class:`~bastionai.Connection`. The default
                 has no reference values and refuses every server.
             allow_simulated: Instead of a policy: accept the development attester, which proves nothing.
+            allow_unattested_gpu: Accept a server that computed on a GPU outside of what it proves.
             ledger_key: The only signing key accepted, in hex, e.g. ``client.attestation.ledger_key``.
 
         Raises:
@@ -65,7 +67,8 @@ class Receipt:
         if policy is not None and allow_simulated:
             raise InvalidRequest("give policy= or allow_simulated=True, not both")
         terms = None if allow_simulated else (policy or AppraisalPolicy()).to_json()
-        _internal.verify_receipt(self.envelope, terms, ledger_key)
+        flags = [UNATTESTED_GPU] if allow_unattested_gpu else []
+        _internal.verify_receipt(self.envelope, terms, ledger_key, flags)
 
     @property
     def ledger_key(self) -> str:

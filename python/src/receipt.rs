@@ -8,16 +8,18 @@ use bastionai_ledger::id::LedgerPublicKey;
 use pyo3::prelude::*;
 
 /// Checks a receipt's signature, evidence and prices, under a policy (`None`: the development attester,
-/// accepted by name) and, if given, against a ledger key (hex).
+/// accepted by name; the flags are accepted besides) and, if given, against a ledger key (hex).
 #[pyfunction]
-#[pyo3(signature = (envelope, policy_json, ledger_key=None))]
+#[pyo3(signature = (envelope, policy_json, ledger_key, allowed_insecure_flags))]
 pub(crate) fn verify_receipt(
     py: Python<'_>,
     envelope: &[u8],
     policy_json: Option<&str>,
     ledger_key: Option<&str>,
+    allowed_insecure_flags: Vec<String>,
 ) -> PyResult<()> {
-    let policy = appraisal_policy(policy_json).map_err(|what| exception(py, "InvalidRequest", what))?;
+    let policy = appraisal_policy(policy_json, allowed_insecure_flags)
+        .map_err(|what| exception(py, "InvalidRequest", what))?;
     let expected = ledger_key.map(|text| key(py, text)).transpose()?;
     // Prices take the accountant seconds.
     let audited = py.detach(|| audit_receipt(envelope, &policy, now_unix_ms()?));

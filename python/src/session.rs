@@ -27,17 +27,19 @@ pub(crate) struct Session {
 
 #[pymethods]
 impl Session {
-    /// Connects, verifies and appraises. `policy_json` None accepts the development attester.
+    /// Connects, verifies and appraises. `policy_json` None accepts the development attester; the flags are accepted besides.
     #[staticmethod]
-    #[pyo3(signature = (address, identity_path, heads_path, policy_json))]
+    #[pyo3(signature = (address, identity_path, heads_path, policy_json, allowed_insecure_flags))]
     fn connect(
         py: Python<'_>,
         address: &str,
         identity_path: &str,
         heads_path: &str,
         policy_json: Option<&str>,
+        allowed_insecure_flags: Vec<String>,
     ) -> PyResult<Self> {
-        let policy = appraisal_policy(policy_json).map_err(|what| exception(py, "InvalidRequest", what))?;
+        let policy = appraisal_policy(policy_json, allowed_insecure_flags)
+            .map_err(|what| exception(py, "InvalidRequest", what))?;
         let identity = Identity::load(identity_path).map_err(|error| client_error(py, &error.into()))?;
         let heads = HeadMemory::open(heads_path);
         let runtime = Builder::new_multi_thread()

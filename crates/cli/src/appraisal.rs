@@ -12,7 +12,7 @@ use std::path::PathBuf;
 pub(crate) struct AppraisalArguments {
     /// Accept evidence of the development attester, which proves nothing, and whatever it says.
     #[arg(long, conflicts_with_all = ["policy", "measurement", "configuration_digest", "trainer_digest", "libtorch_digest",
-        "root_key_provider", "allow_insecure_flag", "minimum_freshness", "chip_id", "ledger_id"])]
+        "root_key_provider", "minimum_freshness", "chip_id", "ledger_id"])]
     pub(crate) allow_simulated: bool,
     /// Terms in a JSON file, as `bastionai.AppraisalPolicy(…).to_json()` writes it; the flags below win over it.
     #[arg(long, value_name = "FILE")]
@@ -51,7 +51,11 @@ impl AppraisalArguments {
     pub(crate) fn policy(&self) -> anyhow::Result<AppraisalPolicy> {
         if self.allow_simulated {
             eprintln!("warning: --allow-simulated: the server's evidence is simulated and proves nothing");
-            return Ok(AppraisalPolicy::insecure_development());
+            let mut policy = AppraisalPolicy::insecure_development();
+            policy
+                .allowed_insecure_flags
+                .extend(self.allow_insecure_flag.iter().cloned());
+            return Ok(policy);
         }
         let mut terms = match &self.policy {
             None => AppraisalTerms::default(),

@@ -15,6 +15,7 @@ use tch::{Kind, Tensor};
 
 /// Where a run computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Device {
     /// The processor.
     #[default]
@@ -179,7 +180,7 @@ impl Device {
             DeviceError::Wrong(detail.unwrap_or_else(|| error.to_string()))
         };
         for (what, difference) in self.differences().map_err(wrong)? {
-            if !(difference < TRUE_F32_ERROR) {
+            if difference.is_nan() || difference >= TRUE_F32_ERROR {
                 return Err(DeviceError::Wrong(format!(
                     "{what} differs from the host's by {difference:.1e} of its norm, true f32 by less than {TRUE_F32_ERROR:.0e}"
                 )));
