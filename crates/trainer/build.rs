@@ -7,10 +7,16 @@ use std::path::{Path, PathBuf};
 const REQUIREMENTS: &str = "../../requirements.txt";
 
 fn main() {
-    for file in
-        ["shim.cpp", "shim.h", "recurrence.cpp", "recurrence.h", "cells.h"].map(|file| format!("shim/{file}"))
-    {
-        println!("cargo:rerun-if-changed={file}");
+    let sources = ["shim.cpp", "recurrence.cpp", "products.cpp"];
+    let headers = [
+        "shim.h",
+        "recurrence.h",
+        "cells.h",
+        "products.h",
+        "products_kernels.h",
+    ];
+    for file in sources.iter().chain(&headers) {
+        println!("cargo:rerun-if-changed=shim/{file}");
     }
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let libtorch = libtorch_folder();
@@ -70,6 +76,7 @@ fn compile_shim(libtorch: &Path) {
         .cpp(true)
         .file("shim/shim.cpp")
         .file("shim/recurrence.cpp")
+        .file("shim/products.cpp")
         .include("shim")
         .flag("-isystem")
         .flag(include.to_str().expect("the path to libtorch is UTF-8"))
@@ -81,8 +88,15 @@ fn compile_shim(libtorch: &Path) {
                 .expect("the path to libtorch is UTF-8"),
         )
         .flag("-std=c++17")
+        // Without it at::parallel_for runs on one thread. The threads are those of libtorch: one libgomp serves both.
+        .flag("-fopenmp")
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .warnings(true)
         .flag_if_supported("-Wno-unused-parameter")
         .compile("bastion_shim");
+    println!("cargo:rustc-link-lib=dylib:+verbatim=libgomp.so.1");
+    println!(
+        "cargo:rustc-link-search=native={}",
+        libtorch.join("lib").display()
+    );
 }

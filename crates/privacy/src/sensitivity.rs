@@ -68,8 +68,9 @@ pub struct RowNorms {
 pub struct GramRounding {
     /// Terms of one dot product of `l` and of one of `r`. Products of two dot products are summed in f64.
     pub widths: [u64; 2],
-    /// Most terms that are summed in f32: longer dot products are pieces of this width, added in f64.
-    pub piece: u64,
+    /// f32 roundings that any term of such a dot product goes through, at most: as many as it has terms in any order of
+    /// summation, fewer where the order is known or where pieces of it are added in f64.
+    pub roundings: [u64; 2],
     /// γ of the f64 arithmetic on `S_i` and on the sum of products.
     pub sum: f64,
 }
@@ -77,13 +78,14 @@ pub struct GramRounding {
 impl GramRounding {
     /// γ with which a computed `‖G_i‖² = Σ_st ⟨l_s, l_t⟩⟨r_s, r_t⟩` is off by at most `γ·S_i²`, underflow apart.
     ///
-    /// A dot product of width w is off by at most `γ_w‖l_s‖‖l_t‖` in any order of summation (Cauchy–Schwarz on
-    /// `Σ|l||l|`), so a product of two by `(γ_a + γ_b + γ_aγ_b)‖l_s‖‖l_t‖‖r_s‖‖r_t‖`, and over all s and t these add up
-    /// to S_i². Longer rows are cut: the dot products of the pieces are added in f64, and `Σ_k ‖l_s^k‖‖l_t^k‖ ≤
-    /// ‖l_s‖‖l_t‖`, so that w is the width of a piece.
+    /// A dot product whose terms go through at most n roundings each is off by at most `γ_n‖l_s‖‖l_t‖` (Higham, section
+    /// 3.1, and Cauchy–Schwarz on `Σ|l||l|`), so a product of two by `(γ_a + γ_b + γ_aγ_b)‖l_s‖‖l_t‖‖r_s‖‖r_t‖`, and over
+    /// all s and t these add up to S_i². Where pieces are added in f64, n is that of a piece: `Σ_k ‖l_s^k‖‖l_t^k‖ ≤
+    /// ‖l_s‖‖l_t‖`.
     pub fn constant(&self) -> f64 {
-        let of = |width: u64| rounding_constant(width.min(self.piece), UNIT_ROUNDOFF_F32);
-        let [left, right] = self.widths.map(of);
+        let [left, right] = self
+            .roundings
+            .map(|roundings| rounding_constant(roundings, UNIT_ROUNDOFF_F32));
         (left + right + left * right) * (1.0 + self.sum) + self.sum
     }
 
@@ -94,7 +96,7 @@ impl GramRounding {
 
     /// Norms that are roots of a Gram matrix's diagonal, and products of two of them, exceed the true ones after
     /// multiplication with this, once [`Self::flushed`] was added to the diagonal: `⟨l, l⟩` is off by at most
-    /// `γ_w‖l‖²`.
+    /// `γ_n‖l‖²`.
     pub fn diagonal_allowance(&self) -> f64 {
         1.0 / (1.0 - self.constant())
     }
@@ -405,7 +407,7 @@ mod tests {
 
     const FOUR: GramRounding = GramRounding {
         widths: [4, 4],
-        piece: 4,
+        roundings: [4, 4],
         sum: 1e-14,
     };
 

@@ -1,3 +1,4 @@
+#include "products.h"
 #include "recurrence.h"
 #include "shim.h"
 
@@ -280,6 +281,32 @@ int32_t bastion_recurrence(int64_t cell, int32_t reverse, const void* gates, con
                                              tensor_at(weight), optional(bias), tensor_at(h0), optional(c0));
     if (results.size() != output_count) throw Mismatch("wrong number of results");
     for (size_t i = 0; i < output_count; ++i) outputs[i] = new at::Tensor(results[i]);
+    return kOk;
+  });
+}
+
+int32_t bastion_gram(const void* rows, int32_t lanes, void** tiles) {
+  return guarded([&] {
+    *tiles = new at::Tensor(bastion::gram(tensor_at(rows), lanes));
+    return kOk;
+  });
+}
+
+int32_t bastion_gram_products(const void* tiles, const void* rows, int32_t lanes, void* outputs[3]) {
+  return guarded([&] {
+    const auto found = bastion::gram_products(tensor_at(tiles), tensor_at(rows), lanes);
+    outputs[0] = new at::Tensor(found.sums);
+    outputs[1] = new at::Tensor(found.left);
+    outputs[2] = new at::Tensor(found.right);
+    return kOk;
+  });
+}
+
+int32_t bastion_contract(const void* left, const void* right, const void* factors, const int64_t* blocks, size_t block_count,
+                         double units, double limit, int64_t* sums, size_t sum_count, int32_t lanes, int32_t* fine) {
+  return guarded([&] {
+    *fine = bastion::contract(tensor_at(left), tensor_at(right), tensor_at(factors), at::IntArrayRef(blocks, 2 * block_count),
+                              {units, limit}, sums, sum_count, lanes);
     return kOk;
   });
 }

@@ -36,6 +36,12 @@ int32_t bastion_call(const void* operator_handle, const BastionArgument* argumen
 // See recurrence.h; `recurrent`, `bias` and `c0` may be null.
 int32_t bastion_recurrence(int64_t cell, int32_t reverse, const void* gates, const void* recurrent, const void* weight,
                            const void* bias, const void* h0, const void* c0, void** outputs, size_t output_count);
+// See products.h. `tiles`, and each of `outputs` (sums, left and right diagonals), are new tensors.
+int32_t bastion_gram(const void* rows, int32_t lanes, void** tiles);
+int32_t bastion_gram_products(const void* tiles, const void* rows, int32_t lanes, void* outputs[3]);
+// `blocks` are (first, count) pairs; `fine` becomes 0 when a sum is not finite or beyond the limit, else 1.
+int32_t bastion_contract(const void* left, const void* right, const void* factors, const int64_t* blocks, size_t block_count,
+                         double units, double limit, int64_t* sums, size_t sum_count, int32_t lanes, int32_t* fine);
 int32_t bastion_edge(const void* tensor, void** edge);
 void bastion_release_edge(void* edge);
 int32_t bastion_backward(const void* root, const void* root_gradient, void* const* edges, size_t edge_count,

@@ -6,13 +6,15 @@ use crate::device::{Device, beside, to_host};
 use crate::error::{EngineError, Result};
 use crate::executor::{self, Randomness};
 use crate::ffi;
+use crate::ffi::products::{Contraction, Lanes, contract};
+use crate::gradients::gram::in_f32;
 use crate::gradients::instantiated::{squared_norms, weighted_sum};
 use crate::gradients::{self, Instantiated, Norms, TapValues, pulled};
 use crate::grid::{Grid, MAX_PHYSICAL_BATCH_SIZE};
 use crate::guards;
 use crate::kernels::{Product, TrueF32};
 use crate::phases;
-use crate::precision::{Precision, precision};
+use crate::precision::{Precision, Products, precision};
 use crate::program::{Program, kind};
 use crate::state::{State, elements};
 use crate::table;
@@ -123,7 +125,7 @@ impl Engine {
         let plan = Plan::new(&graph, &program)?;
         let state = State::new(&graph, parameters, constants)?;
         state.check_trainable(&plan)?;
-        let precision = precision(&plan, &settings)?;
+        let precision = precision(&plan, &settings, Products::Own)?;
         let rule = precision.clip_rule(&settings, plan.parameters.len())?;
         let grid = Grid::new(settings.max_grad_norm, settings.physical_batch_size);
         let sensitivity = charged_sensitivity(&precision.sum_error(&plan, &settings, grid.width()));
@@ -147,7 +149,7 @@ impl Engine {
     pub fn run_on(&mut self, device: Device) -> Result<()> {
         self.state.place(device)?;
         self.program.device = device;
-        Ok(())
+        self.choose_precision()
     }
 
     /// Where it computes.
@@ -422,7 +424,17 @@ impl Engine {
     /// [`EngineError::Job`] as in [`Self::new`].
     pub fn keep_gradients(&mut self, elements: i64) -> Result<()> {
         self.plan.choose_methods(self.program.batch_size, elements);
-        self.precision = precision(&self.plan, &self.settings)?;
+        self.choose_precision()
+    }
+
+    /// For the plan and the device at hand, with the clip rule and the sensitivity that belong to it.
+    fn choose_precision(&mut self) -> Result<()> {
+        let products = if self.program.device == Device::Cpu {
+            Products::Own
+        } else {
+            Products::Libtorch
+        };
+        self.precision = precision(&self.plan, &self.settings, products)?;
         self.rule = self
             .precision
             .clip_rule(&self.settings, self.plan.parameters.len())?;
@@ -607,9 +619,12 @@ impl Engine {
         factors: &Tensor,
         sums: &mut [i64],
     ) -> Result<()> {
-        let _true_f32 = TrueF32::enter()?;
         let (plan, tap) = (&self.plan.taps[only.tap], &gradients.taps[only.tap]);
         let chosen = self.precision.contraction(method, plan);
+        if self.precision.is_own(chosen) {
+            return self.add_own_contraction(only, method, gradients, factors, sums);
+        }
+        let _true_f32 = TrueF32::enter()?;
         let input = tap.input.as_ref().ok_or(EngineError::SumOutOfBound)?;
         let factors = &beside(factors, input)?;
         let keep = factors.f_gt(0)?.f_reshape([-1, 1, 1])?;
@@ -655,6 +670,73 @@ impl Engine {
             self.grid.add(&own, sums, self.settings.threads as usize)?;
         }
         Ok(())
+    }
+}
+
+impl Engine {
+    /// The same on the engine's own kernels, which select, scale and round to the grid on the way: rows are read where
+    /// they lie.
+    fn add_own_contraction(
+        &self,
+        only: &Use,
+        method: Method,
+        gradients: &Gradients,
+        factors: &Tensor,
+        sums: &mut [i64],
+    ) -> Result<()> {
+        let (plan, tap) = (&self.plan.taps[only.tap], &gradients.taps[only.tap]);
+        let input = in_f32(tap.input.as_ref().ok_or(EngineError::SumOutOfBound)?)?;
+        let output = in_f32(&tap.gradient)?;
+        let (left, right) = if matches!(only.role, Role::Weight { transposed: true }) {
+            (&input, &output)
+        } else {
+            (&output, &input)
+        };
+        let groups = self
+            .precision
+            .groups(self.precision.contraction(method, plan), plan);
+        let blocks: Vec<[i64; 2]> = groups
+            .iter()
+            .flatten()
+            .map(|&(first, count)| [first, count])
+            .collect();
+        let (units, limit) = self.grid.units();
+        let contraction = Contraction {
+            left,
+            right,
+            factors,
+            blocks: &blocks,
+            units,
+            limit,
+        };
+        let add = |sums: &mut [i64]| match contract(&contraction, sums, Lanes::Widest) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(EngineError::SumOutOfBound),
+            Err(failed) => Err(EngineError::shim(failed)),
+        };
+        if only.back.is_empty() {
+            return add(sums);
+        }
+        // What enters its node as a view is summed as it enters; on the grid that is exact.
+        let mut own = vec![0; (left.size()[2] * right.size()[2]) as usize];
+        add(&mut own)?;
+        let shape: Vec<i64> = std::iter::once(1)
+            .chain(only.value_shape.iter().copied())
+            .collect();
+        let own = Tensor::f_from_slice(&own)?.f_reshape(&shape[..])?;
+        let own = gradients::undo_views(&own, &only.back)?.f_contiguous()?;
+        let added = ffi::read(&own, |own: &[i64]| {
+            let fits = own.len() == sums.len();
+            for (sum, units) in sums.iter_mut().zip(own) {
+                *sum = sum.wrapping_add(*units);
+            }
+            fits
+        });
+        if added == Some(true) {
+            Ok(())
+        } else {
+            Err(EngineError::SumOutOfBound)
+        }
     }
 }
 

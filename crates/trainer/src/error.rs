@@ -67,6 +67,13 @@ impl EngineError {
         }
     }
 
+    /// A call through the shim that has just failed on this thread.
+    pub(crate) fn shim(_: crate::ffi::Failed) -> Self {
+        Self::Torch {
+            detail: crate::ffi::last_error(),
+        }
+    }
+
     /// One fixed word for the log of a run that has seen records.
     pub fn kind(&self) -> &'static str {
         match self {

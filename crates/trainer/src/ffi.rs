@@ -2,6 +2,8 @@
 //! views of tensors' memory. Everything exported here is safe to call.
 #![allow(unsafe_code)]
 
+pub(crate) mod products;
+
 use bastionai_graph::typed::Number;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;

@@ -4,7 +4,7 @@
 mod channels;
 mod convolution;
 mod factored;
-mod gram;
+pub(crate) mod gram;
 pub(crate) mod instantiated;
 pub(crate) mod normalised;
 pub(crate) mod pulled;
@@ -219,7 +219,7 @@ pub(crate) fn norms(plan: &Plan, taps: &[TapValues], precision: &Precision, thre
     }
     let mut all_instantiated = Vec::with_capacity(plan.parameters.len());
     let mut parameters = Vec::with_capacity(plan.parameters.len());
-    let mut grams = Grams::new(threads);
+    let mut grams = Grams::default();
     for parameter in &plan.parameters {
         let (squared, magnitude) = if let Method::Instantiate { kept } = parameter.method {
             let found = instantiate_all(parameter, plan, taps, batch_size, kept, threads)?;

@@ -47,6 +47,11 @@ impl Grid {
         self.width
     }
 
+    /// Units in 1, and most units that a micro-batch may add to a coordinate.
+    pub(crate) fn units(&self) -> (f64, f64) {
+        (1.0 / self.width, self.limit)
+    }
+
     /// Adds a partial sum, each element rounded to the grid.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 
 use crate::engine::Settings;
 use crate::error::{EngineError, Result};
+use crate::ffi::products::MOST_BLOCK_ROWS;
 use crate::gradients;
 use crate::taps::{Factor, Method, ParameterPlan, Plan, TapKind, TapPlan, Use};
 use bastionai_privacy::sensitivity::{
@@ -19,20 +20,59 @@ const CANCELLATION: f64 = 1024.0;
 /// models come close to it, classifiers have 1 to 2 (measured on BERT and GPT-2): twice `√T` is hardly ever reached.
 const LEAST_CANCELLATION: f64 = 16.0;
 
-/// Most extra noise that f32 contractions may cost: above it they are done in f64.
-const F32_SENSITIVITY_SHARE: f64 = 0.01;
-
-/// Fewest rows of an f32 contraction: shorter ones would be slower than f64.
-const FEWEST_F32_ROWS: i64 = 64;
-
-/// Most rows of an f32 contraction of several rows a record: longer ones are no faster.
-const MOST_F32_ROWS: i64 = 1024;
-
-/// Most products added up in f32 before the grid.
-const MOST_PRODUCTS: i64 = 8;
-
-/// Most columns of rows whose dot products are summed in f32 at once: γ is 5e-4 at most.
+/// Most columns of rows whose dot products libtorch sums in f32 at once: γ is 5e-4 at most.
 pub(crate) const GRAM_PIECE: i64 = 4096;
+
+/// Whose f32 kernels compute contractions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Products {
+    /// The engine's own (shim/products.h): a block's rows in one chain of f32 additions, the blocks in f64.
+    Own,
+    /// libtorch's, in any order of summation: where the run's device is not the CPU.
+    Libtorch,
+}
+
+/// What bounds the choice of f32 contractions.
+struct Limits {
+    /// Most extra noise that they may cost: above it they are done in f64.
+    sensitivity_share: f64,
+    /// Fewest rows of a block: with fewer, f64 would be as fast.
+    fewest_rows: i64,
+    /// Most rows of a block with several rows a record.
+    most_rows: i64,
+    /// Most rows of a block with one.
+    most_rows_alone: i64,
+    /// Most products added up in f32 before the grid.
+    most_products: i64,
+}
+
+impl Products {
+    fn limits(self) -> Limits {
+        match self {
+            // Their blocks need not be long: a third of a percent leaves them some hundred rows, and longer are no faster.
+            Self::Own => Limits {
+                sensitivity_share: 0.003,
+                fewest_rows: 32,
+                most_rows: MOST_BLOCK_ROWS,
+                most_rows_alone: MOST_BLOCK_ROWS,
+                most_products: 1,
+            },
+            Self::Libtorch => Limits {
+                sensitivity_share: 0.01,
+                fewest_rows: 64,
+                most_rows: 1024,
+                most_rows_alone: i64::MAX,
+                most_products: 8,
+            },
+        }
+    }
+}
+
+/// f32 roundings that a term of one of the engine's own dot products goes through: shim/products.h.
+pub(crate) fn gram_roundings(width: i64) -> u64 {
+    let width = width as u64;
+    width.min(64 + 4 + width.div_ceil(256))
+}
 
 /// How one contraction is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,11 +101,13 @@ pub(crate) struct Precision {
     norm_rounding: f64,
     /// Of Gram matrices, and of products between them.
     gram: Kind,
+    products: Products,
     batch_size: i64,
 }
 
-/// Chooses. Contractions are done in f32 as long as all of them cost at most a percent of noise.
-pub(crate) fn precision(plan: &Plan, settings: &Settings) -> Result<Precision> {
+/// Chooses. Contractions are done in f32 as long as all of them cost at most a third of a percent of noise (a percent on
+/// libtorch's kernels).
+pub(crate) fn precision(plan: &Plan, settings: &Settings, products: Products) -> Result<Precision> {
     let batch_size = i64::from(settings.physical_batch_size);
     let longest = plan.taps.iter().map(|tap| tap.rows_per_record).max().unwrap_or(1);
     batch_size
@@ -79,11 +121,12 @@ pub(crate) fn precision(plan: &Plan, settings: &Settings) -> Result<Precision> {
     let single = |shape: &Shape| in_f64(*shape, batch_size);
     let mut contractions: Vec<(Shape, Chosen)> = shapes.iter().map(|shape| (*shape, single(shape))).collect();
     if !plan.in_f64 {
-        let mut left = F32_SENSITIVITY_SHARE;
+        let limits = products.limits();
+        let mut left = limits.sensitivity_share;
         for (position, shape) in shapes.iter().enumerate() {
             let allowed = left / (shapes.len() - position) as f64;
             let cost = |chosen: Chosen| charge(*shape, chosen, small).rounding_share();
-            if let Some(chosen) = in_f32(*shape, batch_size, |chosen| cost(chosen) <= allowed) {
+            if let Some(chosen) = in_f32(*shape, batch_size, &limits, |chosen| cost(chosen) <= allowed) {
                 left -= cost(chosen);
                 contractions[position].1 = chosen;
             }
@@ -100,6 +143,7 @@ pub(crate) fn precision(plan: &Plan, settings: &Settings) -> Result<Precision> {
         cancellation,
         norm_rounding: rounding_constant(norm_length(plan), UNIT_ROUNDOFF_F64),
         gram: if plan.in_f64 { Kind::Double } else { Kind::Float },
+        products,
         batch_size,
     })
 }
@@ -143,7 +187,12 @@ fn in_f64(shape: Shape, batch_size: i64) -> Chosen {
 
 /// The longest products in f32 that are affordable, of whole records where possible, and as many of them added up as
 /// are.
-fn in_f32(shape: Shape, batch_size: i64, is_affordable: impl Fn(Chosen) -> bool) -> Option<Chosen> {
+fn in_f32(
+    shape: Shape,
+    batch_size: i64,
+    limits: &Limits,
+    is_affordable: impl Fn(Chosen) -> bool,
+) -> Option<Chosen> {
     let of = |rows, products| Chosen {
         kind: Kind::Float,
         rows,
@@ -151,25 +200,27 @@ fn in_f32(shape: Shape, batch_size: i64, is_affordable: impl Fn(Chosen) -> bool)
     };
     let length = shape.rows_per_record;
     let most = if shape.alone {
-        batch_size
+        limits.most_rows_alone
     } else {
-        batch_size.min((MOST_F32_ROWS / length).max(1))
+        limits.most_rows.max(length)
     };
-    let whole = (1..=most).rev().map(|records| records * length);
+    let whole = (1..=batch_size.min(most / length))
+        .rev()
+        .map(|records| records * length);
     let parts = (1..)
         .map(|halvings| length >> halvings)
-        .take_while(|rows| *rows >= FEWEST_F32_ROWS);
-    let fewest = FEWEST_F32_ROWS.min(batch_size.saturating_mul(length));
+        .take_while(|rows| *rows >= limits.fewest_rows);
+    let fewest = limits.fewest_rows.min(batch_size.saturating_mul(length));
     let rows = whole
         .chain(parts)
-        .filter(|rows| *rows >= fewest)
+        .filter(|rows| *rows >= fewest && (limits.most_products > 1 || *rows <= limits.most_rows))
         .find(|rows| is_affordable(of(*rows, 1)))?;
     let blocks = if rows >= length {
         (batch_size as u64).div_ceil((rows / length) as u64) as i64
     } else {
         (length as u64).div_ceil(rows as u64) as i64
     };
-    let products = (1..=blocks.min(MOST_PRODUCTS)).rev();
+    let products = (1..=blocks.min(limits.most_products)).rev();
     products
         .map(|products| of(rows, products))
         .find(|chosen| is_affordable(*chosen))
@@ -283,6 +334,11 @@ impl Precision {
         self.batch_size
     }
 
+    /// Whether it is the engine's own kernels that compute it.
+    pub(crate) fn is_own(&self, chosen: Chosen) -> bool {
+        self.products == Products::Own && chosen.kind == Kind::Float
+    }
+
     /// In what precision Gram matrices are computed.
     pub(crate) fn gram(&self) -> Kind {
         self.gram
@@ -293,7 +349,10 @@ impl Precision {
     pub(crate) fn gram_rounding(&self, widths: [i64; 2]) -> Option<GramRounding> {
         (self.gram == Kind::Float).then_some(GramRounding {
             widths: widths.map(|width| width as u64),
-            piece: GRAM_PIECE as u64,
+            roundings: widths.map(|width| match self.products {
+                Products::Own => gram_roundings(width),
+                Products::Libtorch => width.min(GRAM_PIECE) as u64,
+            }),
             sum: self.norm_rounding,
         })
     }
@@ -335,7 +394,14 @@ impl Precision {
 
     /// Partial sums of a micro-batch, at most, for any one coordinate.
     fn partial_sums(&self, plan: &Plan) -> u64 {
-        let of_use = |method: Method, tap: &TapPlan| self.groups(self.contraction(method, tap), tap).len();
+        let of_use = |method: Method, tap: &TapPlan| {
+            let chosen = self.contraction(method, tap);
+            if self.is_own(chosen) {
+                1
+            } else {
+                self.groups(chosen, tap).len()
+            }
+        };
         let of = |parameter: &ParameterPlan| match parameter.method {
             Method::Instantiate { .. } => self.blocks(parameter).len(),
             method => {
@@ -366,6 +432,14 @@ impl Precision {
         };
         if any(&|each| matches!(each.method, Method::Instantiate { .. })) {
             out.push(summed(self.batch_size, 1.0));
+        }
+        // The blocks of the engine's own contractions are added in f64, no more of them than there are rows.
+        let own = self
+            .contractions
+            .iter()
+            .filter(|(_, chosen)| self.is_own(*chosen));
+        if let Some(longest) = own.map(|(shape, _)| shape.rows_per_record).max() {
+            out.push(summed(self.batch_size * longest, self.cancellation.max(1.0)));
         }
         if any(&|each| each.method == Method::Factored) {
             let longest = plan.taps.iter().map(|tap| tap.rows_per_record).max().unwrap_or(1);
@@ -408,17 +482,43 @@ mod tests {
                 rows_per_record,
                 alone,
             };
-            let affordable = |chosen| cost(shape, chosen) <= F32_SENSITIVITY_SHARE;
-            let chosen = in_f32(shape, 64, affordable).unwrap();
-            assert!(chosen.rows >= FEWEST_F32_ROWS, "{rows_per_record}: {chosen:?}");
-            assert!(affordable(chosen));
-            assert!(chosen.rows % rows_per_record == 0 || chosen.rows < rows_per_record);
+            for products in [Products::Own, Products::Libtorch] {
+                let limits = products.limits();
+                let affordable = |chosen| cost(shape, chosen) <= limits.sensitivity_share;
+                let chosen = in_f32(shape, 64, &limits, affordable).unwrap();
+                assert!(chosen.rows >= limits.fewest_rows, "{rows_per_record}: {chosen:?}");
+                assert!(affordable(chosen));
+                assert!(chosen.rows % rows_per_record == 0 || chosen.rows < rows_per_record);
+                if products == Products::Own {
+                    assert!(chosen.rows <= MOST_BLOCK_ROWS && chosen.products == 1);
+                }
+            }
         }
         let shape = Shape {
             rows_per_record: 128,
             alone: false,
         };
-        assert_eq!(in_f32(shape, 64, |chosen| cost(shape, chosen) <= 1e-6), None);
+        let limits = Products::Own.limits();
+        assert_eq!(
+            in_f32(shape, 64, &limits, |chosen| cost(shape, chosen) <= 1e-6),
+            None
+        );
+    }
+
+    #[test]
+    fn a_known_order_of_summation_costs_a_fraction_of_the_noise_of_any_order() {
+        let shape = Shape {
+            rows_per_record: 128,
+            alone: false,
+        };
+        let charged = |products: Products| {
+            let limits = products.limits();
+            let chosen = in_f32(shape, 16, &limits, |chosen| {
+                cost(shape, chosen) <= limits.sensitivity_share
+            });
+            cost(shape, chosen.unwrap())
+        };
+        assert!(charged(Products::Own) < 0.5 * charged(Products::Libtorch));
     }
 
     #[test]
@@ -427,7 +527,11 @@ mod tests {
             rows_per_record: 2,
             alone: false,
         };
-        let chosen = in_f32(shape, 4, |chosen| cost(shape, chosen) <= F32_SENSITIVITY_SHARE).unwrap();
+        let limits = Products::Libtorch.limits();
+        let chosen = in_f32(shape, 4, &limits, |chosen| {
+            cost(shape, chosen) <= limits.sensitivity_share
+        })
+        .unwrap();
         assert_eq!(chosen.rows, 8);
     }
 }

@@ -61,6 +61,10 @@ pub(super) fn norms(
     let mut rounding = None;
     if let Some((left, right)) = &dense {
         rounding = precision.gram_rounding([left.size()[2], right.size()[2]]);
+        if let Some(rounding) = rounding.as_mut().filter(|_| table.is_some()) {
+            // The dot products with a table's rows are libtorch's: any order of summation, and whole.
+            rounding.roundings[1] = rounding.widths[1];
+        }
         let own = match &rounding {
             Some(_) => grams.squared_norms(left, right)?,
             None => squared_norms_f64(left, right)?,

@@ -1,15 +1,15 @@
 //! Norms of `Σ_t g_t x_tᵀ` from the Gram matrices of inputs and gradients:
 //! `‖Σ_t g_t x_tᵀ‖² = Σ_st ⟨x_s, x_t⟩⟨g_s, g_t⟩`, without the gradient itself.
 //!
-//! The matrices are f32; what that can hide is in [`GramRounding`]. Their diagonals are the squared norms of the rows,
-//! from which `S_i` follows, so that rows are read by one matrix product and by nothing else. The product of the two
-//! matrices is summed in f64.
+//! The matrices are f32, symmetric, and only half of them is made, in tiles (shim/products.h); what their rounding can hide
+//! is in [`GramRounding`]. Those of the gradients are never written: each tile is multiplied with the input's as soon as it
+//! is there, and the products are summed in f64. The diagonals are the squared norms of the rows, from which `S_i` follows,
+//! so that rows are read by nothing else. On a device they are libtorch's products, whole and in any order of summation.
 
-use crate::accelerated;
+use crate::accelerated::{self, GramParts};
 use crate::device::{is_on_host, to_host};
 use crate::error::{EngineError, Result};
-use crate::ffi;
-use crate::grid::in_parallel;
+use crate::ffi::{self, products::Lanes};
 use crate::kernels::TrueF32;
 use crate::precision::GRAM_PIECE;
 use bastionai_privacy::sensitivity::{GramRounding, MAGNITUDE_LIMIT, RowNorms};
@@ -28,9 +28,9 @@ pub(super) struct Ghost {
 }
 
 /// Gram matrices of the last input, which the next tap may share: query, key and value read the same rows.
+#[derive(Default)]
 pub(super) struct Grams {
     last: Option<Last>,
-    threads: usize,
 }
 
 struct Last {
@@ -51,19 +51,18 @@ impl Identity {
 }
 
 impl Grams {
-    pub(super) fn new(threads: usize) -> Self {
-        Self { last: None, threads }
-    }
-
-    /// Of inputs `[B, T, a]` and gradients `[B, T, b]`, f32.
+    /// Of inputs `[B, T, a]` and gradients `[B, T, b]`.
     pub(super) fn norms(
         &mut self,
         input: &Tensor,
         gradient: &Tensor,
         rounding: &GramRounding,
     ) -> Result<Ghost> {
-        let rows = input.size()[1] as usize;
-        let records = self.products(input, gradient, &Bounded { rows, rounding })?;
+        let records: Vec<Record> = self
+            .parts(input, gradient)?
+            .iter()
+            .map(|parts| bounded(parts, rounding))
+            .collect();
         let all = |of: &dyn Fn(&Record) -> f64| -> Result<Tensor> {
             Ok(Tensor::f_from_slice(
                 &records.iter().map(of).collect::<Vec<f64>>(),
@@ -79,35 +78,40 @@ impl Grams {
 
     /// `Σ_st ⟨l_s, l_t⟩⟨r_s, r_t⟩` as it comes out, `[B]`, f64: for sums of which this is a part.
     pub(super) fn squared_norms(&mut self, left: &Tensor, right: &Tensor) -> Result<Tensor> {
-        Ok(Tensor::f_from_slice(&self.products(left, right, &Sum)?)?)
+        let parts = self.parts(left, right)?;
+        let dots: Vec<f64> = parts.iter().map(|parts| parts.dot).collect();
+        Ok(Tensor::f_from_slice(&dots)?)
     }
 
-    fn products<L: Look>(&mut self, left: &Tensor, right: &Tensor, look: &L) -> Result<Vec<L::Told>> {
+    fn parts(&mut self, left: &Tensor, right: &Tensor) -> Result<Vec<GramParts>> {
         let (batch_size, rows) = (left.size()[0], left.size()[1]);
-        let matrix = rows.saturating_mul(rows).max(1);
-        let mut told = Vec::with_capacity(batch_size as usize);
-        for (first, count) in super::blocks(batch_size, GRAM_ELEMENTS / matrix) {
-            let mut lefts = self.of_input(&left.f_narrow(0, first, count)?)?;
-            let mut rights = gram(&right.f_narrow(0, first, count)?)?;
-            if !is_on_host(&lefts) {
-                let parts = accelerated::gram_parts(&lefts, &rights)?;
-                told.extend(
-                    parts
-                        .iter()
-                        .map(|parts| look.at_parts(&parts.diagonals, parts.dot)),
-                );
+        let on_host = is_on_host(right);
+        let half = (rows.saturating_mul(rows.saturating_add(4)) / 2).max(1);
+        let elements = if on_host { half } else { 2 * half };
+        let mut parts = Vec::with_capacity(batch_size as usize);
+        for (first, count) in super::blocks(batch_size, GRAM_ELEMENTS / elements) {
+            let lefts = self.of_input(&left.f_narrow(0, first, count)?)?;
+            if !on_host {
+                let rights = whole_gram(&right.f_narrow(0, first, count)?)?;
+                parts.extend(accelerated::gram_parts(&lefts, &rights)?);
                 continue;
             }
-            let of = if lefts.kind() == Kind::Float && rights.kind() == Kind::Float {
-                multiplied::<f32, L>
-            } else {
-                (lefts, rights) = (lefts.f_to_kind(Kind::Double)?, rights.f_to_kind(Kind::Double)?);
-                multiplied::<f64, L>
-            };
-            let own = of(&lefts, &rights, matrix as usize, self.threads, look);
-            told.extend(own.ok_or(EngineError::SumOutOfBound)?);
+            let rights = in_f32(&right.f_narrow(0, first, count)?)?;
+            let [dots, lefts, rights] =
+                ffi::products::gram_products(&lefts, &rights, Lanes::Widest).map_err(EngineError::shim)?;
+            let read = |rows: Tensor| Vec::<Vec<f64>>::try_from(rows.f_to_kind(Kind::Double)?);
+            let diagonals = read(lefts)?.into_iter().zip(read(rights)?);
+            let dots = Vec::<f64>::try_from(dots)?;
+            parts.extend(
+                dots.into_iter()
+                    .zip(diagonals)
+                    .map(|(dot, (left, right))| GramParts {
+                        dot,
+                        diagonals: [left, right],
+                    }),
+            );
         }
-        Ok(told)
+        Ok(parts)
     }
 
     fn of_input(&mut self, input: &Tensor) -> Result<Tensor> {
@@ -117,7 +121,11 @@ impl Grams {
         {
             return Ok(last.gram.shallow_clone());
         }
-        let gram = gram(input)?;
+        let gram = if is_on_host(input) {
+            ffi::products::gram(&in_f32(input)?, Lanes::Widest).map_err(EngineError::shim)?
+        } else {
+            whole_gram(input)?
+        };
         self.last = Some(Last {
             identity,
             _input: input.shallow_clone(),
@@ -125,55 +133,6 @@ impl Grams {
         });
         Ok(gram)
     }
-}
-
-/// Every record's pair of matrices, looked at.
-fn multiplied<T: Number, L: Look>(
-    left: &Tensor,
-    right: &Tensor,
-    matrix: usize,
-    threads: usize,
-    look: &L,
-) -> Option<Vec<L::Told>> {
-    ffi::read(left, |left: &[T]| {
-        ffi::read(right, |right: &[T]| {
-            let records = left.chunks_exact(matrix).zip(right.chunks_exact(matrix));
-            in_parallel(records.collect(), threads, |(left, right)| look.at(left, right))
-        })
-    })?
-}
-
-/// An element of a Gram matrix: f32, or f64 where pieces were added.
-trait Number: ffi::Element + Into<f64> + Sync {}
-impl Number for f32 {}
-impl Number for f64 {}
-
-/// What is made of the two matrices of one record.
-trait Look: Sync {
-    type Told: Send;
-    fn at<T: Number>(&self, left: &[T], right: &[T]) -> Self::Told;
-    /// From their diagonals and the sum of their products.
-    fn at_parts(&self, diagonals: &[Vec<f64>; 2], dot: f64) -> Self::Told;
-}
-
-/// The sum of their products.
-struct Sum;
-
-impl Look for Sum {
-    type Told = f64;
-    fn at<T: Number>(&self, left: &[T], right: &[T]) -> f64 {
-        dot(left, right)
-    }
-
-    fn at_parts(&self, _diagonals: &[Vec<f64>; 2], dot: f64) -> f64 {
-        dot
-    }
-}
-
-/// A bound of the norm, and the rows' norms from the diagonals.
-struct Bounded<'r> {
-    rows: usize,
-    rounding: &'r GramRounding,
 }
 
 struct Record {
@@ -184,47 +143,43 @@ struct Record {
     usable: bool,
 }
 
-impl Look for Bounded<'_> {
-    type Told = Record;
-    fn at<T: Number>(&self, left: &[T], right: &[T]) -> Record {
-        let places = (0..self.rows).map(|row| row * (self.rows + 1));
-        let squares = places.map(|place| [left[place].into(), right[place].into()]);
-        self.record(squares, dot(left, right))
+/// A bound of the norm, and the rows' norms from the diagonals.
+fn bounded(parts: &GramParts, rounding: &GramRounding) -> Record {
+    let flushed = rounding.flushed();
+    let (mut magnitude, mut sums, mut usable) = (0.0, [0.0; 2], true);
+    let [lefts, rights] = &parts.diagonals;
+    for (&left, &right) in lefts.iter().zip(rights) {
+        let squares = [left, right];
+        // What is not a number fails.
+        usable &= squares.iter().all(|square| *square <= LARGEST_SQUARE);
+        let norms = [(squares[0] + flushed[0]).sqrt(), (squares[1] + flushed[1]).sqrt()];
+        magnitude += norms[0] * norms[1];
+        sums[0] += norms[0];
+        sums[1] += norms[1];
     }
-
-    fn at_parts(&self, [left, right]: &[Vec<f64>; 2], dot: f64) -> Record {
-        self.record(left.iter().zip(right).map(|(left, right)| [*left, *right]), dot)
+    let allowance = rounding.diagonal_allowance();
+    let rows = RowNorms {
+        magnitude: magnitude * allowance,
+        sums: sums.map(|sum| sum * allowance),
+    };
+    Record {
+        bound: rounding.squared_bound(parts.dot, &rows),
+        magnitude: rows.magnitude,
+        usable,
     }
 }
 
-impl Bounded<'_> {
-    /// From the squared norms of the rows on both sides.
-    fn record(&self, squares: impl Iterator<Item = [f64; 2]>, dot: f64) -> Record {
-        let flushed = self.rounding.flushed();
-        let (mut magnitude, mut sums, mut usable) = (0.0, [0.0; 2], true);
-        for squares in squares {
-            // What is not a number fails.
-            usable &= squares.iter().all(|square| *square <= LARGEST_SQUARE);
-            let norms = [(squares[0] + flushed[0]).sqrt(), (squares[1] + flushed[1]).sqrt()];
-            magnitude += norms[0] * norms[1];
-            sums[0] += norms[0];
-            sums[1] += norms[1];
-        }
-        let allowance = self.rounding.diagonal_allowance();
-        let rows = RowNorms {
-            magnitude: magnitude * allowance,
-            sums: sums.map(|sum| sum * allowance),
-        };
-        Record {
-            bound: self.rounding.squared_bound(dot, &rows),
-            magnitude: rows.magnitude,
-            usable,
-        }
+/// As the shim takes rows: f32, each in one piece.
+pub(crate) fn in_f32(rows: &Tensor) -> Result<Tensor> {
+    let rows = rows.f_to_kind(Kind::Float)?;
+    match (rows.size().last(), rows.stride().last()) {
+        (Some(2..), Some(&step)) if step != 1 => Ok(rows.f_contiguous()?),
+        _ => Ok(rows),
     }
 }
 
 /// `[count, T, T]`: dot products of all rows of each record, at most [`GRAM_PIECE`] terms in f32.
-fn gram(rows: &Tensor) -> Result<Tensor> {
+fn whole_gram(rows: &Tensor) -> Result<Tensor> {
     let _true_f32 = TrueF32::enter()?;
     let rows = rows.f_to_kind(Kind::Float)?;
     let width = rows.size()[2];
@@ -243,24 +198,6 @@ fn gram(rows: &Tensor) -> Result<Tensor> {
 
 /// A little below the square of [`MAGNITUDE_LIMIT`], for what the diagonal's own rounding can hide.
 const LARGEST_SQUARE: f64 = MAGNITUDE_LIMIT * MAGNITUDE_LIMIT * 0.99;
-
-/// Sixteen sums side by side, so that the compiler may use vectors; any order is within the bound.
-fn dot<A: Number, B: Number>(left: &[A], right: &[B]) -> f64 {
-    let mut sums = [0.0f64; 16];
-    let (left_blocks, right_blocks) = (left.chunks_exact(16), right.chunks_exact(16));
-    let rest: f64 = left_blocks
-        .remainder()
-        .iter()
-        .zip(right_blocks.remainder())
-        .map(|(&left, &right)| left.into() * right.into())
-        .sum();
-    for (left, right) in left_blocks.zip(right_blocks) {
-        for ((sum, &left), &right) in sums.iter_mut().zip(left).zip(right) {
-            *sum += left.into() * right.into();
-        }
-    }
-    sums.iter().sum::<f64>() + rest
-}
 
 /// `Σ_st ⟨x_s, x_t⟩⟨g_s, g_t⟩` of rows `[B, T, ·]`, in f64.
 pub(super) fn squared_norms_f64(input: &Tensor, gradient: &Tensor) -> Result<Tensor> {
@@ -293,12 +230,13 @@ pub(super) fn in_blocks(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::precision::gram_roundings;
     use tch::Device;
 
     fn rounding(widths: [i64; 2]) -> GramRounding {
         GramRounding {
             widths: widths.map(|width| width as u64),
-            piece: GRAM_PIECE as u64,
+            roundings: widths.map(gram_roundings),
             sum: 1e-11,
         }
     }
@@ -306,7 +244,7 @@ mod tests {
     /// Bounds of ‖G_i‖ and the true norms, from f64 products of the same f32 rows.
     fn bounds_and_norms(input: &Tensor, gradient: &Tensor) -> (Vec<f64>, Vec<f64>) {
         let rounding = rounding([input.size()[2], gradient.size()[2]]);
-        let ghost = Grams::new(2).norms(input, gradient, &rounding).unwrap();
+        let ghost = Grams::default().norms(input, gradient, &rounding).unwrap();
         let exact = gradient
             .to_kind(Kind::Double)
             .transpose(1, 2)
@@ -324,7 +262,7 @@ mod tests {
         // Soundness G1: x1 = x2 = a·u, g1 = b·v + δw, g2 = −b·v; the true norm is a·δ = 100.
         let input = Tensor::from_slice(&[1e3f32, 0.0, 0.0, 1e3, 0.0, 0.0]).reshape([1, 2, 3]);
         let gradient = Tensor::from_slice(&[1e3f32, 0.1, -1e3, 0.0]).reshape([1, 2, 2]);
-        let plain = Grams::new(1).squared_norms(&input, &gradient).unwrap();
+        let plain = Grams::default().squared_norms(&input, &gradient).unwrap();
         assert!(
             f64::try_from(plain).unwrap().max(0.0) < 2500.0,
             "the attack needs a wrong norm"
@@ -383,7 +321,9 @@ mod tests {
             let input = Tensor::ones([3, 4, 2], (Kind::Float, Device::Cpu));
             let _ = input.get(1).get(2).fill_(bad);
             let gradient = Tensor::ones([3, 4, 5], (Kind::Float, Device::Cpu));
-            let ghost = Grams::new(1).norms(&input, &gradient, &rounding([2, 5])).unwrap();
+            let ghost = Grams::default()
+                .norms(&input, &gradient, &rounding([2, 5]))
+                .unwrap();
             assert_eq!(
                 Vec::<bool>::try_from(ghost.usable.unwrap()).unwrap(),
                 [true, false, true],
@@ -395,7 +335,7 @@ mod tests {
     #[test]
     fn taps_of_the_same_input_share_its_gram_matrices() {
         let input = Tensor::randn([2, 3, 4], (Kind::Float, Device::Cpu));
-        let mut grams = Grams::new(1);
+        let mut grams = Grams::default();
         let first = grams.of_input(&input).unwrap();
         assert_eq!(
             grams.of_input(&input.shallow_clone()).unwrap().data_ptr(),

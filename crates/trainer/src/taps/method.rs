@@ -18,8 +18,8 @@ const ELEMENT: i64 = 40;
 /// for a batch of 16 are 5 GB.
 const LINEAR_ELEMENT: i64 = 120;
 
-/// What an element of two Gram matrices costs: written, read and multiplied once.
-const GRAM_ELEMENT: i64 = 20;
+/// What an element of two Gram matrices costs: added up from the lanes of its dot products, and multiplied.
+const GRAM_ELEMENT: i64 = 110;
 
 impl Plan {
     /// Sets method and block of every parameter, and which convolutions are handled by rows. At most `kept` elements
@@ -86,8 +86,8 @@ fn method(parameter: &ParameterPlan, taps: &[TapPlan], keep: bool) -> Method {
 /// A weight with one use is handled by rows where a record has one row, or where Gram matrices are cheaper than the
 /// gradient of each record.
 ///
-/// With T rows of widths a and b: Gram matrices cost `T²(a + b)` and their elements, and the sum after them `T·a·b`; a
-/// gradient costs `T·a·b` and its elements, twice when it is not kept.
+/// With T rows of widths a and b: Gram matrices, of which half is made, cost `T²(a + b)/2` and their elements, and the sum
+/// after them `T·a·b`; a gradient costs `T·a·b` and its elements, twice when it is not kept.
 fn by_rows(parameter: &ParameterPlan, taps: &[TapPlan], keep: bool) -> Option<Method> {
     let [only] = &parameter.uses[..] else {
         return None;
@@ -111,10 +111,8 @@ fn by_rows(parameter: &ParameterPlan, taps: &[TapPlan], keep: bool) -> Option<Me
         return Some(Method::Rows);
     }
     let product = a.saturating_mul(b);
-    let ghost = rows
-        .saturating_mul(rows)
-        .saturating_mul(a + b + GRAM_ELEMENT)
-        .saturating_add(rows.saturating_mul(product));
+    let grams = rows.saturating_mul(rows).saturating_mul(a + b + GRAM_ELEMENT) / 2;
+    let ghost = grams.saturating_add(rows.saturating_mul(product));
     let times = if keep { 1 } else { 2 };
     let instantiated = product
         .saturating_mul(rows.saturating_add(element))
@@ -123,7 +121,7 @@ fn by_rows(parameter: &ParameterPlan, taps: &[TapPlan], keep: bool) -> Option<Me
 }
 
 /// Tables alone are always cheaper by their factors: no gradient has more rows than tokens. Ties with weights cost
-/// `T²(rows + width)` for the weights and `T_weights·T_tables·width` for the cross terms, against `T·rows·width`.
+/// `T²(rows + width)/2` for the weights and `T_weights·T_tables·width` for the cross terms, against `T·rows·width`.
 fn is_cheaper_factored(parameter: &ParameterPlan, factors: &[Factor], taps: &[TapPlan]) -> bool {
     let rows_of = |wanted: fn(&Factor) -> bool| -> i64 {
         let uses = parameter.uses.iter().zip(factors);
@@ -136,10 +134,8 @@ fn is_cheaper_factored(parameter: &ParameterPlan, factors: &[Factor], taps: &[Ta
     let &[rows, width] = &parameter.shape[..] else {
         return false;
     };
-    let ghost = dense
-        .saturating_mul(dense)
-        .saturating_mul(rows + width)
-        .saturating_add(dense.saturating_mul(tokens).saturating_mul(width));
+    let grams = dense.saturating_mul(dense).saturating_mul(rows + width) / 2;
+    let ghost = grams.saturating_add(dense.saturating_mul(tokens).saturating_mul(width));
     let instantiated = dense.saturating_add(1).saturating_mul(rows).saturating_mul(width);
     dense == 0 || ghost <= instantiated || rows.saturating_mul(width) > MOST_INSTANTIATED
 }
