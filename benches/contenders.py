@@ -5,6 +5,7 @@ A contender is called for one step and returns its seconds.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 import time
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from bastionai.exporting import prepare
 
 ENGINE = Path("target/release/examples/bench_step")
+#: Where everybody computes.
+DEVICE = torch.device(os.environ.get("BASTIONAI_BENCH_DEVICE", "cpu"))
 #: What `torch.set_float32_matmul_precision` takes: PyTorch's default, and what permits faster kernels.
 PRECISIONS = ("highest", "medium")
 #: Opacus' `grad_sample_mode`.
@@ -43,7 +46,9 @@ class Logits(nn.Module):
         """Logits of each record, or of each token."""
         if "attention_mask" in columns:
             ids = columns["input_ids"]
-            columns["position_ids"] = torch.arange(ids.shape[1]).expand(ids.shape[0], -1).contiguous()
+            columns["position_ids"] = (
+                torch.arange(ids.shape[1], device=ids.device).expand(ids.shape[0], -1).contiguous()
+            )
         output = self.network(**columns)
         return output if isinstance(output, Tensor) else output.logits
 
@@ -65,6 +70,17 @@ def optimizer_of(task: Task, parameters: Iterable[nn.Parameter]) -> torch.optim.
     return torch.optim.SGD(trained, lr=0.1, momentum=0.9)
 
 
+def wait_for_device() -> None:
+    """Until it has done what it was given: its operators return before."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def placed(records: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The records where everybody computes."""
+    return {name: column.to(DEVICE) for name, column in records.items()}
+
+
 class Parts:
     """Seconds of the parts of a step, in order."""
 
@@ -75,6 +91,7 @@ class Parts:
 
     def end(self, part: str) -> None:
         """What passed since the last call belongs to this part."""
+        wait_for_device()
         now = time.perf_counter()
         self.seconds[part] = self.seconds.get(part, 0.0) + now - self.last
         self.last = now
@@ -90,7 +107,7 @@ class PlainStep:
     def __init__(self, task: Task, precision: str) -> None:
         """Of this task, at this `float32_matmul_precision`."""
         self.task, self.precision = task, precision
-        self.network, self.records = task.model().train(), task.records()
+        self.network, self.records = task.model().train().to(DEVICE), placed(task.records())
         self.optimizer = optimizer_of(task, self.network.parameters())
 
     def _loss(self, batch: dict[str, Tensor]) -> Tensor:
@@ -133,10 +150,10 @@ class OpacusStep:
         from torch.utils.data import DataLoader, TensorDataset
 
         self.task, self.mode, self.precision = task, mode, precision
-        self.records = task.records()
+        self.records = placed(task.records())
         # Its own recurrent layers in place of PyTorch's.
         network = ModuleValidator.fix(task.model()).train()
-        network = network if "input" in self.records else Logits(network)
+        network = (network if "input" in self.records else Logits(network)).to(DEVICE)
         criterion = NextToken() if task.loss == "causal_lm" else nn.CrossEntropyLoss()
         made = PrivacyEngine().make_private(
             module=network,
@@ -161,6 +178,7 @@ class OpacusStep:
         logits = self.network(batch["input"]) if "input" in batch else self.network(**batch)
         self.criterion(logits, target).backward()
         self.optimizer.step()
+        wait_for_device()
         return time.perf_counter() - start
 
 
@@ -182,7 +200,8 @@ class EngineStep:
             archive = Path(folder) / "model.pt2"
             archive.write_bytes(prepared.archive)
             ranges = task.integer_ranges(prepared.input_columns)
-            command = [str(ENGINE), str(archive), rows, str(threads), task.optimizer, *([ranges] if ranges else [])]
+            command = [str(ENGINE), "--device", DEVICE.type, str(archive), rows, str(threads), task.optimizer]
+            command += [ranges] if ranges else []
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
             )

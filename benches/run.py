@@ -1,6 +1,7 @@
 """`make bench`: ratios from one interleaved run, as a table and as JSON in .bench/.
 
-Environment: BASTIONAI_BENCH_SECONDS (default 60), of the rounds of each row, for a quicker or a steadier run.
+Environment: BASTIONAI_BENCH_SECONDS (default 60), of the rounds of each row, for a quicker or a steadier run;
+BASTIONAI_BENCH_DEVICE (default cpu), cpu or cuda. Memory is the host's in either case.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main() -> int:
         return 1
     seconds = float(os.environ.get("BASTIONAI_BENCH_SECONDS", "60"))
     effort = private_step.Effort(seconds, os.cpu_count() or 1)
-    facts = machine.facts()
+    facts = machine.facts() | {"device": str(contenders.DEVICE)}
     print(", ".join(f"{name}: {value}" for name, value in facts.items()), end="\n\n", flush=True)
     results = []
     RESULTS.parent.mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
 //! Private training steps of an exported model, timed one at a time: the engine's side of `make bench`
 //! (benches/private_step.py).
 //!
-//! Arguments: a `.pt2` archive; expected batch size, or `expected:physical` for another physical batch size than the cap
+//! Arguments: perhaps `--device cpu` or `--device cuda`; a `.pt2` archive; expected batch size, or `expected:physical` for another physical batch size than the cap
 //! of a run; threads; optimizer (`sgd` or `adamw`); the range of each input of integers, e.g. `0:1000,0:2`. It prints
 //! what it chose, then takes one step for every line on standard input and answers with its seconds; behind them, if
 //! the line is `profile`, with those of its phases. The sample is drawn, padded and masked, as in any run.
@@ -13,7 +13,7 @@ use bastionai_graph::typed::Input;
 use bastionai_privacy::cap::SampledSteps;
 use bastionai_trainer::records::Records;
 use bastionai_trainer::training::Training;
-use bastionai_trainer::{Engine, Settings, phases, selftest};
+use bastionai_trainer::{Device, Engine, Settings, phases, selftest};
 use bastionai_wire::trainer::{DatasetShape, Job, TRAINER_PROTOCOL_VERSION};
 use bastionai_wire::{Adam, Clipping, Compute, Optimizer, Schedule};
 use std::io::{BufRead, Write};
@@ -25,9 +25,15 @@ const ROWS: u64 = 4096;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [archive, batch, threads, optimizer, values @ ..] = &arguments[..] else {
-        anyhow::bail!("usage: bench_step MODEL.pt2 256 2 sgd|adamw [0:1000,0:2]");
+    let (device, arguments) = match &arguments[..] {
+        [flag, name, arguments @ ..] if flag == "--device" => (Device::named(name), arguments),
+        arguments => (Some(Device::Cpu), arguments),
     };
+    let (Some(device), [archive, batch, threads, optimizer, values @ ..]) = (device, arguments) else {
+        anyhow::bail!("usage: bench_step [--device cpu|cuda] MODEL.pt2 256 2 sgd|adamw [0:1000,0:2]");
+    };
+    device.load()?;
+    device.start()?;
     let values = values
         .iter()
         .flat_map(|list| list.split(','))
@@ -37,7 +43,7 @@ fn main() -> anyhow::Result<()> {
     selftest::prepare_process(threads)?;
     let libraries_mib = resident_mib()?;
     let archive = Archive::read(&std::fs::read(archive)?, &Limits::default())?;
-    let (mut training, choice) = training(&archive, batch, threads, optimizer, &values)?;
+    let (mut training, choice) = training(&archive, batch, threads, optimizer, &values, device)?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{choice} libraries_mib={libraries_mib}")?;
     out.flush()?;
@@ -63,6 +69,7 @@ fn training(
     threads: u32,
     optimizer: &str,
     values: &[Range<u64>],
+    device: Device,
 ) -> anyhow::Result<(Training, String)> {
     let columns = archive
         .example_inputs()
@@ -91,6 +98,7 @@ fn training(
         threads,
     };
     let mut engine = Engine::new(graph, &parameters, &constants, settings)?;
+    engine.run_on(device)?;
     let choice = selftest::self_test(&mut engine)?;
     let job = job(&engine, batch, cap, threads, optimizer);
     let mut records = Records::new(engine.graph().inputs(), &job.datasets)?;
