@@ -58,7 +58,8 @@ fn agrees(model: &Model, dtype: DType, device: Device) {
             &of_host.norm_bounds,
             tolerance,
         );
-        assert_eq!(other.l2_sensitivity(), host.l2_sensitivity(), "{name}");
+        // Its kernels sum in any order; the host's may be charged for one that is known.
+        assert!(other.l2_sensitivity() >= host.l2_sensitivity(), "{name}");
     }
     let settings = settings(BATCH as u32, 0.5);
     let (host, other) = (model.engine(settings), moved(model, settings, device));
