@@ -157,6 +157,30 @@ mod tests {
         );
     }
 
+    /// What `privacy::truncation` prices: with a record more, one other at most gives way to it.
+    #[test]
+    fn a_record_that_comes_displaces_one_other_at_most() {
+        let with = sampler(1 << 62, 18);
+        let mut without = sampler(1 << 62, 18);
+        without.datasets[0].rows -= 1;
+        let (mut came, mut displaced) = (0, 0);
+        for step in 0..2000 {
+            let (with, without) = (with.draw(step).unwrap(), without.draw(step).unwrap());
+            let new: Vec<&u64> = with.iter().filter(|row| !without.contains(row)).collect();
+            let lost = without.iter().filter(|row| !with.contains(row)).count();
+            assert!(new.is_empty() || new == [&39], "{new:?}");
+            assert!(lost <= new.len(), "{lost} gave way to {new:?}");
+            assert!(
+                lost == 0 || without.len() == 18,
+                "a sample of {} had room",
+                without.len()
+            );
+            came += new.len();
+            displaced += lost;
+        }
+        assert!(displaced > 50 && came > displaced + 50, "{displaced} of {came}");
+    }
+
     #[test]
     fn every_record_is_at_one_place_and_every_place_is_equally_likely() {
         let sampler = sampler(u64::MAX, 80);

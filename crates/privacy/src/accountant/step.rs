@@ -129,13 +129,17 @@ fn first_below(tail: impl Fn(f64) -> f64, cut: f64, sigma: f64) -> f64 {
 
 impl GridLosses {
     /// Puts a mixture of steps, the case revealed, on the grid of `spacing`, and cuts off a probability of at most
-    /// `cut` a side of each; `None` where f64 cannot hold such a grid.
+    /// `cut` a side, of every case but the first [`RARE_CUT`] times as much; `None` where f64 cannot hold such a grid.
     ///
     /// The loss of a mixture whose case is revealed is the mixture of the losses.
     pub(super) fn new(cases: &[Case], direction: Direction, spacing: f64, cut: f64) -> Option<Self> {
         let ranges: Vec<Range> = cases
             .iter()
-            .map(|case| Range::new(case.step, direction, (cut / case.weight).min(LARGEST_CUT)))
+            .enumerate()
+            .map(|(index, case)| {
+                let cut = if index == 0 { cut } else { cut * RARE_CUT };
+                Range::new(case.step, direction, (cut / case.weight).min(LARGEST_CUT))
+            })
             .collect();
         let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
         for (case, range) in cases.iter().zip(&ranges) {
@@ -290,6 +294,8 @@ impl NormalPair {
 
 /// Dots are at most this part of their distance from 0 apart, where that is more than a grid step.
 const DOTS_PER_RATIO: i64 = 200;
+/// The far losses of an exchange are as good as infinite, and would stretch the grid several times over.
+const RARE_CUT: f64 = 100.0;
 /// Most that is cut off a side of a case, however unlikely the case.
 const LARGEST_CUT: f64 = 0.1;
 /// Indices stay exact in f64, and so do sums of a few.
