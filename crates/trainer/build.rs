@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 const REQUIREMENTS: &str = "../../requirements.txt";
 
 fn main() {
-    let sources = ["shim.cpp", "recurrence.cpp", "products.cpp"];
+    let sources = ["shim.cpp", "recurrence.cpp", "products.cpp", "convolution.cpp"];
     let headers = [
         "shim.h",
         "recurrence.h",
         "cells.h",
         "products.h",
         "products_kernels.h",
+        "convolution.h",
+        "convolution_kernels.h",
     ];
     for file in sources.iter().chain(&headers) {
         println!("cargo:rerun-if-changed=shim/{file}");
@@ -77,6 +79,7 @@ fn compile_shim(libtorch: &Path) {
         .file("shim/shim.cpp")
         .file("shim/recurrence.cpp")
         .file("shim/products.cpp")
+        .file("shim/convolution.cpp")
         .include("shim")
         .flag("-isystem")
         .flag(include.to_str().expect("the path to libtorch is UTF-8"))

@@ -8,7 +8,7 @@ use crate::executor::{self, Randomness};
 use crate::ffi;
 use crate::ffi::products::{Contraction, Lanes, contract};
 use crate::gradients::gram::in_f32;
-use crate::gradients::instantiated::{squared_norms, weighted_sum};
+use crate::gradients::instantiated::weighted_sum;
 use crate::gradients::{self, Instantiated, Norms, TapValues, pulled};
 use crate::grid::{Grid, MAX_PHYSICAL_BATCH_SIZE};
 use crate::guards;
@@ -594,8 +594,8 @@ impl Engine {
             let sum = match found.kept.get(block) {
                 Some(gradients) => weighted_sum(gradients, factors, threads)?,
                 None => {
-                    let again = gradients::instantiate(parameter, &self.plan, taps, first, count, threads)?;
-                    let norms = squared_norms(&again, threads)?;
+                    let (again, norms) =
+                        gradients::measured(parameter, &self.plan, taps, first, count, threads)?;
                     let held = factors.iter().zip(&found.squared[records]).zip(norms);
                     let held = held.map(|((&factor, &first), again)| hold(factor, first, again));
                     weighted_sum(&again, &held.collect::<Vec<_>>(), threads)?

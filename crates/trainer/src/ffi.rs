@@ -47,6 +47,8 @@ unsafe extern "C" {
         outputs: *mut *mut c_void,
         output_count: usize,
     ) -> i32;
+    fn bastion_convolution_lanes() -> i32;
+    fn bastion_window_product(product: *const RawWindowProduct);
     fn bastion_edge(tensor: *const c_void, edge: *mut *mut c_void) -> i32;
     fn bastion_release_edge(edge: *mut c_void);
     fn bastion_backward(
@@ -307,6 +309,112 @@ pub(crate) fn recurrence(of: &Recurrence<'_>) -> Result<Vec<Tensor>, Failed> {
         )
     })?;
     Ok(outputs.into_iter().map(owned).collect())
+}
+
+/// Mirrors `BastionWindowProduct` of convolution.h.
+#[repr(C)]
+struct RawWindowProduct {
+    lanes: i32,
+    plain: *const f32,
+    plain_stride: i64,
+    rows: i64,
+    positions: i64,
+    source: *const f32,
+    starts: *const i32,
+    slots: *const Slot,
+    slot_count: i64,
+    target: *mut f32,
+    width: i64,
+    packed: *mut f32,
+    add: i32,
+    squares: *mut f64,
+}
+
+/// Lanes of f32 vectors that there are kernels for.
+pub(crate) const MOST_LANES: usize = 16;
+const FEWEST_LANES: usize = 8;
+
+/// Neighbouring columns of unfolded rows. Mirrors `BastionSlot` of convolution.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Slot {
+    /// Of the first of them from the start of a row.
+    pub(crate) offset: i32,
+    /// The first column of the result that they are.
+    pub(crate) column: i32,
+    /// At most the product's.
+    pub(crate) lanes: i32,
+}
+
+/// `target[r][column] (+)= Σ_t plain[r][t]·source[starts[t] + offset]`, as convolution.h says.
+pub(crate) struct WindowProduct<'a> {
+    /// Of the vectors: 16 or 8, and no more than [`convolution_lanes`].
+    pub(crate) lanes: usize,
+    /// `[rows, positions]`, `plain_stride` elements from row to row.
+    pub(crate) plain: &'a [f32],
+    pub(crate) plain_stride: usize,
+    pub(crate) rows: usize,
+    /// Readable for [`MOST_LANES`] elements from any start and offset.
+    pub(crate) source: &'a [f32],
+    /// One for each position.
+    pub(crate) starts: &'a [i32],
+    pub(crate) slots: &'a [Slot],
+    /// `[rows, width]`.
+    pub(crate) target: &'a mut [f32],
+    /// Room for `rows · positions`.
+    pub(crate) packed: &'a mut [f32],
+    /// Whether there is something in the target to add to.
+    pub(crate) add: bool,
+    /// Whether the result is done, and its squares are wanted.
+    pub(crate) is_last: bool,
+}
+
+/// Lanes of the widest vectors of this machine; 0 where there is no kernel for it.
+pub(crate) fn convolution_lanes() -> usize {
+    // SAFETY: takes nothing and only asks what the processor has.
+    let lanes = unsafe { bastion_convolution_lanes() };
+    usize::try_from(lanes).unwrap_or(0)
+}
+
+/// Makes the product; the sum of the squares of the result, in f64, if it is done.
+///
+/// # Panics
+/// When a slice is too short for what is asked of it.
+pub(crate) fn window_product(product: WindowProduct<'_>) -> f64 {
+    let (rows, positions) = (product.rows, product.starts.len());
+    assert!(rows > 0 && positions > 0);
+    let width = product.target.len() / rows;
+    let whole = |value: i32| usize::try_from(value).expect("no offset is negative");
+    let farthest = |values: &mut dyn Iterator<Item = i32>| values.map(whole).max().unwrap_or(0);
+    let slots = || product.slots.iter();
+    let source =
+        farthest(&mut product.starts.iter().copied()) + farthest(&mut slots().map(|slot| slot.offset));
+    assert!([FEWEST_LANES, MOST_LANES].contains(&product.lanes) && product.lanes <= convolution_lanes());
+    assert!(farthest(&mut slots().map(|slot| slot.lanes)) <= product.lanes);
+    assert!(slots().all(|slot| whole(slot.column) + whole(slot.lanes) <= width));
+    assert!(source + MOST_LANES <= product.source.len() && rows * positions <= product.packed.len());
+    assert!((rows - 1) * product.plain_stride + positions <= product.plain.len());
+    let mut squares = 0.0;
+    let raw = RawWindowProduct {
+        lanes: product.lanes as i32,
+        plain: product.plain.as_ptr(),
+        plain_stride: product.plain_stride as i64,
+        rows: rows as i64,
+        positions: positions as i64,
+        source: product.source.as_ptr(),
+        starts: product.starts.as_ptr(),
+        slots: product.slots.as_ptr(),
+        slot_count: product.slots.len() as i64,
+        target: product.target.as_mut_ptr(),
+        width: width as i64,
+        packed: product.packed.as_mut_ptr(),
+        add: i32::from(product.add),
+        squares: if product.is_last { &mut squares } else { null_mut() },
+    };
+    // SAFETY: every element that the kernel reads or writes lies in one of the slices, by the assertions above; the
+    // two that it writes are borrowed for it alone.
+    unsafe { bastion_window_product(&raw) };
+    squares
 }
 
 /// Where in the autograd graph a value's gradient arrives.

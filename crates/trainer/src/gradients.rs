@@ -7,8 +7,10 @@ mod factored;
 pub(crate) mod gram;
 pub(crate) mod instantiated;
 pub(crate) mod normalised;
+mod padding;
 pub(crate) mod pulled;
 mod unfold;
+mod windows;
 
 use self::channels::by_channel;
 use self::gram::{Ghost, Grams};
@@ -37,7 +39,7 @@ pub(crate) struct TapValues {
     pub(crate) row_norms: Option<(Tensor, Tensor)>,
     /// `[B, channels, rest]`: output gradients of taps with a parameter a channel.
     pub(crate) channels: Option<Tensor>,
-    /// The gradients of `layer_norm` and `rms_norm` themselves: then there is neither output gradient nor input.
+    /// The gradients of a norm's weight and bias themselves: then there is neither output gradient nor input.
     pub(crate) reduced: Option<Reduced>,
 }
 
@@ -84,13 +86,12 @@ pub(crate) fn tap_values(
     };
     let reduced_values = |norm: Norm, width: i64| -> Result<TapValues> {
         let of = |tensor: &Tensor| rows(tensor, plan.batch, batch_size, width);
-        Ok(TapValues {
-            gradient: Tensor::new(),
-            input: None,
-            row_norms: None,
-            channels: None,
-            reduced: Some(reduced(norm, &of(saved()?)?, &of(&gradient)?, threads)?),
-        })
+        Ok(of_reduced(reduced(
+            norm,
+            &of(saved()?)?,
+            &of(&gradient)?,
+            threads,
+        )?))
     };
     Ok(match &plan.kind {
         TapKind::Rows {
@@ -131,15 +132,21 @@ pub(crate) fn tap_values(
         TapKind::Convolution(convolution) => {
             convolution::values(convolution, plan, gradient, saved()?, batch_size, threads)?
         }
-        TapKind::Channels { channels, normalised } => TapValues {
-            channels: Some(by_channel(&gradient, batch_size, *channels)?),
-            input: Some(channels::normalised(
-                normalised, all_saved, batch_size, *channels,
-            )?),
-            gradient,
-            row_norms: None,
-            reduced: None,
-        },
+        TapKind::Channels { channels, normalised } => {
+            let sums = channels::reduced(normalised, all_saved, &gradient, batch_size, *channels, threads)?;
+            match sums {
+                Some(sums) => of_reduced(sums),
+                None => TapValues {
+                    channels: Some(by_channel(&gradient, batch_size, *channels)?),
+                    input: Some(channels::normalised(
+                        normalised, all_saved, batch_size, *channels,
+                    )?),
+                    gradient,
+                    row_norms: None,
+                    reduced: None,
+                },
+            }
+        }
         TapKind::Pulled => return Err(EngineError::SumOutOfBound),
         TapKind::Broadcast => TapValues {
             gradient,
@@ -149,6 +156,17 @@ pub(crate) fn tap_values(
             reduced: None,
         },
     })
+}
+
+/// Of a tap whose gradients are made already: it needs neither input nor output gradient any more.
+fn of_reduced(reduced: Reduced) -> TapValues {
+    TapValues {
+        gradient: Tensor::new(),
+        input: None,
+        row_norms: None,
+        channels: None,
+        reduced: Some(reduced),
+    }
 }
 
 /// Of a tap that only biases have: their gradients are sums of the output's. `None` for kinds that are no such tap.
@@ -261,8 +279,8 @@ fn instantiate_all(
 ) -> Result<Instantiated> {
     let (mut squared, mut kept) = (Vec::with_capacity(batch_size as usize), Vec::new());
     for (first, count) in blocks(batch_size, parameter.block) {
-        let gradients = instantiate(parameter, plan, taps, first, count, threads)?;
-        squared.extend(squared_norms(&gradients, threads)?);
+        let (gradients, own) = measured(parameter, plan, taps, first, count, threads)?;
+        squared.extend(own);
         if keep {
             kept.push(gradients);
         }
@@ -328,6 +346,42 @@ pub(crate) fn instantiate(
         (first, count),
         threads,
     )
+}
+
+/// As [`instantiate`], with the squared norm of each record's gradient.
+pub(crate) fn measured(
+    parameter: &ParameterPlan,
+    plan: &Plan,
+    taps: &[TapValues],
+    first: i64,
+    count: i64,
+    threads: usize,
+) -> Result<(Tensor, Vec<f64>)> {
+    let convolution = match &parameter.uses[..] {
+        [only] => match (&only.role, &plan.taps[only.tap].kind) {
+            (Role::Weight { .. }, TapKind::Convolution(convolution)) => Some((only, convolution)),
+            _ => None,
+        },
+        _ => None,
+    };
+    let Some((only, convolution)) = convolution else {
+        let gradients = instantiate(parameter, plan, taps, first, count, threads)?;
+        let squared = squared_norms(&gradients, threads)?;
+        return Ok((gradients, squared));
+    };
+    let (gradients, squared) =
+        convolution::weight_gradients(convolution, &taps[only.tap], first, count, threads)?;
+    let squared = match squared {
+        Some(squared) => squared,
+        None => squared_norms(&gradients, threads)?,
+    };
+    let mut shape = vec![count];
+    shape.extend(&only.value_shape);
+    // Views neither add to a norm nor take from it.
+    Ok((
+        undo_views(&gradients.f_reshape(&shape[..])?, &only.back)?,
+        squared,
+    ))
 }
 
 fn sum_of_uses(
@@ -405,7 +459,7 @@ fn use_gradient(
     shape.extend(&each.value_shape);
     let gradient = match (&each.role, &plan.kind) {
         (Role::Weight { .. }, TapKind::Convolution(convolution)) if !plan.as_rows => {
-            convolution::weight_gradients(convolution, tap, first, count, threads)?
+            return Ok(convolution::weight_gradients(convolution, tap, first, count, threads)?.0);
         }
         (Role::Weight { transposed }, _) => {
             let (inputs, gradients) = (narrow(input()?)?, narrow(&tap.gradient)?);
@@ -417,8 +471,9 @@ fn use_gradient(
             left.f_transpose(1, 2)?.f_bmm(&right)?
         }
         (Role::Pulled, _) => narrow(&tap.gradient)?,
-        (Role::Sum, _) if tap.reduced.is_some() => narrow(&reduced()?.sum)?,
+        (Role::Sum | Role::ChannelSum, _) if tap.reduced.is_some() => narrow(&reduced()?.sum)?,
         (Role::Scale, _) => narrow(&reduced()?.scale)?,
+        (Role::ChannelScale, _) if tap.reduced.is_some() => narrow(&reduced()?.scale)?,
         (Role::Sum, _) => sum(&narrow(&tap.gradient)?, &[1])?,
         (Role::Table, _) => {
             let ids = input()?.f_narrow(0, first, count)?;

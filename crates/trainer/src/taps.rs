@@ -12,7 +12,6 @@ use self::checks::{
     check_function, check_origin, check_untapped, check_value_shape, reaching_the_loss, views_back,
 };
 pub(crate) use self::convolution::ConvolutionPlan;
-use self::convolution::channels_first;
 pub(crate) use self::factor::Factor;
 pub(crate) use self::functions::FunctionPlan;
 pub(crate) use self::recurrent::sides;
@@ -249,8 +248,12 @@ impl Plan {
                 .find(|(_, function)| function.value == index(tapped.value));
             let (plan, _) =
                 function.ok_or_else(|| refuse("the tapped function is not among the program's"))?;
-            plan.uses
-                .push(used(&self.taps[tap], tap, role, value_shape, Vec::new()));
+            plan.uses.push(Use {
+                tap,
+                role,
+                value_shape,
+                back: Vec::new(),
+            });
             return Ok(());
         }
         let plan = self
@@ -262,26 +265,13 @@ impl Plan {
             .ok_or_else(|| refuse("the tap's views do not lead from the parameter to the value"))?;
         check_origin(graph, tapped)
             .ok_or_else(|| refuse("the tapped value is not a view of its parameter"))?;
-        plan.uses
-            .push(used(&self.taps[tap], tap, role, value_shape, back));
+        plan.uses.push(Use {
+            tap,
+            role,
+            value_shape,
+            back,
+        });
         Ok(())
-    }
-}
-
-/// A use as its gradient is computed: of a convolution's weight with the channels last.
-fn used(plan: &TapPlan, tap: usize, role: Role, value_shape: Vec<i64>, back: Vec<ViewBack>) -> Use {
-    let (value_shape, back) = match (&plan.kind, &role) {
-        (TapKind::Convolution(_), Role::Weight { .. }) => {
-            let (shape, first) = channels_first(&value_shape);
-            (shape, std::iter::once(first).chain(back).collect())
-        }
-        _ => (value_shape, back),
-    };
-    Use {
-        tap,
-        role,
-        value_shape,
-        back,
     }
 }
 

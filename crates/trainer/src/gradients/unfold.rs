@@ -4,17 +4,14 @@
 //! whole runs, whatever the stride. Each record's group is first brought into that order, with its padding, in memory
 //! that stays in the nearest caches.
 
+use super::padding::Window;
 use crate::accelerated;
 use crate::device::is_on_host;
 use crate::error::{EngineError, Result};
 use crate::ffi::{self, Element};
 use crate::grid::in_parallel;
 use crate::taps::ConvolutionPlan;
-use crate::vectors::{Pass, Vectors, Widest};
 use tch::{Device, Kind, Tensor};
-
-/// Runs up to this long are copied with a length that the compiler knows, what follows them included.
-const SHORT: usize = 16;
 
 /// `[records, channels, ..]` as `[records, groups, positions, kernel·channels of a group]`; elements stay as they are.
 ///
@@ -38,14 +35,111 @@ fn pointwise(tensor: &Tensor, plan: &ConvolutionPlan) -> Result<Tensor> {
     Ok(tensor.f_reshape(shape)?.f_transpose(2, 3)?)
 }
 
+/// The same with columns in the order of the weight, `[records, groups, positions, channels of a group·kernel]`: a
+/// product of such rows is the weight's gradient as it is, whose turning would cost more than the product's few rows.
+///
+/// # Errors
+/// As [`unfold`].
+pub(crate) fn unfold_as_weight(tensor: &Tensor, plan: &ConvolutionPlan, threads: usize) -> Result<Tensor> {
+    match tensor.kind() {
+        Kind::Float if is_on_host(tensor) && plan.length() > 0 && !plan.is_pointwise() => {
+            columns_of::<f32, _>(tensor, plan, threads, Columns::new(plan))
+        }
+        _ => {
+            let (kernel, channels) = (plan.kernel.iter().product(), plan.unfolded_channels / plan.groups);
+            let split = [-1, plan.groups, plan.length(), kernel, channels];
+            let unfolded = unfold(tensor, plan, threads)?
+                .f_reshape(split)?
+                .f_transpose(3, 4)?;
+            Ok(unfolded.f_reshape([-1, plan.groups, plan.length(), channels * kernel])?)
+        }
+    }
+}
+
 fn unfold_as<T: Element + Default + Send + Sync>(
     tensor: &Tensor,
     plan: &ConvolutionPlan,
     threads: usize,
 ) -> Result<Tensor> {
+    columns_of::<T, _>(tensor, plan, threads, Window::new(plan))
+}
+
+/// A way to unfold a record.
+trait Unfold: Sync {
+    /// Elements of a record, before and after.
+    fn elements(&self) -> (usize, usize);
+    fn unfold<T: Copy + Default>(&self, source: &[T], target: &mut [T]);
+}
+
+impl Unfold for Window {
+    fn elements(&self) -> (usize, usize) {
+        (self.elements(), self.unfolded())
+    }
+
+    fn unfold<T: Copy + Default>(&self, source: &[T], target: &mut [T]) {
+        self.unfold(source, target);
+    }
+}
+
+/// Channel by channel.
+struct Columns {
+    /// Of one channel.
+    window: Window,
+    channels: usize,
+    /// From a position's start, all places of the kernel.
+    places: Vec<usize>,
+}
+
+impl Columns {
+    fn new(plan: &ConvolutionPlan) -> Self {
+        let window = Window::of_channels(plan, 1);
+        let runs = window.runs.iter();
+        Self {
+            places: runs.flat_map(|start| *start..start + window.run).collect(),
+            channels: (plan.unfolded_channels / plan.groups) as usize,
+            window,
+        }
+    }
+
+    fn width(&self) -> usize {
+        self.channels * self.places.len()
+    }
+}
+
+impl Unfold for Columns {
+    fn elements(&self) -> (usize, usize) {
+        let groups = self.window.groups;
+        let unfolded = groups * self.window.starts.len() * self.width();
+        (groups * self.channels * self.window.plane(), unfolded)
+    }
+
+    fn unfold<T: Copy + Default>(&self, source: &[T], target: &mut [T]) {
+        let mut padded = self.window.padded_memory();
+        let (plane, places) = (self.window.plane(), self.places.len());
+        let groups = source.chunks_exact(plane * self.channels);
+        let each = self.window.starts.len() * self.width();
+        for (group, target) in groups.zip(target.chunks_exact_mut(each)) {
+            for (channel, plane) in group.chunks_exact(plane).enumerate() {
+                self.window.pad(plane, &mut padded);
+                for (row, start) in target.chunks_exact_mut(self.width()).zip(&self.window.starts) {
+                    let columns = &mut row[channel * places..][..places];
+                    for (column, place) in columns.iter_mut().zip(&self.places) {
+                        *column = padded[start + place];
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn columns_of<T: Element + Default + Send + Sync, U: Unfold>(
+    tensor: &Tensor,
+    plan: &ConvolutionPlan,
+    threads: usize,
+    window: U,
+) -> Result<Tensor> {
     let source = tensor.f_contiguous()?;
-    let window = Window::new(plan);
-    let (from, to) = (window.elements(), window.unfolded());
+    let (from, to) = window.elements();
     let records = source.size()[0];
     if source.numel() != records as usize * from || from == 0 || to == 0 {
         return Err(EngineError::SumOutOfBound);
@@ -66,158 +160,6 @@ fn unfold_as<T: Element + Default + Send + Sync>(
         Some(()) => Ok(target),
         None => Err(EngineError::SumOutOfBound),
     }
-}
-
-/// The plan in three dimensions, missing ones in front with extent 1.
-struct Window {
-    groups: usize,
-    /// Of one group.
-    channels: usize,
-    extents: [usize; 3],
-    /// With padding, as far as the kernel reaches at least.
-    padded: [usize; 3],
-    positions: [usize; 3],
-    kernel: [usize; 3],
-    stride: [usize; 3],
-    dilation: [usize; 3],
-    before: [usize; 3],
-}
-
-impl Window {
-    fn new(plan: &ConvolutionPlan) -> Self {
-        let three = |values: &[i64], missing: usize| {
-            let mut all = [missing; 3];
-            for (slot, &value) in all.iter_mut().rev().zip(values.iter().rev()) {
-                *slot = value as usize;
-            }
-            all
-        };
-        let mut window = Self {
-            groups: plan.groups as usize,
-            channels: (plan.unfolded_channels / plan.groups) as usize,
-            extents: three(&plan.unfolded_extents, 1),
-            padded: [0; 3],
-            positions: three(&plan.positions, 1),
-            kernel: three(&plan.kernel, 1),
-            stride: three(&plan.stride, 1),
-            dilation: three(&plan.dilation, 1),
-            before: three(&plan.padding_before, 0),
-        };
-        for axis in 0..3 {
-            let last = (window.positions[axis] - 1) * window.stride[axis];
-            let reach = last + (window.kernel[axis] - 1) * window.dilation[axis] + 1;
-            window.padded[axis] = reach.max(window.before[axis] + window.extents[axis]);
-        }
-        window
-    }
-
-    /// Of one record's group, as it is.
-    fn plane(&self) -> usize {
-        self.channels * self.extents.iter().product::<usize>()
-    }
-
-    fn elements(&self) -> usize {
-        self.groups * self.plane()
-    }
-
-    fn unfolded(&self) -> usize {
-        let places = self.positions.iter().product::<usize>();
-        self.groups * places * self.channels * self.kernel.iter().product::<usize>()
-    }
-
-    /// Records: `[groups, channels, extents]` to `[groups, positions, kernel, channels]` each.
-    fn unfold<T: Copy + Default>(&self, source: &[T], target: &mut [T]) {
-        // Its padding is written once; only what lies inside changes from group to group.
-        let padded = self.channels * self.padded.iter().product::<usize>();
-        let mut padded = vec![T::default(); padded + SHORT];
-        let each = self.unfolded() / self.groups;
-        for (group, target) in source
-            .chunks_exact(self.plane())
-            .zip(target.chunks_exact_mut(each))
-        {
-            self.pad(group, &mut padded);
-            Widest.run(Places {
-                window: self,
-                padded: &padded,
-                target,
-            });
-        }
-    }
-
-    /// `[channels, extents]` to `[padded extents, channels]`.
-    fn pad<T: Copy>(&self, group: &[T], padded: &mut [T]) {
-        let [depth, height, width] = self.extents;
-        let plane = depth * height * width;
-        for (line, [z, y]) in pairs([depth, height]).enumerate() {
-            let at = [z + self.before[0], y + self.before[1], self.before[2]];
-            let target = &mut padded[self.offset(at)..][..width * self.channels];
-            for (channel, plane) in group.chunks_exact(plane).enumerate() {
-                let source = &plane[line * width..][..width];
-                let slots = target[channel..].iter_mut().step_by(self.channels);
-                slots.zip(source).for_each(|(slot, &value)| *slot = value);
-            }
-        }
-    }
-
-    fn offset(&self, [z, y, x]: [usize; 3]) -> usize {
-        ((z * self.padded[1] + y) * self.padded[2] + x) * self.channels
-    }
-}
-
-/// `[padded extents, channels]` to `[positions, kernel, channels]`.
-struct Places<'a, T> {
-    window: &'a Window,
-    /// And [`SHORT`] elements more.
-    padded: &'a [T],
-    target: &'a mut [T],
-}
-
-impl<T: Copy> Pass for Places<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        let Window {
-            channels,
-            positions,
-            kernel,
-            stride,
-            dilation,
-            ..
-        } = *self.window;
-        // Places along the last axis of the kernel that lie together.
-        let together = if dilation[2] == 1 { kernel[2] } else { 1 };
-        let run = together * channels;
-        let mut starts = Vec::new();
-        for [z, y] in pairs([kernel[0], kernel[1]]) {
-            for x in (0..kernel[2]).step_by(together) {
-                let at = [z * dilation[0], y * dilation[1], x * dilation[2]];
-                starts.push(self.window.offset(at));
-            }
-        }
-        let mut slot = 0;
-        for [z, y] in pairs([positions[0], positions[1]]) {
-            for x in 0..positions[2] {
-                let base = self.window.offset([z * stride[0], y * stride[1], x * stride[2]]);
-                for start in &starts {
-                    let source = &self.padded[base + start..];
-                    let target = &mut self.target[slot..];
-                    if run <= SHORT && target.len() >= SHORT {
-                        // Beyond the run: what the next ones write again.
-                        target[..SHORT].copy_from_slice(&source[..SHORT]);
-                    } else {
-                        target[..run].copy_from_slice(&source[..run]);
-                    }
-                    slot += run;
-                }
-            }
-        }
-    }
-}
-
-/// All pairs below these extents, in order.
-fn pairs([outer, inner]: [usize; 2]) -> impl Iterator<Item = [usize; 2]> {
-    (0..outer).flat_map(move |first| (0..inner).map(move |second| [first, second]))
 }
 
 #[cfg(test)]
@@ -282,10 +224,16 @@ mod tests {
                 let tensor = Tensor::randn(shape, (Kind::Float, Device::Cpu));
                 let expected = tensor.im2col(kernel, [dilation; 2], [padding; 2], [stride; 2]);
                 let expected = reordered(&expected, &plan);
-                assert!(
-                    unfold(&tensor, &plan, 2).unwrap().equal(&expected),
-                    "{extents:?} {kernel:?} {channels} {groups}"
-                );
+                let case = format!("{extents:?} {kernel:?} {channels} {groups}");
+                assert!(unfold(&tensor, &plan, 2).unwrap().equal(&expected), "{case}");
+                let as_weight = tensor.im2col(kernel, [dilation; 2], [padding; 2], [stride; 2]);
+                let as_weight = as_weight
+                    .reshape([3, groups, plan.unfolded_width(), plan.length()])
+                    .transpose(2, 3);
+                for kind in [Kind::Float, Kind::Double] {
+                    let own = unfold_as_weight(&tensor.to_kind(kind), &plan, 2).unwrap();
+                    assert!(own.equal(&as_weight.to_kind(kind)), "{case}");
+                }
             }
         }
     }

@@ -3,11 +3,7 @@
 //!
 //! Of an ordinary convolution the input is unfolded and the output gradient is plain; of a transposed one, which is
 //! the gradient of an ordinary one, the output gradient is unfolded and the input is plain.
-//!
-//! The engine computes it with the channels last, `[plain channels, kernel, channels of a group]`: see
-//! [`channels_first`].
 
-use super::ViewBack;
 use crate::program::{BatchAxis, Expected, element_count};
 use bastionai_graph::typed::Convolution;
 
@@ -138,16 +134,6 @@ impl ConvolutionPlan {
     }
 }
 
-/// A weight's shape with its channels last, and the step back.
-pub(super) fn channels_first(weight_shape: &[i64]) -> (Vec<i64>, ViewBack) {
-    let axes = weight_shape.len() as i64;
-    let mut last = weight_shape.to_vec();
-    last[1..].rotate_left(1);
-    let mut back = vec![0, axes - 1];
-    back.extend(1..axes - 1);
-    (last, ViewBack::Permute(back))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,25 +156,6 @@ mod tests {
             dilation: vec![1],
             groups: 1,
             transposed,
-        }
-    }
-
-    #[test]
-    fn a_weight_with_its_channels_last_finds_back() {
-        let options = (Kind::Float, tch::Device::Cpu);
-        for (shape, order) in [
-            (&[2, 3, 4][..], &[0, 2, 1][..]),
-            (&[2, 3, 4, 5], &[0, 2, 3, 1]),
-            (&[2, 3, 4, 5, 6], &[0, 2, 3, 4, 1]),
-        ] {
-            let weight = tch::Tensor::randn(shape, options);
-            let last = weight.permute(order);
-            let (found, back) = channels_first(shape);
-            assert_eq!(found, last.size());
-            let ViewBack::Permute(back) = back else {
-                panic!("{back:?}")
-            };
-            assert!(last.permute(&back[..]).equal(&weight), "{shape:?}");
         }
     }
 

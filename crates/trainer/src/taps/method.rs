@@ -11,8 +11,12 @@ pub(super) const KEPT_ELEMENTS: i64 = 1 << 26;
 /// Memory of one block of instantiated gradients, or of what they are made from, in elements: 64 MiB of f32.
 const BLOCK_ELEMENTS: i64 = 1 << 24;
 
-/// What writing and reading one element of a gradient costs, in multiplications of an f32 matrix product.
-const ELEMENT: i64 = 40;
+/// What writing one element of a convolution's gradient and reading it for the sum costs, in multiplications of an f32
+/// matrix product. Its norm comes with it.
+const ELEMENT: i64 = 30;
+
+/// What an element of unfolded rows costs: written, and read by the Gram matrix and the sum.
+const UNFOLDED_ELEMENT: i64 = 30;
 
 /// The same of a linear layer over several rows, whose gradients would also be most of a step's memory: those of BERT
 /// for a batch of 16 are 5 GB.
@@ -87,22 +91,25 @@ fn method(parameter: &ParameterPlan, taps: &[TapPlan], keep: bool) -> Method {
 /// gradient of each record.
 ///
 /// With T rows of widths a and b: Gram matrices, of which half is made, cost `T²(a + b)/2` and their elements, and the sum
-/// after them `T·a·b`; a gradient costs `T·a·b` and its elements, twice when it is not kept.
+/// after them `T·a·b`, and a convolution's rows must be unfolded for both; a gradient costs `T·a·b` and its elements, twice
+/// when it is not kept.
 fn by_rows(parameter: &ParameterPlan, taps: &[TapPlan], keep: bool) -> Option<Method> {
     let [only] = &parameter.uses[..] else {
         return None;
     };
     let tap = &taps[only.tap];
-    let (a, b, element) = match (&only.role, &tap.kind) {
+    let (a, b, element, unfolded) = match (&only.role, &tap.kind) {
         (
             Role::Weight { .. },
             TapKind::Rows {
                 input_width,
                 output_width,
             },
-        ) => (*input_width, *output_width, LINEAR_ELEMENT),
+        ) => (*input_width, *output_width, LINEAR_ELEMENT, 0),
         (Role::Weight { .. }, TapKind::Convolution(plan)) if plan.groups == 1 => {
-            (plan.unfolded_width(), plan.plain_width(), ELEMENT)
+            let (width, rows) = (plan.unfolded_width(), plan.length());
+            let unfolded = rows.saturating_mul(width).saturating_mul(UNFOLDED_ELEMENT);
+            (width, plan.plain_width(), ELEMENT, unfolded)
         }
         _ => return None,
     };
@@ -112,7 +119,9 @@ fn by_rows(parameter: &ParameterPlan, taps: &[TapPlan], keep: bool) -> Option<Me
     }
     let product = a.saturating_mul(b);
     let grams = rows.saturating_mul(rows).saturating_mul(a + b + GRAM_ELEMENT) / 2;
-    let ghost = grams.saturating_add(rows.saturating_mul(product));
+    let ghost = grams
+        .saturating_add(rows.saturating_mul(product))
+        .saturating_add(unfolded);
     let times = if keep { 1 } else { 2 };
     let instantiated = product
         .saturating_mul(rows.saturating_add(element))
