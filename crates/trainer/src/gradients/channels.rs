@@ -69,6 +69,9 @@ pub(crate) fn reduced(
     let (Normalised::InGroups { groups, eps }, [input]) = (how, saved) else {
         return Ok(None);
     };
+    if !is_on_host(gradient) {
+        return Ok(None);
+    }
     let of =
         |tensor: &Tensor| -> Result<Tensor> { Ok(by_channel(tensor, batch_size, channels)?.f_contiguous()?) };
     let (input, gradient) = (of(input)?, of(gradient)?);
