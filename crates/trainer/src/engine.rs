@@ -260,11 +260,11 @@ impl Engine {
         self.add(batch, Randomness::Drawn, sums)
     }
 
-    /// The sums of one batch when nothing random is drawn: the self-test's view.
-    pub(crate) fn frozen_sums(&self, batch: &Batch) -> Result<Sums> {
+    /// The sums of one batch when nothing random is drawn, and which records counted: the self-test's view.
+    pub(crate) fn frozen_sums(&self, batch: &Batch) -> Result<(Sums, Vec<bool>)> {
         let mut sums = self.zero_sums();
-        self.add(batch, Randomness::Frozen, &mut sums)?;
-        Ok(sums)
+        let results = self.add(batch, Randomness::Frozen, &mut sums)?;
+        Ok((sums, results.counted))
     }
 
     fn add(&self, batch: &Batch, randomness: Randomness, sums: &mut Sums) -> Result<RecordResults> {

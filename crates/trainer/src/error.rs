@@ -53,6 +53,11 @@ pub enum EngineError {
         /// The physical batch size tried.
         physical_batch_size: u32,
     },
+    /// A record whose numbers are none, or out of range, adds something else to a sum than one that is absent (rules G3, G4).
+    #[error(
+        "a record that is not finite or out of range adds to a batch's sum: choose another max_batch_size, and report this"
+    )]
+    UnusableAdds,
     /// The operating system gave no randomness.
     #[error("the operating system gave no random bytes")]
     NoRandomness,
@@ -85,6 +90,7 @@ impl EngineError {
             Self::Mutated => "mutated",
             Self::SumOutOfBound => "bound",
             Self::RowsInteract { .. } => "rows",
+            Self::UnusableAdds => "unusable",
             Self::NoRandomness => "randomness",
         }
     }

@@ -1,8 +1,8 @@
-//! What is checked at start, on made-up rows: floating-point mode, kernel choice, immutability, and that a row's
-//! numbers do not depend on the other rows (rules G6, T2, T8).
+//! What is checked at start, on made-up rows: floating-point mode, kernel choice, immutability, that a row's numbers do
+//! not depend on the other rows, and that a row that cannot be used adds what an absent one does (rules G3, G4, G6, T2, T8).
 
 use crate::device::Device;
-use crate::engine::Engine;
+use crate::engine::{Engine, Sums};
 use crate::error::{EngineError, Result};
 use crate::ffi;
 use crate::kernels::{self, KernelChoice};
@@ -51,6 +51,10 @@ pub fn self_test(engine: &mut Engine) -> Result<KernelChoice> {
     };
     prove_rows(engine)?;
     prove_sums(engine)?;
+    prove_absence(
+        made_up(engine.graph(), i64::from(engine.settings().physical_batch_size))?,
+        |inputs, present| engine.frozen_sums(&engine.batch(inputs, present)?),
+    )?;
     Ok(choice)
 }
 
@@ -62,7 +66,8 @@ fn prove_sums(engine: &Engine) -> Result<()> {
     let inputs = made_up(engine.graph(), size)?;
     let sums = || {
         let copies = inputs.iter().map(Tensor::shallow_clone).collect();
-        engine.frozen_sums(&engine.batch(copies, Tensor::f_ones([size], (Kind::Bool, tch::Device::Cpu))?)?)
+        let present = Tensor::f_ones([size], (Kind::Bool, tch::Device::Cpu))?;
+        Ok::<_, EngineError>(engine.frozen_sums(&engine.batch(copies, present)?)?.0)
     };
     if sums()? == sums()? {
         Ok(())
@@ -71,6 +76,68 @@ fn prove_sums(engine: &Engine) -> Result<()> {
             physical_batch_size: engine.settings().physical_batch_size,
         })
     }
+}
+
+/// A record that is not a number, or out of range, must add to the sums what an absent one does, bit for bit: nothing,
+/// and no rounding of the others (rules G3, G4).
+///
+/// What such values make of a record is the graph's matter (`where` may make a number of NaN): held to it are the
+/// records that `added` says did not count. `added` gives the sums of a batch and which of its records counted.
+fn prove_absence(
+    inputs: Vec<Tensor>,
+    added: impl Fn(Vec<Tensor>, Tensor) -> Result<(Sums, Vec<bool>)>,
+) -> Result<()> {
+    let size = inputs.first().map_or(0, |input| input.size()[0]);
+    let floats = inputs.iter().any(|input| is_float(input.kind()));
+    let rows_at = |rest: i64| -> Result<Tensor> {
+        let rows: Vec<bool> = (0..size).map(|row| row % 4 == rest).collect();
+        Ok(Tensor::f_from_slice(&rows)?)
+    };
+    let (first, second) = (rows_at(0)?, rows_at(2)?);
+    // Some rows with floats that are no numbers, others with integers out of any range.
+    let (no_number, no_index) = if floats {
+        (&first, &second)
+    } else {
+        (&second, &first)
+    };
+    let poisoned = inputs
+        .iter()
+        .map(|input| poison(input, no_number, no_index))
+        .collect::<Result<Vec<_>>>()?;
+    let copies = poisoned.iter().map(Tensor::shallow_clone).collect();
+    let (sums, counted) = added(copies, Tensor::f_ones([size], (Kind::Bool, tch::Device::Cpu))?)?;
+    let counted_mask = Tensor::f_from_slice(&counted)?;
+    let absent = poisoned
+        .iter()
+        .map(|input| select(&counted_mask, input, &input.f_zeros_like()?))
+        .collect::<Result<Vec<_>>>()?;
+    if added(absent, counted_mask)? == (sums, counted) {
+        Ok(())
+    } else {
+        Err(EngineError::UnusableAdds)
+    }
+}
+
+fn is_float(kind: Kind) -> bool {
+    matches!(kind, Kind::Float | Kind::Double)
+}
+
+/// The input with some rows that are no numbers, or integers out of range; a Boolean is always in range.
+fn poison(input: &Tensor, no_number: &Tensor, no_index: &Tensor) -> Result<Tensor> {
+    match input.kind() {
+        kind if is_float(kind) => select(no_number, &input.f_full_like(f64::NAN)?, input),
+        Kind::Bool => Ok(input.shallow_clone()),
+        Kind::Uint8 => select(no_index, &input.f_full_like(255)?, input),
+        Kind::Int => select(no_index, &input.f_full_like(i64::from(i32::MIN))?, input),
+        _ => select(no_index, &input.f_full_like(i64::MIN)?, input),
+    }
+}
+
+/// Rows of `chosen` where the mask is true, of `others` elsewhere.
+fn select(rows: &Tensor, chosen: &Tensor, others: &Tensor) -> Result<Tensor> {
+    let mut shape = vec![1; chosen.size().len()];
+    shape[0] = -1;
+    Ok(chosen.f_where_self(&rows.f_reshape(&shape[..])?, others)?)
 }
 
 /// What computes on batches of records whose rows must not influence one another.
@@ -169,19 +236,12 @@ fn fillings(inputs: &[Tensor]) -> Vec<Option<f64>> {
 }
 
 fn replace(input: &Tensor, other: &Tensor, replaced: &Tensor, filling: Option<f64>) -> Result<Tensor> {
-    let shape: Vec<i64> = input
-        .size()
-        .iter()
-        .enumerate()
-        .map(|(axis, &extent)| if axis == 0 { extent } else { 1 })
-        .collect();
-    let rows = replaced.f_reshape(&shape[..])?;
     let filled = match filling {
-        Some(value) if matches!(input.kind(), Kind::Float | Kind::Double) => other.f_full_like(value)?,
+        Some(value) if is_float(input.kind()) => other.f_full_like(value)?,
         Some(0.0) => other.f_zeros_like()?,
         _ => other.shallow_clone(),
     };
-    Ok(filled.f_where_self(&rows, input)?)
+    select(replaced, &filled, input)
 }
 
 fn made_up(graph: &TypedGraph, size: i64) -> Result<Vec<Tensor>> {
@@ -211,4 +271,79 @@ fn same(left: &Tensor, right: &Tensor, kept: &Tensor) -> Result<bool> {
             .f_logical_or(&kept.f_logical_not()?)?
             .f_all()?,
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A sum of rows in units of 1/1024: of those that are present, finite and index one of four classes, if `careful`.
+    fn engine(careful: bool) -> impl Fn(Vec<Tensor>, Tensor) -> Result<(Sums, Vec<bool>)> {
+        move |inputs, present| {
+            let in_range = inputs[1].f_ge(0)?.f_logical_and(&inputs[1].f_lt(4)?)?;
+            let finite = inputs[0].f_isfinite()?.f_all_dim(1, false)?;
+            let counted = present.f_logical_and(&in_range)?.f_logical_and(&finite)?;
+            let rows = if careful {
+                select(&counted, &inputs[0], &inputs[0].f_zeros_like()?)?
+            } else {
+                // Forgets that the index was out of range: such a row is in the sum as it is.
+                select(
+                    &present.f_logical_and(&finite)?,
+                    &inputs[0],
+                    &inputs[0].f_zeros_like()?,
+                )?
+            };
+            let sum: Vec<f64> = rows.f_sum_dim_intlist(0, false, Kind::Double)?.try_into()?;
+            let sums = Sums(vec![sum.iter().map(|&each| (each * 1024.0) as i64).collect()]);
+            Ok((sums, Vec::<bool>::try_from(counted)?))
+        }
+    }
+
+    fn inputs(rows: i64) -> Vec<Tensor> {
+        tch::manual_seed(SEED);
+        let values = Tensor::f_rand([rows, 3], (Kind::Float, tch::Device::Cpu)).unwrap();
+        let classes = Tensor::f_randint(4, [rows], (Kind::Int64, tch::Device::Cpu)).unwrap();
+        vec![values, classes]
+    }
+
+    #[test]
+    fn a_record_that_is_no_number_or_out_of_range_adds_what_an_absent_one_does() {
+        for rows in [1, 3, 16] {
+            prove_absence(inputs(rows), engine(true)).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_engine_that_adds_a_record_out_of_range_is_found() {
+        let found = prove_absence(inputs(16), engine(false));
+        assert!(matches!(found, Err(EngineError::UnusableAdds)), "{found:?}");
+    }
+
+    #[test]
+    fn an_engine_that_rounds_the_others_otherwise_for_a_record_that_is_no_number_is_found() {
+        let honest = engine(true);
+        let rounds = |inputs: Vec<Tensor>, present: Tensor| {
+            let poisoned = bool::try_from(inputs[0].f_isnan()?.f_any()?)?;
+            let (mut sums, counted) = honest(inputs, present)?;
+            sums.0[0][0] += i64::from(poisoned);
+            Ok((sums, counted))
+        };
+        let found = prove_absence(inputs(16), rounds);
+        assert!(matches!(found, Err(EngineError::UnusableAdds)), "{found:?}");
+    }
+
+    #[test]
+    fn both_kinds_of_unusable_records_are_made() {
+        let (no_number, no_index) = (
+            Tensor::f_from_slice(&[true, false, false]).unwrap(),
+            Tensor::f_from_slice(&[false, false, true]).unwrap(),
+        );
+        let given = inputs(3);
+        let values = poison(&given[0], &no_number, &no_index).unwrap();
+        let classes = poison(&given[1], &no_number, &no_index).unwrap();
+        let rows: Vec<bool> = values.isnan().all_dim(1, false).try_into().unwrap();
+        assert_eq!(rows, [true, false, false]);
+        assert_eq!(classes.int64_value(&[2]), i64::MIN);
+        assert_eq!(classes.int64_value(&[1]), given[1].int64_value(&[1]));
+    }
 }
