@@ -88,6 +88,20 @@ class Attention(nn.Module):
         return self.head(self.layer(x).mean(1))
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer over a signal, then its last output."""
+
+    def __init__(self, layer: type[nn.Module], width: int, hidden: int, **more: object) -> None:
+        super().__init__()
+        self.layer = layer(width, hidden, batch_first=True, **more)
+        self.head = nn.LazyLinear(2)
+        with torch.no_grad():
+            self(torch.zeros(2, 2, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(x)[0][:, -1])
+
+
 def cnn() -> nn.Module:
     """Opacus' MNIST example."""
     return nn.Sequential(
@@ -118,7 +132,17 @@ MODELS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module], int, int, int]
     "sequence": ((128, 64), lambda: Sequence(64, 256), 1024, 128, 128),
     "CNN": ((1, 28, 28), cnn, 1024, 256, 256),
     "transformer": ((64, 64), lambda: Attention(64), 1024, 128, 128),
+    "LSTM": ((64, 32), lambda: Recurrent(nn.LSTM, 32, 128), 1024, 256, 256),
+    "GRU, two layers in both directions": (
+        (64, 32),
+        lambda: Recurrent(nn.GRU, 32, 64, num_layers=2, bidirectional=True),
+        1024,
+        256,
+        256,
+    ),
+    "transformer in bfloat16": ((64, 64), lambda: Attention(64), 1024, 128, 128),
 }
+BFLOAT16 = {"transformer in bfloat16"}
 
 
 def uploaded(client: bastionai.Connection, name: str, shape: tuple[int, ...], rows: int) -> bastionai.RemoteDataset:
@@ -137,9 +161,9 @@ def test_the_announced_memory_bounds_what_a_trainer_takes_and_is_not_wild(name, 
     shape, model, rows, batch_size, physical = MODELS[name]
     client = connect("owner")
     dataset = uploaded(client, name, shape, rows)
-    learner = client.RemoteLearner(
-        model(), dataset, loss="cross_entropy", optimizer=Adam(lr=1e-3), batch_size=batch_size, max_batch_size=physical
-    )
+    compute = "bfloat16" if name in BFLOAT16 else "float32"
+    options = {"loss": "cross_entropy", "optimizer": Adam(lr=1e-3), "batch_size": batch_size, "compute": compute}
+    learner = client.RemoteLearner(model(), dataset, max_batch_size=physical, **options)
     announced = learner.price(steps=4, eps=2.0).memory_bytes
     with Peak(server) as peak:
         assert learner.fit(steps=4, eps=2.0, progress=False).state == "succeeded"

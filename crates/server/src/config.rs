@@ -6,6 +6,7 @@
 pub mod explain;
 
 use crate::log::Level;
+use crate::machine;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -167,7 +168,8 @@ pub struct TrainerConfig {
     pub step_timeout_ms: u64,
     /// From ready to the last weight; then the trainer is killed and the run failed, charged in full.
     pub run_timeout_ms: u64,
-    /// Largest memory estimate of a run that is accepted, and the most private memory a trainer gets.
+    /// Largest memory estimate of a run that is accepted, and the most private memory a trainer gets; 0: three quarters
+    /// of what the machine has at the start, over `limits.concurrent_runs`.
     pub memory_bytes: u64,
     /// Progress is made durable and released this often, and after the last step, each time with a checkpoint of the
     /// run: for models whose state (parameters and optimizer) has at most 16 MiB.
@@ -335,12 +337,19 @@ impl TrainerConfig {
         (cores / concurrent.max(1)).max(1)
     }
 
+    /// Memory of one trainer when `concurrent` may run at once: what is stated, or what this machine has now.
+    pub(crate) fn memory_for(&self, concurrent: u32) -> u64 {
+        if self.memory_bytes > 0 {
+            return self.memory_bytes;
+        }
+        machine::memory_for_one_of(concurrent)
+    }
+
     fn check(&self, problems: &mut Vec<String>) {
         for (name, value, minimum) in [
             ("start_timeout_ms", self.start_timeout_ms, 100),
             ("step_timeout_ms", self.step_timeout_ms, 100),
             ("run_timeout_ms", self.run_timeout_ms, 100),
-            ("memory_bytes", self.memory_bytes, 1 << 20),
             ("commit_ms", self.commit_ms, 1),
             ("checkpoint_ms", self.checkpoint_ms, 1),
         ] {
@@ -353,6 +362,9 @@ impl TrainerConfig {
                  unless they name it), or trainer.device = \"cpu\""
                     .to_owned(),
             );
+        }
+        if self.memory_bytes != 0 {
+            at_least(problems, "trainer", "memory_bytes", self.memory_bytes, 1 << 20);
         }
         if self.threads > 4096 {
             problems.push(format!(
@@ -480,7 +492,7 @@ impl Default for TrainerConfig {
             start_timeout_ms: 120_000,
             step_timeout_ms: 300_000,
             run_timeout_ms: 24 * 3_600_000,
-            memory_bytes: 16 << 30,
+            memory_bytes: 0,
             commit_ms: 500,
             checkpoint_ms: 60_000,
             require_landlock: false,
@@ -576,6 +588,16 @@ mod tests {
             .map(|error| error.to_string())
             .unwrap_or_default();
         assert!(!text.contains("operations.listen"), "{text}");
+    }
+
+    #[test]
+    fn the_memory_of_a_trainer_is_what_is_stated_or_a_share_of_the_machines() {
+        let mut trainer = TrainerConfig::default();
+        let derived = trainer.memory_for(1);
+        assert!(derived > 1 << 20, "{derived} bytes of this machine");
+        assert!(trainer.memory_for(8) < derived / 4, "eight at once share it");
+        trainer.memory_bytes = 5 << 30;
+        assert_eq!((trainer.memory_for(1), trainer.memory_for(8)), (5 << 30, 5 << 30));
     }
 
     #[test]

@@ -1,8 +1,11 @@
-//! A checked graph for unit tests: 4 inputs, 8 hidden, 2 outputs.
+//! For unit tests: a checked graph of 4 inputs, 8 hidden, 2 outputs, and a request to train it.
 
+use crate::spec::{LossRequest, Privacy, RunRequest};
 use bastionai_graph::archive::{Archive, Limits};
 use bastionai_graph::contract::DataContract;
 use bastionai_graph::typed::TypedGraph;
+use bastionai_ledger::{DatasetId, Digest32};
+use bastionai_wire::{Clipping, Compute, Optimizer, Schedule};
 
 const MLP: &[u8] = include_bytes!("../tests/fixtures/mlp.pt2");
 const CONTRACT: &[u8] = br#"{"version":1,"columns":[
@@ -16,4 +19,39 @@ pub(crate) fn mlp() -> TypedGraph {
         .inputs(&["x", "y"])
         .unwrap();
     bastionai_graph::check(&Archive::read(MLP, &Limits::default()).unwrap(), &inputs).unwrap()
+}
+
+/// A run of [`mlp`] that asks for at most 64 rows at once.
+pub(crate) fn request(
+    batch_size: u64,
+    steps: u64,
+    privacy: Privacy,
+    loss: Option<LossRequest>,
+) -> RunRequest {
+    RunRequest {
+        model: Digest32::from_bytes([0; 32]),
+        datasets: vec![DatasetId::from_bytes([0; 16])],
+        input_columns: vec!["x".into()],
+        model_name: "mlp".into(),
+        batch_size,
+        max_batch_size: Some(64),
+        steps,
+        max_grad_norm: 1.0,
+        clipping: Clipping::Flat,
+        compute: Compute::Float32,
+        privacy,
+        delta: None,
+        loss,
+        optimizer: Optimizer::Sgd {
+            lr: 0.1,
+            momentum: 0.0,
+            dampening: 0.0,
+            weight_decay: 0.0,
+            nesterov: false,
+        },
+        schedule: Schedule::default(),
+        initial_weights: None,
+        ema_decay: None,
+        keep_steps: vec![],
+    }
 }

@@ -3,7 +3,7 @@
 //!
 //! In call order: [`config`] → `boot` (keys, claims, evidence) with `root_key` and `program` → `tls`,
 //! `acceptor` (sessions) → `rpc` (one file per flow) over `state` → `governance` (who may), `spec`, `plan`,
-//! `memory`, `price`, `digest` (what a run is and costs), `evaluation` (the same for an evaluation), `priced`, `quotes`,
+//! `memory` of a run and of the `machine`, `price`, `digest` (what a run is and costs), `evaluation` (the same for an evaluation), `priced`, `quotes`,
 //! `models` → `runs` (queue, trainers, watchers).
 //! `convert` speaks the wire's language, `errors` maps every failure to a status, `log` is all that is logged,
 //! `operations` what the operator's probes and metrics see.
@@ -32,6 +32,7 @@ mod evaluation;
 mod fixture;
 mod governance;
 pub mod log;
+mod machine;
 mod memory;
 mod models;
 mod operations;

@@ -87,6 +87,10 @@ pub(crate) enum Event<'a> {
     Sandbox {
         landlock_abi: u32,
     },
+    /// What one trainer gets, as stated or as the machine has it.
+    TrainerMemory {
+        bytes: u64,
+    },
     AcceptFailed,
     ConnectionRefused {
         address: SocketAddr,
@@ -224,6 +228,7 @@ impl Event<'_> {
                 failed,
             } => info!(target: TARGET, event = "orphans", resumed, refunded, failed),
             Self::Sandbox { landlock_abi } => info!(target: TARGET, event = "sandbox", landlock_abi),
+            Self::TrainerMemory { bytes } => info!(target: TARGET, event = "trainer_memory", bytes),
             Self::AcceptFailed => warn!(target: TARGET, event = "accept_failed"),
             Self::ConnectionRefused { address, why } => {
                 warn!(target: TARGET, event = "connection_refused", %address, why)

@@ -6,7 +6,9 @@
 //! misses ends a run before it starts: the trainer's self-test runs the very batch under the very limit.
 
 use crate::plan::elements;
+use bastionai_graph::dtype::DType;
 use bastionai_graph::typed::{Argument, Dependence, Extent, Tap, TypedGraph, TypedNode, Value, ValueId};
+use bastionai_wire::Compute;
 
 /// Bytes, by what takes them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,42 +24,52 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Of a run over `declared_sizes` at this physical batch size.
-    pub(crate) fn of(graph: &TypedGraph, declared_sizes: &[u64], physical_batch_size: u32) -> Self {
-        Self {
-            runtime: RUNTIME_BYTES,
-            parameters: parameter_bytes(graph),
-            batch: batch_bytes(graph, u64::from(physical_batch_size)),
-            records: record_bytes(graph, declared_sizes),
-        }
-    }
-
     pub(crate) fn total(&self) -> u64 {
         sum([self.runtime, self.parameters, self.batch, self.records])
     }
 }
 
-/// The largest physical batch, up to `most`, whose run fits into `limit_bytes`; `None` if not even one record does.
-pub(crate) fn largest_batch(
-    graph: &TypedGraph,
-    declared_sizes: &[u64],
-    limit_bytes: u64,
-    most: u32,
-) -> Option<u32> {
-    let fits = |size: u32| Memory::of(graph, declared_sizes, size).total() <= limit_bytes;
-    if !fits(1) {
-        return None;
-    }
-    let (mut fitting, mut above) = (1, most.saturating_add(1));
-    while fitting + 1 < above {
-        let middle = fitting + (above - fitting) / 2;
-        if fits(middle) {
-            fitting = middle;
-        } else {
-            above = middle;
+/// What memory depends on beside the physical batch.
+#[derive(Clone, Copy)]
+pub(crate) struct Needs<'a> {
+    pub(crate) graph: &'a TypedGraph,
+    pub(crate) declared_sizes: &'a [u64],
+    pub(crate) compute: Compute,
+}
+
+impl Needs<'_> {
+    /// Of a run at this physical batch size.
+    pub(crate) fn memory(self, physical_batch_size: u32) -> Memory {
+        let batch = u64::from(physical_batch_size);
+        Memory {
+            runtime: RUNTIME_BYTES,
+            parameters: parameter_bytes(self.graph),
+            batch: batch_bytes(self.graph, batch).saturating_add(lowered_bytes(
+                self.graph,
+                batch,
+                self.compute,
+            )),
+            records: record_bytes(self.graph, self.declared_sizes),
         }
     }
-    Some(fitting)
+
+    /// The largest physical batch, up to `most`, whose run fits into `limit_bytes`; `None` if not even one record does.
+    pub(crate) fn largest_batch(self, limit_bytes: u64, most: u32) -> Option<u32> {
+        let fits = |size: u32| self.memory(size).total() <= limit_bytes;
+        if !fits(1) {
+            return None;
+        }
+        let (mut fitting, mut above) = (1, most.saturating_add(1));
+        while fitting + 1 < above {
+            let middle = fitting + (above - fitting) / 2;
+            if fits(middle) {
+                fitting = middle;
+            } else {
+                above = middle;
+            }
+        }
+        Some(fitting)
+    }
 }
 
 /// Values (once as received, once as a tensor), constants alike; for what is trained an i64 sum, two moments and an
@@ -129,6 +141,33 @@ fn batch_bytes(graph: &TypedGraph, batch: u64) -> u64 {
     let pulled_back = pulled_back_bytes(graph, batch);
     let blocks = block.saturating_mul(2);
     sum(inputs.chain([forward, taps, widest, blocks, kept, unfolded, pulled_back]))
+}
+
+/// Of products in bfloat16: every operand's copy, kept for the backward pass (a value that feeds three products is copied
+/// three times), and of one product at a time the result and the gradients in bfloat16.
+fn lowered_bytes(graph: &TypedGraph, batch: u64, compute: Compute) -> u64 {
+    let bytes = |id: ValueId| half_bytes(&graph.values()[id.0 as usize], batch);
+    let (mut kept, mut widest) = (0u64, 0u64);
+    for node in graph.nodes() {
+        let mut values = operands(node).chain(node.outputs.iter().copied());
+        let is_f32 = |id: ValueId| graph.values()[id.0 as usize].value_type.dtype == DType::F32;
+        if !compute.lowers(&node.operator) || !values.all(is_f32) {
+            continue;
+        }
+        let copied = sum(operands(node).map(bytes));
+        kept = kept.saturating_add(copied);
+        widest = widest.max(copied.saturating_add(sum(node.outputs.iter().map(|&id| bytes(id)))));
+    }
+    kept.saturating_add(widest)
+}
+
+/// Of a value in bfloat16.
+fn half_bytes(value: &Value, batch: u64) -> u64 {
+    let extents = value.value_type.shape.iter().map(|extent| match *extent {
+        Extent::Fixed(count) => count,
+        Extent::Batch(inner) => inner.saturating_mul(batch),
+    });
+    extents.fold(2, u64::saturating_mul)
 }
 
 /// Gradients of parameters that enter as functions of them, for every record of the batch (rule G2): as they are made,
@@ -366,20 +405,52 @@ mod tests {
     use super::*;
     use crate::fixture::mlp;
 
+    fn needs<'a>(graph: &'a TypedGraph, declared_sizes: &'a [u64]) -> Needs<'a> {
+        Needs {
+            graph,
+            declared_sizes,
+            compute: Compute::Float32,
+        }
+    }
+
+    #[test]
+    fn products_in_bfloat16_need_their_operands_a_second_time_in_half_the_bytes() {
+        let graph = mlp();
+        let float32 = needs(&graph, &[64]);
+        let lowered = Needs {
+            compute: Compute::Bfloat16,
+            ..float32
+        };
+        for rows in [1u64, 64, 4096] {
+            // 4 → 8 → 2: input, weight and bias of both layers, then the widest of them with its output.
+            let (first, second) = (rows * 4 + 8 * 4 + 8, rows * 8 + 2 * 8 + 2);
+            let widest = (first + rows * 8).max(second + rows * 2);
+            let (wide, narrow) = (float32.memory(rows as u32), lowered.memory(rows as u32));
+            assert_eq!(narrow.batch - wide.batch, 2 * (first + second + widest), "{rows}");
+            assert_eq!(
+                (narrow.parameters, narrow.records),
+                (wide.parameters, wide.records)
+            );
+        }
+        let limit = float32.memory(100).total();
+        assert_eq!(float32.largest_batch(limit, 1 << 20), Some(100));
+        assert!(lowered.largest_batch(limit, 1 << 20) < Some(100));
+    }
+
     #[test]
     fn memory_grows_with_the_batch_and_with_the_datasets_and_never_overflows() {
         let graph = mlp();
         let mut last = 0;
         for batch in [1, 2, 64, 4096, u32::MAX] {
-            let total = Memory::of(&graph, &[64], batch).total();
+            let total = needs(&graph, &[64]).memory(batch).total();
             assert!(total > last, "{batch}");
             last = total;
         }
-        let small = Memory::of(&graph, &[64], 16);
-        let large = Memory::of(&graph, &[64, 1 << 40], 16);
+        let small = needs(&graph, &[64]).memory(16);
+        let large = needs(&graph, &[64, 1 << 40]).memory(16);
         assert!(large.records > small.records && large.batch == small.batch);
         assert_eq!(
-            Memory::of(&graph, &[u64::MAX, u64::MAX], u32::MAX).total(),
+            needs(&graph, &[u64::MAX, u64::MAX]).memory(u32::MAX).total(),
             u64::MAX
         );
     }
@@ -400,15 +471,15 @@ mod tests {
     #[test]
     fn the_largest_batch_is_the_last_that_fits() {
         let graph = mlp();
-        let of = |size| Memory::of(&graph, &[64], size).total();
+        let of = |size| needs(&graph, &[64]).memory(size).total();
         for limit in [of(1), of(2), of(100) - 1, of(100), of(100_000) + 7] {
-            let found = largest_batch(&graph, &[64], limit, 1 << 20).unwrap();
+            let found = needs(&graph, &[64]).largest_batch(limit, 1 << 20).unwrap();
             assert!(
                 of(found) <= limit && (of(found + 1) > limit || found == 1 << 20),
                 "{limit}: {found}"
             );
         }
-        assert_eq!(largest_batch(&graph, &[64], of(1) - 1, 1 << 20), None);
-        assert_eq!(largest_batch(&graph, &[64], u64::MAX, 256), Some(256));
+        assert_eq!(needs(&graph, &[64]).largest_batch(of(1) - 1, 1 << 20), None);
+        assert_eq!(needs(&graph, &[64]).largest_batch(u64::MAX, 256), Some(256));
     }
 }

@@ -241,37 +241,7 @@ const WEAK_EPSILON: f64 = 10.0;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bastionai_ledger::{DatasetId, Digest32};
-    use bastionai_wire::{Clipping, Compute, Optimizer, Schedule};
-
-    fn request(batch_size: u64, steps: u64, privacy: Privacy, loss: Option<LossRequest>) -> RunRequest {
-        RunRequest {
-            model: Digest32::from_bytes([0; 32]),
-            datasets: vec![DatasetId::from_bytes([0; 16])],
-            input_columns: vec!["x".into()],
-            model_name: "mlp".into(),
-            batch_size,
-            max_batch_size: Some(64),
-            steps,
-            max_grad_norm: 1.0,
-            clipping: Clipping::Flat,
-            compute: Compute::Float32,
-            privacy,
-            delta: None,
-            loss,
-            optimizer: Optimizer::Sgd {
-                lr: 0.1,
-                momentum: 0.0,
-                dampening: 0.0,
-                weight_decay: 0.0,
-                nesterov: false,
-            },
-            schedule: Schedule::default(),
-            initial_weights: None,
-            ema_decay: None,
-            keep_steps: vec![],
-        }
-    }
+    use crate::fixture::request;
 
     const LOSS: Option<LossRequest> = Some(LossRequest {
         max_loss: 4.0,

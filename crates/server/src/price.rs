@@ -4,7 +4,7 @@
 use crate::convert;
 use crate::digest::{Agreement, DatasetVersion, tensors_digest};
 use crate::errors::{Failure, Reason};
-use crate::memory::{self, Memory};
+use crate::memory::{self, Memory, Needs};
 use crate::models::Model;
 use crate::plan::{self, Plan, RELATION};
 use crate::spec::{Privacy, RunRequest};
@@ -238,15 +238,19 @@ fn fitting_plan(
     let records = declared_sizes.iter().copied().fold(0, u64::saturating_add);
     let average = request.ema_decay.map_or(0, |_| plan::weight_bytes(graph));
     let allowed = allowed.saturating_sub(average);
-    let bytes_of = |plan: &Plan| Memory::of(graph, declared_sizes, plan.physical_batch_size).total();
+    let needs = Needs {
+        graph,
+        declared_sizes,
+        compute: request.compute,
+    };
+    let bytes_of = |plan: &Plan| needs.memory(plan.physical_batch_size).total();
     let plan = Plan::new(request, records, delta)?;
     let wanted = bytes_of(&plan);
     if wanted <= allowed {
         return Ok((plan, wanted + average));
     }
-    let Some(largest) = memory::largest_batch(graph, declared_sizes, allowed, plan.physical_batch_size)
-    else {
-        return Err(too_large(Memory::of(graph, declared_sizes, 1), allowed));
+    let Some(largest) = needs.largest_batch(allowed, plan.physical_batch_size) else {
+        return Err(too_large(needs.memory(1), allowed));
     };
     if let Some(asked) = request.max_batch_size {
         let message = format!(
@@ -479,3 +483,93 @@ pub(crate) fn check_frames(inputs: &[InputColumn], declared_sizes: &[u64]) -> Re
 const REHEARSAL_DELTA: Delta = Delta::from_units(10u64.pow(12));
 /// Status details travel in headers, which peers bound.
 const MAX_DETAIL_BYTES: usize = 128 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{mlp, request};
+
+    const RECORDS: [u64; 1] = [100_000];
+
+    /// A run of 4096 records a step, under a limit of memory.
+    fn planned(asked: Option<u32>, allowed: u64) -> Result<(Plan, u64), Failure> {
+        let request = RunRequest {
+            max_batch_size: asked,
+            ..request(4096, 10, Privacy::NoiseMultiplier(1.0), None)
+        };
+        let delta = "1e-6".parse().expect("a constant");
+        fitting_plan(&request, &mlp(), &RECORDS, delta, allowed)
+    }
+
+    fn bytes_at(physical_batch_size: u32) -> u64 {
+        let needs = Needs {
+            graph: &mlp(),
+            declared_sizes: &RECORDS,
+            compute: bastionai_wire::Compute::Float32,
+        };
+        needs.memory(physical_batch_size).total()
+    }
+
+    fn refusal(asked: Option<u32>, allowed: u64) -> String {
+        let failure = planned(asked, allowed).err().unwrap();
+        tonic::Status::from(failure).message().to_owned()
+    }
+
+    #[test]
+    fn the_physical_batch_is_what_fits_into_the_memory_of_a_trainer_and_the_plan_pays_for_it() {
+        let (roomy, _) = planned(None, u64::MAX).unwrap();
+        assert!(
+            (200..=plan::DEFAULT_PHYSICAL_BATCH).contains(&roomy.physical_batch_size),
+            "equal micro-batches of at most 256"
+        );
+        for fitting in [1, 7, 100] {
+            let limit = bytes_at(fitting + 1) - 1;
+            let (tight, bytes) = planned(None, limit).unwrap();
+            assert!(
+                tight.physical_batch_size <= fitting && bytes <= limit,
+                "{fitting}"
+            );
+            assert!(
+                tight.truncated_batch_size() >= 4096,
+                "the step is as large, in more micro-batches: {}",
+                tight.truncated_batch_size()
+            );
+            let DpEvent::SelfComposed { event, .. } = &tight.event else {
+                panic!("{:?}", tight.event)
+            };
+            let DpEvent::TruncatedSubsampledGaussian {
+                truncated_batch_size, ..
+            } = **event
+            else {
+                panic!("{event:?}")
+            };
+            assert_eq!(truncated_batch_size, tight.truncated_batch_size());
+        }
+    }
+
+    #[test]
+    fn a_batch_that_was_asked_for_and_does_not_fit_is_refused_with_the_one_that_would() {
+        let said = refusal(Some(4096), bytes_at(100));
+        assert!(said.contains("max_batch_size 4096"), "{said}");
+        let fitting = said.split("choose max_batch_size ").nth(1).unwrap();
+        let fitting: u32 = fitting.split(' ').next().unwrap().parse().unwrap();
+        assert_eq!(fitting, 100, "{said}");
+        assert!(planned(Some(fitting), bytes_at(100)).is_ok());
+    }
+
+    #[test]
+    fn a_model_of_which_not_one_record_fits_is_refused_with_what_takes_the_memory() {
+        for asked in [None, Some(16)] {
+            let said = refusal(asked, bytes_at(1) - 1);
+            for part in [
+                "even one record at a time",
+                "the records of all datasets",
+                "the parameters",
+                "libtorch",
+                "train a smaller model",
+            ] {
+                assert!(said.contains(part), "{part}: {said}");
+            }
+        }
+    }
+}

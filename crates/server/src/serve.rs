@@ -187,7 +187,12 @@ fn boot(config: Config) -> Result<state::Server, ServeError> {
     let vault = Vault::open(&config.data_dir, &root, VaultConfig::default(), now_unix_ms)?;
     let identity = ServerIdentity::generate()?;
     let boot = Boot::start(&config, &vault, now_unix_ms)?;
-    Ok(state::Server::new(config, vault, boot, identity))
+    let server = state::Server::new(config, vault, boot, identity);
+    Event::TrainerMemory {
+        bytes: server.trainer_memory_bytes,
+    }
+    .emit();
+    Ok(server)
 }
 
 fn create_data_dir(config: &Config) -> Result<(), ServeError> {

@@ -28,6 +28,8 @@ pub(crate) struct Server {
     pub(crate) quotes: Quotes,
     pub(crate) runs: Runs,
     pub(crate) storage: Storage,
+    /// Of one trainer, on the host: stated or the machine's.
+    pub(crate) trainer_memory_bytes: u64,
     throughput: OnceLock<Throughput>,
     uploads: Places,
     prices: Places,
@@ -42,6 +44,7 @@ impl Server {
             quotes: Quotes::new(limits.quotes, limits.quotes_per_principal),
             runs: Runs::new(limits),
             storage: vault.read(|ledger| Storage::new(limits, ledger)),
+            trainer_memory_bytes: config.trainer.memory_for(limits.concurrent_runs),
             throughput: OnceLock::new(),
             uploads: Places::new(limits.concurrent_uploads, limits.uploads_per_principal),
             prices: Places::new(limits.concurrent_prices, limits.prices_per_principal),
@@ -81,13 +84,13 @@ impl Server {
         }
     }
 
-    /// Largest memory estimate of a run that is accepted: `trainer.memory_bytes`, or what one of the concurrent runs gets of
+    /// Largest memory estimate of a run that is accepted: what a trainer gets of the machine, or what one of the concurrent runs gets of
     /// its device. Where both are in play nobody knows yet how the estimate divides, so each must hold the whole.
     pub(crate) fn run_memory_bytes(&self) -> u64 {
-        let configured = self.config.trainer.memory_bytes;
+        let of_machine = self.trainer_memory_bytes;
         let runs = u64::from(self.config.limits.concurrent_runs.max(1));
         let of_device = self.boot.trainer.device_memory_bytes;
-        of_device.map_or(configured, |all| configured.min(all / runs))
+        of_device.map_or(of_machine, |all| of_machine.min(all / runs))
     }
 
     /// Refuses new uploads and runs while the server drains.

@@ -7,22 +7,8 @@
 
 use crate::ffi::CallArgument;
 use crate::program::{Call, Expected, Prepared};
+use bastionai_wire::Compute;
 use tch::{Kind, Tensor};
-
-/// Operators that are worth it: those that autocast runs in lower precision and this engine knows.
-const PRODUCTS: [&str; 11] = [
-    "addmm",
-    "bmm",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-    "convolution",
-    "linear",
-    "matmul",
-];
 
 /// Whether a call is a product of f32 values.
 pub(crate) fn is_product(operator: &str, call: &Call, expected: &[Expected]) -> bool {
@@ -31,7 +17,7 @@ pub(crate) fn is_product(operator: &str, call: &Call, expected: &[Expected]) -> 
         Prepared::Value(value) => Some(value),
         _ => None,
     });
-    PRODUCTS.contains(&operator) && operands.chain(&call.outputs).all(is_f32)
+    Compute::Bfloat16.lowers(operator) && operands.chain(&call.outputs).all(is_f32)
 }
 
 /// The operands of a call in bfloat16, by their position; `None` for what is no tensor.

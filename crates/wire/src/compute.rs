@@ -25,7 +25,27 @@ impl Compute {
             Self::Bfloat16 => "bfloat16",
         }
     }
+
+    /// Whether the operands of this operator are rounded to bfloat16, where all it takes and gives is f32: those that
+    /// autocast runs in lower precision and the engine knows.
+    pub fn lowers(self, operator: &str) -> bool {
+        self == Self::Bfloat16 && PRODUCTS.contains(&operator)
+    }
 }
+
+const PRODUCTS: [&str; 11] = [
+    "addmm",
+    "bmm",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "convolution",
+    "linear",
+    "matmul",
+];
 
 /// A number that names no precision of this version of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

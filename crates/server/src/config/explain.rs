@@ -254,7 +254,7 @@ pub const EXPLAINED: &[Explained] = &[
     ),
     row(
         "trainer.memory_bytes",
-        "largest memory estimate of a run, and the most private memory a trainer gets",
+        "largest memory estimate of a run, and the most private memory a trainer gets; 0: three quarters of what the machine has at the start, over limits.concurrent_runs",
         "`run-spec-invalid`, with the batch that would fit; beyond it the trainer dies, the run fails, charged",
         "tests/trainers.rs::a_trainer_gets_no_more_memory_than_the_configuration_allows",
     ),

@@ -5,7 +5,7 @@ use super::EvaluationRequest;
 use crate::convert;
 use crate::digest::{DatasetVersion, Fields, tensors_digest};
 use crate::errors::{Failure, Reason};
-use crate::memory::{self, Memory};
+use crate::memory::{self, Needs};
 use crate::models::Model;
 use crate::plan::{self, RELATION};
 use crate::price::{Boot, PriceLimits, Terms, check_frames, read_archive, refused, too_large};
@@ -21,7 +21,7 @@ use bastionai_privacy::histogram::Histograms;
 use bastionai_privacy::{accountant, calibrate};
 use bastionai_vault::Weights;
 use bastionai_wire::trainer::{DatasetShape, EvaluationJob, TRAINER_PROTOCOL_VERSION};
-use bastionai_wire::v1;
+use bastionai_wire::{Compute, v1};
 use std::sync::Arc;
 
 /// An evaluation that was priced for one scientist and can be started until it expires.
@@ -163,12 +163,18 @@ fn fitting_batch(
     allowed: u64,
 ) -> Result<(u32, u64), Failure> {
     let wanted = asked.unwrap_or(plan::DEFAULT_PHYSICAL_BATCH);
-    let bytes = |batch: u32| Memory::of(graph, declared_sizes, batch).total();
+    let needs = Needs {
+        graph,
+        declared_sizes,
+        compute: Compute::Float32,
+    };
+    let bytes = |batch: u32| needs.memory(batch).total();
     if bytes(wanted) <= allowed {
         return Ok((wanted, bytes(wanted)));
     }
-    let largest = memory::largest_batch(graph, declared_sizes, allowed, wanted)
-        .ok_or_else(|| too_large(Memory::of(graph, declared_sizes, 1), allowed))?;
+    let largest = needs
+        .largest_batch(allowed, wanted)
+        .ok_or_else(|| too_large(needs.memory(1), allowed))?;
     if asked.is_none() {
         return Ok((largest, bytes(largest)));
     }

@@ -129,7 +129,7 @@ fn command<'a>(
             run_timeout: Duration::from_millis(trainer.run_timeout_ms),
             stop_timeout: Duration::from_millis(trainer.drain_timeout_ms),
         },
-        memory_bytes: trainer.memory_bytes,
+        memory_bytes: server.trainer_memory_bytes,
     };
     Ok((
         command,
