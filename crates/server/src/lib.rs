@@ -4,7 +4,7 @@
 //! In call order: [`config`] → `boot` (keys, claims, evidence) with `root_key` and `program` → `tls`,
 //! `acceptor` (sessions) → `rpc` (one file per flow) over `state` → `governance` (who may), `spec`, `plan`,
 //! `memory` of a run and of the `machine`, `price`, `digest` (what a run is and costs), `evaluation` (the same for an evaluation), `priced`, `quotes`,
-//! `models` → `runs` (queue, trainers, watchers).
+//! `models` and `partial_archive` → `runs` (queue, trainers, watchers).
 //! `convert` speaks the wire's language, `errors` maps every failure to a status, `log` is all that is logged,
 //! `operations` what the operator's probes and metrics see.
 //!
@@ -36,6 +36,7 @@ mod machine;
 mod memory;
 mod models;
 mod operations;
+mod partial_archive;
 mod places;
 mod plan;
 mod price;

@@ -6,6 +6,7 @@ use crate::acceptor::Peer;
 use crate::errors::{Failure, Reason};
 use crate::log::{Event, Hex};
 use crate::models::{MOST_STORAGES, Model};
+use crate::partial_archive::PartialArchive;
 use crate::price::read_archive;
 use crate::spec;
 use crate::state::{Server, UploadPlace};
@@ -69,6 +70,7 @@ pub(crate) async fn upload(
     blocking(move || {
         // The place is given back when the work ends, whether or not the caller still waits for it.
         let _place = place;
+        let archive = archive.assemble(&server.models, owner)?;
         let digest: [u8; 32] = Sha256::digest(&archive).into();
         if header.archive_digest != digest {
             let message = "the archive's SHA-256 is not the one in the header: it was damaged on the way; send it again";
@@ -90,7 +92,7 @@ async fn receive(
     place: &UploadPlace,
     header: &v1::UploadModelHeader,
     parts: &mut Streaming<v1::UploadModelRequest>,
-) -> Result<Vec<u8>, Failure> {
+) -> Result<PartialArchive, Failure> {
     spec::name("name", &header.name)?;
     let limit = server.config.limits.model_bytes;
     if header.size_bytes > limit {
@@ -100,37 +102,18 @@ async fn receive(
         );
         return Err(Failure::new(Reason::ModelTooLarge, message));
     }
-    // Grows with what arrives, not with what the header promises.
-    let mut archive = Vec::new();
+    let mut archive = PartialArchive::new(header.size_bytes);
     while let Some(message) = server.next_part(place, parts).await? {
-        let held;
-        let bytes = match &message.part {
-            Some(Part::Chunk(chunk)) => &chunk[..],
-            Some(Part::HeldStorage(digest)) => {
-                held = server.models.storage(peer.principal, digest)?;
-                held.bytes()
-            }
+        match message.part {
+            Some(Part::Chunk(chunk)) => archive.push_own(&chunk)?,
+            Some(Part::HeldStorage(digest)) => archive.push_held(&server.models, peer.principal, digest)?,
             _ => {
                 return Err(Failure::malformed(
                     "after the header of a model upload come chunks and held storages only",
                 ));
             }
-        };
-        if (archive.len() + bytes.len()) as u64 > header.size_bytes {
-            return Err(Failure::new(
-                Reason::UploadIncomplete,
-                "the archive is longer than its header says",
-            ));
         }
-        archive.extend_from_slice(bytes);
     }
-    if archive.len() as u64 != header.size_bytes {
-        let message = format!(
-            "the archive ended after {} of {} bytes; nothing was kept",
-            archive.len(),
-            header.size_bytes
-        );
-        return Err(Failure::new(Reason::UploadIncomplete, message));
-    }
+    archive.check_whole()?;
     Ok(archive)
 }
