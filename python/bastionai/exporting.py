@@ -477,7 +477,7 @@ def _join(
     per_sample = None if loss is None else per_sample_loss(loss)
     predicts_tokens = isinstance(per_sample, CausalLanguageModel)
     if loss is not None or label is not None:
-        label = _tokens_column(contract, label) if predicts_tokens else label_column(contract, label)
+        label = target_column(contract, per_sample, label)
     chosen = [contract.column(name).name for name in inputs] if inputs is not None else None
     # A language model's tokens are input and target, where there is no column of labels beside them.
     is_input = predicts_tokens and label is not None and label not in _usual_labels(contract)
@@ -497,6 +497,13 @@ def label_column(contract: DataContract, label: str | None = None) -> str:
         return contract.column(label).name
     usual = _usual_labels(contract)
     return usual[0] if usual else contract.columns[-1].name
+
+
+def target_column(contract: DataContract, loss: PerSampleLoss | None, label: str | None = None) -> str:
+    """The column that this loss compares with: for a language model the tokens, where no labels are beside them."""
+    if isinstance(loss, CausalLanguageModel):
+        return _tokens_column(contract, label)
+    return label_column(contract, label)
 
 
 def _usual_labels(contract: DataContract) -> list[str]:

@@ -15,7 +15,7 @@ from bastionai import _internal, optimizers, schedules
 from bastionai.contract import DataContract, default_declared_size
 from bastionai.evaluation import SCORE_BINS, Evaluation, EvaluationQuote, checked_metrics
 from bastionai.exceptions import BudgetExceeded, ContractError, InvalidRequest, NoiseWarning, PermissionRefused
-from bastionai.exporting import PreparedModel, label_column, prepare, prepare_scores
+from bastionai.exporting import PreparedModel, label_column, prepare, prepare_scores, target_column
 from bastionai.ledger_types import Charge, shown
 from bastionai.losses import LossLike, per_sample_loss
 from bastionai.planning import plan
@@ -430,9 +430,8 @@ class RemoteLearner:
     def _suggested_max_loss(self, label: str | None) -> float:
         if self._loss is None or not self.datasets:
             return 1.0
-        contract = self.datasets[0].contract
-        column = contract.column(label_column(contract, label))
-        return per_sample_loss(self._loss).suggested_max_loss(column.class_count)
+        loss, contract = per_sample_loss(self._loss), self.datasets[0].contract
+        return loss.suggested_max_loss(contract.column(target_column(contract, loss, label)))
 
     def _check_datasets(self) -> None:
         if not self.datasets:

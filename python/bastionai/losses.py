@@ -20,13 +20,18 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bastionai.exceptions import LossError
+
+if TYPE_CHECKING:
+    from bastionai.contract import Column
 
 #: What ``loss=`` accepts.
 LossLike = str | nn.Module | type[nn.Module] | Callable[[Tensor, Tensor], Tensor]
@@ -35,14 +40,27 @@ LossLike = str | nn.Module | type[nn.Module] | Callable[[Tensor, Tensor], Tensor
 class PerSampleLoss(nn.Module):
     """Maps a batch of outputs and targets to one loss per sample, ``[batch]``."""
 
-    def suggested_max_loss(self, classes: int | None) -> float:
+    #: Sum within a sample instead of averaging.
+    total: bool = False
+
+    def suggested_max_loss(self, label: Column) -> float:
         """Where to clip the loss that is shown during training, from public facts alone.
 
         Args:
-            classes: How many classes the label column can name (``Column.class_count``), when it is one.
+            label: The column that is compared with.
+
+        Returns:
+            The suggestion for one position, times the positions of a sample where those are summed.
         """
-        del classes
+        return self._suggested_of_position(label) * (self._positions_of(label) if self.total else 1)
+
+    def _suggested_of_position(self, label: Column) -> float:
+        del label
         return 1.0
+
+    def _positions_of(self, label: Column) -> int:
+        """Numbers of one sample that a loss with ``total`` sums."""
+        return math.prod(label.shape)
 
 
 class CrossEntropy(PerSampleLoss):
@@ -77,9 +95,13 @@ class CrossEntropy(PerSampleLoss):
         self.total = total
         self.may_ignore = may_ignore
 
-    def suggested_max_loss(self, classes: int | None) -> float:
+    def _suggested_of_position(self, label: Column) -> float:
         """Twice the loss of guessing uniformly."""
-        return 2.0 * float(torch.log(torch.tensor(float(max(2, classes or 2)))))
+        return 2.0 * math.log(max(2, label.class_count or 2))
+
+    def _positions_of(self, label: Column) -> int:
+        # Of a column of probabilities the first axis is the classes.
+        return math.prod(label.shape[1:] if label.torch_dtype.is_floating_point else label.shape)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """One loss per sample."""
@@ -161,6 +183,10 @@ class CausalLanguageModel(CrossEntropy):
     def __init__(self, ignore_index: int = -100, label_smoothing: float = 0.0, total: bool = False) -> None:
         super().__init__(ignore_index=ignore_index, label_smoothing=label_smoothing, total=total)
 
+    def _positions_of(self, label: Column) -> int:
+        """Every token but the first is guessed."""
+        return max(1, super()._positions_of(label) - 1)
+
     def without_padding(self, target: Tensor, mask: Tensor | None) -> Tensor:
         """The target tokens, padding ignored.
 
@@ -212,10 +238,10 @@ class BinaryCrossEntropy(PerSampleLoss):
         self.register_buffer("weight", None if weight is None else weight.detach().clone())
         self.register_buffer("pos_weight", None if pos_weight is None else pos_weight.detach().clone())
 
-    def suggested_max_loss(self, classes: int | None) -> float:
+    def _suggested_of_position(self, label: Column) -> float:
         """Twice the loss of guessing 0.5."""
-        del classes
-        return 2.0 * float(torch.log(torch.tensor(2.0)))
+        del label
+        return 2.0 * math.log(2.0)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """One loss per sample."""
@@ -278,6 +304,10 @@ class Unreduced(PerSampleLoss):
         self.loss = loss
         self.name = name
         self.total = total
+
+    def _positions_of(self, label: Column) -> int:
+        # A divergence sums the classes of one distribution.
+        return 1 if isinstance(self.loss, nn.KLDivLoss) else super()._positions_of(label)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """One loss per sample."""

@@ -16,7 +16,7 @@ import torch._decomp.decompositions as decompositions
 @contextlib.contextmanager
 def exportable_recurrence() -> Iterator[None]:
     """While active, an LSTM's last states are traced as what they are, ``[layers, batch, hidden]``."""
-    chosen = decompositions.select_one_layer_lstm_function
+    chosen: Any = decompositions.select_one_layer_lstm_function
 
     def selected(*given: Any) -> Any:
         layer = chosen(*given)

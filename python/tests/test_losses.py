@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bastionai import Column
 from bastionai.exceptions import LossError
-from bastionai.losses import BinaryCrossEntropy, CrossEntropy, per_sample_loss
+from bastionai.losses import BinaryCrossEntropy, CausalLanguageModel, CrossEntropy, Regression, per_sample_loss
 
 BATCH = 6
 
@@ -152,9 +153,39 @@ def test_no_sample_influences_another():
         assert torch.equal(before[1:], after[1:])
 
 
-def test_suggested_clip_is_twice_guessing():
-    assert CrossEntropy().suggested_max_loss(10) == pytest.approx(2 * 2.302585, rel=1e-5)
-    assert BinaryCrossEntropy(logits=True).suggested_max_loss(None) == pytest.approx(2 * 0.693147, rel=1e-5)
+LABELS = {
+    "class": Column("label", "int64", classes=10),
+    "classes of 12 positions": Column("label", "int64", (3, 4), classes=10),
+    "probabilities of 12 positions": Column("label", "float32", (10, 3, 4), range=(0, 1)),
+    "tokens": Column("tokens", "int64", (13,), range=(-100, 9)),
+    "12 numbers": Column("label", "float32", (12,), range=(0, 1)),
+}
+
+
+@pytest.mark.parametrize(
+    ("averaged", "summed", "label", "output"),
+    [
+        (CrossEntropy(), CrossEntropy(total=True), "classes of 12 positions", (10, 3, 4)),
+        (CrossEntropy(), CrossEntropy(total=True), "probabilities of 12 positions", (10, 3, 4)),
+        (CausalLanguageModel(), CausalLanguageModel(total=True), "tokens", (13, 10)),
+        (BinaryCrossEntropy(True), BinaryCrossEntropy(True, total=True), "12 numbers", (12,)),
+    ],
+)
+def test_the_suggested_clip_is_twice_the_loss_of_guessing_averaged_or_summed(averaged, summed, label, output):
+    column = LABELS[label]
+    guess = torch.zeros(2, *output)
+    target = torch.full((2, *column.shape), 0.1 if column.torch_dtype.is_floating_point else 1)
+    for loss in (averaged, summed):
+        guessed = loss(guess, target.to(column.torch_dtype))
+        assert loss.suggested_max_loss(column) == pytest.approx(2 * float(guessed[0]), rel=1e-5)
+
+
+def test_without_a_guess_the_suggested_clip_is_1_a_number_that_is_summed():
+    assert CrossEntropy(total=True).suggested_max_loss(LABELS["class"]) == pytest.approx(2 * 2.302585, rel=1e-5)
+    assert Regression("mse").suggested_max_loss(LABELS["12 numbers"]) == 1.0
+    assert Regression("mse", total=True).suggested_max_loss(LABELS["12 numbers"]) == 12.0
+    divergence = per_sample_loss(nn.KLDivLoss(reduction="batchmean"))
+    assert divergence.suggested_max_loss(LABELS["12 numbers"]) == 1.0, "one distribution, however many its classes"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import nn
 from bastionai import Column, DataContract
 from bastionai.bags import BagsWithinSample
 from bastionai.exceptions import LossError
-from bastionai.exporting import prepare
+from bastionai.exporting import prepare, target_column
 from bastionai.losses import CausalLanguageModel, per_sample_loss
 
 BATCH, TOKENS, WORDS = 5, 7, 11
@@ -87,9 +87,15 @@ def test_the_shown_loss_of_a_language_model_is_clipped_at_twice_that_of_guessing
     tokens = Column("tokens", "int64", (TOKENS,), range=(0, 30_521))
     padded = Column("tokens", "int64", (TOKENS,), range=(-100, 30_521))
     for column in (tokens, padded):
-        assert per_sample_loss("causal_lm").suggested_max_loss(column.class_count) == pytest.approx(
-            2 * math.log(30_522)
-        )
+        assert per_sample_loss("causal_lm").suggested_max_loss(column) == pytest.approx(2 * math.log(30_522))
+
+
+def test_the_tokens_are_compared_with_and_not_their_mask_which_is_the_last_column():
+    tokens = Column("input_ids", "int64", (TOKENS,), range=(0, WORDS - 1))
+    mask = Column("attention_mask", "int64", (TOKENS,), range=(0, 1))
+    contract = DataContract([tokens, mask], declared_size=64)
+    assert target_column(contract, per_sample_loss("causal_lm")) == "input_ids"
+    assert target_column(contract, per_sample_loss("cross_entropy")) == "attention_mask"
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
