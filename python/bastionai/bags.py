@@ -14,35 +14,29 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from bastionai.interception import Interception
 
 _SIGNATURE = inspect.signature(F.embedding_bag)
 _PLAIN = {"offsets": None, "max_norm": None, "scale_grad_by_freq": False, "sparse": False, "include_last_offset": False}
 
 
-class BagsWithinSample(TorchFunctionMode):
+class BagsWithinSample(Interception):
     """While active, ``F.embedding_bag`` on 2-D ids is an embedding and a sum, mean or maximum over its tokens.
 
     Bags that are cut by offsets, and options whose gradient depends on the batch, are left as they are:
     the server refuses them, with the line.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def called(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Intercepts one function only."""
-        del types
         if func is F.embedding_bag:
-            given = _SIGNATURE.bind(*args, **(kwargs or {}))
+            given = _SIGNATURE.bind(*args, **kwargs)
             given.apply_defaults()
             bag = given.arguments
             if bag["input"].dim() == 2 and all(bag[name] == value for name, value in _PLAIN.items()):
                 return _bag(bag["input"], bag["weight"], bag["mode"], bag["per_sample_weights"], bag["padding_idx"])
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _bag(ids: Tensor, table: Tensor, mode: str, weights: Tensor | None, padding_idx: int | None) -> Tensor:

@@ -12,26 +12,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from bastionai.einsum import composed_einsum
+from bastionai.interception import Interception
 
 
-class ComposedOperators(TorchFunctionMode):
+class ComposedOperators(Interception):
     """While active, the functions below are computed from simpler ones."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def called(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Tries the composition; functions without one, and forms it does not know, are called as they are."""
-        del types
         composition = _COMPOSITIONS.get(func)
-        composed = NotImplemented if composition is None else composition(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {})) if composed is NotImplemented else composed
+        composed = NotImplemented if composition is None else composition(*args, **kwargs)
+        return func(*args, **kwargs) if composed is NotImplemented else composed
 
 
 def _einsum(equation: object, *operands: object) -> Any:
@@ -182,6 +175,29 @@ def _threshold(input: Tensor, threshold: float, value: float, inplace: bool = Fa
     return NotImplemented if inplace else torch.where(input > threshold, input, value)
 
 
+def _where(condition: Any, input: Any = None, other: Any = None, **more: Any) -> Any:
+    both = [_for_every_sample(each, condition) for each in (input, other)]
+    if more or not isinstance(condition, Tensor) or (both[0] is input and both[1] is other):
+        return NotImplemented
+    return torch.where(condition, *both)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, *rest: Any, **more: Any) -> Any:
+    mask = _for_every_sample(attn_mask, query)
+    return (
+        NotImplemented if mask is attn_mask else F.scaled_dot_product_attention(query, key, value, mask, *rest, **more)
+    )
+
+
+def _for_every_sample(value: Any, sample: Any) -> Any:
+    """A trained table (of relative positions) that meets samples, with a row of its own for each: that has a rule."""
+    if not isinstance(value, Tensor) or not isinstance(sample, Tensor) or not value.requires_grad:
+        return value
+    batch: Any = sample.shape[0] if sample.dim() else 1
+    alike = value.dim() == sample.dim() and value.dim() > 0 and value.shape[0] == 1
+    return value.expand(batch, *value.shape[1:]) if alike and isinstance(batch, torch.SymInt) else value
+
+
 def _forms(name: str, composition: Callable[..., Any]) -> dict[Any, Callable[..., Any]]:
     found = [getattr(place, name, None) for place in (torch, Tensor)]
     return {function: composition for function in found if function is not None}
@@ -199,6 +215,8 @@ _COMPOSITIONS: dict[Any, Callable[..., Any]] = {
     F.cosine_similarity: _cosine_similarity,
     F.pairwise_distance: _pairwise_distance,
     F.threshold: _threshold,
+    F.scaled_dot_product_attention: _attention,
+    **_forms("where", _where),
     **_forms("chunk", _chunk),
     **_forms("unflatten", _unflatten),
     **_forms("movedim", _movedim),

@@ -12,33 +12,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
 from bastionai.exceptions import ExportError
+from bastionai.interception import Interception
 from bastionai.lines import current_line
 
 _HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 
 
-class NoGradientHooks(TorchFunctionMode):
+class NoGradientHooks(Interception):
     """While active, a hook on a tensor's gradient is refused at its line."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def called(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Calls the function."""
-        del types
         if func in _HOOKS:
             raise ExportError(
                 f"{current_line()}: a hook on a gradient would be lost: the server differentiates what the module "
                 "computes. Write what it does into forward, e.g. x.detach() where no gradient shall flow"
             )
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.overrides import TorchFunctionMode
+
+from bastionai.interception import Interception
 
 _OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
@@ -55,7 +56,7 @@ def current_line() -> str | None:
     return None
 
 
-class SizesDecided(TorchFunctionMode):
+class SizesDecided(Interception):
     """While active during an export, remembers the lines at which code decided something about the batch size.
 
     Attributes:
@@ -67,16 +68,9 @@ class SizesDecided(TorchFunctionMode):
         self.lines: list[str] = []
         self._decided = 0
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def called(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Calls the function; what was decided since the last call was decided by it, or just before it."""
-        del types
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         # Typed as int, which an extent that is a symbol is not.
         sizes: list[Any] = [size for value in (*args, result) if isinstance(value, Tensor) for size in value.shape]
         symbol = next((size for size in sizes if isinstance(size, torch.SymInt)), None)

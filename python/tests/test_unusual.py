@@ -78,6 +78,11 @@ ACCEPTED = {
     "whole transformer": ("nn.Transformer(6, 2, 1, 1, 8, batch_first=True)", "part(x, x)"),
     "checkpointing": ("nn.Linear(6, 6)", "torch.utils.checkpoint.checkpoint(part, x, use_reentrant=False)"),
     "gradient stopped": ("nn.Linear(6, 6)", "x + torch.no_grad()(part)(x)"),
+    "trained attention mask": (
+        "nn.Linear(4, 4)",
+        "F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], attn_mask=part.weight[None, None])",
+    ),
+    "trained table where data say so": ("nn.Linear(6, 4)", "torch.where(x > 0, part.weight[None], 0.0)"),
     "one hot": ("None", "F.one_hot((x[:, 0].abs() * 9).long(), 10)"),
 }
 

@@ -66,10 +66,41 @@ _OPT = {
     "max_position_embeddings": LENGTH + 4,
     "pad_token_id": 0,
 }
+_T5 = {
+    "vocab_size": WORDS,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 32,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 2,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "num_labels": CLASSES,
+}
+_BART = {
+    "vocab_size": WORDS,
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": LENGTH + 4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": None,
+}
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
 _LABEL = Column("label", "int64", classes=CLASSES)
 _TOKEN_LABELS = Column("labels", "int64", (LENGTH,), range=(-100, CLASSES - 1))
 _NEXT_TOKENS = Column("labels", "int64", (LENGTH,), range=(-100, WORDS - 1))
+#: What the decoder has read when it writes each of the labels.
+_READ = Column("decoder_input_ids", "int64", (LENGTH,), range=(0, WORDS - 1))
 #: RMSNorm and the rotary tables compute in float32 whatever the parameters are.
 _FLOAT32_INSIDE = 1e-6
 _POSITIONS = "none of position embeddings: its hooks see a batch of one row"
@@ -119,6 +150,15 @@ def _decoder(
         settings = getattr(transformers, f"{library}Config")(**config, **more)
         loss = "cross_entropy" if kind == "ForSequenceClassification" else "causal_lm"
         return model(getattr(transformers, f"{library}{kind}")(settings), declared, loss)
+
+    return build
+
+
+def _translator(library: str, config: dict[str, Any]) -> Callable[[], Model]:
+    def build() -> Model:
+        settings = getattr(transformers, f"{library}Config")(**config)
+        module = getattr(transformers, f"{library}ForConditionalGeneration")(settings)
+        return model(module, contract(_READ, _NEXT_TOKENS), "cross_entropy")
 
     return build
 
@@ -238,6 +278,34 @@ CASES = [
         "`LlamaForSequenceClassification`",
         _decoder("Llama", "ForSequenceClassification", _LLAMA, contract(_LABEL)),
         tolerance=_FLOAT32_INSIDE,
+    ),
+    Case(
+        "t5-seq2seq",
+        "`T5ForConditionalGeneration`: encoder and decoder, tables of relative positions",
+        _translator("T5", _T5),
+        tolerance=_FLOAT32_INSIDE,
+        opacus=_POSITIONS,
+    ),
+    Case(
+        "t5-token",
+        "`T5ForTokenClassification`",
+        _encoder("T5", "Token", _T5),
+        tolerance=_FLOAT32_INSIDE,
+        opacus=_POSITIONS,
+        slow=True,
+    ),
+    Case(
+        "t5-sequence",
+        "`T5ForSequenceClassification`: the tokens that end a text, by a boolean index",
+        _encoder("T5", "Sequence", _T5),
+        refused="it is called for its effect",
+    ),
+    Case(
+        "bart-seq2seq",
+        "`BartForConditionalGeneration`",
+        _translator("Bart", _BART),
+        opacus=_POSITIONS,
+        slow=True,
     ),
     Case(
         "albert-sequence",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import transformers
 from torch import nn
 from torchvision import models
 from torchvision.models.convnext import CNBlockConfig
@@ -20,9 +21,9 @@ CLASSES = 3
 _PARAMETERS = "its hooks have no rule for parameters outside of layers"
 
 
-def contract(side: int) -> DataContract:
+def contract(side: int, name: str = "image") -> DataContract:
     """Square images of three channels."""
-    image = Column("image", "float32", (3, side, side), range=(0, 1))
+    image = Column(name, "float32", (3, side, side), range=(0, 1))
     return DataContract([image, Column("label", "int64", classes=CLASSES)], declared_size=16)
 
 
@@ -108,6 +109,27 @@ def _swin_v2() -> nn.Module:
     return _swin(block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2)
 
 
+def _of_transformers(library: str, **settings: object) -> Callable[[], Model]:
+    """Hugging Face's classes, on 16 × 16 pixels."""
+
+    def build() -> Model:
+        config = getattr(transformers, f"{library}Config")(image_size=16, num_labels=CLASSES, **settings)
+        module = getattr(transformers, f"{library}ForImageClassification")(config)
+        return Model(module, contract(16, "pixel_values"), "cross_entropy")
+
+    return build
+
+
+_PATCHES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "patch_size": 8,
+}
+_WINDOWS = {"embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4, "patch_size": 2}
+
+
 def _whole(name: str, batchnorm: str | None) -> Model:
     size = {"image_size": 32} if name.startswith("vit") else {}
     return _model(functools.partial(getattr(models, name), num_classes=CLASSES, **size), 32, batchnorm)
@@ -121,6 +143,14 @@ CASES = [
     _plain("convnext", "`ConvNeXt`: depthwise, layer scale, `LayerNorm2d`", _convnext, 32, opacus=_PARAMETERS),
     _plain("vit", "`VisionTransformer`: class token, positions, packed attention", _vit, 16),
     _plain("swin", "`SwinTransformer`: shifted windows, a table of relative positions", _swin, 16, opacus=_PARAMETERS),
+    Case("vit-transformers", "`ViTForImageClassification` of Hugging Face", _of_transformers("ViT", **_PATCHES)),
+    Case(
+        "swin-transformers",
+        "`SwinForImageClassification` of Hugging Face: a table of positions added to the scores",
+        _of_transformers("Swin", **_WINDOWS),
+        opacus=_PARAMETERS,
+        slow=True,
+    ),
     _plain("swin-v2", "`SwinTransformer` V2: cosine attention, positions by an MLP", _swin_v2, 16, opacus=_PARAMETERS),
 ]
 
