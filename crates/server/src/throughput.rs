@@ -3,8 +3,9 @@
 //!
 //! A step runs every micro-batch at its full physical size (rule T2), so its work is known beforehand. A private
 //! step costs one forward, one backward and one extra contraction (Bu et al. 2023, arXiv 2210.00038): four times
-//! the forward's multiplications, the second backward half and the norms included. What that leaves out, and how far
-//! off the estimate was on real runs, is in docs/design.md, "Expected minutes".
+//! the forward's multiplications, the second backward half and the norms included; of a frozen layer the forward and
+//! the gradient of its input. What that leaves out, and how far off the estimate was on real runs, is in
+//! docs/design.md, "Expected minutes".
 
 use crate::config::DeviceKind;
 use crate::plan;
@@ -80,26 +81,39 @@ impl Throughput {
         steps: u64,
     ) -> f64 {
         let batch = u64::from(physical_batch_size);
-        let forward: f64 = graph
+        let multiplied: f64 = graph
             .nodes()
             .iter()
-            .map(|node| forward_flops(graph, node, batch))
+            .map(|node| forwards_of_a_step(node) * forward_flops(graph, node, batch))
             .sum();
+        // Parameters are read by the products; views move nothing.
         let moved: f64 = graph
-            .values()
+            .nodes()
             .iter()
-            .map(|value| {
-                elements(&value.value_type.shape, batch) * value.value_type.dtype.size_bytes() as f64
+            .filter(|node| !VIEWS.contains(&node.operator.as_str()))
+            .flat_map(|node| &node.outputs)
+            .map(|id| {
+                let value = &graph.values()[id.0 as usize].value_type;
+                elements(&value.shape, batch) * value.dtype.size_bytes() as f64
             })
             .sum();
-        let micro_batch = FORWARDS_OF_A_STEP * forward / self.matmul_flops
+        let micro_batch = multiplied / self.matmul_flops
             + PASSES_OVER_VALUES * moved / self.bytes
             + OPERATORS_OF_A_NODE * graph.nodes().len() as f64 / self.operators;
         let parameters = plan::trainable_parameters(graph) as f64;
         let update = parameters / (self.noise_values * self.threads) + parameters * UPDATE_BYTES / self.bytes;
         let step = micro_batch * f64::from(micro_batches) + update;
-        // The self-test runs the graph a few dozen times before the first step.
+        // The self-test runs the graph a dozen times before the first step.
         self.start_seconds + step * (steps as f64 + SELF_TEST_STEPS)
+    }
+}
+
+/// What a node's multiplications in a step are to those of its forward.
+fn forwards_of_a_step(node: &TypedNode) -> f64 {
+    match (&node.tap, node.operator.as_str()) {
+        (Some(_), _) => TRAINED,
+        (None, "linear" | "addmm") => FROZEN,
+        (None, _) => OF_DATA,
     }
 }
 
@@ -176,14 +190,34 @@ fn size(extent: Extent, batch: u64) -> f64 {
 }
 
 /// Forward, backward to the taps, norms, and the weighted contraction.
-const FORWARDS_OF_A_STEP: f64 = 4.0;
+const TRAINED: f64 = 4.0;
+/// Forward, and the gradient of the input.
+const FROZEN: f64 = 2.0;
+/// Forward, and the gradients of both operands.
+const OF_DATA: f64 = 3.0;
+/// Operators whose result is another view of their input.
+const VIEWS: [&str; 13] = [
+    "alias",
+    "detach",
+    "expand",
+    "permute",
+    "select",
+    "slice",
+    "split",
+    "squeeze",
+    "t",
+    "transpose",
+    "unbind",
+    "unsqueeze",
+    "view",
+];
 /// Written and read in the forward, again as gradients, once more for norms.
 const PASSES_OVER_VALUES: f64 = 6.0;
 /// A node's own operator with its backward, guards, shape checks, taps.
 const OPERATORS_OF_A_NODE: f64 = 6.0;
 /// Clipped sum in f64, its conversion, optimizer state and weight, read and written.
 const UPDATE_BYTES: f64 = 64.0;
-const SELF_TEST_STEPS: f64 = 30.0;
+const SELF_TEST_STEPS: f64 = 12.0;
 /// What `--probe` spends measuring; the rest of its time is the start.
 const PROBE_SECONDS: f64 = 0.65;
 const PATIENCE: Duration = Duration::from_secs(30);

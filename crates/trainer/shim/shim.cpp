@@ -10,6 +10,7 @@
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 #include <xmmintrin.h>
 
@@ -18,6 +19,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <string>
 
 namespace {
@@ -36,6 +38,31 @@ struct Mismatch final : std::runtime_error {
 [[noreturn]] void mismatch(const c10::Argument& formal, const char* wanted) {
   throw Mismatch("argument '" + formal.name() + "' must be " + wanted);
 }
+
+// Which f32 matrix kernels run while a node of the backward pass does: the default ones, then again what was chosen.
+struct UseDefaultKernels final : torch::autograd::FunctionPreHook {
+  explicit UseDefaultKernels(std::shared_ptr<std::string> chosen) : chosen_(std::move(chosen)) {}
+  torch::autograd::variable_list operator()(const torch::autograd::variable_list& gradients) override {
+    *chosen_ = at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::MEDIUM ? "medium" : "highest";
+    at::globalContext().setFloat32MatmulPrecision("highest");
+    return gradients;
+  }
+
+ private:
+  std::shared_ptr<std::string> chosen_;
+};
+
+struct UseChosenKernels final : torch::autograd::FunctionPostHook {
+  explicit UseChosenKernels(std::shared_ptr<std::string> chosen) : chosen_(std::move(chosen)) {}
+  torch::autograd::variable_list operator()(const torch::autograd::variable_list& outputs,
+                                            const torch::autograd::variable_list&) override {
+    at::globalContext().setFloat32MatmulPrecision(*chosen_);
+    return outputs;
+  }
+
+ private:
+  std::shared_ptr<std::string> chosen_;
+};
 
 template <typename Body>
 int32_t guarded(Body body) noexcept {
@@ -315,6 +342,17 @@ int32_t bastion_edge(const void* tensor, void** edge) {
   return guarded([&] {
     if (!tensor_at(tensor).requires_grad()) throw std::logic_error("tapped value needs no gradient");
     *edge = new torch::autograd::Edge(torch::autograd::impl::gradient_edge(tensor_at(tensor)));
+    return kOk;
+  });
+}
+
+int32_t bastion_backward_on_default_kernels(const void* tensor) {
+  return guarded([&] {
+    const auto& node = tensor_at(tensor).grad_fn();
+    if (node == nullptr) return kOk;
+    auto chosen = std::make_shared<std::string>();
+    node->add_pre_hook(std::make_unique<UseDefaultKernels>(chosen));
+    node->add_post_hook(std::make_unique<UseChosenKernels>(chosen));
     return kOk;
   });
 }

@@ -28,6 +28,8 @@ int32_t bastion_setup(int32_t threads);
 int32_t bastion_denormals_flushed(int32_t* flushed);
 int32_t bastion_prefer_fast_f32(int32_t fast);
 int32_t bastion_use_flash_attention(int32_t use_it);
+// The backward pass of the operator that made this tensor runs on the default f32 kernels, whatever is chosen by then.
+int32_t bastion_backward_on_default_kernels(const void* tensor);
 int32_t bastion_find(const char* name, const char* overload, void** operator_handle);
 void bastion_release(void* operator_handle);
 int32_t bastion_schema(const void* operator_handle, char* text, size_t capacity);

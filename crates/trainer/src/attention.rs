@@ -6,9 +6,10 @@
 
 use crate::error::{EngineError, Result};
 use crate::ffi;
+use crate::kernels::TrueF32;
 use crate::operators::Guard;
 use crate::program::{Call, Expected, Prepared};
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 /// # Errors
 /// [`EngineError::Unsupported`] when the shapes or dtypes of an attention node do not fit one another.
@@ -22,16 +23,29 @@ pub(crate) fn check(call: &Call, expected: &[Expected]) -> Result<()> {
     })
 }
 
-/// With dropped weights libtorch has no flash kernel and composes; it must do so in the self-test as well, which
-/// drops nothing. So the kernel follows from the graph alone and is the same in every batch (rule T2).
+/// Calls the operator on the kernel that follows from the graph alone, the same in every batch (rule T2): with dropped
+/// weights libtorch has no flash kernel and composes, so it must in the self-test as well, which drops nothing.
+///
+/// The flash kernel multiplies blocks of 32 rows, for which the fast f32 kernels are set up anew each time: on them it
+/// takes two to three times as long, forward and backward. It runs on the default ones.
 ///
 /// # Errors
-/// [`EngineError::Torch`].
-pub(crate) fn choose_kernel(call: &Call) -> Result<()> {
-    let drops = !matches!(argument(call, "dropout_p"), Some(Prepared::Float(p)) if *p == 0.0);
-    ffi::use_flash_attention(!drops).map_err(|_| EngineError::Torch {
+/// [`EngineError::Torch`]; the operator's own.
+pub(crate) fn run(call: &Call, operator: impl FnOnce() -> Result<Vec<Tensor>>) -> Result<Vec<Tensor>> {
+    let failed = |_| EngineError::Torch {
         detail: ffi::last_error(),
-    })
+    };
+    let drops = !matches!(argument(call, "dropout_p"), Some(Prepared::Float(p)) if *p == 0.0);
+    ffi::use_flash_attention(!drops).map_err(failed)?;
+    if drops {
+        return operator();
+    }
+    let _default_kernels = TrueF32::enter()?;
+    let outputs = operator()?;
+    for output in &outputs {
+        ffi::backward_on_default_kernels(output).map_err(failed)?;
+    }
+    Ok(outputs)
 }
 
 fn argument<'c>(call: &'c Call, name: &str) -> Option<&'c Prepared> {

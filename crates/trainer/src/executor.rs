@@ -223,9 +223,6 @@ fn run(
     if let Some(position) = call.position("device").filter(|_| !device.is_cpu()) {
         arguments[position] = CallArgument::Device(device.number());
     }
-    if call.guard == Guard::Attention && device.is_cpu() {
-        attention::choose_kernel(call)?;
-    }
     if randomness == Randomness::Frozen {
         let undrawn = match call.guard {
             Guard::Random => Some(("train", CallArgument::Bool(false))),
@@ -251,10 +248,14 @@ fn run(
         let raised = products.iter().map(|product| product.f_to_kind(Kind::Float));
         return Ok(raised.collect::<std::result::Result<_, _>>()?);
     }
-    let outputs = call
-        .operator
-        .call(&arguments, call.outputs.len())
-        .map_err(|_| failed(ffi::last_error()))?;
+    let operator = || {
+        let outputs = call.operator.call(&arguments, call.outputs.len());
+        outputs.map_err(|_| failed(ffi::last_error()))
+    };
+    let outputs = match call.guard {
+        Guard::Attention if device.is_cpu() => attention::run(call, operator)?,
+        _ => operator()?,
+    };
     if call.guard == Guard::Draw && randomness == Randomness::Frozen {
         let frozen = outputs.iter().map(|drawn| drawn.f_full_like(FROZEN_DRAW));
         return Ok(frozen.collect::<std::result::Result<_, _>>()?);

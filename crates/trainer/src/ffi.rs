@@ -25,6 +25,7 @@ unsafe extern "C" {
     fn bastion_denormals_flushed(flushed: *mut i32) -> i32;
     fn bastion_prefer_fast_f32(fast: i32) -> i32;
     fn bastion_use_flash_attention(use_it: i32) -> i32;
+    fn bastion_backward_on_default_kernels(tensor: *const c_void) -> i32;
     fn bastion_find(name: *const c_char, overload: *const c_char, operator: *mut *mut c_void) -> i32;
     fn bastion_release(operator: *mut c_void);
     fn bastion_schema(operator: *const c_void, text: *mut c_char, capacity: usize) -> i32;
@@ -119,6 +120,12 @@ pub(crate) fn denormals_flushed() -> Result<bool, Failed> {
 pub(crate) fn prefer_fast_f32(fast: bool) -> Result<(), Failed> {
     // SAFETY: takes a plain integer and catches every exception.
     succeed(unsafe { bastion_prefer_fast_f32(i32::from(fast)) })
+}
+
+/// The backward pass of the operator that made this tensor runs on libtorch's default f32 kernels, whatever is chosen.
+pub(crate) fn backward_on_default_kernels(tensor: &Tensor) -> Result<(), Failed> {
+    // SAFETY: the pointer is to a live tensor; the shim keeps none and catches every exception.
+    succeed(unsafe { bastion_backward_on_default_kernels(tensor.as_ptr().cast()) })
 }
 
 /// Whether `scaled_dot_product_attention` may take its flash kernel; otherwise it is composed of products.
