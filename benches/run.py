@@ -1,6 +1,6 @@
 """`make bench`: ratios from one interleaved run, as a table and as JSON in .bench/.
 
-Environment: BASTIONAI_BENCH_SECONDS (default 60), of the rounds of each row, for a quicker or a steadier run;
+Environment: BASTIONAI_BENCH_SECONDS (default 40), of the rounds of each row, for a quicker or a steadier run;
 BASTIONAI_BENCH_DEVICE (default cpu), cpu or cuda. Memory is the host's in either case.
 """
 
@@ -33,7 +33,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    seconds = float(os.environ.get("BASTIONAI_BENCH_SECONDS", "60"))
+    seconds = float(os.environ.get("BASTIONAI_BENCH_SECONDS", "40"))
     effort = private_step.Effort(seconds, os.cpu_count() or 1)
     facts = machine.facts() | {"device": str(contenders.DEVICE)}
     print(", ".join(f"{name}: {value}" for name, value in facts.items()), end="\n\n", flush=True)

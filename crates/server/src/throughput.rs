@@ -258,6 +258,22 @@ mod tests {
     }
 
     #[test]
+    fn a_frozen_layer_costs_half_a_trained_one() {
+        let graph = mlp();
+        let trained = graph
+            .nodes()
+            .iter()
+            .find(|node| node.operator == "linear")
+            .unwrap();
+        assert!(trained.tap.is_some());
+        let frozen = TypedNode {
+            tap: None,
+            ..trained.clone()
+        };
+        assert_eq!(forwards_of_a_step(trained), 2.0 * forwards_of_a_step(&frozen));
+    }
+
+    #[test]
     fn a_run_takes_as_long_as_its_steps_and_batches_on_this_machine() {
         let graph = mlp();
         let machine = Throughput::parse(LINES, 1, PROBE_SECONDS).unwrap();
