@@ -58,8 +58,9 @@ fn agrees(model: &Model, dtype: DType, device: Device) {
             &of_host.norm_bounds,
             tolerance,
         );
-        // Its kernels sum in any order; the host's may be charged for one that is known.
-        assert!(other.l2_sensitivity() >= host.l2_sensitivity(), "{name}");
+        // Either is charged for its own kernels' order of summation.
+        let charged = other.l2_sensitivity() / settings.max_grad_norm;
+        assert!((1.0..1.02).contains(&charged), "{name}: {charged}");
     }
     let settings = settings(BATCH as u32, 0.5);
     let (host, other) = (model.engine(settings), moved(model, settings, device));
