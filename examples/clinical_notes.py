@@ -39,7 +39,7 @@ SOURCE = "https://www.kaggle.com/datasets/tboyle10/medicaltranscriptions"
 TOKENS = 64
 HELD_OUT = 0.15
 LEARNING_RATE = 2e-3
-BATCH_SIZE = 256
+BATCH_SIZE = 128
 #: Of the small model's training in public.
 PUBLIC_STEPS = 300
 
