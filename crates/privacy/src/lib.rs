@@ -3,7 +3,7 @@
 //! In call order: [`event`] (what a mechanism is) → [`joint`] and [`truncation`] (what the trainer's
 //! mechanism adds to the textbook one) → [`accountant`] (what it costs) → [`calibrate`] (how much noise
 //! a price needs) → [`cap`] and [`planner`] (how large a sample may be; which batch size and steps) →
-//! [`sampling`] and [`noise`] (what the trainer draws, on [`vectors`]); [`histogram`] (what an evaluation counts).
+//! [`sampling`], [`order`] and [`noise`] (what the trainer draws, on [`vectors`]); [`histogram`] (what an evaluation counts).
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -14,6 +14,7 @@ pub mod event;
 pub mod histogram;
 pub mod joint;
 pub mod noise;
+pub mod order;
 pub mod planner;
 pub mod sampling;
 pub mod sensitivity;

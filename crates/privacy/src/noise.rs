@@ -7,7 +7,7 @@
 //! **How exact it is** (soundness.md D11). Value pair (2p, 2p+1) of (step, tensor) is a Box–Muller pair
 //! of two uniforms of 128 bits from ChaCha20. The vectorised path computes it from their first 64 bits
 //! in f64 with a proven error bound, and is used only where no value within that bound rounds otherwise;
-//! the rest, about one pair in five thousand, are redone with all 128 bits in 106-bit arithmetic. The
+//! the rest, about one value in thirty thousand, are redone with all 128 bits in 106-bit arithmetic. The
 //! integer is therefore the exact rounding of the exact Gaussian but for an event of probability below
 //! [`total_variation_per_value`]. Which path is taken depends on the noise alone, never on the sums.
 
@@ -18,7 +18,7 @@ mod vector;
 use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::stream::{Purpose, STREAM_BYTES, SubKey};
+use crate::stream::{BLOCK_BYTES, Purpose, STREAM_BYTES, SubKey};
 use crate::vectors::{Baseline, Pass, Vectors};
 use vector::{BLOCK_VALUES, Round, RoundedBlock};
 
@@ -99,21 +99,22 @@ impl NoiseStream {
         standard_deviation: f64,
     ) -> Result<(), NoiseError> {
         check(first_index, sums.len() as u64, standard_deviation)?;
-        let mut pair = first_index / 2;
-        let mut skip = (first_index % 2) as usize;
-        let mut stream = self.head.stream(step, tensor, pair * PAIR_BYTES);
+        let mut key_block = first_index / VALUES_OF_KEY_BLOCK;
+        let mut skip = (first_index % VALUES_OF_KEY_BLOCK) as usize;
         let mut words = Zeroizing::new([0_u8; BLOCK_VALUES * 8]);
         let mut block = RoundedBlock::new(standard_deviation);
         let mut rest = sums;
         while !rest.is_empty() {
             let wanted = rest.len().min(BLOCK_VALUES - skip);
             let bytes = &mut words[..(skip + wanted).div_ceil(2) * PAIR_BYTES as usize];
-            stream.fill(bytes);
+            // Within [`MAX_VALUES`] block numbers are below 2^32.
+            vectors.keystream(&self.head.blocks(step, tensor, key_block as u32), bytes);
             let round = Round {
                 words: &words,
                 block: &mut block,
             };
             if !vectors.run(round) {
+                let pair = key_block * VALUES_OF_KEY_BLOCK / 2;
                 self.settle(step, tensor, pair, &words, skip..skip + wanted, &mut block);
             }
             let (now, later) = rest.split_at_mut(wanted);
@@ -122,7 +123,7 @@ impl NoiseStream {
                 noise: &block.values[skip..skip + wanted],
             });
             rest = later;
-            pair += (BLOCK_VALUES / 2) as u64;
+            key_block += BLOCK_VALUES as u64 / VALUES_OF_KEY_BLOCK;
             skip = 0;
         }
         block.values.zeroize();
@@ -215,6 +216,8 @@ impl Pass for Add<'_> {
 pub const MAX_STANDARD_DEVIATION: f64 = (1_u64 << 44) as f64;
 /// A pair of values takes two 64-bit words of a stream.
 const PAIR_BYTES: u64 = 16;
+/// Four pairs a block of the cipher: blocks of values start with one.
+const VALUES_OF_KEY_BLOCK: u64 = BLOCK_BYTES / 8;
 /// Values of a tensor one stream holds: nearly 2^35.
 const MAX_VALUES: u64 = STREAM_BYTES / 8;
 

@@ -8,15 +8,22 @@ use chacha20::cipher::{KeyIvInit, StreamCipher, StreamCipherSeek};
 use chacha20::{ChaCha20, Key, Nonce};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+use crate::vectors::KeystreamBlocks;
+
 /// A ChaCha20 stream has 2^32 blocks of 64 bytes (RFC 8439 §2.3: 32-bit block counter); the last few
 /// are left alone, as the cipher refuses to let its counter wrap.
 pub(crate) const STREAM_BYTES: u64 = (1 << 38) - 1024;
+
+/// Bytes of a block.
+pub(crate) const BLOCK_BYTES: u64 = 64;
 
 /// Why a subkey exists; the label is the nonce under which it is derived from the run key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// Poisson sampling.
     Sampling,
+    /// Random orders.
+    Order,
     /// The 64-bit uniforms of the Gaussian noise.
     Noise,
     /// The next 64 bits of those uniforms, drawn only where the first do not settle the rounding.
@@ -27,6 +34,7 @@ impl Purpose {
     fn label(self) -> &'static [u8; 12] {
         match self {
             Purpose::Sampling => b"bastion/smpl",
+            Purpose::Order => b"bastion/ordr",
             Purpose::Noise => b"bastion/nois",
             Purpose::NoiseTail => b"bastion/tail",
         }
@@ -50,13 +58,33 @@ impl SubKey {
 
     /// The stream of (step, lane), standing at byte `position`, which must lie within [`STREAM_BYTES`].
     pub(crate) fn stream(&self, step: u64, lane: u32, position: u64) -> Keystream {
-        let mut nonce = [0_u8; 12];
-        nonce[..8].copy_from_slice(&step.to_le_bytes());
-        nonce[8..].copy_from_slice(&lane.to_le_bytes());
-        let mut cipher = ChaCha20::new(&Key::from(self.0), &Nonce::from(nonce));
-        cipher.seek(position);
-        Keystream(cipher)
+        Keystream(cipher(&self.0, step, lane, position))
     }
+
+    /// The same stream from one of its blocks on, for [`crate::vectors::Vectors::keystream`].
+    pub(crate) fn blocks(&self, step: u64, lane: u32, first: u32) -> KeystreamBlocks<'_> {
+        KeystreamBlocks {
+            key: &self.0,
+            step,
+            lane,
+            first,
+        }
+    }
+}
+
+/// As any machine can.
+pub(crate) fn fill(of: &KeystreamBlocks<'_>, out: &mut [u8]) {
+    let position = u64::from(of.first) * BLOCK_BYTES;
+    cipher(of.key, of.step, of.lane, position).write_keystream(out);
+}
+
+fn cipher(key: &[u8; 32], step: u64, lane: u32, position: u64) -> ChaCha20 {
+    let mut nonce = [0_u8; 12];
+    nonce[..8].copy_from_slice(&step.to_le_bytes());
+    nonce[8..].copy_from_slice(&lane.to_le_bytes());
+    let mut cipher = ChaCha20::new(&Key::from(*key), &Nonce::from(nonce));
+    cipher.seek(position);
+    cipher
 }
 
 /// A position in a stream; wiped on drop by the cipher itself.

@@ -338,6 +338,15 @@ int32_t bastion_contract(const void* left, const void* right, const void* factor
   });
 }
 
+int32_t bastion_parallel(size_t tasks, void (*body)(const void*, size_t), const void* context) {
+  return guarded([&] {
+    at::parallel_for(0, static_cast<int64_t>(tasks), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) body(context, static_cast<size_t>(task));
+    });
+    return kOk;
+  });
+}
+
 int32_t bastion_edge(const void* tensor, void** edge) {
   return guarded([&] {
     if (!tensor_at(tensor).requires_grad()) throw std::logic_error("tapped value needs no gradient");

@@ -50,6 +50,11 @@ unsafe extern "C" {
     ) -> i32;
     fn bastion_convolution_lanes() -> i32;
     fn bastion_window_product(product: *const RawWindowProduct);
+    fn bastion_parallel(
+        tasks: usize,
+        body: unsafe extern "C" fn(*const c_void, usize),
+        context: *const c_void,
+    ) -> i32;
     fn bastion_edge(tensor: *const c_void, edge: *mut *mut c_void) -> i32;
     fn bastion_release_edge(edge: *mut c_void);
     fn bastion_backward(
@@ -424,6 +429,19 @@ pub(crate) fn window_product(product: WindowProduct<'_>) -> f64 {
     squares
 }
 
+/// Runs tasks `0..tasks` on libtorch's threads, the caller's among them. When it fails some may not have been run.
+pub(crate) fn parallel(tasks: usize, body: &(dyn Fn(usize) + Sync)) -> Result<(), Failed> {
+    unsafe extern "C" fn run(context: *const c_void, task: usize) {
+        // SAFETY: the context is the reference below, alive until all tasks are done.
+        let body = unsafe { *context.cast::<&(dyn Fn(usize) + Sync)>() };
+        body(task);
+    }
+    let context: *const &(dyn Fn(usize) + Sync) = &raw const body;
+    // SAFETY: the shim calls `run` with this context, from several threads as `Sync` allows, and returns after the last
+    // call. A panic would end the process at the boundary; the caller catches its own.
+    succeed(unsafe { bastion_parallel(tasks, run, context.cast()) })
+}
+
 /// Where in the autograd graph a value's gradient arrives.
 pub(crate) struct Edge(NonNull<c_void>);
 
@@ -560,6 +578,13 @@ pub(crate) fn write<T: Element, R>(tensor: &mut Tensor, body: impl FnOnce(&mut [
     Some(body(unsafe {
         std::slice::from_raw_parts_mut(address, tensor.numel())
     }))
+}
+
+/// The memory of a contiguous CPU tensor, to be written; `None` when it is not one, or of another type.
+pub(crate) fn elements_mut<T: Element>(tensor: &mut Tensor) -> Option<&mut [T]> {
+    let address = memory::<T>(tensor)?;
+    // SAFETY: as for `write`; the borrow of the tensor lasts as long as the slice.
+    Some(unsafe { std::slice::from_raw_parts_mut(address, tensor.numel()) })
 }
 
 fn memory<T: Element>(tensor: &Tensor) -> Option<*mut T> {

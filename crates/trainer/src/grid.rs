@@ -3,6 +3,9 @@
 use crate::error::{EngineError, Result};
 use crate::ffi;
 use crate::vectors::{Pass, Vectors, Widest};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tch::{Kind, Tensor};
 
 /// Grid units per clipping norm: `g = C·2^-30`.
@@ -127,7 +130,9 @@ pub(crate) fn round_to_integer(value: f64) -> i64 {
     ((value + ROUNDING_SHIFT).to_bits() as i64).wrapping_sub(ROUNDING_SHIFT.to_bits() as i64)
 }
 
-/// Runs `body` on every item, on up to `threads` threads, the caller's among them; results in order of items.
+/// Runs `body` on every item, on up to `threads` of libtorch's threads, the caller's among them; results in order of
+/// items. A thread takes the next item when it is free. Threads of our own would compete with libtorch's, which wait
+/// for work in a loop, and each would cost as much to start as a small layer's work.
 pub(crate) fn in_parallel<I: Send, R: Send>(
     items: Vec<I>,
     threads: usize,
@@ -137,25 +142,51 @@ pub(crate) fn in_parallel<I: Send, R: Send>(
     if threads == 1 {
         return items.into_iter().map(body).collect();
     }
-    let share = items.len().div_ceil(threads);
-    let mut items = items.into_iter();
-    let own: Vec<I> = items.by_ref().take(share).collect();
-    let shares: Vec<Vec<I>> = (1..threads)
-        .map(|_| items.by_ref().take(share).collect())
+    let places: Vec<Mutex<Place<I, R>>> = items
+        .into_iter()
+        .map(|item| Mutex::new(Place::Waits(item)))
         .collect();
-    let body = &body;
-    std::thread::scope(|scope| {
-        let running: Vec<_> = shares
-            .into_iter()
-            .map(|share| scope.spawn(move || share.into_iter().map(body).collect::<Vec<R>>()))
-            .collect();
-        let mut results: Vec<R> = own.into_iter().map(body).collect();
-        for thread in running {
-            let joined = thread.join();
-            results.extend(joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+    let (next, panic) = (AtomicUsize::new(0), Mutex::new(None));
+    let work = |_thread: usize| {
+        let worked = catch_unwind(AssertUnwindSafe(|| {
+            while let Some(place) = places.get(next.fetch_add(1, Ordering::Relaxed)) {
+                // The lock is released before the work begins.
+                let taken = std::mem::replace(&mut *locked(place), Place::Taken);
+                if let Place::Waits(item) = taken {
+                    let result = body(item);
+                    *locked(place) = Place::Done(result);
+                }
+            }
+        }));
+        if let Err(payload) = worked {
+            next.store(places.len(), Ordering::Relaxed);
+            *locked(&panic) = Some(payload);
         }
-        results
-    })
+    };
+    if ffi::parallel(threads, &work).is_err() {
+        // libtorch could not share out the work: what is left of it is done here.
+        work(0);
+    }
+    if let Some(payload) = locked(&panic).take() {
+        resume_unwind(payload);
+    }
+    let results = places.into_iter().map(|place| match place.into_inner() {
+        Ok(Place::Done(result)) => result,
+        _ => unreachable!("every item was worked on"),
+    });
+    results.collect()
+}
+
+/// An item of work, or what came of it.
+enum Place<I, R> {
+    Waits(I),
+    Taken,
+    Done(R),
+}
+
+/// No lock is held while anything can panic.
+fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -211,5 +242,12 @@ mod tests {
     fn parallel_results_come_in_order() {
         let squares = in_parallel((0..103).collect(), 4, |value: i64| value * value);
         assert_eq!(squares, (0..103).map(|value| value * value).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_panic_of_one_item_is_the_callers() {
+        let panics = || in_parallel((0..10).collect(), 2, |item: i32| assert!(item != 7));
+        assert!(catch_unwind(panics).is_err());
+        assert_eq!(in_parallel(vec![1, 2], 2, |item| item + 1), [2, 3]);
     }
 }

@@ -9,7 +9,8 @@
 //! (the graph laid out) → `executor`, `lowering`, `attention` and `guards` (forward) → `taps` and `gradients` (per-sample norms) →
 //! `clipping` (factors) → `precision` and [`grid`] (the sum). [`probe`] stands apart: how fast the machine is; so does [`phases`]: where a bench sees time go.
 //! [`device`] says where all that computes; `accelerated` has the engine's own kernels for devices that are not the CPU.
-//! Loops over plain numbers run on `vectors`. All unsafe code is in `ffi`, `vectors`, `sandbox` and `landlock`.
+//! Loops over plain numbers run on `vectors`, the cipher of the noise on `keystream`. All unsafe code is in `ffi`, `vectors`, `keystream`,
+//! `sandbox` and `landlock`.
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -28,6 +29,8 @@ mod gradients;
 pub mod grid;
 mod guards;
 pub mod kernels;
+#[cfg(target_arch = "x86_64")]
+mod keystream;
 mod landlock;
 pub mod libraries;
 mod lowering;

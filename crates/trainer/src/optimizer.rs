@@ -1,11 +1,11 @@
-//! Noise and optimizer in one pass over memory: each chunk of the integer sum gets its noise, becomes a gradient
-//! (divided by the public expected batch size) and updates weights and moments while it is in cache.
+//! Noise and optimizer in one parallel pass over all parameters: each chunk of the integer sum gets its noise, becomes a
+//! gradient (divided by the public expected batch size) and updates weights and moments while it is in cache.
 //!
 //! The formulas are `torch.optim`'s, in the parameter's own precision.
 
 use crate::error::{EngineError, Result};
 use crate::ffi::{self, Element};
-use crate::grid::{CHUNK, in_parallel};
+use crate::grid::in_parallel;
 use crate::schedule::LearningRates;
 use crate::vectors::{Pass, Vectors, Widest};
 use bastionai_privacy::noise::NoiseStream;
@@ -35,11 +35,29 @@ enum Slots {
     F64 { first: Vec<f64>, second: Vec<f64> },
 }
 
-/// Where the noise of a chunk comes from.
-struct NoiseAt<'a> {
+/// A part of one parameter.
+struct Chunk<'c, T> {
+    /// The parameter's place, and that of the chunk's first element in it.
+    tensor: u32,
+    index: u64,
+    weights: &'c mut [T],
+    sums: &'c mut [i64],
+    first: &'c mut [T],
+    second: &'c mut [T],
+}
+
+/// A chunk in its parameter's precision.
+enum Work<'c> {
+    F32(Chunk<'c, f32>),
+    F64(Chunk<'c, f64>),
+}
+
+/// What all chunks of a step share.
+struct StepOf<'a> {
     stream: &'a NoiseStream,
     step: u64,
-    tensor: u32,
+    mean: NoisyMean,
+    rule: Rule,
 }
 
 impl OptimizerState {
@@ -94,25 +112,31 @@ impl OptimizerState {
         let factor = self.rates.factor(self.steps);
         self.steps += 1;
         let rule = Rule::new(&self.optimizer, factor, self.steps);
-        for (position, ((tensor, sums), slots)) in
-            parameters.iter_mut().zip(sums).zip(&mut self.slots).enumerate()
-        {
-            let at = NoiseAt {
-                stream: noise,
-                step,
-                tensor: position as u32,
-            };
-            let done = match slots {
-                Slots::F32 { first, second } => ffi::write(tensor, |weights: &mut [f32]| {
-                    pass(weights, sums, first, second, &rule, &at, mean, threads)
-                }),
-                Slots::F64 { first, second } => ffi::write(tensor, |weights: &mut [f64]| {
-                    pass(weights, sums, first, second, &rule, &at, mean, threads)
-                }),
-            };
-            done.unwrap_or(Err(EngineError::SumOutOfBound))?;
+        let mut work = Vec::new();
+        let each = parameters.iter_mut().zip(sums).zip(&mut self.slots);
+        for (position, ((tensor, sums), slots)) in (0..).zip(each) {
+            match slots {
+                Slots::F32 { first, second } => {
+                    let chunks = chunks(position, ffi::elements_mut(tensor), sums, first, second)?;
+                    work.extend(chunks.map(Work::F32));
+                }
+                Slots::F64 { first, second } => {
+                    let chunks = chunks(position, ffi::elements_mut(tensor), sums, first, second)?;
+                    work.extend(chunks.map(Work::F64));
+                }
+            }
         }
-        Ok(())
+        let of_step = StepOf {
+            stream: noise,
+            step,
+            mean,
+            rule,
+        };
+        let done = in_parallel(work, threads, |work| match work {
+            Work::F32(chunk) => of_step.update(chunk),
+            Work::F64(chunk) => of_step.update(chunk),
+        });
+        done.into_iter().collect()
     }
 }
 
@@ -378,61 +402,51 @@ impl Rule {
     }
 }
 
-/// One parameter, chunk by chunk in parallel.
-#[allow(clippy::too_many_arguments)]
-fn pass<T: Real>(
-    weights: &mut [T],
-    sums: &mut [i64],
-    first: &mut [T],
-    second: &mut [T],
-    rule: &Rule,
-    noise: &NoiseAt<'_>,
-    mean: NoisyMean,
-    threads: usize,
-) -> Result<()> {
-    if weights.len() != sums.len() {
-        return Err(EngineError::SumOutOfBound);
-    }
+/// The chunks of one parameter.
+fn chunks<'c, T>(
+    tensor: u32,
+    weights: Option<&'c mut [T]>,
+    sums: &'c mut [i64],
+    first: &'c mut [T],
+    second: &'c mut [T],
+) -> Result<impl Iterator<Item = Chunk<'c, T>>> {
+    let weights = weights.filter(|weights| weights.len() == sums.len());
+    let weights = weights.ok_or(EngineError::SumOutOfBound)?;
     let (mut first, mut second) = (first.chunks_mut(CHUNK), second.chunks_mut(CHUNK));
-    let work: Vec<_> = weights
-        .chunks_mut(CHUNK)
-        .zip(sums.chunks_mut(CHUNK))
-        .enumerate()
-        .map(|(chunk, (weights, sums))| {
-            (
-                chunk,
-                weights,
-                sums,
-                first.next().unwrap_or_default(),
-                second.next().unwrap_or_default(),
-            )
-        })
-        .collect();
-    in_parallel(work, threads, |(chunk, weights, sums, first, second)| {
-        let index = (chunk * CHUNK) as u64;
-        noise
-            .stream
+    let pieces = weights.chunks_mut(CHUNK).zip(sums.chunks_mut(CHUNK));
+    Ok((0..).zip(pieces).map(move |(chunk, (weights, sums))| Chunk {
+        tensor,
+        index: chunk * CHUNK as u64,
+        weights,
+        sums,
+        first: first.next().unwrap_or_default(),
+        second: second.next().unwrap_or_default(),
+    }))
+}
+
+impl StepOf<'_> {
+    fn update<T: Real>(&self, chunk: Chunk<'_, T>) -> Result<()> {
+        let deviation = self.mean.standard_deviation;
+        self.stream
             .add_rounded_gaussian_by(
                 &Widest,
-                noise.step,
-                noise.tensor,
-                index,
-                sums,
-                mean.standard_deviation,
+                self.step,
+                chunk.tensor,
+                chunk.index,
+                chunk.sums,
+                deviation,
             )
             .map_err(|_| EngineError::SumOutOfBound)?;
         Widest.run(Update {
-            rule,
-            scale: mean.scale,
-            sums,
-            weights,
-            first,
-            second,
+            rule: &self.rule,
+            scale: self.mean.scale,
+            sums: chunk.sums,
+            weights: chunk.weights,
+            first: chunk.first,
+            second: chunk.second,
         });
         Ok(())
-    })
-    .into_iter()
-    .collect()
+    }
 }
 
 /// The update of one chunk from its noisy sums.
@@ -468,8 +482,12 @@ impl<T: Real> Pass for Update<'_, T> {
     }
 }
 
-/// Elements updated at once.
+/// Elements whose gradients are made at once.
 const BLOCK: usize = 1024;
+
+/// Elements of a chunk: with weights and moments they stay in the second-level cache from noise to update, and a few
+/// dozen chunks of a small model keep all threads at work to the end.
+const CHUNK: usize = 1 << 13;
 
 #[cfg(test)]
 mod tests;

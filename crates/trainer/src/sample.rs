@@ -11,17 +11,17 @@
 //! So the runs with and without `j` can be coupled to agree on every other record's place, with padding at `j`'s;
 //! for each such pair the sums differ by `j`'s term alone (at a fixed place, rows do not influence one another),
 //! and a mixture over places keeps the bound, since hockey-stick divergences are jointly convex. Places come from
-//! a pseudo-random function, as the sample itself does.
+//! a pseudo-random function, as the sample itself does ([`RandomOrder`]).
 
 use crate::error::{EngineError, Result};
+use bastionai_privacy::order::RandomOrder;
 use bastionai_privacy::sampling::PoissonSampler;
 use bastionai_wire::trainer::DatasetShape;
-use ring::hmac;
 
 /// Draws the sample of every step over all datasets of a run.
 pub struct PooledSampler {
     sampler: PoissonSampler,
-    order: hmac::Key,
+    order: RandomOrder,
     datasets: Vec<DatasetShape>,
     cap: usize,
 }
@@ -35,10 +35,9 @@ impl PooledSampler {
         datasets: Vec<DatasetShape>,
         cap: usize,
     ) -> Self {
-        let order = hmac::Key::new(hmac::HMAC_SHA256, order_key);
         Self {
             sampler: PoissonSampler::new(key, threshold),
-            order,
+            order: RandomOrder::new(*order_key),
             datasets,
             cap,
         }
@@ -51,10 +50,8 @@ impl PooledSampler {
     /// [`EngineError::Job`] when a dataset is larger than a sampling stream.
     pub fn places(&self, step: u64) -> Result<Vec<Option<u64>>> {
         let rows = self.draw(step)?;
-        let mut order: Vec<usize> = (0..self.cap).collect();
-        order.sort_by_cached_key(|&place| self.rank(step, Purpose::Place, place as u64));
         let mut places = vec![None; self.cap];
-        for (place, row) in order.into_iter().zip(rows) {
+        for (place, row) in self.order(step, Purpose::Place, self.cap)?.into_iter().zip(rows) {
             places[place] = Some(row);
         }
         Ok(places)
@@ -63,8 +60,8 @@ impl PooledSampler {
     /// Rows of step `step`, in order.
     ///
     /// Every slot is drawn, padding too, and padding then dropped: the work does not show how many records
-    /// there are (rules D8, D10). A sample above the cap is cut to the `cap` rows that come first in an order
-    /// keyed by a secret of this start, so each is equally likely to be dropped, whatever it holds; the
+    /// there are (rules D8, D10). A sample above the cap is cut to the `cap` rows that come first in a random order
+    /// of this start's secret key, so each is equally likely to be dropped, whatever it holds; the
     /// probability that this happens is part of the price.
     ///
     /// # Errors
@@ -86,20 +83,18 @@ impl PooledSampler {
             offset += shape.capacity;
         }
         if pooled.len() > self.cap {
-            pooled.sort_by_cached_key(|&row| self.rank(step, Purpose::Cut, row));
-            pooled.truncate(self.cap);
+            let order = self.order(step, Purpose::Cut, pooled.len())?;
+            pooled = order[..self.cap]
+                .iter()
+                .map(|&position| pooled[position])
+                .collect();
         }
         Ok(pooled)
     }
 
-    fn rank(&self, step: u64, purpose: Purpose, item: u64) -> [u8; 16] {
-        let mut message = [0; 17];
-        message[0] = purpose as u8;
-        message[1..9].copy_from_slice(&step.to_le_bytes());
-        message[9..].copy_from_slice(&item.to_le_bytes());
-        let mut rank = [0; 16];
-        rank.copy_from_slice(&hmac::sign(&self.order, &message).as_ref()[..16]);
-        rank
+    fn order(&self, step: u64, purpose: Purpose, count: usize) -> Result<Vec<usize>> {
+        let order = self.order.of(step, purpose as u32, count);
+        order.ok_or_else(|| EngineError::Job("a step has more places than can be put in random order".into()))
     }
 }
 

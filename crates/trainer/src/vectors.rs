@@ -4,6 +4,7 @@
 //! integers and f64 besides. The bits do not depend on it: nothing is fused or reordered.
 #![allow(unsafe_code)]
 
+use bastionai_privacy::vectors::{Baseline, KeystreamBlocks};
 pub(crate) use bastionai_privacy::vectors::{Pass, Vectors};
 
 /// Runs loops on the widest vectors there are.
@@ -29,6 +30,15 @@ impl Vectors for Widest {
         }
         pass.run()
     }
+
+    fn keystream(&self, of: &KeystreamBlocks<'_>, out: &mut [u8]) {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: as above.
+            return unsafe { crate::keystream::fill(of, out) };
+        }
+        Baseline.keystream(of, out);
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -47,7 +57,6 @@ fn with_avx2<P: Pass>(pass: P) -> P::Output {
 mod tests {
     use super::*;
     use bastionai_privacy::noise::NoiseStream;
-    use bastionai_privacy::vectors::Baseline;
 
     /// Also at the standard deviations where many values take the slow path.
     #[test]
@@ -70,6 +79,43 @@ mod tests {
             });
             assert_eq!(widest, baseline);
         }
+    }
+
+    #[test]
+    fn the_key_stream_is_the_ciphers_from_any_block_and_of_any_length() {
+        let key = std::array::from_fn(|place| place as u8);
+        for (step, first) in [(0, 0), (1 << 40, 1), (u64::MAX, 77), (9, u32::MAX - 40)] {
+            let of = KeystreamBlocks {
+                key: &key,
+                step,
+                lane: 0x0a0b_0c0d,
+                first,
+            };
+            for length in [0, 1, 16, 63, 64, 65, 1008, 1024, 1025, 2500] {
+                let (mut own, mut portable) = (vec![1; length], vec![2; length]);
+                Widest.keystream(&of, &mut own);
+                Baseline.keystream(&of, &mut portable);
+                assert_eq!(own, portable, "{length} bytes from block {first}");
+            }
+        }
+    }
+
+    /// RFC 8439, section 2.3.2.
+    #[test]
+    fn the_key_stream_is_that_of_the_standard() {
+        let key = std::array::from_fn(|place| place as u8);
+        let step = u64::from_le_bytes([0, 0, 0, 9, 0, 0, 0, 0x4a]);
+        let mut block = [0; 8];
+        Widest.keystream(
+            &KeystreamBlocks {
+                key: &key,
+                step,
+                lane: 0,
+                first: 1,
+            },
+            &mut block,
+        );
+        assert_eq!(block, [0x10, 0xf1, 0xe7, 0xe4, 0xd1, 0x3b, 0x59, 0x15]);
     }
 
     struct Sum<'a>(&'a [f64]);

@@ -93,21 +93,28 @@ fn round_one(value: f64, margin: f64) -> (i64, u64) {
 /// √(−2 ln U), U = (word + ½)/2^64; NaN where 64 bits or f64 are too coarse for the error bound.
 #[inline(always)]
 fn radius(word: u64) -> f64 {
-    let square = -2.0 * ln_unit(word as f64 * TWO_TO_MINUS_64);
-    // Below 2^48 the next 64 bits of U matter; at small radii the error of the logarithm does.
+    let square = -2.0 * ln_word(word);
+    // Below 2^48 the next 64 bits of U matter, and at the smallest radii.
     let certain = word >= SMALLEST_WORD && square >= SMALLEST_SQUARE;
     let radius = square.sqrt();
     if certain { radius } else { f64::NAN }
 }
 
-/// ln of a normal number in (0, 1], relative error below 2^−52 (fdlibm `e_log.c`, without its branches).
+/// ln U, relative error below 2^−51.5 but for the rounding of U below √½, 2^−53 (fdlibm `e_log.c`, without its branches).
 #[inline(always)]
-fn ln_unit(x: f64) -> f64 {
+fn ln_word(word: u64) -> f64 {
+    let x = word as f64 * TWO_TO_MINUS_64;
     let shifted = x.to_bits().wrapping_add(ONE_BITS - SQRT_HALF_BITS);
     // The biased exponent is small, so or-ing it into 2^52 and subtracting 2^52 converts it exactly.
     let exponent = f64::from_bits((shifted >> 52) | TWO_TO_52_BITS) - (TWO_TO_52 + 1023.0);
     let mantissa = f64::from_bits((shifted & MANTISSA_MASK) + SQRT_HALF_BITS);
-    let f = mantissa - 1.0;
+    // Above √½ the exponent is 0 and U itself would lose what makes it differ from 1: 1 − U keeps it.
+    let below_one = ((!word) as f64 + 0.5) * TWO_TO_MINUS_64;
+    let f = if word >= SQRT_HALF_WORD {
+        -below_one
+    } else {
+        mantissa - 1.0
+    };
     let s = f / (2.0 + f);
     let z = s * s;
     let w = z * z;
@@ -136,11 +143,14 @@ fn cosine_and_sine(word: u64) -> (f64, f64) {
 }
 
 /// Bound on |computed − exact| of a value, in standard deviations, for every pair not refused by
-/// [`radius`]: logarithm 2^−53/radius ≤ 2^−47 (radius ≥ 2^−6) from rounding U to f64; cutting U to
-/// 64 bits 2^−65/(U·radius) ≤ 2^−50; angle and kernels 4.8·2^−51; products 4.8·2^−52. In sum < 2^−46.5.
-pub(super) const ERROR_BOUND: f64 = 1.0 / (1_u64 << 46) as f64;
+/// [`radius`], whose radius r is at most 4.8. In units of 2^−52: rounding U to f64 below √½, where r ≥ 0.83, 0.6; the
+/// logarithm 2^−51.5·r/2, 3.4; cutting U to 64 bits, 2^−65/(U·r), 2 (r ≥ 2^−14; U ≥ 2^−16); the root 2.4; angle and kernels
+/// 4.8·2^−51, 9.6; products 4.8·2^−52, 4.8. In sum 22.8 < 32.
+pub(super) const ERROR_BOUND: f64 = 1.0 / (1_u64 << 47) as f64;
 const SMALLEST_WORD: u64 = 1 << 48;
-const SMALLEST_SQUARE: f64 = 1.0 / 4096.0;
+const SMALLEST_SQUARE: f64 = 1.0 / (1_u64 << 28) as f64;
+/// The least word whose U is not below what [`SQRT_HALF_BITS`] are: their exponent is 0.
+const SQRT_HALF_WORD: u64 = 0xb504_f000_0000_0000;
 const ROUNDING_SHIFT: f64 = 6_755_399_441_055_744.0;
 const TWO_TO_52: f64 = 4_503_599_627_370_496.0;
 const TWO_TO_52_BITS: u64 = 0x4330_0000_0000_0000;
@@ -180,15 +190,34 @@ mod tests {
 
     #[test]
     fn the_logarithm_agrees_with_libm() {
-        for word in (1_u64..).step_by(0x0003_1415_9265_3589).take(10_000) {
-            let x = word as f64 * TWO_TO_MINUS_64;
-            let (ours, reference) = (ln_unit(x), libm::log(x));
+        let spread = (1_u64..).step_by(0x0003_1415_9265_3589).take(10_000);
+        let around_half = (SQRT_HALF_WORD - 10_000..=SQRT_HALF_WORD + 10_000).step_by(500);
+        for word in spread.chain(around_half) {
+            // libm has ln of U and, near 1, of 1 − (1 − U) from the small number itself.
+            let reference = if word >= 1 << 63 {
+                libm::log1p(-((!word) as f64 + 0.5) * TWO_TO_MINUS_64)
+            } else {
+                libm::log(word as f64 * TWO_TO_MINUS_64)
+            };
+            let ours = ln_word(word);
             assert!(
                 (ours - reference).abs() <= reference.abs() * 2.0 * f64::EPSILON,
-                "{x}"
+                "{word}"
             );
         }
-        assert_eq!(ln_unit(1.0), 0.0);
+    }
+
+    #[test]
+    fn the_logarithm_keeps_its_precision_next_to_one() {
+        for shift in 1..64 {
+            let word = u64::MAX - ((1_u64 << shift) - 1);
+            let reference = libm::log1p(-(((1_u64 << shift) - 1) as f64 + 0.5) * TWO_TO_MINUS_64);
+            let ours = ln_word(word);
+            assert!(
+                (ours - reference).abs() <= reference.abs() * 2.0 * f64::EPSILON,
+                "{shift}"
+            );
+        }
     }
 
     #[test]
@@ -203,10 +232,11 @@ mod tests {
 
     #[test]
     fn words_too_coarse_for_the_bound_are_never_settled() {
-        for word in [0, 1, SMALLEST_WORD - 1, u64::MAX, u64::MAX - (1 << 50)] {
+        for word in [0, 1, SMALLEST_WORD - 1, u64::MAX, u64::MAX - (1 << 34)] {
             assert!(radius(word).is_nan(), "{word}");
         }
         assert_eq!(round_one(f64::NAN, 0.5).1, 0);
-        assert!(radius(SMALLEST_WORD) > 4.7);
+        assert!(radius(SMALLEST_WORD) > 4.7 && radius(SMALLEST_WORD) < 4.8);
+        assert!(radius(u64::MAX - (1 << 36)) < 1e-4);
     }
 }
