@@ -61,8 +61,8 @@ impl PooledSampler {
     ///
     /// Every slot is drawn, padding too, and padding then dropped: the work does not show how many records
     /// there are (rules D8, D10). A sample above the cap is cut to the `cap` rows that come first in a random order
-    /// of this start's secret key, so each is equally likely to be dropped, whatever it holds; the
-    /// probability that this happens is part of the price.
+    /// of this start's secret key, so each is equally likely to be dropped, whatever it holds, and a random order of one
+    /// more row is, without it, a random order of the others; the probability that this happens is part of the price.
     ///
     /// # Errors
     /// [`EngineError::Job`] when a dataset is larger than a sampling stream.
