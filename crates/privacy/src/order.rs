@@ -23,6 +23,17 @@ impl RandomOrder {
         }
     }
 
+    /// Where thing `thing` comes in the order of any set of things: lower ranks first. `None` from [`MOST_THINGS`] on.
+    pub fn rank(&self, step: u64, lane: u32, thing: u64) -> Option<u128> {
+        if thing >= MOST_THINGS {
+            return None;
+        }
+        let mut rank = Zeroizing::new([0; RANK_BYTES]);
+        let position = thing * RANK_BYTES as u64;
+        self.key.stream(step, lane, position).fill(&mut rank[..]);
+        Some(u128::from_le_bytes(*rank))
+    }
+
     /// `0..count` in random order; `None` above [`MOST_THINGS`].
     ///
     /// A function of (key, step, lane, `count`); steps and lanes are independent.
@@ -91,6 +102,17 @@ mod tests {
         for other in [order(2, 2, 3), order(1, 3, 3), order(1, 2, 4)] {
             assert_ne!(order(1, 2, 3), other);
         }
+    }
+
+    #[test]
+    fn an_order_is_that_of_the_ranks() {
+        let orders = RandomOrder::new([9; 32]);
+        let ranks = orders.of(5, 6, 50).unwrap().into_iter();
+        let ranks: Vec<u128> = ranks
+            .map(|thing| orders.rank(5, 6, thing as u64).unwrap())
+            .collect();
+        assert!(ranks.windows(2).all(|pair| pair[0] < pair[1]));
+        assert_eq!(orders.rank(5, 6, MOST_THINGS), None);
     }
 
     #[test]

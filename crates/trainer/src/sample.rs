@@ -51,7 +51,8 @@ impl PooledSampler {
     pub fn places(&self, step: u64) -> Result<Vec<Option<u64>>> {
         let rows = self.draw(step)?;
         let mut places = vec![None; self.cap];
-        for (place, row) in self.order(step, Purpose::Place, self.cap)?.into_iter().zip(rows) {
+        let order = self.order.of(step, Purpose::Place as u32, self.cap);
+        for (place, row) in order.ok_or_else(too_many)?.into_iter().zip(rows) {
             places[place] = Some(row);
         }
         Ok(places)
@@ -61,8 +62,8 @@ impl PooledSampler {
     ///
     /// Every slot is drawn, padding too, and padding then dropped: the work does not show how many records
     /// there are (rules D8, D10). A sample above the cap is cut to the `cap` rows that come first in a random order
-    /// of this start's secret key, so each is equally likely to be dropped, whatever it holds, and a random order of one
-    /// more row is, without it, a random order of the others; the probability that this happens is part of the price.
+    /// of this start's secret key, so each is equally likely to be dropped, whatever it holds, and a row that comes or
+    /// goes leaves the order of the others; the probability that this happens is part of the price.
     ///
     /// # Errors
     /// [`EngineError::Job`] when a dataset is larger than a sampling stream.
@@ -83,19 +84,21 @@ impl PooledSampler {
             offset += shape.capacity;
         }
         if pooled.len() > self.cap {
-            let order = self.order(step, Purpose::Cut, pooled.len())?;
-            pooled = order[..self.cap]
+            let ranks = pooled
                 .iter()
-                .map(|&position| pooled[position])
-                .collect();
+                .map(|&row| self.order.rank(step, Purpose::Cut as u32, row))
+                .collect::<Option<Vec<_>>>()
+                .ok_or_else(too_many)?;
+            let mut ranked: Vec<(u128, u64)> = ranks.into_iter().zip(pooled).collect();
+            ranked.sort_unstable();
+            pooled = ranked[..self.cap].iter().map(|&(_, row)| row).collect();
         }
         Ok(pooled)
     }
+}
 
-    fn order(&self, step: u64, purpose: Purpose, count: usize) -> Result<Vec<usize>> {
-        let order = self.order.of(step, purpose as u32, count);
-        order.ok_or_else(|| EngineError::Job("a step has more places than can be put in random order".into()))
-    }
+fn too_many() -> EngineError {
+    EngineError::Job("a step has more records than can be put in random order".into())
 }
 
 /// Keeps the two uses of the order key apart.
