@@ -93,6 +93,8 @@ fn compile_shim(libtorch: &Path) {
         .flag("-std=c++17")
         // Without it at::parallel_for runs on one thread. The threads are those of libtorch: one libgomp serves both.
         .flag("-fopenmp")
+        // After what the environment's CXXFLAGS say: bounds of rounding rest on the order that is written.
+        .flag("-fno-fast-math")
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .warnings(true)
         .flag_if_supported("-Wno-unused-parameter")

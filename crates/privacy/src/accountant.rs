@@ -106,7 +106,11 @@ pub fn epsilon(event: &DpEvent, relation: NeighboringRelation, delta: f64) -> Re
     }
     match epsilon_by_exchange(event, relation, delta) {
         // Total variation is no better but for rounding, and says nothing where its term alone exceeds δ.
-        Ok(epsilon) if by_total_variation.truncation_delta(epsilon * 0.99) >= delta => Ok(epsilon),
+        Ok(epsilon)
+            if epsilon.is_finite() && by_total_variation.truncation_delta(epsilon * 0.99) >= delta =>
+        {
+            Ok(epsilon)
+        }
         exchange => least(exchange, total_variation()),
     }
 }

@@ -34,7 +34,8 @@ pub const UNIT_ROUNDOFF_F32: f64 = 1.0 / 16_777_216.0; // 2^-24
 /// Unit roundoff of IEEE binary64.
 pub const UNIT_ROUNDOFF_F64: f64 = f64::EPSILON / 2.0;
 
-/// Underflow of one term of an f32 dot product with denormals flushed, in the product and in the running sum.
+/// Underflow of one term of an f32 dot product with denormals flushed, in the product and in the running sum. Operands that are
+/// denormal are read as zero on every path alike (norms, sums, their f64 forms), so the gradient bounded is that of such rows.
 const FLUSHED: f64 = 2.0 * f32::MIN_POSITIVE as f64;
 
 /// Covers the few f64 operations that compute norms' roots, factors and this module's own results.

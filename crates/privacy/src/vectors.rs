@@ -19,8 +19,8 @@ pub trait Vectors {
     /// Runs this one.
     fn run<P: Pass>(&self, pass: P) -> P::Output;
 
-    /// Fills `out`, which starts with a block of the stream, with ChaCha20's key stream (RFC 8439). What the key passes
-    /// through in memory is wiped.
+    /// Fills `out`, which starts with a block of the stream, with ChaCha20's key stream (RFC 8439). Buffers that
+    /// hold the key are wiped; what a compiler spills to the stack is not.
     fn keystream(&self, of: &KeystreamBlocks<'_>, out: &mut [u8]) {
         stream::fill(of, out);
     }

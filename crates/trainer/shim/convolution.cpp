@@ -1,5 +1,9 @@
 #include "convolution.h"
 
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "bounds of rounding and the refusal of NaN need arithmetic as it is written: build without -ffast-math"
+#endif
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 

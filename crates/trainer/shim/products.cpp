@@ -1,5 +1,9 @@
 #include "products.h"
 
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "bounds of rounding and the refusal of NaN need arithmetic as it is written: build without -ffast-math"
+#endif
+
 #include <ATen/Parallel.h>
 
 #include <algorithm>

@@ -63,7 +63,8 @@ impl PooledSampler {
     /// Every slot is drawn, padding too, and padding then dropped: the work does not show how many records
     /// there are (rules D8, D10). A sample above the cap is cut to the `cap` rows that come first in a random order
     /// of this start's secret key, so each is equally likely to be dropped, whatever it holds, and a row that comes or
-    /// goes leaves the order of the others; the probability that this happens is part of the price.
+    /// goes leaves the order of the others; the probability that this happens is part of the price. Samples that fit are
+    /// ranked as well: a step that takes longer where one was cut would tell whether the last record was drawn.
     ///
     /// # Errors
     /// [`EngineError::Job`] when a dataset is larger than a sampling stream.
@@ -83,17 +84,15 @@ impl PooledSampler {
             );
             offset += shape.capacity;
         }
-        if pooled.len() > self.cap {
-            let ranks = pooled
-                .iter()
-                .map(|&row| self.order.rank(step, Purpose::Cut as u32, row))
-                .collect::<Option<Vec<_>>>()
-                .ok_or_else(too_many)?;
-            let mut ranked: Vec<(u128, u64)> = ranks.into_iter().zip(pooled).collect();
-            ranked.sort_unstable();
-            pooled = ranked[..self.cap].iter().map(|&(_, row)| row).collect();
-        }
-        Ok(pooled)
+        let ranks = pooled
+            .iter()
+            .map(|&row| self.order.rank(step, Purpose::Cut as u32, row))
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(too_many)?;
+        let mut ranked: Vec<(u128, u64)> = ranks.into_iter().zip(pooled).collect();
+        ranked.sort_unstable();
+        ranked.truncate(self.cap);
+        Ok(ranked.into_iter().map(|(_, row)| row).collect())
     }
 }
 
@@ -128,7 +127,8 @@ mod tests {
 
     #[test]
     fn padding_is_never_drawn_and_every_record_can_be() {
-        let rows = sampler(u64::MAX, 1000).draw(1).unwrap();
+        let mut rows = sampler(u64::MAX, 1000).draw(1).unwrap();
+        rows.sort_unstable();
         let expected: Vec<u64> = (0..40).chain(64..96).collect();
         assert_eq!(rows, expected);
     }
@@ -189,7 +189,9 @@ mod tests {
             let place = places.iter().position(|&row| row == Some(0)).unwrap();
             first[place] += 1;
             rows.sort_unstable();
-            assert_eq!(rows, sampler.draw(step).unwrap());
+            let mut drawn = sampler.draw(step).unwrap();
+            drawn.sort_unstable();
+            assert_eq!(rows, drawn);
         }
         // Row 0 is at each of 80 places 50 times, ± 7 (one standard deviation).
         assert!(first.iter().all(|&count| (15..90).contains(&count)), "{first:?}");

@@ -362,6 +362,9 @@ fn tap_plan(node: &TypedNode, tap: &Tap, program: &Program) -> Result<TapPlan> {
     let batch = output
         .batch
         .ok_or_else(|| refuse("a tapped output must be per sample"))?;
+    if output.shape.contains(&0) {
+        return Err(refuse("its output has no elements: nothing there can be trained"));
+    }
     let kind = match tap {
         Tap::Linear { input, .. } | Tap::MatMul { input, .. } => {
             let input = &program.expected[index(*input)];
@@ -398,7 +401,9 @@ fn tap_plan(node: &TypedNode, tap: &Tap, program: &Program) -> Result<TapPlan> {
         Tap::Convolution { input, geometry, .. } => {
             let input = &program.expected[index(*input)];
             let plan = ConvolutionPlan::new(geometry, input, output);
-            TapKind::Convolution(plan.ok_or_else(|| refuse("its extents are not those of a convolution"))?)
+            TapKind::Convolution(plan.ok_or_else(|| {
+                refuse("its extents are not those of a convolution, or a record's padded input has above 2^28 elements")
+            })?)
         }
         Tap::GroupNorm { groups, eps, .. } => {
             let groups = *groups as i64;

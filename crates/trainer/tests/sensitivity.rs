@@ -102,10 +102,11 @@ fn the_bound_is_used_a_clipped_record_moves_the_sum_by_nearly_the_clipping_norm(
     let model = models::classifier(DType::F32, BATCH);
     for clipping in CLIPPINGS {
         let engine = model.engine(settings_clipping(BATCH as u32, 1e-3, clipping));
-        let moved = distance(
-            &sum_without(&engine, &model.inputs, None),
-            &sum_without(&engine, &model.inputs, Some(0)),
-        );
+        let all = sum_without(&engine, &model.inputs, None);
+        // AUTO-S brings short gradients to less than C: what counts is the record that moves the sum most.
+        let moved = (0..BATCH)
+            .map(|record| distance(&all, &sum_without(&engine, &model.inputs, Some(record))))
+            .fold(0.0, f64::max);
         assert!((moved - 1e-3).abs() < 3e-5, "{clipping:?}: {moved}");
     }
 }

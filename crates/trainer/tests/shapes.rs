@@ -51,6 +51,16 @@ fn a_tapped_value_of_more_elements_than_can_be_counted_is_refused_by_name() {
 }
 
 #[test]
+fn a_trained_layer_over_no_rows_is_refused() {
+    let mut g = Builder::default();
+    let x = g.input("x", DType::F32, &[0, 3]);
+    let w = g.parameter("w", DType::F32, &[2, 3], true);
+    let hidden = g.linear(x, w, None, &[b(1), n(0), n(2)]);
+    let (_, reason) = refused(g, hidden, &[vec![0; 24]]);
+    assert!(reason.contains("no elements"), "{reason}");
+}
+
+#[test]
 fn a_normalisation_over_other_axes_than_its_inputs_is_refused() {
     for normalized_shape in [vec![1 << 40, 1 << 40], vec![u64::MAX], vec![2, 3, 3]] {
         let mut g = Builder::default();

@@ -144,8 +144,8 @@ fn cosine_and_sine(word: u64) -> (f64, f64) {
 
 /// Bound on |computed − exact| of a value, in standard deviations, for every pair not refused by
 /// [`radius`], whose radius r is at most 4.8. In units of 2^−52: rounding U to f64 below √½, where r ≥ 0.83, 0.6; the
-/// logarithm 2^−51.5·r/2, 3.4; cutting U to 64 bits, 2^−65/(U·r), 2 (r ≥ 2^−14; U ≥ 2^−16); the root 2.4; angle and kernels
-/// 4.8·2^−51, 9.6; products 4.8·2^−52, 4.8. In sum 22.8 < 32.
+/// logarithm 2^−51.5·r/2, 3.4; cutting U to 64 bits, 2^−64/(U·r) below √½, 3.4 (U ≥ 2^−16, where r = 4.7; above √½ it is 2^−65, r ≥ 2^−14); the root 2.4; angle
+/// and kernels 4.8·2^−51, 9.6; products 4.8·2^−52, 4.8. In sum 24.2 < 32.
 pub(super) const ERROR_BOUND: f64 = 1.0 / (1_u64 << 47) as f64;
 const SMALLEST_WORD: u64 = 1 << 48;
 const SMALLEST_SQUARE: f64 = 1.0 / (1_u64 << 28) as f64;

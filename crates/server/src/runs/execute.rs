@@ -129,12 +129,23 @@ fn command<'a>(
             run_timeout: Duration::from_millis(trainer.run_timeout_ms),
             stop_timeout: Duration::from_millis(trainer.drain_timeout_ms),
         },
-        memory_bytes: server.trainer_memory_bytes,
+        // A boot that finds less memory than the one that priced the run keeps that boot's word.
+        memory_bytes: server
+            .trainer_memory_bytes
+            .max(order.memory_bytes(&declared_sizes(server, order))),
     };
     Ok((
         command,
         Record::new(server, live, frames, start_step, order.keeping()),
     ))
+}
+
+/// Public sizes of the run's datasets.
+fn declared_sizes(server: &Server, order: &RunOrder) -> Vec<u64> {
+    server.vault.read(|ledger| {
+        let datasets = order.datasets().iter().filter_map(|id| ledger.dataset(id));
+        datasets.map(|dataset| dataset.declared_size()).collect()
+    })
 }
 
 /// Small states go with every commit; large ones cost seconds, and wait for a time of their own. Public: it depends on

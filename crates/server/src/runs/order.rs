@@ -10,6 +10,7 @@ use super::record::Keeping;
 use super::supervise::{StateShape, StateTensors};
 use crate::config::Limits;
 use crate::errors::Failure;
+use crate::memory::Needs;
 use crate::models::Model;
 use crate::plan;
 use crate::price;
@@ -20,6 +21,7 @@ use bastionai_graph::typed::{Parameter, TypedGraph};
 use bastionai_ledger::{DatasetId, WeightTensor};
 use bastionai_privacy::histogram::HistogramShape;
 use bastionai_vault::Weights;
+use bastionai_wire::Compute;
 use bastionai_wire::trainer::{DatasetShape, MAX_FRAME_BYTES, Task, read_message, write_message};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -126,6 +128,23 @@ impl RunOrder {
 
     pub(crate) fn datasets(&self) -> &[DatasetId] {
         &self.agreed.datasets
+    }
+
+    /// What its trainer was estimated to need when it was priced.
+    pub(crate) fn memory_bytes(&self, declared_sizes: &[u64]) -> u64 {
+        let (compute, physical_batch_size, average) = match &self.agreed.task {
+            Task::Train(job) => {
+                let average = job.ema_decay.map_or(0, |_| plan::weight_bytes(&self.graph));
+                (job.compute, job.physical_batch_size, average)
+            }
+            Task::Evaluate(job) => (Compute::Float32, job.physical_batch_size, 0),
+        };
+        let needs = Needs {
+            graph: &self.graph,
+            declared_sizes,
+            compute,
+        };
+        needs.memory(physical_batch_size).total().saturating_add(average)
     }
 
     pub(crate) fn steps(&self) -> u64 {

@@ -128,10 +128,14 @@ impl<T: Element + Into<f64>> Pass for SquaredNorm<'_, T> {
 fn sum<T: Element + Into<f64> + Sync>(values: &[T], factors: &[f64], threads: usize) -> Vec<f64> {
     let width = values.len() / factors.len().max(1);
     let mut total = vec![0.0f64; width];
-    let records: Vec<(&[T], f64)> = values
+    let records: Vec<Weighted<'_, T>> = values
         .chunks_exact(width.max(1))
-        .zip(factors.iter().copied())
-        .filter(|(_, factor)| *factor != 0.0)
+        .zip(factors)
+        .map(|(gradient, &factor)| Weighted {
+            gradient,
+            factor,
+            mask: if factor == 0.0 { 0 } else { u64::MAX },
+        })
         .collect();
     let threads = worth(values.len(), threads);
     let columns = COLUMNS.min(width.div_ceil(threads)).max(FEWEST_COLUMNS);
@@ -150,9 +154,26 @@ fn sum<T: Element + Into<f64> + Sync>(values: &[T], factors: &[f64], threads: us
     total
 }
 
+/// One record's gradient. One that does not count is read like any other, so that the time tells nothing (rule D8), and
+/// is selected away by its mask: whatever it holds, it is never multiplied (rule G3).
+struct Weighted<'g, T> {
+    gradient: &'g [T],
+    factor: f64,
+    mask: u64,
+}
+
+impl<'g, T: Element + Into<f64>> Weighted<'g, T> {
+    #[inline(always)]
+    fn part(&self, columns: &Range<usize>) -> (&'g [T], impl Fn(T) -> f64 + use<'g, T>) {
+        let (factor, mask) = (self.factor, self.mask);
+        let weighted = move |value: T| factor * f64::from_bits(Into::<f64>::into(value).to_bits() & mask);
+        (&self.gradient[columns.clone()], weighted)
+    }
+}
+
 /// Of the columns from `first`; `sums` are zero.
 struct WeightedSum<'g, T> {
-    records: &'g [(&'g [T], f64)],
+    records: &'g [Weighted<'g, T>],
     first: usize,
     sums: &'g mut [f64],
 }
@@ -166,25 +187,20 @@ impl<T: Element + Into<f64>> Pass for WeightedSum<'_, T> {
         let columns = self.first..self.first + self.sums.len();
         let (fours, rest) = self.records.as_chunks::<4>();
         for four in fours {
-            let [(a, by_a), (b, by_b), (c, by_c), (d, by_d)] =
-                four.each_ref().map(|record| part(record, &columns));
+            let [(a, of_a), (b, of_b), (c, of_c), (d, of_d)] =
+                four.each_ref().map(|record| record.part(&columns));
             let values = a.iter().zip(b).zip(c).zip(d);
             for (sum, (((&a, &b), &c), &d)) in self.sums.iter_mut().zip(values) {
-                *sum += (by_a * a.into() + by_b * b.into()) + (by_c * c.into() + by_d * d.into());
+                *sum += (of_a(a) + of_b(b)) + (of_c(c) + of_d(d));
             }
         }
         for record in rest {
-            let (values, factor) = part(record, &columns);
+            let (values, weighted) = record.part(&columns);
             for (sum, &value) in self.sums.iter_mut().zip(values) {
-                *sum += factor * value.into();
+                *sum += weighted(value);
             }
         }
     }
-}
-
-#[inline(always)]
-fn part<'g, T>(record: &(&'g [T], f64), columns: &Range<usize>) -> (&'g [T], f64) {
-    (&record.0[columns.clone()], record.1)
 }
 
 #[cfg(test)]

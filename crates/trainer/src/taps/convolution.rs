@@ -24,6 +24,9 @@ pub(crate) struct ConvolutionPlan {
     pub(crate) transposed: bool,
 }
 
+/// Elements of a record's padded input: 1 GiB in f32. Each thread holds one group's, which no other bound counts.
+const MOST_PADDED_ELEMENTS: i64 = 1 << 28;
+
 impl ConvolutionPlan {
     /// None when input, output and geometry do not belong together, or the batch is not axis 0.
     pub(super) fn new(geometry: &Convolution, input: &Expected, output: &Expected) -> Option<Self> {
@@ -58,6 +61,15 @@ impl ConvolutionPlan {
         let mut window = vec![plan.unfolded_channels / plan.groups];
         window.extend(&plan.kernel);
         element_count(&window)?;
+        let padded = (0..axes).try_fold(plan.unfolded_channels, |elements, axis| {
+            let extent = plan.unfolded_extents[axis]
+                .checked_add(plan.padding_before[axis])?
+                .checked_add(after[axis])?;
+            elements.checked_mul(extent)
+        });
+        if padded? > MOST_PADDED_ELEMENTS {
+            return None;
+        }
         let divides = plan.unfolded_channels % plan.groups == 0 && plan.plain_channels % plan.groups == 0;
         (divides && (0..axes).all(|axis| plan.fits(axis, after[axis]))).then_some(plan)
     }
@@ -173,6 +185,24 @@ mod tests {
         ] {
             assert!(plan(input, output).is_none(), "{input:?} {output:?}");
         }
+    }
+
+    #[test]
+    fn padding_that_no_memory_holds_is_refused_although_the_stride_skips_it() {
+        let plan = |padding: u64| {
+            let geometry = Convolution {
+                kernel: vec![3],
+                stride: vec![1 << 40],
+                padding_before: vec![padding],
+                padding_after: vec![padding],
+                dilation: vec![1],
+                groups: 1,
+                transposed: false,
+            };
+            ConvolutionPlan::new(&geometry, &value(&[4, 2, 7]), &value(&[4, 5, 1]))
+        };
+        assert!(plan(1 << 20).is_some());
+        assert!(plan(1 << 28).is_none() && plan(1 << 38).is_none());
     }
 
     #[test]
