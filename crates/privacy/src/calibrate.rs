@@ -193,6 +193,7 @@ const MAX_ROUNDS: usize = 60;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cap::SampledSteps;
     use crate::event::NeighboringRelation::AddOrRemoveOne;
     use proptest::prelude::*;
 
@@ -233,15 +234,12 @@ mod tests {
 
     #[test]
     fn a_truncated_run_is_calibrated_with_its_tail() {
-        let event = |noise_multiplier| DpEvent::SelfComposed {
-            event: Box::new(DpEvent::TruncatedSubsampledGaussian {
-                dataset_size: 1024,
-                sampling_probability: 0.0625,
-                truncated_batch_size: 90,
-                noise_multiplier,
-            }),
-            count: 300,
+        let run = SampledSteps {
+            dataset_size: 1024,
+            sampling_probability: 0.0625,
+            steps: 300,
         };
+        let event = |noise_multiplier| run.event(Some(90), noise_multiplier);
         let sigma = noise_multiplier(4.0, 1e-5, AddOrRemoveOne, &event).unwrap();
         let untruncated = noise_multiplier(4.0, 1e-5, AddOrRemoveOne, &|s| steps(s, 0.0625, 300)).unwrap();
         assert!(cost(&event(sigma), 1e-5) <= 4.0);
@@ -266,15 +264,12 @@ mod tests {
 
     #[test]
     fn the_smallest_of_caps_needs_twice_the_noise_at_most() {
-        let capped = |noise_multiplier| DpEvent::SelfComposed {
-            event: Box::new(DpEvent::TruncatedSubsampledGaussian {
-                dataset_size: 1000,
-                sampling_probability: 0.05,
-                truncated_batch_size: 20,
-                noise_multiplier,
-            }),
-            count: 100,
+        let run = SampledSteps {
+            dataset_size: 1000,
+            sampling_probability: 0.05,
+            steps: 100,
         };
+        let capped = |noise_multiplier| run.event(Some(20), noise_multiplier);
         let sigma = noise_multiplier(1.0, 1e-5, AddOrRemoveOne, &capped).unwrap();
         let uncut = noise_multiplier(1.0, 1e-5, AddOrRemoveOne, &|sigma| steps(sigma, 0.05, 100)).unwrap();
         assert!((sigma / (2.0 * uncut) - 1.0).abs() < 1e-4, "{sigma} for {uncut}");
