@@ -14,7 +14,7 @@ use crate::grid::{Grid, MAX_PHYSICAL_BATCH_SIZE};
 use crate::guards;
 use crate::kernels::{Product, TrueF32};
 use crate::phases;
-use crate::precision::{Precision, Products, precision};
+use crate::precision::{Chosen, Precision, Products, precision};
 use crate::program::{Program, kind};
 use crate::state::{State, elements};
 use crate::table;
@@ -622,7 +622,7 @@ impl Engine {
         let (plan, tap) = (&self.plan.taps[only.tap], &gradients.taps[only.tap]);
         let chosen = self.precision.contraction(method, plan);
         if self.precision.is_own(chosen) {
-            return self.add_own_contraction(only, method, gradients, factors, sums);
+            return self.add_own_contraction(only, chosen, gradients, factors, sums);
         }
         let _true_f32 = TrueF32::enter()?;
         let input = tap.input.as_ref().ok_or(EngineError::SumOutOfBound)?;
@@ -679,7 +679,7 @@ impl Engine {
     fn add_own_contraction(
         &self,
         only: &Use,
-        method: Method,
+        chosen: Chosen,
         gradients: &Gradients,
         factors: &Tensor,
         sums: &mut [i64],
@@ -692,9 +692,7 @@ impl Engine {
         } else {
             (&output, &input)
         };
-        let groups = self
-            .precision
-            .groups(self.precision.contraction(method, plan), plan);
+        let groups = self.precision.groups(chosen, plan);
         let blocks: Vec<[i64; 2]> = groups
             .iter()
             .flatten()
