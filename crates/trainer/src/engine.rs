@@ -125,10 +125,8 @@ impl Engine {
         let plan = Plan::new(&graph, &program)?;
         let state = State::new(&graph, parameters, constants)?;
         state.check_trainable(&plan)?;
-        let precision = precision(&plan, &settings, Products::Own)?;
-        let rule = precision.clip_rule(&settings, plan.parameters.len())?;
         let grid = Grid::new(settings.max_grad_norm, settings.physical_batch_size);
-        let sensitivity = charged_sensitivity(&precision.sum_error(&plan, &settings, grid.width()));
+        let (precision, rule, sensitivity) = rounding(&plan, &settings, &grid, program.device)?;
         Ok(Self {
             graph,
             program,
@@ -429,19 +427,8 @@ impl Engine {
 
     /// For the plan and the device at hand, with the clip rule and the sensitivity that belong to it.
     fn choose_precision(&mut self) -> Result<()> {
-        let products = if self.program.device == Device::Cpu {
-            Products::Own
-        } else {
-            Products::Libtorch
-        };
-        self.precision = precision(&self.plan, &self.settings, products)?;
-        self.rule = self
-            .precision
-            .clip_rule(&self.settings, self.plan.parameters.len())?;
-        let error = self
-            .precision
-            .sum_error(&self.plan, &self.settings, self.grid.width());
-        self.sensitivity = charged_sensitivity(&error);
+        let (settings, grid, device) = (&self.settings, &self.grid, self.program.device);
+        (self.precision, self.rule, self.sensitivity) = rounding(&self.plan, settings, grid, device)?;
         Ok(())
     }
 
@@ -736,6 +723,24 @@ impl Engine {
             Err(EngineError::SumOutOfBound)
         }
     }
+}
+
+/// The precision of a plan on a device, with the clip rule and the L2 sensitivity that belong to it.
+fn rounding(
+    plan: &Plan,
+    settings: &Settings,
+    grid: &Grid,
+    device: Device,
+) -> Result<(Precision, ClipRule, f64)> {
+    let products = if device == Device::Cpu {
+        Products::Own
+    } else {
+        Products::Libtorch
+    };
+    let precision = precision(plan, settings, products)?;
+    let rule = precision.clip_rule(settings, plan.parameters.len())?;
+    let sensitivity = charged_sensitivity(&precision.sum_error(plan, settings, grid.width()));
+    Ok((precision, rule, sensitivity))
 }
 
 /// The factor that keeps a gradient whose norm² came out as `again` to what one of `first` would add.
