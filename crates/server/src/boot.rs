@@ -3,10 +3,10 @@
 
 use crate::config::{AttesterKind, Config, DeviceKind, RootKeyKind};
 use crate::log::Event;
-use crate::price;
 use crate::program::{TrainerError, TrainerProgram};
 use crate::root_key::INSECURE_FILE_ROOT_KEY;
 use crate::runs::resume;
+use crate::terms;
 use bastionai_attestation::claims::{self, RuntimeClaims};
 use bastionai_attestation::{AttestError, Attester, BootBinding, Freshness, InsecureSimulatedAttester};
 use bastionai_ledger::{BootId, Digest32, LedgerKey, Orphan, RuntimeEvidence, SignatureError};
@@ -118,8 +118,8 @@ impl Boot {
     }
 
     /// This boot, as run digests name it.
-    pub(crate) fn as_priced(&self) -> price::Boot {
-        price::Boot {
+    pub(crate) fn as_priced(&self) -> terms::Boot {
+        terms::Boot {
             id: self.id,
             claims: self.claims_digest,
         }

@@ -3,7 +3,7 @@
 //!
 //! In call order: [`config`] → `boot` (keys, claims, evidence) with `root_key` and `program` → `tls`,
 //! `acceptor` (sessions) → `rpc` (one file per flow) over `state` → `governance` (who may), `spec`, `plan`,
-//! `memory` of a run and of the `machine`, `price`, `digest` (what a run is and costs), `evaluation` (the same for an evaluation), `priced`, `quotes`,
+//! `memory` of a run and of the `machine`, `terms`, `price`, `digest` (what a run is and costs), `evaluation` (the same for an evaluation), `priced`, `quotes`,
 //! `models` and `partial_archive` → `runs` (queue, trainers, watchers).
 //! `convert` speaks the wire's language, `errors` maps every failure to a status, `log` is all that is logged,
 //! `operations` what the operator's probes and metrics see.
@@ -51,6 +51,7 @@ mod serve;
 mod spec;
 mod state;
 mod storage;
+mod terms;
 mod throughput;
 mod tls;
 mod warm_start;

@@ -1,24 +1,17 @@
-//! From request, model and contracts to a quote: the graph is proven, the numbers are planned, every dataset's
+//! From request and grounds to a quote: the graph is proven, the numbers are planned, every dataset's
 //! charge is named, and all of it is put under one digest.
 
 use crate::convert;
-use crate::digest::{Agreement, DatasetVersion, tensors_digest};
+use crate::digest::{Agreement, tensors_digest};
 use crate::errors::{Failure, Reason};
-use crate::memory::{self, Memory, Needs};
-use crate::models::Model;
-use crate::plan::{self, Plan, RELATION};
+use crate::memory::Needs;
+use crate::plan::{self, Plan};
 use crate::spec::{Privacy, RunRequest};
+use crate::terms::{self, Grounds, check_frames, read_archive, refused};
 use crate::throughput::Throughput;
 use crate::warm_start::{self, WeightsSource};
-use bastionai_graph::archive::{Archive, Limits};
-use bastionai_graph::contract::{DataContract, InputColumn};
 use bastionai_graph::typed::TypedGraph;
-use bastionai_ledger::{
-    Amount, BootId, Charge, Dataset, DatasetKind, Delta, Digest32, EntryHash, Ledger, NoiseMode, Principal,
-    RunId, RunReserved,
-};
-use bastionai_privacy::event::DpEvent;
-use bastionai_vault::Weights;
+use bastionai_ledger::{BootId, Charge, Delta, Digest32, Ledger, NoiseMode, Principal, RunId, RunReserved};
 use bastionai_wire::trainer::{DatasetShape, Job, LossRelease, TRAINER_PROTOCOL_VERSION};
 use bastionai_wire::v1;
 use std::sync::Arc;
@@ -37,148 +30,11 @@ pub(crate) struct PricedRun {
     pub(crate) expires_unix_ms: u64,
 }
 
-/// What a price depends on beside the request, read from the ledger at one moment.
-pub(crate) struct Terms {
-    scientist: Principal,
-    datasets: Vec<DatasetTerms>,
-    ledger_head: EntryHash,
-}
-
-struct DatasetTerms {
-    version: DatasetVersion,
-    name: String,
-    kind: DatasetKind,
-    contract_json: String,
-    declared_size: u64,
-    lifetime_delta: Option<Delta>,
-}
-
-/// This boot, as the digest names it.
-#[derive(Clone, Copy)]
-pub(crate) struct Boot {
-    pub(crate) id: BootId,
-    pub(crate) claims: Digest32,
-}
-
-/// Bounds of a price.
-#[derive(Clone, Copy)]
-pub(crate) struct PriceLimits {
-    pub(crate) model_bytes: u64,
-    pub(crate) memory_bytes: u64,
-    pub(crate) kept_bytes: u64,
-    pub(crate) expires_unix_ms: u64,
-}
-
-impl Terms {
-    /// Copies what is needed, so that the ledger is free while the price is computed.
-    pub(crate) fn of(ledger: &Ledger, datasets: &[&Dataset], scientist: Principal) -> Self {
-        let datasets = datasets.iter().map(|dataset| DatasetTerms {
-            version: DatasetVersion {
-                dataset: dataset.id(),
-                contract: dataset.contract_digest(),
-                policy: dataset.policy_digest(),
-                root: dataset.root(),
-            },
-            name: dataset.name().to_owned(),
-            kind: dataset.kind(),
-            contract_json: dataset.contract_json().to_owned(),
-            declared_size: dataset.declared_size(),
-            lifetime_delta: dataset.policy().lifetime.map(|lifetime| lifetime.delta),
-        });
-        Self {
-            scientist,
-            datasets: datasets.collect(),
-            ledger_head: ledger.head().entry_hash,
-        }
-    }
-
-    /// Who asked.
-    pub(crate) fn scientist(&self) -> Principal {
-        self.scientist
-    }
-
-    /// The chain's end when the terms were read.
-    pub(crate) fn ledger_head(&self) -> EntryHash {
-        self.ledger_head
-    }
-
-    /// The datasets, as a digest names them.
-    pub(crate) fn versions(&self) -> Vec<DatasetVersion> {
-        self.datasets
-            .iter()
-            .map(|dataset| dataset.version.clone())
-            .collect()
-    }
-
-    /// Declared records of each dataset.
-    pub(crate) fn declared_sizes(&self) -> Vec<u64> {
-        self.datasets
-            .iter()
-            .map(|dataset| dataset.declared_size)
-            .collect()
-    }
-
-    /// δ of the run: as asked, or a tenth of the smallest lifetime δ (rule D6).
-    pub(crate) fn delta(&self, asked: Option<Delta>) -> Delta {
-        let lifetimes = self.datasets.iter().filter_map(|dataset| dataset.lifetime_delta);
-        asked
-            .or_else(|| lifetimes.min().map(Delta::tenth))
-            .unwrap_or(REHEARSAL_DELTA)
-    }
-
-    /// The inputs' columns, which every dataset must declare alike.
-    pub(crate) fn inputs(&self, columns: &[String]) -> Result<Vec<InputColumn>, Failure> {
-        let mut agreed: Option<(&str, Vec<InputColumn>)> = None;
-        for dataset in &self.datasets {
-            let contract =
-                DataContract::parse_json(dataset.contract_json.as_bytes()).map_err(Failure::internal)?;
-            let inputs = contract.inputs(columns).map_err(|error| {
-                Failure::new(
-                    Reason::RunSpecInvalid,
-                    format!("dataset `{}`: {error}", dataset.name),
-                )
-            })?;
-            match &agreed {
-                None => agreed = Some((&dataset.name, inputs)),
-                Some((_, first)) if *first == inputs => {}
-                Some((name, first)) => return Err(differing_columns(name, first, &dataset.name, &inputs)),
-            }
-        }
-        agreed
-            .map(|(_, inputs)| inputs)
-            .ok_or_else(|| Failure::malformed("a run needs a dataset"))
-    }
-
-    /// The same charge for every private dataset, nothing for the others.
-    pub(crate) fn charges(&self, event: &DpEvent, amount: Amount) -> Vec<Charge> {
-        let charge = |dataset: &DatasetTerms| {
-            let (event, amount) = match dataset.kind {
-                DatasetKind::Private => (event.clone(), amount),
-                DatasetKind::Public | DatasetKind::Synthetic => (DpEvent::NoOp, Amount::ZERO),
-            };
-            Charge {
-                dataset: dataset.version.dataset,
-                event,
-                relation: RELATION,
-                amount,
-            }
-        };
-        self.datasets.iter().map(charge).collect()
-    }
-}
-
-/// Prices a run. CPU-bound: reads the archive, proves the graph, calibrates the noise. `initial` are the weights that
-/// the request names, if it names any.
-pub(crate) fn price(
-    request: RunRequest,
-    model: &Model,
-    initial: Option<&Weights>,
-    terms: &Terms,
-    boot: Boot,
-    limits: PriceLimits,
-) -> Result<PricedRun, Failure> {
+/// Prices a run. CPU-bound: reads the archive, proves the graph, calibrates the noise.
+pub(crate) fn price(request: RunRequest, grounds: &Grounds) -> Result<PricedRun, Failure> {
+    let (terms, boot, limits) = (&grounds.terms, grounds.boot, grounds.limits);
     let inputs = terms.inputs(&request.input_columns)?;
-    let archive = read_archive(&model.archive, limits.model_bytes)?;
+    let archive = read_archive(&grounds.model.archive, limits.model_bytes)?;
     let graph = bastionai_graph::check(&archive, &inputs).map_err(refused)?;
     if plan::trainable_parameters(&graph) == 0 {
         return Err(Failure::new(
@@ -202,19 +58,23 @@ pub(crate) fn price(
     let run_digest = Agreement {
         request: &request,
         plan: &plan,
-        scientist: terms.scientist,
+        scientist: terms.scientist(),
         graph: Digest32::from_bytes(graph.digest()),
-        initial_weights: tensors_digest(&warm_start::initial_tensors(&archive, &graph, initial)?),
+        initial_weights: tensors_digest(&warm_start::initial_tensors(
+            &archive,
+            &graph,
+            grounds.weights.as_ref(),
+        )?),
         datasets: &datasets,
         claims: boot.claims,
         boot: boot.id,
-        ledger_head: terms.ledger_head,
+        ledger_head: terms.ledger_head(),
         expires_unix_ms: limits.expires_unix_ms,
     }
     .digest();
     Ok(PricedRun {
         run_digest,
-        scientist: terms.scientist,
+        scientist: terms.scientist(),
         charges: terms.charges(&plan.event, plan.amount),
         request,
         plan,
@@ -243,46 +103,20 @@ fn fitting_plan(
         declared_sizes,
         compute: request.compute,
     };
-    let bytes_of = |plan: &Plan| needs.memory(plan.physical_batch_size).total();
     let plan = Plan::new(request, records, delta)?;
-    let wanted = bytes_of(&plan);
-    if wanted <= allowed {
-        return Ok((plan, wanted + average));
-    }
-    let Some(largest) = needs.largest_batch(allowed, plan.physical_batch_size) else {
-        return Err(too_large(needs.memory(1), allowed));
+    let wanted = plan.physical_batch_size;
+    let fitting = terms::fitting_batch(needs, wanted, request.max_batch_size, allowed)?;
+    let plan = if fitting == wanted {
+        plan
+    } else {
+        let smaller = RunRequest {
+            max_batch_size: Some(fitting),
+            ..request.clone()
+        };
+        Plan::new(&smaller, records, delta)?
     };
-    if let Some(asked) = request.max_batch_size {
-        let message = format!(
-            "with max_batch_size {asked} the run needs about {} of memory, the server allows {}: choose max_batch_size \
-             {largest} or less, or leave it out (it changes speed, not the result's privacy)",
-            memory::in_words(wanted),
-            memory::in_words(allowed)
-        );
-        return Err(Failure::new(Reason::RunSpecInvalid, message));
-    }
-    let smaller = RunRequest {
-        max_batch_size: Some(largest),
-        ..request.clone()
-    };
-    let plan = Plan::new(&smaller, records, delta)?;
-    let bytes = bytes_of(&plan);
+    let bytes = needs.memory(plan.physical_batch_size).total();
     Ok((plan, bytes + average))
-}
-
-pub(crate) fn too_large(needs: Memory, allowed: u64) -> Failure {
-    let message = format!(
-        "even one record at a time needs about {} of memory (the records of all datasets {}, the parameters {}, one \
-         record's activations and gradients {}, libtorch {}), the server allows {}: train a smaller model, on shorter \
-         inputs, or on fewer records",
-        memory::in_words(needs.total()),
-        memory::in_words(needs.records),
-        memory::in_words(needs.parameters),
-        memory::in_words(needs.batch),
-        memory::in_words(needs.runtime),
-        memory::in_words(allowed)
-    );
-    Failure::new(Reason::RunSpecInvalid, message)
 }
 
 /// Sets of weights that a run keeps besides its last: iterates, each with the average if there is one, and the last
@@ -290,32 +124,6 @@ pub(crate) fn too_large(needs: Memory, allowed: u64) -> Failure {
 fn kept_sets(request: &RunRequest) -> u64 {
     let average = u64::from(request.ema_decay.is_some());
     request.keep_steps.len() as u64 * (1 + average) + average
-}
-
-/// Reads an archive within the server's limits; refuses pickles, other schemas, anything malformed.
-pub(crate) fn read_archive(bytes: &[u8], model_bytes: u64) -> Result<Archive, Failure> {
-    let limits = Limits {
-        max_archive_bytes: model_bytes,
-        max_tensor_bytes: model_bytes,
-        ..Limits::default()
-    };
-    Archive::read(bytes, &limits).map_err(|error| Failure::of(Reason::ArchiveInvalid, error))
-}
-
-/// Raw parameters, then constants, in graph order: what the trainer is sent.
-pub(crate) fn tensors(archive: &Archive, graph: &TypedGraph) -> Result<Vec<Vec<u8>>, Failure> {
-    let missing = || {
-        Failure::new(
-            Reason::ArchiveInvalid,
-            "the archive lacks the bytes of a tensor of its graph",
-        )
-    };
-    let parameters = (0..graph.parameters().len()).map(|index| archive.parameter_bytes(index));
-    let constants = (0..graph.constants().len()).map(|index| archive.constant_bytes(index));
-    parameters
-        .chain(constants)
-        .map(|bytes| bytes.map(<[u8]>::to_vec).ok_or_else(missing))
-        .collect()
 }
 
 impl PricedRun {
@@ -437,57 +245,11 @@ impl PricedRun {
     }
 }
 
-pub(crate) fn refused(refusals: bastionai_graph::Refusals) -> Failure {
-    let details = serde_json::to_vec(&refusals).unwrap_or_default();
-    let failure = Failure::new(Reason::GraphRefused, refusals.to_string());
-    if details.len() > MAX_DETAIL_BYTES {
-        failure
-    } else {
-        failure.with_details(details)
-    }
-}
-
-fn differing_columns(first_name: &str, first: &[InputColumn], name: &str, inputs: &[InputColumn]) -> Failure {
-    let column = first
-        .iter()
-        .zip(inputs)
-        .find(|(one, other)| one != other)
-        .map_or("", |(one, _)| &one.column);
-    let message = format!(
-        "datasets `{first_name}` and `{name}` declare column `{column}` differently: a pooled run needs the same dtype, \
-         shape and domain in all of them; agree on one contract"
-    );
-    Failure::new(Reason::IncompatibleDatasets, message)
-}
-
-/// A column of a dataset goes to the trainer as one frame, which has at most 4 GiB.
-pub(crate) fn check_frames(inputs: &[InputColumn], declared_sizes: &[u64]) -> Result<(), Failure> {
-    let largest = declared_sizes.iter().copied().max().unwrap_or(0);
-    let fits = |input: &InputColumn| {
-        let record = plan::elements(&input.shape).saturating_mul(input.dtype.size_bytes() as u64);
-        record.saturating_mul(largest) <= bastionai_wire::trainer::MAX_FRAME_BYTES
-    };
-    match inputs.iter().find(|input| !fits(input)) {
-        None => Ok(()),
-        Some(input) => Err(Failure::new(
-            Reason::RunSpecInvalid,
-            format!(
-                "column `{}` of one dataset has more than 4 GiB: split the dataset",
-                input.column
-            ),
-        )),
-    }
-}
-
-/// δ of runs that touch no private dataset: nothing is charged, but noise still needs a number.
-const REHEARSAL_DELTA: Delta = Delta::from_units(10u64.pow(12));
-/// Status details travel in headers, which peers bound.
-const MAX_DETAIL_BYTES: usize = 128 << 10;
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fixture::{mlp, request};
+    use bastionai_privacy::event::DpEvent;
 
     const RECORDS: [u64; 1] = [100_000];
 

@@ -4,8 +4,8 @@
 
 use crate::errors::{Failure, Reason};
 use crate::governance;
-use crate::price::{read_archive, tensors};
 use crate::state::Server;
+use crate::terms::{read_archive, tensors};
 use bastionai_graph::archive::Archive;
 use bastionai_graph::typed::{Parameter, TypedGraph};
 use bastionai_ledger::{Digest32, Principal, RunId, WeightTensor};

@@ -5,11 +5,10 @@ use super::EvaluationRequest;
 use crate::convert;
 use crate::digest::{DatasetVersion, Fields, tensors_digest};
 use crate::errors::{Failure, Reason};
-use crate::memory::{self, Needs};
-use crate::models::Model;
+use crate::memory::Needs;
 use crate::plan::{self, RELATION};
-use crate::price::{Boot, PriceLimits, Terms, check_frames, read_archive, refused, too_large};
 use crate::spec::Privacy;
+use crate::terms::{Boot, Grounds, Terms, check_frames, fitting_batch, read_archive, refused};
 use crate::warm_start::{self, WeightsSource};
 use bastionai_graph::contract::{Domain, InputColumn};
 use bastionai_graph::typed::{Origin, Results, TypedGraph};
@@ -19,7 +18,6 @@ use bastionai_ledger::{
 use bastionai_privacy::event::DpEvent;
 use bastionai_privacy::histogram::Histograms;
 use bastionai_privacy::{accountant, calibrate};
-use bastionai_vault::Weights;
 use bastionai_wire::trainer::{DatasetShape, EvaluationJob, TRAINER_PROTOCOL_VERSION};
 use bastionai_wire::{Compute, v1};
 use std::sync::Arc;
@@ -72,30 +70,26 @@ impl Release {
     }
 }
 
-/// Prices an evaluation. CPU-bound: reads the archive and proves the graph. `weights` are what the request names
-/// instead of the archive's own.
-pub(crate) fn price(
-    request: EvaluationRequest,
-    model: &Model,
-    weights: Option<&Weights>,
-    terms: &Terms,
-    boot: Boot,
-    limits: PriceLimits,
-) -> Result<PricedEvaluation, Failure> {
+/// Prices an evaluation. CPU-bound: reads the archive and proves the graph.
+pub(crate) fn price(request: EvaluationRequest, grounds: &Grounds) -> Result<PricedEvaluation, Failure> {
+    let (terms, limits) = (&grounds.terms, grounds.limits);
     let inputs = terms.inputs(&request.input_columns)?;
-    let archive = read_archive(&model.archive, limits.model_bytes)?;
+    let archive = read_archive(&grounds.model.archive, limits.model_bytes)?;
     let graph = bastionai_graph::check_scores(&archive, &inputs).map_err(refused)?;
     let histograms = histograms(&graph, &request)?;
     check_label(&graph, &inputs, histograms.classes())?;
     let declared_sizes = terms.declared_sizes();
     check_frames(&inputs, &declared_sizes)?;
     let release = Release::new(request.privacy, terms.delta(request.delta))?;
-    let (physical_batch_size, memory_bytes) = fitting_batch(
-        &graph,
-        &declared_sizes,
-        request.max_batch_size,
-        limits.memory_bytes,
-    )?;
+    let needs = Needs {
+        graph: &graph,
+        declared_sizes: &declared_sizes,
+        compute: Compute::Float32,
+    };
+    let asked = request.max_batch_size;
+    let wanted = asked.unwrap_or(plan::DEFAULT_PHYSICAL_BATCH);
+    let physical_batch_size = fitting_batch(needs, wanted, asked, limits.memory_bytes)?;
+    let memory_bytes = needs.memory(physical_batch_size).total();
     let mut priced = PricedEvaluation {
         run_digest: Digest32::from_bytes([0; 32]),
         scientist: terms.scientist(),
@@ -109,8 +103,8 @@ pub(crate) fn price(
         memory_bytes,
         expires_unix_ms: limits.expires_unix_ms,
     };
-    let weights = tensors_digest(&warm_start::initial_tensors(&archive, &priced.graph, weights)?);
-    priced.run_digest = priced.digest(weights, terms, boot);
+    let weights = warm_start::initial_tensors(&archive, &priced.graph, grounds.weights.as_ref())?;
+    priced.run_digest = priced.digest(tensors_digest(&weights), terms, grounds.boot);
     Ok(priced)
 }
 
@@ -150,39 +144,6 @@ fn check_label(graph: &TypedGraph, inputs: &[InputColumn], classes: u32) -> Resu
         "labels of column `{column}` go from {lowest} to {highest} by contract, the model scores the classes 0 to {}: \
          evaluate a model with as many classes, or return a class index computed from the column as the label",
         classes - 1
-    );
-    Err(Failure::new(Reason::RunSpecInvalid, message))
-}
-
-/// The physical batch, and what its trainer will need of memory: a smaller one than usual where the scientist named
-/// none and memory is short.
-fn fitting_batch(
-    graph: &TypedGraph,
-    declared_sizes: &[u64],
-    asked: Option<u32>,
-    allowed: u64,
-) -> Result<(u32, u64), Failure> {
-    let wanted = asked.unwrap_or(plan::DEFAULT_PHYSICAL_BATCH);
-    let needs = Needs {
-        graph,
-        declared_sizes,
-        compute: Compute::Float32,
-    };
-    let bytes = |batch: u32| needs.memory(batch).total();
-    if bytes(wanted) <= allowed {
-        return Ok((wanted, bytes(wanted)));
-    }
-    let largest = needs
-        .largest_batch(allowed, wanted)
-        .ok_or_else(|| too_large(needs.memory(1), allowed))?;
-    if asked.is_none() {
-        return Ok((largest, bytes(largest)));
-    }
-    let message = format!(
-        "with max_batch_size {wanted} the evaluation needs about {} of memory, the server allows {}: choose \
-         max_batch_size {largest} or less, or leave it out (it changes speed only)",
-        memory::in_words(bytes(wanted)),
-        memory::in_words(allowed)
     );
     Err(Failure::new(Reason::RunSpecInvalid, message))
 }

@@ -7,14 +7,13 @@ use crate::errors::Failure;
 use crate::evaluation::{self, EvaluationRequest};
 use crate::governance;
 use crate::log::{Event, Hex};
-use crate::models::Model;
-use crate::price::{self, PriceLimits, Terms};
+use crate::price;
 use crate::priced::Priced;
 use crate::spec::RunRequest;
 use crate::state::Server;
+use crate::terms::{Grounds, PriceLimits, Terms};
 use crate::warm_start::{self, WeightsSource};
 use bastionai_ledger::{DatasetId, Digest32, Principal, RunKind};
-use bastionai_vault::Weights;
 use bastionai_wire::v1;
 use std::sync::Arc;
 
@@ -24,31 +23,18 @@ pub(crate) async fn training(
     request: v1::PriceRunRequest,
 ) -> Result<v1::Quote, Failure> {
     let request = RunRequest::parse(&required(request.spec)?, &server.config.limits)?;
-    let scientist = peer.principal;
-    let place = server.price_place(scientist).await?;
-    blocking(move || {
-        let _until_priced = place;
-        let asked = Asked {
-            kind: RunKind::Training,
-            model: request.model,
-            datasets: &request.datasets,
-            weights: request.initial_weights,
-        };
-        let grounds = asked.grounds(&server, scientist)?;
-        let (weights, boot) = (grounds.weights.as_ref(), server.boot.as_priced());
-        let priced = price::price(
-            request,
-            &grounds.model,
-            weights,
-            &grounds.terms,
-            boot,
-            grounds.limits,
-        )?;
+    let asked = Asked {
+        kind: RunKind::Training,
+        model: request.model,
+        datasets: request.datasets.clone(),
+        weights: request.initial_weights,
+    };
+    quoted(server, peer.principal, asked, |server, grounds| {
+        let priced = price::price(request, grounds)?;
         let quote = server
             .vault
             .read(|ledger| priced.to_wire(ledger, server.throughput()));
-        offer(&server, Priced::Training(priced));
-        Ok(quote)
+        Ok((Priced::Training(priced), quote))
     })
     .await
 }
@@ -59,29 +45,16 @@ pub(crate) async fn evaluation(
     request: v1::PriceEvaluationRequest,
 ) -> Result<v1::EvaluationQuote, Failure> {
     let request = EvaluationRequest::parse(&required(request.spec)?)?;
-    let scientist = peer.principal;
-    let place = server.price_place(scientist).await?;
-    blocking(move || {
-        let _until_priced = place;
-        let asked = Asked {
-            kind: RunKind::Evaluation,
-            model: request.model,
-            datasets: &request.datasets,
-            weights: request.weights,
-        };
-        let grounds = asked.grounds(&server, scientist)?;
-        let (weights, boot) = (grounds.weights.as_ref(), server.boot.as_priced());
-        let priced = evaluation::price(
-            request,
-            &grounds.model,
-            weights,
-            &grounds.terms,
-            boot,
-            grounds.limits,
-        )?;
+    let asked = Asked {
+        kind: RunKind::Evaluation,
+        model: request.model,
+        datasets: request.datasets.clone(),
+        weights: request.weights,
+    };
+    quoted(server, peer.principal, asked, |server, grounds| {
+        let priced = evaluation::price(request, grounds)?;
         let quote = server.vault.read(|ledger| priced.to_wire(ledger));
-        offer(&server, Priced::Evaluation(priced));
-        Ok(quote)
+        Ok((Priced::Evaluation(priced), quote))
     })
     .await
 }
@@ -91,34 +64,48 @@ fn required<T>(spec: Option<T>) -> Result<T, Failure> {
 }
 
 /// What both kinds of run name.
-struct Asked<'a> {
+struct Asked {
     kind: RunKind,
     model: Digest32,
-    datasets: &'a [DatasetId],
+    datasets: Vec<DatasetId>,
     weights: Option<WeightsSource>,
 }
 
-/// What both kinds are priced on.
-struct Grounds {
-    model: Arc<Model>,
-    terms: Terms,
-    /// To start from, if not the model's own.
-    weights: Option<Weights>,
-    limits: PriceLimits,
+/// Waits for a place among the prices, and offers what is priced there. It may be started from then on.
+async fn quoted<Quote: Send + 'static>(
+    server: Arc<Server>,
+    scientist: Principal,
+    asked: Asked,
+    price: impl FnOnce(&Server, &Grounds) -> Result<(Priced, Quote), Failure> + Send + 'static,
+) -> Result<Quote, Failure> {
+    let place = server.price_place(scientist).await?;
+    blocking(move || {
+        let _until_priced = place;
+        let (priced, quote) = price(&server, &asked.grounds(&server, scientist)?)?;
+        Event::Quoted {
+            digest: Hex(priced.run_digest().as_bytes()),
+            principal: priced.scientist(),
+        }
+        .emit();
+        server.quotes.insert(priced);
+        Ok(quote)
+    })
+    .await
 }
 
-impl Asked<'_> {
+impl Asked {
     fn grounds(&self, server: &Server, scientist: Principal) -> Result<Grounds, Failure> {
         let model = server.models.held(scientist, self.model.as_bytes())?;
         let now_unix_ms = server.now_unix_ms();
         let terms = server.vault.read(|ledger| {
-            let datasets = governance::usable(ledger, self.datasets, &scientist, self.kind, now_unix_ms)?;
+            let datasets = governance::usable(ledger, &self.datasets, &scientist, self.kind, now_unix_ms)?;
             Ok::<_, Failure>(Terms::of(ledger, &datasets, scientist))
         })?;
         Ok(Grounds {
             model,
-            terms,
             weights: warm_start::load(server, self.weights, scientist)?,
+            terms,
+            boot: server.boot.as_priced(),
             limits: PriceLimits {
                 model_bytes: server.config.limits.model_bytes,
                 memory_bytes: server.run_memory_bytes(),
@@ -127,14 +114,4 @@ impl Asked<'_> {
             },
         })
     }
-}
-
-/// From now on the quote may be started.
-fn offer(server: &Server, priced: Priced) {
-    Event::Quoted {
-        digest: Hex(priced.run_digest().as_bytes()),
-        principal: priced.scientist(),
-    }
-    .emit();
-    server.quotes.insert(priced);
 }

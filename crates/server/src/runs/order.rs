@@ -13,8 +13,8 @@ use crate::errors::Failure;
 use crate::memory::Needs;
 use crate::models::Model;
 use crate::plan;
-use crate::price;
 use crate::priced::Priced;
+use crate::terms;
 use crate::warm_start;
 use bastionai_graph::dtype::DType;
 use bastionai_graph::typed::{Parameter, TypedGraph};
@@ -74,7 +74,7 @@ impl RunOrder {
         limits: &Limits,
         threads: u32,
     ) -> Result<Self, Failure> {
-        let archive = price::read_archive(&model.archive, limits.model_bytes)?;
+        let archive = terms::read_archive(&model.archive, limits.model_bytes)?;
         let no_rows = vec![0; priced.datasets().len()];
         let task = match priced {
             Priced::Training(run) => Task::Train(run.job(&no_rows, threads)),

@@ -6,11 +6,12 @@ use crate::boot::Boot;
 use crate::config::{Config, Limits};
 use crate::evaluation::{self, EvaluationRequest};
 use crate::models::Model;
-use crate::price::{self, PriceLimits, Terms};
+use crate::price;
 use crate::priced::Priced;
 use crate::rpc::reserve;
 use crate::spec::RunRequest;
 use crate::state::{Server, now_unix_ms};
+use crate::terms::{Grounds, PriceLimits, Terms};
 use crate::tls::ServerIdentity;
 use bastionai_ledger::{
     Amount, DatasetKind, Freshness, MayTrain, Policy, Principal, RunKind, RunLimits, RunStatus,
@@ -207,22 +208,27 @@ async fn trace(kind: RunKind, rows: u64, tag: f32) -> Vec<String> {
     let terms = server
         .vault
         .read(|ledger| Terms::of(ledger, &[ledger.dataset(&dataset).unwrap()], SCIENTIST));
-    let limits = PriceLimits {
-        model_bytes: 1 << 30,
-        memory_bytes: 1 << 40,
-        kept_bytes: 0,
-        expires_unix_ms: u64::MAX,
+    let grounds = Grounds {
+        model: Arc::new(Model::new(digest, archive).unwrap()),
+        weights: None,
+        terms,
+        boot: server.boot.as_priced(),
+        limits: PriceLimits {
+            model_bytes: 1 << 30,
+            memory_bytes: 1 << 40,
+            kept_bytes: 0,
+            expires_unix_ms: u64::MAX,
+        },
     };
-    let model = Model::new(digest, archive).unwrap();
-    let (boot, id) = (server.boot.as_priced(), dataset.as_bytes());
+    let id = dataset.as_bytes();
     let priced = match kind {
         RunKind::Training => {
             let request = RunRequest::parse(&spec(id), &Limits::default()).unwrap();
-            Priced::Training(price::price(request, &model, None, &terms, boot, limits).unwrap())
+            Priced::Training(price::price(request, &grounds).unwrap())
         }
         RunKind::Evaluation => {
             let request = EvaluationRequest::parse(&evaluation_spec(id)).unwrap();
-            Priced::Evaluation(evaluation::price(request, &model, None, &terms, boot, limits).unwrap())
+            Priced::Evaluation(evaluation::price(request, &grounds).unwrap())
         }
     };
     let run = server.vault.new_run_id().unwrap();
