@@ -471,7 +471,7 @@ impl<'p> Checker<'p> {
             .nodes
             .iter()
             .filter_map(|node| node.tap.as_ref())
-            .flat_map(tapped_parameters)
+            .flat_map(Tap::parameters)
             .flat_map(TappedParameter::parameters)
             .map(|parameter| parameter.0)
             .collect();
@@ -499,27 +499,6 @@ impl<'p> Checker<'p> {
             nodes: self.nodes,
             results,
         }
-    }
-}
-
-/// Parameters a tap trains.
-pub(crate) fn tapped_parameters(tap: &Tap) -> Vec<&TappedParameter> {
-    match tap {
-        Tap::Linear { weight, bias, .. }
-        | Tap::MatMul { weight, bias, .. }
-        | Tap::LayerNorm { weight, bias, .. }
-        | Tap::Convolution { weight, bias, .. }
-        | Tap::GroupNorm { weight, bias, .. }
-        | Tap::FrozenBatchNorm { weight, bias, .. } => weight.iter().chain(bias).collect(),
-        Tap::BroadcastAdd { parameter, .. }
-        | Tap::BroadcastMul { parameter, .. }
-        | Tap::Expand { parameter } => {
-            vec![parameter]
-        }
-        Tap::Embedding { weight, .. } | Tap::RmsNorm { weight, .. } | Tap::Prelu { weight, .. } => {
-            vec![weight]
-        }
-        Tap::Recurrent { cells } => cells.iter().flat_map(|cell| cell.parameters()).collect(),
     }
 }
 

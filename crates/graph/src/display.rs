@@ -167,7 +167,7 @@ impl TypedGraph {
             Tap::Recurrent { .. } => "recurrent",
         };
         let mut text = format!("{kind}(");
-        for (index, tapped) in crate::check::tapped_parameters(tap).into_iter().enumerate() {
+        for (index, tapped) in tap.parameters().into_iter().enumerate() {
             let separator = if index == 0 { "" } else { ", " };
             let names: Vec<&str> = tapped
                 .parameters()

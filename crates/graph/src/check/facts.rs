@@ -75,16 +75,9 @@ impl Output {
     /// The same values in another arrangement: bounds stay, a view of a parameter grows by `step`.
     pub(crate) fn rearranged(source: &Typed, value_type: ValueType, step: Option<ParameterView>) -> Self {
         let row_major = !matches!(step, Some(ParameterView::Permute(_)));
-        let view = source.facts.view.clone().map(|(parameter, mut views)| {
-            views.extend(step);
-            (parameter, views)
-        });
         Self {
-            value_type,
-            requires_grad: source.requires_grad,
-            view,
-            bounds: source.facts.bounds,
             iota: source.facts.iota.filter(|_| row_major),
+            ..Self::part(source, value_type, step.into_iter().collect())
         }
     }
 

@@ -5,7 +5,6 @@ use super::call::{self, Call};
 use super::facts::{Output, Typed};
 use super::premise::{self, Premise, require};
 use super::refusal::Objection;
-use super::tapped_parameters;
 use crate::typed::{Dependence, Extent, Tap, ValueId, ValueType};
 
 /// Most axes of a value; far below what [`Dependence::PerSample`] can number.
@@ -96,7 +95,7 @@ pub(super) fn check_parameters(
     tap: Option<&Tap>,
 ) -> Result<(), Objection> {
     let tapped: Vec<ValueId> = tap
-        .map(tapped_parameters)
+        .map(Tap::parameters)
         .unwrap_or_default()
         .iter()
         .map(|tapped| tapped.value)

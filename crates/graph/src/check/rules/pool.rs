@@ -6,7 +6,7 @@ use super::super::refusal::Objection;
 use super::Outcome;
 use super::elementwise::require_float;
 use super::reduce::require_within_sample;
-use super::spatial::{Window, after_windows, bounded, required};
+use super::spatial::{Window, after_windows, bounded, named_axes, required};
 use crate::dtype::DType;
 use crate::typed::{Argument, Extent, ValueType};
 
@@ -82,12 +82,7 @@ pub(in super::super) fn adaptive_max(call: &mut Call<'_>) -> Result<Outcome, Obj
 fn input<'c>(call: &Call<'c>) -> Result<(&'c Typed, usize), Objection> {
     let input = call.tensor("self")?;
     require_float("self", input)?;
-    let digit = call
-        .schema
-        .name
-        .chars()
-        .find_map(|character| character.to_digit(10));
-    let axes = digit.map_or(1, |digit| digit as usize);
+    let axes = named_axes(call);
     let rank = input.value_type.shape.len();
     // `[channels, ..]` and `[batch, channels, ..]`: windows move over the last axes only.
     if rank != axes + 1 && rank != axes + 2 {

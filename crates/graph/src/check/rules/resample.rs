@@ -7,7 +7,7 @@ use super::Outcome;
 use super::elementwise::require_float;
 use super::reduce::require_within_sample;
 use super::reshape::require_untouched;
-use super::spatial::{require_leading_batch, required};
+use super::spatial::{named_axes, require_leading_batch, required};
 use crate::typed::{Argument, Extent, ValueType};
 
 /// Largest extent that upsampling or padding may make.
@@ -27,12 +27,7 @@ pub(in super::super) fn interpolate(call: &mut Call<'_>) -> Result<Outcome, Obje
 fn upsample(call: &mut Call<'_>) -> Result<Outcome, Objection> {
     let input = call.tensor("input")?;
     require_float("input", input)?;
-    let digit = call
-        .schema
-        .name
-        .chars()
-        .find_map(|character| character.to_digit(10));
-    let axes = digit.map_or(1, |digit| digit as usize);
+    let axes = named_axes(call);
     require_leading_batch(input, axes, "upsampling")?;
     let rank = input.value_type.shape.len();
     let spatial: Vec<usize> = (rank - axes..rank).collect();

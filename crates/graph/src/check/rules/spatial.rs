@@ -10,6 +10,13 @@ use crate::typed::Extent;
 /// Largest kernel, stride, padding and dilation. Far above what anybody uses, and products of two stay exact.
 const LARGEST: i64 = 1 << 16;
 
+/// Spatial axes of an operator that is named by them (`max_pool2d`, `upsample_linear1d`); one where it names none.
+pub(super) fn named_axes(call: &Call<'_>) -> usize {
+    let mut characters = call.schema.name.chars();
+    let digit = characters.find_map(|character| character.to_digit(10));
+    digit.map_or(1, |digit| digit as usize)
+}
+
 /// One number for every spatial axis; a single one stands for all (`conv2d(stride=2)`).
 pub(super) fn per_axis(call: &Call<'_>, name: &str, axes: usize) -> Result<Option<Vec<i64>>, Objection> {
     let Some(mut given) = call.ints(name)?.filter(|given| !given.is_empty()) else {

@@ -250,7 +250,7 @@ fn a_table_used_again_as_the_last_layer_has_two_taps() {
         .nodes()
         .iter()
         .filter_map(|node| node.tap.as_ref())
-        .flat_map(crate::check::tapped_parameters)
+        .flat_map(Tap::parameters)
         .map(|tapped| tapped.parameter.0)
         .collect();
     let table = graph

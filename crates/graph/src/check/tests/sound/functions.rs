@@ -1,14 +1,13 @@
 //! Functions of trainable parameters are tapped as such, with every parameter that reaches them (G2).
 
 use super::*;
-use crate::check::tapped_parameters;
 use crate::typed::{ParameterId, TappedParameter};
 
 /// What the last tap takes, of a program whose nodes after `linear` end in `build`'s.
 fn last_tapped(graph: &TypedGraph) -> Vec<TappedParameter> {
     let mut taps = graph.nodes().iter().filter_map(|node| node.tap.as_ref());
     let last = taps.next_back().expect("a tap");
-    tapped_parameters(last).into_iter().cloned().collect()
+    last.parameters().into_iter().cloned().collect()
 }
 
 fn names(graph: &TypedGraph, parameters: &[ParameterId]) -> Vec<String> {
