@@ -5,7 +5,8 @@ use crate::chain::Head;
 use crate::entry::{Body, Entry, Genesis, Outcome, RunReserved};
 use crate::id::{DatasetId, EntryHash, LedgerId};
 use crate::policy::RunKind;
-use crate::rules::{Refusal, dataset_digests};
+use crate::refusal::Refusal;
+use crate::rules::dataset_digests;
 use crate::state::{Dataset, Ledger, Run, RunStatus};
 use std::collections::{BTreeMap, BTreeSet};
 

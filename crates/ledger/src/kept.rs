@@ -4,7 +4,7 @@
 use crate::entry::{Body, KeptWeights, RunAdvancedKeeping};
 use crate::id::{Digest32, Principal};
 use crate::propose::Proposal;
-use crate::rules::Refusal;
+use crate::refusal::Refusal;
 use crate::state::{Ledger, Run};
 use crate::{BudgetReceipt, StartedRun};
 

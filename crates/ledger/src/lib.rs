@@ -3,7 +3,7 @@
 //!
 //! In call order: [`amount`], [`id`], [`policy`], [`event`] (what entries are made of) → [`entry`] (what can
 //! happen, and its bytes) → [`state`] (what entries add up to) → [`propose`] (event → [`Proposal`]) →
-//! [`rules`] (why not) → [`apply`] (durable entry → new state) → [`budget`] (proofs of steps taken) →
+//! [`rules`] (what may follow) or [`refusal`] (why not) → [`apply`] (durable entry → new state) → [`budget`] (proofs of steps taken) →
 //! [`chain`], [`key`] (heads and extension proofs) → [`weights`], [`kept`], [`receipt`], [`dsse`] (what leaves) → [`pricing`] (an auditor's check).
 //!
 //! Every change takes three steps, and a crash between any two of them loses nothing that took effect:
@@ -50,6 +50,7 @@ pub mod policy;
 pub mod pricing;
 pub mod propose;
 pub mod receipt;
+pub mod refusal;
 pub mod rules;
 pub mod state;
 pub mod weights;
@@ -71,6 +72,6 @@ pub use policy::{
 pub use pricing::PriceError;
 pub use propose::Proposal;
 pub use receipt::{IssueError, Receipt, ReceiptError, RuntimeEvidence};
-pub use rules::Refusal;
+pub use refusal::Refusal;
 pub use state::{Budget, Dataset, Ledger, Orphan, Run, RunStatus};
 pub use weights::{WeightTensor, weights_digest};

@@ -8,7 +8,7 @@ use crate::entry::{
     RunUnsuspended,
 };
 use crate::id::{DatasetId, Digest32, Principal, RunId};
-use crate::rules::Refusal;
+use crate::refusal::Refusal;
 use crate::state::{Ledger, Orphan};
 
 /// An entry that the ledger it was proposed to would accept now.
