@@ -47,6 +47,14 @@ pub(crate) fn required<T>(call: &'static str, field: &str, value: Option<T>) -> 
     value.ok_or_else(|| ClientError::protocol(call, format!("{field} is missing")))
 }
 
+/// A message that says of itself what it means, or why it means nothing.
+pub(crate) fn meant<W, T>(call: &'static str, wire: W) -> Result<T, ClientError>
+where
+    T: TryFrom<W, Error: std::fmt::Display>,
+{
+    T::try_from(wire).map_err(|error| ClientError::protocol(call, error.to_string()))
+}
+
 /// Every element parsed, or the first error.
 pub(crate) fn all<T, U>(
     call: &'static str,

@@ -1,10 +1,9 @@
 //! Runs, prices and specifications to and from the wire. No decisions.
 
 use super::{
-    Charge, Clipping, Compute, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunKind, RunSpec,
-    RunState, RunWeights, Schedule, WeightsSource,
+    Charge, LossRelease, Privacy, Progress, Quote, Run, RunKind, RunSpec, RunState, RunWeights, WeightsSource,
 };
-use crate::convert::{all, amount, dataset_id, digest, principal, required, run_id};
+use crate::convert::{all, amount, dataset_id, digest, meant, principal, required, run_id};
 use crate::datasets::parse_budget;
 use crate::errors::ClientError;
 use bastionai_wire::v1;
@@ -76,11 +75,7 @@ fn parse_spec(call: &'static str, wire: v1::RunSpec) -> Result<RunSpec, ClientEr
         v1::run_spec::Privacy::TargetEpsilon(epsilon) => Privacy::TargetEpsilon(epsilon),
         v1::run_spec::Privacy::NoiseMultiplier(multiplier) => Privacy::NoiseMultiplier(multiplier),
     };
-    let optimizer = required(call, "the spec's optimizer", wire.optimizer)?;
-    let optimizer =
-        Optimizer::try_from(optimizer).map_err(|error| ClientError::protocol(call, error.to_string()))?;
-    let schedule = wire.schedule.map_or(Ok(Schedule::default()), Schedule::try_from);
-    let schedule = schedule.map_err(|error| ClientError::protocol(call, error.to_string()))?;
+    let schedule = wire.schedule.map(|schedule| meant(call, schedule));
     Ok(RunSpec {
         model_id: digest(call, "model_id", &wire.model_id)?,
         dataset_ids: all(call, &wire.dataset_ids, |call, id| dataset_id(call, id))?,
@@ -90,18 +85,16 @@ fn parse_spec(call: &'static str, wire: v1::RunSpec) -> Result<RunSpec, ClientEr
         max_batch_size: wire.max_batch_size,
         steps: wire.steps,
         max_grad_norm: wire.max_grad_norm,
-        clipping: Clipping::try_from(wire.clipping)
-            .map_err(|error| ClientError::protocol(call, error.to_string()))?,
-        compute: Compute::try_from(wire.compute)
-            .map_err(|error| ClientError::protocol(call, error.to_string()))?,
+        clipping: meant(call, wire.clipping)?,
+        compute: meant(call, wire.compute)?,
         privacy,
         target_delta: (wire.target_delta != 0.0).then_some(wire.target_delta),
         loss_release: (wire.max_loss != 0.0).then_some(LossRelease {
             max_loss: wire.max_loss,
             share: wire.loss_share,
         }),
-        optimizer,
-        schedule,
+        optimizer: meant(call, required(call, "the spec's optimizer", wire.optimizer)?)?,
+        schedule: schedule.transpose()?.unwrap_or_default(),
         ema_decay: (wire.ema_decay != 0.0).then_some(wire.ema_decay),
         keep_steps: wire.keep_steps,
         keep_every: (wire.keep_every != 0).then_some(wire.keep_every),
@@ -193,6 +186,7 @@ pub(super) fn parse_progress(call: &'static str, wire: v1::RunProgress) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runs::{Clipping, Compute, Optimizer, Schedule};
     use bastionai_ledger::id::DatasetId;
     use bastionai_ledger::id::{Digest32, RunId};
     use bastionai_wire::{Adam, Decay, Warmup};
