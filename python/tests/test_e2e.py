@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
+from separable import CONTRACT, separable
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -20,15 +21,6 @@ import bastionai
 from bastionai import Adam, Column, DataContract
 
 pytestmark = pytest.mark.e2e
-
-CONTRACT = DataContract(
-    [Column("x", "float32", (4,), range=(-1, 1)), Column("label", "int64", classes=["no", "yes"])], declared_size=512
-)
-
-
-def separable(rows: int = 500, seed: int = 0) -> TensorDataset:
-    x = torch.rand(rows, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    return TensorDataset(x, (x[:, 0] + x[:, 1] > 0).long())
 
 
 def mlp() -> nn.Module:

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from separable import CONTRACT, separable
 from sklearn import metrics as sk
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -15,15 +16,6 @@ import bastionai
 from bastionai import Adam, Column, DataContract, _internal
 from bastionai.evaluation import Evaluation, checked_metrics
 from bastionai.exporting import prepare_scores
-
-CONTRACT = DataContract(
-    [Column("x", "float32", (4,), range=(-1, 1)), Column("label", "int64", classes=["no", "yes"])], declared_size=512
-)
-
-
-def separable(rows: int = 500, seed: int = 0) -> TensorDataset:
-    x = torch.rand(rows, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    return TensorDataset(x, (x[:, 0] + x[:, 1] > 0).long())
 
 
 def mlp() -> nn.Module:
