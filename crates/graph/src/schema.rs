@@ -8,9 +8,6 @@ mod parse;
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-/// The libtorch the table comes from.
-pub const TORCH_VERSION: &str = "2.11.0";
-
 const TABLE: &str = include_str!("schema/aten.txt");
 
 /// One operator.

@@ -47,7 +47,7 @@ pub(crate) enum Privacy {
     NoiseMultiplier(f64),
 }
 
-/// The noisy loss that is released beside the gradient (dp.md rule 6).
+/// The noisy loss that is released beside the gradient (docs/privacy.md, gradient and loss as one mechanism).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LossRequest {
     /// Per-sample losses are clipped to `[0, max_loss]`.

@@ -3,7 +3,7 @@
 //! # Guarantee
 //! One record adds 1 to one cell of each histogram, or nothing (`bastionai_privacy::histogram`), so the counts
 //! have the L2 sensitivity stated there; noise of `noise_multiplier` times it, rounded to integers, makes the
-//! release a Gaussian mechanism (dp.md rule 8). Its key is drawn here and kept nowhere (rule D1): an evaluation
+//! release a Gaussian mechanism (docs/privacy.md, evaluation). Its key is drawn here and kept nowhere (rule D1): an evaluation
 //! asked for twice is two releases, and is charged twice.
 //!
 //! Every place of every dataset is computed, padding too, in the same number of equal batches whatever the

@@ -1,4 +1,4 @@
-//! The integer grid on which clipped sums are collected (dp.md, rule 8), and work in parallel chunks.
+//! The integer grid on which clipped sums are collected (docs/privacy.md, the rounded Gaussian), and work in parallel chunks.
 
 use crate::error::{EngineError, Result};
 use crate::ffi;

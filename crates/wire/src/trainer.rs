@@ -155,7 +155,7 @@ pub struct DatasetShape {
     pub rows: u64,
 }
 
-/// Noisy clipped loss sums of the very same sample (dp.md rule 6).
+/// Noisy clipped loss sums of the very same sample (docs/privacy.md, gradient and loss as one mechanism).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LossRelease {
     /// Per-sample losses are clipped to `[0, max_loss]`.
