@@ -13,7 +13,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock rust-toolchain.toml .cargo/config.toml $(s
 
 say = @printf '\033[1m==> %s\033[0m\n' $(1)
 
-.PHONY: demo test test-all test-gpu check bench fuzz-smoke docs setup binaries package wheel clean-setup
+.PHONY: demo test test-all test-gpu check coverage bench fuzz-smoke docs setup binaries package wheel clean-setup
 
 demo: setup
 	$(call say,"demo: three hospitals train one cancer model")
@@ -37,6 +37,11 @@ test-all: setup check
 test-gpu: setup
 	@BASTIONAI_GPU=1 cargo test $(CARGO_FLAGS) -p bastionai-trainer --test gpu -- --ignored --test-threads=1
 	@BASTIONAI_GPU=1 $(PY) -m pytest -q -m gpu
+
+# docs/coverage.md, from a whole run of the zoo's tests: an hour on two busy cores. Commit first: the page names the commit.
+coverage: setup
+	@cargo build $(CARGO_FLAGS) --workspace --bins --lib --examples
+	@BASTIONAI_SLOW=1 BASTIONAI_WRITE_COVERAGE=1 $(PY) -m pytest -q python/tests/test_zoo.py python/tests/test_zoo_whole.py
 
 # What a reviewer need not look for: formatting, lints, types, dependency directions, licences.
 check: setup

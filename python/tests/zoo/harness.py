@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import subprocess
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +42,12 @@ def exact(model: Model) -> Model:
     assert model.records is not None
     records = {name: value.double() if value.is_floating_point() else value for name, value in model.records.items()}
     return replace(model, module=module, contract=DataContract(columns, model.contract.declared_size), records=records)
+
+
+def of_rows(model: Model, rows: slice) -> Model:
+    """The model with some of its records."""
+    assert model.records is not None
+    return replace(model, records={name: value[rows] for name, value in model.records.items()})
 
 
 def _wide(column: Column) -> object:
@@ -100,47 +105,29 @@ def batch_losses(model: Model) -> Tensor:
         return module(*(model.records[name] for name in module.columns))
 
 
+def library_losses(model: Model) -> Tensor:
+    """The loss of each record alone, as the library's own classes compute it, or ``F.cross_entropy``; f64."""
+    assert model.records is not None
+    losses = []
+    for row in range(len(next(iter(model.records.values())))):
+        record = {name: value[row : row + 1] for name, value in model.records.items()}
+        label = record.pop("labels", record.pop("label", None))
+        if label is None:
+            # A language model's own tokens; padding is not predicted.
+            label = record["input_ids"].masked_fill(record.get("attention_mask", torch.tensor(1)) == 0, -100)
+        with torch.no_grad():
+            if hasattr(model.module, "config"):
+                losses.append(model.module(**record, labels=label).loss)
+            else:
+                losses.append(nn.functional.cross_entropy(model.module(*record.values()), label))
+    return torch.stack(losses).double()
+
+
 def clipped_sum(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Σ_i min(1, C/‖g_i‖)·g_i over all parameters jointly."""
     squared = sum(each.flatten(1).square().sum(1) for each in gradients.values())
     factors = (MAX_GRAD_NORM / squared.sqrt().clamp(min=1e-300)).clamp(max=1.0)
     return {name: torch.einsum("b,b...->...", factors, each) for name, each in gradients.items()}
-
-
-# ---- Opacus ----
-
-
-class OpacusDiffers(Exception):
-    """Opacus' hooks do not give a per-sample gradient of every parameter."""
-
-
-def opacus_sum(model: Model) -> dict[str, Tensor]:
-    """The clipped sum by Opacus' hooks.
-
-    Raises:
-        OpacusDiffers: If they refuse the model, or leave a parameter without its rows.
-    """
-    from opacus import GradSampleModule
-
-    module = copy.deepcopy(joined(model))
-    assert model.records is not None
-    columns = [model.records[name] for name in module.columns]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            hooked = GradSampleModule(module, loss_reduction="sum", strict=True)
-            hooked(*columns).sum().backward()
-    except Exception as error:
-        raise OpacusDiffers(f"{type(error).__name__}: {error}") from error
-    rows = {}
-    for name, parameter in trained(hooked._module).items():
-        found = getattr(parameter, "grad_sample", None)
-        if found is None and parameter.grad is None:
-            found = torch.zeros(len(columns[0]), *parameter.shape, dtype=parameter.dtype)
-        if isinstance(found, list) or found is None or len(found) != len(columns[0]):
-            raise OpacusDiffers(f"no per-sample gradient of {name}")
-        rows[name] = found
-    return clipped_sum(rows)
 
 
 # ---- the engine ----

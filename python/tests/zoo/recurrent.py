@@ -11,7 +11,6 @@ from bastionai import Column, DataContract
 from zoo.case import Case, Model
 
 STEPS, WORDS, CLASSES = 6, 30, 3
-_HOOKS = "its hooks know its own DPLSTM, DPGRU and DPRNN only"
 
 
 class Words(nn.Module):
@@ -113,50 +112,43 @@ def _tuned_biases() -> Model:
 
 
 CASES = [
-    Case("lstm", "`nn.LSTM` over word embeddings, last output", lambda: _words(nn.LSTM), opacus=_HOOKS),
-    Case("gru", "`nn.GRU` over word embeddings, last output", lambda: _words(nn.GRU), opacus=_HOOKS),
+    Case("lstm", "`nn.LSTM` over word embeddings, last output", lambda: _words(nn.LSTM)),
+    Case("gru", "`nn.GRU` over word embeddings, last output", lambda: _words(nn.GRU)),
     Case(
         "lstm-stacked",
         "`nn.LSTM`, 2 layers in both directions with dropout between, over word embeddings",
         lambda: _words(nn.LSTM, num_layers=2, bidirectional=True, dropout=0.2),
-        opacus=_HOOKS,
     ),
     Case(
         "gru-stacked",
         "`nn.GRU`, 2 layers in both directions with dropout between, last states, over a signal",
         lambda: _signal(Signal(nn.GRU, num_layers=2, bidirectional=True, dropout=0.2)),
-        opacus=_HOOKS,
     ),
     Case(
         "lstm-biasless",
         "`nn.LSTM(bias=False)`, last states, over a signal",
         lambda: _signal(Signal(nn.LSTM, bias=False)),
-        opacus=_HOOKS,
     ),
-    Case("rnn-tanh", "`nn.RNN` with tanh, last states", lambda: _signal(Signal(nn.RNN)), opacus=_HOOKS),
+    Case("rnn-tanh", "`nn.RNN` with tanh, last states", lambda: _signal(Signal(nn.RNN))),
     Case(
         "rnn-relu",
         "`nn.RNN` with ReLU, in both directions, last states",
         lambda: _signal(Signal(nn.RNN, nonlinearity="relu", bidirectional=True)),
-        opacus=_HOOKS,
     ),
     Case(
         "lstm-steps-first",
         "`nn.LSTM` without `batch_first`, fed steps first",
         lambda: _signal(StepsFirst()),
-        opacus=_HOOKS,
     ),
     Case(
         "lstm-conditioned",
         "`nn.LSTM` from first states computed of the record, and a second from its last states",
         lambda: _signal(Conditioned()),
-        opacus=_HOOKS,
     ),
     Case(
         "lstm-bitfit",
         "`nn.LSTM` of which only biases are trained",
         _tuned_biases,
-        opacus=_HOOKS,
     ),
     Case(
         "lstm-projected",
