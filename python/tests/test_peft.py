@@ -15,6 +15,7 @@ from zoo.peft import CASES, bert, only
 from zoo.text import CLASSES, LENGTH, WORDS
 
 from bastionai import Adam, Column, DataContract, InvalidRequest
+from bastionai.synthetic import synthetic_columns
 
 pytestmark = pytest.mark.filterwarnings("ignore::bastionai.NoiseWarning")
 e2e = pytest.mark.e2e
@@ -102,6 +103,26 @@ def test_a_head_on_a_frozen_backbone_is_all_that_changes(connect, dataset):
     trained, before = run.model().state_dict(), model.state_dict()
     changed = {name for name, value in trained.items() if not torch.equal(value, before[name])}
     assert changed == {"classifier.weight", "classifier.bias"}
+
+
+@e2e
+@pytest.mark.parametrize("name", ["bitfit-bert", "lora-gpt2"])
+def test_what_requires_a_gradient_is_charged_changed_and_brought_back_and_nothing_else(connect, request, name):
+    made = next(case for case in CASES if case.name == name).made()
+    declared = DataContract(made.contract.columns, declared_size=64)
+    texts = synthetic_columns(declared, 64, seed=3)
+    records = [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
+    dataset = connect("owner").RemoteDataset(
+        records, name=request.node.name[:100], kind="public", contract=declared, may_train="anyone", verbose=False
+    )
+    trainable = {name: each for name, each in made.module.named_parameters() if each.requires_grad}
+    learner, run = fitted(connect("scientist"), made.module, dataset, loss=made.loss)
+    charged = learner.price(steps=3, eps=8.0, delta=1e-5).trainable_parameters
+    assert charged == sum(each.numel() for each in trainable.values())
+    assert run.state_dict().keys() == trainable.keys()
+    before = made.module.state_dict()
+    changed = {name for name, value in run.model().state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == trainable.keys()
 
 
 @e2e
