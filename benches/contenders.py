@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bastionai.exporting import prepare
 
-ENGINE = Path("target/release/examples/bench_step")
+ENGINE = Path(os.environ.get("BASTIONAI_BENCH_STEP", "target/release/examples/bench_step"))
 #: Where everybody computes.
 DEVICE = torch.device(os.environ.get("BASTIONAI_BENCH_DEVICE", "cpu"))
 #: What `torch.set_float32_matmul_precision` takes: PyTorch's default, and what permits faster kernels.

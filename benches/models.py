@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bastionai import Column, DataContract
+from bastionai import Column, DataContract, fix
 
 #: Records of a task. The engine's side (crates/trainer/examples/bench_step.rs) makes up as many.
 ROWS = 4096
@@ -126,6 +126,13 @@ def resnet() -> nn.Module:
     return resnet18(num_classes=10, norm_layer=functools.partial(nn.GroupNorm, 32))
 
 
+def fixed(name: str, **options: float) -> nn.Module:
+    """A model of torchvision with ten classes, its batch statistics replaced as a client would."""
+    import torchvision
+
+    return fix(getattr(torchvision.models, name)(num_classes=10, **options), batchnorm="group", verbose=False)
+
+
 class Recurrent(nn.Module):
     """Word embeddings, an LSTM, a linear layer over its last output."""
 
@@ -193,8 +200,18 @@ BERT_BASE = Task("BERT-base, 128 tokens", bert_base, MINILM.columns, 8, TRANSFOR
 GPT2 = Task("GPT-2 small, 128 tokens", gpt2, (_tokens(50257, 128), _mask(128)), 4, TRANSFORMER, "causal_lm")
 BERT_LORA = Task("BERT-base with LoRA, 128 tokens", bert_base_lora, MINILM.columns, 8, TRANSFORMER)
 
-#: By the name a command line gives.
-TASKS = {
+
+def _images(name: str, model: Callable[[], nn.Module]) -> Task:
+    return Task(f"{name}, 64 × 64", model, RESNET.columns, 16, CONVOLUTIONS)
+
+
+#: With depthwise convolutions. No dropped paths, as no other model here drops anything.
+CONVNEXT = _images("convnext_tiny", lambda: fixed("convnext_tiny", stochastic_depth_prob=0.0))
+MOBILENET = _images("mobilenet_v3_large", lambda: fixed("mobilenet_v3_large", dropout=0.0))
+EFFICIENTNET = _images("efficientnet_b0", lambda: fixed("efficientnet_b0", dropout=0.0, stochastic_depth_prob=0.0))
+
+#: Rows of `make bench`, by the name a command line gives.
+ROWS_OF_BENCH = {
     "mlp": MLP,
     "mlp-adamw": MLP_ADAMW,
     "cnn": CNN,
@@ -205,3 +222,6 @@ TASKS = {
     "gpt2": GPT2,
     "lora": BERT_LORA,
 }
+
+#: What can be timed by name.
+TASKS = ROWS_OF_BENCH | {"convnext": CONVNEXT, "mobilenet": MOBILENET, "efficientnet": EFFICIENTNET}

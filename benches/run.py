@@ -19,7 +19,7 @@ import contenders
 import machine
 import private_step
 import server
-from models import TASKS
+from models import ROWS_OF_BENCH
 
 RESULTS = Path(".bench/private_step.json")
 SERVER_RESULTS = Path(".bench/server.json")
@@ -39,7 +39,7 @@ def main() -> int:
     print(", ".join(f"{name}: {value}" for name, value in facts.items()), end="\n\n", flush=True)
     results = []
     RESULTS.parent.mkdir(exist_ok=True)
-    for task in TASKS.values():
+    for task in ROWS_OF_BENCH.values():
         results.append(private_step.measure(task, effort))
         print(f"{task.name}: {results[-1]['rounds']} rounds, {results[-1]['kernels']} kernels", flush=True)
         RESULTS.write_text(json.dumps({"machine": facts, "rows": results}, indent=1) + "\n")
