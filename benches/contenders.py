@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bastionai.exporting import prepare
 
+#: The engine's example; another build of it, to compare two.
 ENGINE = Path(os.environ.get("BASTIONAI_BENCH_STEP", "target/release/examples/bench_step"))
 #: Where everybody computes.
 DEVICE = torch.device(os.environ.get("BASTIONAI_BENCH_DEVICE", "cpu"))
