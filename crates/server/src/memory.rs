@@ -362,8 +362,8 @@ fn operands(node: &TypedNode) -> impl Iterator<Item = ValueId> {
     })
 }
 
-/// Operators whose output shares its operand's memory. `reshape` may copy, so it counts.
-fn is_view(node: &TypedNode) -> bool {
+/// Whether the output shares its operand's memory. `reshape` may copy, so it counts.
+pub(crate) fn is_view(node: &TypedNode) -> bool {
     VIEWS.contains(&&node.operator[..])
 }
 

@@ -8,6 +8,7 @@
 //! docs/design.md, "Expected minutes".
 
 use crate::config::DeviceKind;
+use crate::memory::is_view;
 use crate::plan;
 use crate::program::arguments;
 use bastionai_graph::typed::{Argument, Extent, TypedGraph, TypedNode, ValueId};
@@ -90,7 +91,7 @@ impl Throughput {
         let moved: f64 = graph
             .nodes()
             .iter()
-            .filter(|node| !VIEWS.contains(&node.operator.as_str()))
+            .filter(|node| !is_view(node))
             .flat_map(|node| &node.outputs)
             .map(|id| {
                 let value = &graph.values()[id.0 as usize].value_type;
@@ -195,22 +196,6 @@ const TRAINED: f64 = 4.0;
 const FROZEN: f64 = 2.0;
 /// Forward, and the gradients of both operands.
 const OF_DATA: f64 = 3.0;
-/// Operators whose result is another view of their input.
-const VIEWS: [&str; 13] = [
-    "alias",
-    "detach",
-    "expand",
-    "permute",
-    "select",
-    "slice",
-    "split",
-    "squeeze",
-    "t",
-    "transpose",
-    "unbind",
-    "unsqueeze",
-    "view",
-];
 /// Written and read in the forward, again as gradients, once more for norms.
 const PASSES_OVER_VALUES: f64 = 6.0;
 /// A node's own operator with its backward, guards, shape checks, taps.
