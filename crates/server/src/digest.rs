@@ -212,6 +212,7 @@ impl Fields {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixture::{request, sgd};
     use crate::plan::RELATION;
     use crate::spec::{LossRequest, Privacy};
     use bastionai_ledger::{Amount, Delta, Epsilon};
@@ -236,35 +237,18 @@ mod tests {
             policy: Digest32::from_bytes([tag; 32]),
             root: Digest32::from_bytes([tag; 32]),
         };
+        let loss = LossRequest {
+            max_loss: 4.0,
+            share: 0.1,
+        };
         Example {
             request: RunRequest {
                 model: Digest32::from_bytes([1; 32]),
                 datasets: vec![DatasetId::from_bytes([2; 16])],
                 input_columns: vec!["x".into(), "y".into()],
-                model_name: "mlp".into(),
-                batch_size: 64,
                 max_batch_size: None,
-                steps: 10,
-                max_grad_norm: 1.0,
-                clipping: Clipping::Flat,
-                compute: Compute::Float32,
-                privacy: Privacy::TargetEpsilon(1.0),
-                delta: None,
-                loss: Some(LossRequest {
-                    max_loss: 4.0,
-                    share: 0.1,
-                }),
-                optimizer: Optimizer::Sgd {
-                    lr: 0.1,
-                    momentum: 0.9,
-                    dampening: 0.0,
-                    weight_decay: 0.0,
-                    nesterov: false,
-                },
-                schedule: Schedule::default(),
-                initial_weights: None,
-                ema_decay: None,
-                keep_steps: vec![],
+                optimizer: sgd(0.1, 0.9, false),
+                ..request(64, 10, Privacy::TargetEpsilon(1.0), Some(loss))
             },
             plan: Plan {
                 noise_multiplier: 1.0,
@@ -323,24 +307,8 @@ mod tests {
             ("automatic clipping", |e| e.request.clipping = Clipping::Automatic),
             ("max_loss", |e| e.request.loss.as_mut().unwrap().max_loss = 5.0),
             ("no loss", |e| e.request.loss = None),
-            ("lr", |e| {
-                e.request.optimizer = Optimizer::Sgd {
-                    lr: 0.2,
-                    momentum: 0.9,
-                    dampening: 0.0,
-                    weight_decay: 0.0,
-                    nesterov: false,
-                }
-            }),
-            ("nesterov", |e| {
-                e.request.optimizer = Optimizer::Sgd {
-                    lr: 0.1,
-                    momentum: 0.9,
-                    dampening: 0.0,
-                    weight_decay: 0.0,
-                    nesterov: true,
-                }
-            }),
+            ("lr", |e| e.request.optimizer = sgd(0.2, 0.9, false)),
+            ("nesterov", |e| e.request.optimizer = sgd(0.1, 0.9, true)),
             ("optimizer", |e| {
                 e.request.optimizer = Optimizer::AdamW(Adam {
                     lr: 0.1,

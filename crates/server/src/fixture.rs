@@ -1,4 +1,9 @@
-//! For unit tests: a checked graph of 4 inputs, 8 hidden, 2 outputs, and a request to train it.
+//! For unit tests: a checked graph of 4 inputs, 8 hidden, 2 outputs, and a request to train it. What they share with
+//! the tests over a socket lies with those, in `tests/`.
+
+#[allow(unreachable_pub)]
+#[path = "../tests/common/example.rs"]
+pub(crate) mod example;
 
 use crate::spec::{LossRequest, Privacy, RunRequest};
 use bastionai_graph::archive::{Archive, Limits};
@@ -7,14 +12,11 @@ use bastionai_graph::typed::TypedGraph;
 use bastionai_ledger::{DatasetId, Digest32};
 use bastionai_wire::{Clipping, Compute, Optimizer, Schedule};
 
-const MLP: &[u8] = include_bytes!("../tests/fixtures/mlp.pt2");
-const CONTRACT: &[u8] = br#"{"version":1,"columns":[
-  {"name":"x","dtype":"f32","shape":[4],"domain":{"range":{"minimum":[-10.0],"maximum":[10.0]}}},
-  {"name":"y","dtype":"i64","shape":[],"domain":{"classes":{"names":["benign","malignant"]}}}],
-  "privacy_unit":"record","declared_size":64}"#;
+pub(crate) const MLP: &[u8] = include_bytes!("../tests/fixtures/mlp.pt2");
+pub(crate) const CONTRACT: &str = include_str!("../tests/fixtures/contract.json");
 
 pub(crate) fn mlp() -> TypedGraph {
-    let inputs = DataContract::parse_json(CONTRACT)
+    let inputs = DataContract::parse_json(CONTRACT.as_bytes())
         .unwrap()
         .inputs(&["x", "y"])
         .unwrap();
@@ -42,16 +44,21 @@ pub(crate) fn request(
         privacy,
         delta: None,
         loss,
-        optimizer: Optimizer::Sgd {
-            lr: 0.1,
-            momentum: 0.0,
-            dampening: 0.0,
-            weight_decay: 0.0,
-            nesterov: false,
-        },
+        optimizer: sgd(0.1, 0.0, false),
         schedule: Schedule::default(),
         initial_weights: None,
         ema_decay: None,
         keep_steps: vec![],
+    }
+}
+
+/// Without dampening and weight decay.
+pub(crate) fn sgd(lr: f64, momentum: f64, nesterov: bool) -> Optimizer {
+    Optimizer::Sgd {
+        lr,
+        momentum,
+        dampening: 0.0,
+        weight_decay: 0.0,
+        nesterov,
     }
 }

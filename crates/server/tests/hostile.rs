@@ -5,24 +5,15 @@
 mod common;
 
 use bastionai_client::runs::RunState;
+use common::example::example;
 use common::process::ServerProcess;
 use common::{epsilon_of, identity, start, upload, watch};
 use std::path::{Path, PathBuf};
 
 /// A link named `mode` to the hostile build of the trainer (crates/trainer/examples/hostile_trainer.rs).
 fn hostile(directory: &Path, mode: &str) -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let program = own
-        .parent()
-        .unwrap()
-        .parent()
-        .unwrap()
-        .join("examples/hostile_trainer");
-    assert!(
-        program.is_file(),
-        "{} is missing: `cargo build --release -p bastionai-trainer --examples` makes it (`make test` does)",
-        program.display()
-    );
+    let cargo = "cargo build --release -p bastionai-trainer --examples";
+    let program = example("hostile_trainer", cargo);
     let link = directory.join(mode);
     std::os::unix::fs::symlink(program, &link).unwrap();
     link

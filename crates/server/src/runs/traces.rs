@@ -5,6 +5,8 @@ use super::RunOrder;
 use crate::boot::Boot;
 use crate::config::{Config, Limits};
 use crate::evaluation::{self, EvaluationRequest};
+use crate::fixture::example::own_example;
+use crate::fixture::{CONTRACT, MLP};
 use crate::models::Model;
 use crate::price;
 use crate::priced::Priced;
@@ -25,14 +27,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-const MLP: &[u8] = include_bytes!("../../tests/fixtures/mlp.pt2");
 const SCORES: &[u8] = include_bytes!("../../tests/fixtures/scores.pt2");
 const SCIENTIST: Principal = Principal::from_bytes([2; 32]);
-const CONTRACT: &str = r#"{"version":1,"columns":[
-  {"name":"x","dtype":"f32","shape":[4],"domain":{"range":{"minimum":[-10.0],"maximum":[10.0]}}},
-  {"name":"y","dtype":"i64","shape":[],"domain":{"classes":{"names":["benign","malignant"]}}}],
-  "privacy_unit":"record","declared_size":256}"#;
-
 /// Blocks as files, and every operation on them: objects are numbered as they first appear.
 struct Recording {
     blocks: FileBlockStore,
@@ -79,18 +75,7 @@ impl BlockStore for Recording {
 }
 
 fn standin(directory: &Path) -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let program = own
-        .parent()
-        .unwrap()
-        .parent()
-        .unwrap()
-        .join("examples/standin_trainer");
-    assert!(
-        program.is_file(),
-        "{}: `cargo test -p bastionai-server` builds it",
-        program.display()
-    );
+    let program = own_example("standin_trainer");
     // Each step takes longer than a commit is apart: a checkpoint at every step, however busy the machine is.
     let link = directory.join("trace-5");
     std::os::unix::fs::symlink(program, &link).unwrap();
@@ -182,7 +167,7 @@ async fn trace(kind: RunKind, rows: u64, tag: f32) -> Vec<String> {
             name: "north".into(),
             kind: DatasetKind::Private,
             owner: Principal::from_bytes([1; 32]),
-            contract_json: CONTRACT.into(),
+            contract_json: CONTRACT.replace(":64}", ":256}"),
             declared_size: 256,
             column_bytes: vec![16, 8],
             policy: policy(),

@@ -1,6 +1,7 @@
 //! What the server's tests share: a server on a loopback port with a stand-in trainer, clients, data, a run.
 #![allow(dead_code)]
 
+pub mod example;
 pub mod process;
 pub mod raw;
 
@@ -14,6 +15,7 @@ use bastionai_client::{
     Identity, RecordBatch, RunId, connect,
 };
 use bastionai_server::{Config, Server};
+use example::own_example;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -79,18 +81,7 @@ pub fn config(directory: &Path, mode: &str) -> Config {
 
 /// A link to the stand-in trainer whose name is its mode.
 pub fn standin(directory: &Path, mode: &str) -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let program = own
-        .parent()
-        .unwrap()
-        .parent()
-        .unwrap()
-        .join("examples/standin_trainer");
-    assert!(
-        program.is_file(),
-        "{} is missing: `cargo test -p bastionai-server` builds it",
-        program.display()
-    );
+    let program = own_example("standin_trainer");
     let link = directory.join(mode);
     if !link.exists() {
         std::os::unix::fs::symlink(program, &link).unwrap();
@@ -123,10 +114,7 @@ pub fn identity() -> Identity {
     Identity::generate().unwrap()
 }
 
-pub const CONTRACT: &str = r#"{"version":1,"columns":[
-  {"name":"x","dtype":"f32","shape":[4],"domain":{"range":{"minimum":[-10.0],"maximum":[10.0]}}},
-  {"name":"y","dtype":"i64","shape":[],"domain":{"classes":{"names":["benign","malignant"]}}}],
-  "privacy_unit":"record","declared_size":64}"#;
+pub const CONTRACT: &str = include_str!("../fixtures/contract.json");
 
 pub fn contract() -> DataContract {
     DataContract::parse_json(CONTRACT.as_bytes()).unwrap()

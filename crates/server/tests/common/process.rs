@@ -1,6 +1,7 @@
 //! A server in a process of its own, to be killed.
 
 use super::config;
+use super::example::own_example;
 use bastionai_server::Config;
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader};
@@ -17,7 +18,7 @@ pub struct ServerProcess {
 impl ServerProcess {
     /// Starts a server over `directory`; its log is appended to `server.log` there.
     pub fn start(directory: &Path, mode: &str, edit: impl FnOnce(&mut Config)) -> Self {
-        let mut command = Command::new(program());
+        let mut command = Command::new(own_example("standalone_server"));
         command.arg(write_config(directory, mode, edit));
         Self::wait(directory, command)
     }
@@ -35,7 +36,7 @@ impl ServerProcess {
         command
             .arg("-c")
             .arg(format!("trap '' XFSZ; ulimit -f {kib}; exec \"$0\" \"$1\""))
-            .arg(program())
+            .arg(own_example("standalone_server"))
             .arg(config);
         Self::wait(directory, command)
     }
@@ -44,7 +45,7 @@ impl ServerProcess {
     pub fn kill_while_booting(directory: &Path, mode: &str, after: Duration, edit: impl FnOnce(&mut Config)) {
         let config = write_config(directory, mode, edit);
         let silent = || Stdio::null();
-        let mut child = Command::new(program())
+        let mut child = Command::new(own_example("standalone_server"))
             .arg(config)
             .stdout(silent())
             .stderr(silent())
@@ -91,22 +92,6 @@ impl Drop for ServerProcess {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn program() -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let program = own
-        .parent()
-        .unwrap()
-        .parent()
-        .unwrap()
-        .join("examples/standalone_server");
-    assert!(
-        program.is_file(),
-        "{} is missing: `cargo test -p bastionai-server` builds it",
-        program.display()
-    );
-    program
 }
 
 fn write_config(directory: &Path, mode: &str, edit: impl FnOnce(&mut Config)) -> PathBuf {
