@@ -1,10 +1,11 @@
-//! From connection arguments to an appraised peer.
+//! From connection arguments to an appraised peer, and what its datasets and runs are called there.
 
 use crate::arguments::ConnectionArguments;
 use anyhow::Context;
 use bastionai_client::blocking::{Client, Settings};
-use bastionai_client::{ConnectOptions, Dataset, HeadMemory, Identity};
+use bastionai_client::{ConnectOptions, Dataset, HeadMemory, Identity, RunId};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Connects, verifies and appraises.
 pub(crate) fn connect(arguments: &ConnectionArguments) -> anyhow::Result<Client> {
@@ -34,6 +35,12 @@ pub(crate) fn dataset_named(client: &Client, name: &str) -> anyhow::Result<Datas
             };
             format!("there is no dataset `{name}`; known: {known}")
         })
+}
+
+/// A run, by its id.
+pub(crate) fn run_id(text: &str) -> anyhow::Result<RunId> {
+    RunId::from_str(text)
+        .with_context(|| format!("`{text}` is no run id: 32 hex digits, as `bastionai run list` prints"))
 }
 
 /// Where ledger heads are remembered: as named, or under `$XDG_STATE_HOME`.

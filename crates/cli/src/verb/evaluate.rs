@@ -1,8 +1,10 @@
 //! `bastionai run evaluate`: price, start, wait, and the metrics with their errors.
 
-use super::run::{input_columns, print_charges, refuse_unaffordable, weights_source};
+use super::priced::{
+    datasets_named, input_columns, print_charges, refuse_unaffordable, show, weights_source,
+};
 use crate::arguments::RunEvaluateArguments;
-use crate::connect::{connect, dataset_named};
+use crate::connect::connect;
 use crate::output;
 use anyhow::{Context, bail};
 use bastionai_client::blocking::{Client, Watched};
@@ -16,11 +18,7 @@ pub(crate) fn evaluate(arguments: &RunEvaluateArguments, json: bool) -> anyhow::
         .with_context(|| format!("cannot read {}", arguments.model.display()))?;
     let client = connect(&arguments.connection)?;
     let quote = client.price_evaluation(&spec(arguments, &client, &archive)?)?;
-    if !json {
-        print_quote(&quote);
-    } else if arguments.price_only {
-        output::json(&quote)?;
-    }
+    show(&quote, print_quote, arguments.price_only, json)?;
     if arguments.price_only {
         return Ok(());
     }
@@ -36,17 +34,12 @@ pub(crate) fn evaluate(arguments: &RunEvaluateArguments, json: bool) -> anyhow::
 }
 
 fn spec(arguments: &RunEvaluateArguments, client: &Client, archive: &[u8]) -> anyhow::Result<EvaluationSpec> {
-    let datasets = arguments
-        .datasets
-        .iter()
-        .map(|name| dataset_named(client, name))
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let first = datasets.first().context("at least one --dataset is needed")?;
+    let datasets = datasets_named(client, &arguments.datasets)?;
     let name = arguments.model.file_stem().unwrap_or_default().to_string_lossy();
     let spec = EvaluationSpec {
         model_id: client.upload_model(&name, archive, &mut |_| {})?,
         dataset_ids: datasets.iter().map(|dataset| dataset.id).collect(),
-        input_columns: input_columns(&arguments.columns, first),
+        input_columns: input_columns(&arguments.columns, &datasets),
         model_name: name.into_owned(),
         confusion: false,
         score_bins: None,

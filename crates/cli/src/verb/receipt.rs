@@ -2,9 +2,8 @@
 
 use crate::appraisal::AppraisalArguments;
 use crate::arguments::ReceiptVerb;
-use crate::connect::connect;
+use crate::connect::{connect, run_id};
 use crate::output;
-use crate::verb::run::run_id;
 use anyhow::{Context, bail};
 use bastionai_client::blocking::{Client, now_unix_ms};
 use bastionai_client::{AuditedReceipt, audit_receipt};

@@ -1,23 +1,16 @@
 //! `bastionai run start|evaluate|watch|list|show|cancel|suspend|resume|fetch`.
 
 use super::evaluate::evaluate;
-use crate::arguments::{
-    ClippingArgument, ComputeArgument, OptimizerArgument, RunStartArguments, RunVerb, ScheduleArgument,
-};
-use crate::connect::{connect, dataset_named};
+use super::start::start;
+use crate::arguments::RunVerb;
+use crate::connect::{connect, run_id};
 use crate::output;
 use anyhow::{Context, bail};
 use bastionai_client::blocking::{Client, Watched};
-use bastionai_client::planning::{Fixed, plan};
-use bastionai_client::{
-    Adam, Budget, Charge, Clipping, Compute, DEFAULT_LOSS_SHARE, Dataset, Decay, FetchedRun, LossRelease,
-    Optimizer, Privacy, Quote, Run, RunId, RunKind, RunSpec, RunState, RunWeights, Schedule, Transfer,
-    Warmup, WeightsAt, WeightsSource,
-};
+use bastionai_client::{Charge, FetchedRun, Run, RunId, RunKind, RunState, Transfer, WeightsAt};
 use bastionai_graph::dtype::DType;
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;
-use std::str::FromStr;
 use std::time::Duration;
 
 /// Dispatches the sub-verb.
@@ -69,190 +62,6 @@ fn run_named(client: &Client, text: &str) -> anyhow::Result<Run> {
     found.with_context(|| {
         format!("there is no run {id}, or it does not concern you: `bastionai run list` shows those that do")
     })
-}
-
-pub(crate) fn run_id(text: &str) -> anyhow::Result<RunId> {
-    RunId::from_str(text)
-        .with_context(|| format!("`{text}` is no run id: 32 hex digits, as `bastionai run list` prints"))
-}
-
-/// Price first, always shown; a run that no budget covers is not started.
-fn start(arguments: &RunStartArguments, json: bool) -> anyhow::Result<()> {
-    let archive = std::fs::read(&arguments.model)
-        .with_context(|| format!("cannot read {}", arguments.model.display()))?;
-    let client = connect(&arguments.connection)?;
-    let name = arguments
-        .model
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    let model_id = client.upload_model(&name, &archive, &mut |_| {})?;
-    let spec = spec(arguments, &client, model_id, name)?;
-    let quote = client.price(&spec)?;
-    if !json {
-        print_quote(&quote);
-    } else if arguments.price_only {
-        output::json(&quote)?;
-    }
-    if arguments.price_only {
-        return Ok(());
-    }
-    refuse_unaffordable(&quote.charges, "run")?;
-    let run = client.start_run(quote.run_digest)?;
-    eprintln!("started; follow it with `bastionai run watch {}`", run.id);
-    output::either(json, &run, || println!("{}", run.id))
-}
-
-/// What no budget covers is not started.
-pub(super) fn refuse_unaffordable(charges: &[Charge], what: &str) -> anyhow::Result<()> {
-    let short: Vec<&str> = charges
-        .iter()
-        .filter(|charge| !charge.affordable)
-        .map(|charge| charge.dataset_name.as_str())
-        .collect();
-    if short.is_empty() {
-        return Ok(());
-    }
-    bail!(
-        "budget exceeded: {} cannot pay for this {what}; lower its ε, or leave a dataset out",
-        short.join(", ")
-    )
-}
-
-/// The columns named, or all of the contract's in its order.
-pub(super) fn input_columns(named: &[String], dataset: &Dataset) -> Vec<String> {
-    if !named.is_empty() {
-        return named.to_vec();
-    }
-    let columns = dataset.contract.columns.iter();
-    columns.map(|column| column.name.clone()).collect()
-}
-
-fn spec(
-    arguments: &RunStartArguments,
-    client: &Client,
-    model_id: bastionai_client::Digest32,
-    model_name: String,
-) -> anyhow::Result<RunSpec> {
-    let datasets = arguments
-        .datasets
-        .iter()
-        .map(|name| dataset_named(client, name))
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let first = datasets.first().context("at least one --dataset is needed")?;
-    let input_columns = input_columns(&arguments.columns, first);
-    let optimizer = match arguments.optimizer {
-        OptimizerArgument::Sgd => Optimizer::Sgd {
-            lr: arguments.lr,
-            momentum: arguments.momentum,
-            dampening: 0.0,
-            weight_decay: arguments.weight_decay,
-            nesterov: false,
-        },
-        OptimizerArgument::Adamw => Optimizer::AdamW(Adam {
-            lr: arguments.lr,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: arguments.weight_decay,
-        }),
-        OptimizerArgument::Adam => Optimizer::Adam(Adam {
-            lr: arguments.lr,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: arguments.weight_decay,
-        }),
-    };
-    let privacy = Privacy::TargetEpsilon(arguments.epsilon);
-    let fixed = Fixed {
-        target_delta: arguments.delta,
-        batch_size: arguments.batch_size,
-        steps: arguments.steps,
-        epochs: arguments.epochs,
-    };
-    let planned = plan(&datasets, privacy, &fixed)?;
-    Ok(RunSpec {
-        model_id,
-        dataset_ids: datasets.iter().map(|dataset| dataset.id).collect(),
-        input_columns,
-        model_name,
-        batch_size: planned.batch_size,
-        max_batch_size: arguments.max_batch_size,
-        steps: planned.steps,
-        max_grad_norm: arguments.max_grad_norm,
-        clipping: match arguments.clipping {
-            ClippingArgument::Flat => Clipping::Flat,
-            ClippingArgument::PerLayer => Clipping::PerLayer,
-            ClippingArgument::Automatic => Clipping::Automatic,
-        },
-        compute: match arguments.compute {
-            ComputeArgument::Float32 => Compute::Float32,
-            ComputeArgument::Bfloat16 => Compute::Bfloat16,
-        },
-        privacy,
-        target_delta: arguments.delta,
-        loss_release: (arguments.max_loss > 0.0).then_some(LossRelease {
-            max_loss: arguments.max_loss,
-            share: DEFAULT_LOSS_SHARE,
-        }),
-        optimizer,
-        schedule: schedule(arguments)?,
-        initial_weights: weights_source(arguments.initial_weights.as_deref(), client)?,
-        ema_decay: arguments.ema_decay,
-        keep_steps: arguments.keep_steps.clone(),
-        keep_every: arguments.keep_every,
-    })
-}
-
-/// `RUN`, `RUN@STEP`, `RUN@ema`, `RUN@STEP@ema`, or a file: another archive, uploaded unless the server has it.
-pub(super) fn weights_source(text: Option<&str>, client: &Client) -> anyhow::Result<Option<WeightsSource>> {
-    let Some(text) = text else {
-        return Ok(None);
-    };
-    let path = Path::new(text);
-    if path.is_file() {
-        let archive = std::fs::read(path).with_context(|| format!("cannot read {text}"))?;
-        let model = client.upload_model("weights", &archive, &mut |_| {})?;
-        return Ok(Some(WeightsSource::Model(model)));
-    }
-    run_weights(text).map(|weights| Some(WeightsSource::Run(weights)))
-}
-
-fn run_weights(text: &str) -> anyhow::Result<RunWeights> {
-    let mut parts = text.split('@');
-    let run = run_id(parts.next().unwrap_or_default())
-        .with_context(|| format!("weights `{text}`: neither a file nor RUN[@STEP][@ema]"))?;
-    let mut weights = RunWeights {
-        run,
-        step: None,
-        ema: false,
-    };
-    for part in parts {
-        match part.parse() {
-            Ok(step) if step > 0 && weights.step.is_none() && !weights.ema => weights.step = Some(step),
-            _ if part == "ema" && !weights.ema => weights.ema = true,
-            _ => bail!("weights `{text}`: after a run come @STEP (from 1), @ema, or both in this order"),
-        }
-    }
-    Ok(weights)
-}
-
-fn schedule(arguments: &RunStartArguments) -> anyhow::Result<Schedule> {
-    let final_ratio = arguments.final_ratio.unwrap_or(0.0);
-    let decay = match arguments.schedule {
-        ScheduleArgument::Constant if arguments.final_ratio.is_some() => {
-            bail!("a constant schedule has no --final-ratio: choose --schedule linear or cosine")
-        }
-        ScheduleArgument::Constant => Decay::Constant,
-        ScheduleArgument::Linear => Decay::Linear { final_ratio },
-        ScheduleArgument::Cosine => Decay::Cosine { final_ratio },
-    };
-    let warmup = arguments
-        .warmup_ratio
-        .map_or(Warmup::Steps(arguments.warmup_steps), Warmup::Ratio);
-    Ok(Schedule { decay, warmup })
 }
 
 /// Released progress, one line a message (`--json`: one JSON value a line), until the run ends.
@@ -335,71 +144,6 @@ fn dtype(dtype: DType) -> Dtype {
         DType::F32 => Dtype::F32,
         DType::F64 => Dtype::F64,
         DType::Bool => Dtype::BOOL,
-    }
-}
-
-fn print_quote(quote: &Quote) {
-    let fact = |key: &str, value: String| vec![key.to_owned(), value];
-    let mut facts = vec![
-        fact("steps", quote.spec.steps.to_string()),
-        fact(
-            "expected batch",
-            format!("{} (cap {})", quote.spec.batch_size, quote.truncated_batch_size),
-        ),
-        fact("sample rate q", format!("{:.5}", quote.sample_rate)),
-        fact("noise multiplier σ", format!("{:.4}", quote.noise_multiplier)),
-        fact("trainable parameters", quote.trainable_parameters.to_string()),
-        fact("memory", format!("about {} MiB", quote.memory_bytes >> 20)),
-        fact("expected time", expected_time(quote.expected_seconds)),
-    ];
-    if quote.kept_bytes > 0 {
-        facts.push(fact(
-            "weights kept on the way",
-            format!("{:.1} MiB", quote.kept_bytes as f64 / f64::from(1 << 20)),
-        ));
-    }
-    output::table(&["price", ""], &facts);
-    println!();
-    print_charges(&quote.charges);
-    for warning in &quote.warnings {
-        eprintln!("warning: {warning}");
-    }
-}
-
-pub(super) fn print_charges(charges: &[Charge]) {
-    let rows: Vec<Vec<String>> = charges
-        .iter()
-        .map(|charge| {
-            let (before, after) = match charge.budget_before {
-                None => ("no budget needed".to_owned(), "".to_owned()),
-                Some(budget) => (budget.remaining.epsilon.to_string(), left_after(charge, &budget)),
-            };
-            vec![
-                charge.dataset_name.clone(),
-                charge.cost.epsilon.to_string(),
-                charge.cost.delta.to_string(),
-                before,
-                after,
-            ]
-        })
-        .collect();
-    output::table(&["dataset", "ε", "δ", "ε left before", "ε left after"], &rows);
-}
-
-fn left_after(charge: &Charge, before: &Budget) -> String {
-    let left = before.remaining.checked_sub(charge.cost);
-    match left.filter(|_| charge.affordable) {
-        Some(left) => left.epsilon.to_string(),
-        None => "does not suffice".to_owned(),
-    }
-}
-
-/// In words: an estimate deserves no decimals.
-fn expected_time(seconds: Option<f64>) -> String {
-    match seconds {
-        None => "not known: the server could not measure its machine".to_owned(),
-        Some(seconds) if seconds < 90.0 => format!("about {seconds:.0} s, once it has its slot"),
-        Some(seconds) => format!("about {:.0} min, once it has its slot", seconds / 60.0),
     }
 }
 
