@@ -4,12 +4,13 @@
 //! Arguments: perhaps `--device cpu` or `--device cuda`; a `.pt2` archive; expected batch size, or `expected:physical` for another physical batch size than the cap
 //! of a run; threads; optimizer (`sgd` or `adamw`); the range of each input of integers, e.g. `0:1000,0:2`. It prints
 //! what it chose, then takes one step for every line on standard input and answers with its seconds; behind them, if
-//! the line is `profile`, with those of its phases. The sample is drawn, padded and masked, as in any run.
+//! the line is `profile`, with those of its phases; if it is `memory`, with MiB of each: what the process
+//! held at most, what at the end, and how much of that was in use. The sample is drawn, padded and masked, as in any run.
 #![allow(clippy::print_stdout)]
 
 use bastionai_graph::archive::{Archive, Limits};
 use bastionai_graph::dtype::DType;
-use bastionai_graph::typed::Input;
+use bastionai_graph::typed::{Input, TypedGraph};
 use bastionai_privacy::cap::SampledSteps;
 use bastionai_trainer::records::Records;
 use bastionai_trainer::training::Training;
@@ -33,23 +34,29 @@ fn main() -> anyhow::Result<()> {
         anyhow::bail!("usage: bench_step [--device cpu|cuda] MODEL.pt2 256 2 sgd|adamw [0:1000,0:2]");
     };
     device.load()?;
-    device.start()?;
+    let own_mib = resident_mib()?;
     let values = values
         .iter()
         .flat_map(|list| list.split(','))
         .map(range)
         .collect::<anyhow::Result<Vec<_>>>()?;
     let threads = threads.parse()?;
+    let model = model(archive)?;
+    // In the trainer's order: what was received is there before libtorch's threads and the allocator's settings are.
+    let received_mib = resident_mib()?;
+    device.start()?;
     selftest::prepare_process(threads)?;
-    let libraries_mib = resident_mib()?;
-    let archive = Archive::read(&std::fs::read(archive)?, &Limits::default())?;
-    let (mut training, choice) = training(&archive, batch, threads, optimizer, &values, device)?;
+    let libraries_mib = own_mib + resident_mib()?.saturating_sub(received_mib);
+    let (mut training, choice) = training(model, batch, threads, optimizer, &values, device)?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{choice} libraries_mib={libraries_mib}")?;
     out.flush()?;
     for (step, line) in (1..).zip(std::io::stdin().lock().lines()) {
-        if line? == "profile" {
-            phases::start();
+        let line = line?;
+        match &line[..] {
+            "profile" => phases::start(),
+            "memory" => phases::start_memory(),
+            _ => {}
         }
         let start = Instant::now();
         training.step(step)?;
@@ -57,24 +64,26 @@ fn main() -> anyhow::Result<()> {
         for (phase, taken) in phases::stop() {
             write!(out, "\t{phase}={}", taken.as_secs_f64())?;
         }
+        for (phase, held) in phases::stop_memory() {
+            let mib = [held.peak_kib, held.end_kib, held.used_kib].map(|kib| kib / 1024);
+            write!(out, "\t{phase}={}:{}:{}", mib[0], mib[1], mib[2])?;
+        }
         writeln!(out)?;
         out.flush()?;
     }
     Ok(())
 }
 
-fn training(
-    archive: &Archive,
-    batch: &str,
-    threads: u32,
-    optimizer: &str,
-    values: &[Range<u64>],
-    device: Device,
-) -> anyhow::Result<(Training, String)> {
+/// A graph with the bytes of its parameters and constants.
+type Model = (TypedGraph, Vec<Vec<u8>>, Vec<Vec<u8>>);
+
+/// What a trainer receives of an archive, which is a server's to hold.
+fn model(path: &str) -> anyhow::Result<Model> {
+    let archive = Archive::read(&std::fs::read(path)?, &Limits::default())?;
     let columns = archive
         .example_inputs()
         .map_err(|error| anyhow::anyhow!("the archive records no input shapes: {error:?}"))?;
-    let graph = bastionai_graph::check(archive, &columns)?;
+    let graph = bastionai_graph::check(&archive, &columns)?;
     let bytes = |index, of: Option<&[u8]>| {
         of.map(<[u8]>::to_vec)
             .ok_or_else(|| anyhow::anyhow!("tensor {index} is not in the archive"))
@@ -85,6 +94,17 @@ fn training(
     let constants = (0..graph.constants().len())
         .map(|index| bytes(index, archive.constant_bytes(index)))
         .collect::<Result<Vec<_>, _>>()?;
+    Ok((graph, parameters, constants))
+}
+
+fn training(
+    (graph, parameters, constants): Model,
+    batch: &str,
+    threads: u32,
+    optimizer: &str,
+    values: &[Range<u64>],
+    device: Device,
+) -> anyhow::Result<(Training, String)> {
     let (batch, cap) = match batch.split_once(':') {
         Some((expected, physical)) => (expected.parse()?, physical.parse()?),
         None => (batch.parse()?, physical_batch_size(batch.parse()?)?),
@@ -97,7 +117,7 @@ fn training(
         compute: Compute::Float32,
         threads,
     };
-    let mut engine = Engine::new(graph, &parameters, &constants, settings)?;
+    let mut engine = Engine::consuming(graph, parameters, constants, settings)?;
     engine.run_on(device)?;
     let choice = selftest::self_test(&mut engine)?;
     let job = job(&engine, batch, cap, threads, optimizer);

@@ -55,6 +55,7 @@ struct Kernels {
   void (*pack_right)(const float* const* rows, const uint32_t* masks, const float* factors, int64_t row_count, int64_t columns, int64_t panel_rows, float* to);
   void (*multiply_panels)(const float* left, int64_t left_panels, const float* right, int64_t right_panels, int64_t rows, double* to);
   bool (*add_to_grid)(const double* from, int64_t rows, int64_t columns, const Grid& grid, int64_t stride, int64_t* sums);
+  bool (*put_on_grid)(const double* from, int64_t rows, int64_t columns, const Grid& grid, int64_t stride, int64_t* sums);
 };
 
 #if defined(__x86_64__)
@@ -306,7 +307,7 @@ constexpr int64_t kStrip = 10 * kResultSide;
 }  // namespace
 
 bool contract(const at::Tensor& left, const at::Tensor& right, const at::Tensor& factors, at::IntArrayRef blocks, const Grid& grid,
-              int64_t* sums, size_t sum_count, int32_t lanes) {
+              int64_t* sums, size_t sum_count, bool fresh, int32_t lanes) {
   require_rows(left);
   require_rows(right);
   const int64_t records = left.size(0), length = left.size(1);
@@ -322,6 +323,7 @@ bool contract(const at::Tensor& left, const at::Tensor& right, const at::Tensor&
   const Kernels& kernels = bastion::kernels(lanes);
   const int64_t width = left.size(2), stride = right.size(2);
   const bool worth_threads = records * length * width * stride > kWorthThreads;
+  const auto to_grid = fresh ? kernels.put_on_grid : kernels.add_to_grid;
   const Blocks all(blocks);
   const Operand lefts(left), rights(right);
   const double* factor_of = factors.const_data_ptr<double>();
@@ -344,7 +346,7 @@ bool contract(const at::Tensor& left, const at::Tensor& right, const at::Tensor&
                                   right_panels.block(all.before[block]) + columns.first(column) * count, right_count, count, own.get());
         }
         int64_t* to = sums + (first_row + rows.first(row)) * stride + first_column + columns.first(column);
-        if (!kernels.add_to_grid(own.get(), rows.count(row), columns.count(column), grid, stride, to)) fine = false;
+        if (!to_grid(own.get(), rows.count(row), columns.count(column), grid, stride, to)) fine = false;
       });
     }
   }

@@ -39,13 +39,13 @@ struct Grid {
   double units, limit;
 };
 
-// Adds Σ_i c_i Σ_t l_it r_itᵀ to `sums`, [left width, right width] integers, rounded to the grid. False when an element is not
-// finite or beyond the limit.
+// Adds Σ_i c_i Σ_t l_it r_itᵀ to `sums`, [left width, right width] integers, rounded to the grid; `fresh` ones are written without being
+// read. False when an element is not finite or beyond the limit.
 //
 // `factors` is [records], f64, each an f32; rows of a record whose factor is not positive are selected as zeros and never multiplied.
 // Left rows are multiplied by their factor, one rounding; the rows of a block, (first, count) pairs of flat rows, are summed in f32 in
 // one chain; blocks are added in f64.
 bool contract(const at::Tensor& left, const at::Tensor& right, const at::Tensor& factors, at::IntArrayRef blocks, const Grid& grid,
-              int64_t* sums, size_t sum_count, int32_t lanes);
+              int64_t* sums, size_t sum_count, bool fresh, int32_t lanes);
 
 }  // namespace bastion

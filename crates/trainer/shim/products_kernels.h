@@ -222,8 +222,9 @@ BASTION_TARGET static void multiply_panels(const float* left, int64_t left_panel
       multiply(left + i * rows * kRows, right + j * rows * kColumns, rows, to + (j * left_panels + i) * kRows * kColumns);
 }
 
-// Adds blocks of the result to `sums`, [rows][stride] integers, each element rounded to the nearest unit. False when one is not
-// finite or beyond the limit.
+// Adds blocks of the result to `sums`, [rows][stride] integers, or puts them there if they are `fresh`, which are not read then; each
+// element rounded to the nearest unit. False when one is not finite or beyond the limit.
+template <bool fresh>
 BASTION_TARGET static bool add_to_grid(const double* from, int64_t rows, int64_t columns, const Grid& grid, int64_t stride, int64_t* sums) {
   const int64_t left_panels = (rows + kRows - 1) / kRows;
   bool fine = true;
@@ -242,14 +243,15 @@ BASTION_TARGET static bool add_to_grid(const double* from, int64_t rows, int64_t
         uint64_t bits, shift;
         __builtin_memcpy(&bits, &shifted, sizeof bits);
         __builtin_memcpy(&shift, &kRoundingShift, sizeof shift);
-        to[i] = static_cast<int64_t>(static_cast<uint64_t>(to[i]) + (bits - shift));
+        const uint64_t before = fresh ? 0 : static_cast<uint64_t>(to[i]);
+        to[i] = static_cast<int64_t>(before + (bits - shift));
       }
       fine &= part;
     }
   return fine;
 }
 
-static const Kernels kKernels{kLanes, kChunk, kRows, kColumns, gram_tiles, tile_products, pack_left, pack_right, multiply_panels, add_to_grid};
+static const Kernels kKernels{kLanes, kChunk, kRows, kColumns, gram_tiles, tile_products, pack_left, pack_right, multiply_panels, add_to_grid<false>, add_to_grid<true>};
 
 #undef BASTION_INNER
 #undef BASTION_LANES

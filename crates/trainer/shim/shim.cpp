@@ -330,10 +330,10 @@ int32_t bastion_gram_products(const void* tiles, const void* rows, int32_t lanes
 }
 
 int32_t bastion_contract(const void* left, const void* right, const void* factors, const int64_t* blocks, size_t block_count,
-                         double units, double limit, int64_t* sums, size_t sum_count, int32_t lanes, int32_t* fine) {
+                         double units, double limit, int64_t* sums, size_t sum_count, int32_t fresh, int32_t lanes, int32_t* fine) {
   return guarded([&] {
     *fine = bastion::contract(tensor_at(left), tensor_at(right), tensor_at(factors), at::IntArrayRef(blocks, 2 * block_count),
-                              {units, limit}, sums, sum_count, lanes);
+                              {units, limit}, sums, sum_count, fresh != 0, lanes);
     return kOk;
   });
 }

@@ -43,7 +43,7 @@ int32_t bastion_gram(const void* rows, int32_t lanes, void** tiles);
 int32_t bastion_gram_products(const void* tiles, const void* rows, int32_t lanes, void* outputs[3]);
 // `blocks` are (first, count) pairs; `fine` becomes 0 when a sum is not finite or beyond the limit, else 1.
 int32_t bastion_contract(const void* left, const void* right, const void* factors, const int64_t* blocks, size_t block_count,
-                         double units, double limit, int64_t* sums, size_t sum_count, int32_t lanes, int32_t* fine);
+                         double units, double limit, int64_t* sums, size_t sum_count, int32_t fresh, int32_t lanes, int32_t* fine);
 // Calls body(context, task) for every task below `tasks`, on libtorch's threads and the caller's. The body does not throw.
 int32_t bastion_parallel(size_t tasks, void (*body)(const void*, size_t), const void* context);
 int32_t bastion_edge(const void* tensor, void** edge);

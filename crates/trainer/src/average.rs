@@ -135,7 +135,7 @@ mod tests {
         iterates[1..3]
             .iter()
             .for_each(|each| whole.update(&[each]).unwrap());
-        let bytes = crate::state::bytes(&whole.tensors()[0]).unwrap();
+        let bytes = crate::state::with_bytes(&whole.tensors()[0], <[u8]>::to_vec).unwrap();
         let mut rest = IterateAverage::new(0.9, &[&iterates[0]]).unwrap();
         rest.restore(3, &[bytes]).unwrap();
         for each in &iterates[3..] {

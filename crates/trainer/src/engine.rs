@@ -6,7 +6,7 @@ use crate::device::{Device, beside, to_host};
 use crate::error::{EngineError, Result};
 use crate::executor::{self, Randomness};
 use crate::ffi;
-use crate::ffi::products::{Contraction, Lanes, contract};
+use crate::ffi::products::{Contraction, Lanes, contract, contract_fresh};
 use crate::gradients::gram::in_f32;
 use crate::gradients::instantiated::weighted_sum;
 use crate::gradients::{self, Instantiated, Norms, TapValues, pulled};
@@ -18,10 +18,11 @@ use crate::precision::{Chosen, Precision, Products, precision};
 use crate::program::{Program, kind};
 use crate::state::{State, elements};
 use crate::table;
-use crate::taps::{Method, ParameterPlan, Plan, Role, TapKind, TapPlan, Use};
+use crate::taps::{Method, ParameterPlan, Plan, Role, TapKind, TapPlan, Use, ViewBack};
 use bastionai_graph::typed::{TypedGraph, ValueId};
 use bastionai_privacy::sensitivity::{ClipRule, charged_sensitivity};
 use bastionai_wire::{Clipping, Compute};
+use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
 /// Of `max_grad_norm`: within it no clipped sum in f32 overflows (rule G4) and none is lost to underflow.
@@ -64,7 +65,8 @@ pub struct Batch {
     present: Tensor,
 }
 
-/// Clipped sums in grid units, one vector for each trainable parameter, in graph order.
+/// Clipped sums in grid units, one vector for each trainable parameter, in graph order. One that is empty is all zeros:
+/// it takes no memory before something is added to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sums(pub Vec<Vec<i64>>);
 
@@ -84,6 +86,8 @@ struct Gradients {
     losses: Tensor,
     taps: Vec<TapValues>,
     norms: Norms,
+    /// For each tap the position of the last parameter whose sum needs it.
+    last_sums: Vec<usize>,
 }
 
 impl Engine {
@@ -95,6 +99,28 @@ impl Engine {
         graph: TypedGraph,
         parameters: &[Vec<u8>],
         constants: &[Vec<u8>],
+        settings: Settings,
+    ) -> Result<Self> {
+        Self::with(graph, parameters.iter(), constants.iter(), settings)
+    }
+
+    /// The same of bytes that are freed one tensor after the other: no model is held twice.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn consuming(
+        graph: TypedGraph,
+        parameters: Vec<Vec<u8>>,
+        constants: Vec<Vec<u8>>,
+        settings: Settings,
+    ) -> Result<Self> {
+        Self::with(graph, parameters.into_iter(), constants.into_iter(), settings)
+    }
+
+    fn with<B: AsRef<[u8]>>(
+        graph: TypedGraph,
+        parameters: impl ExactSizeIterator<Item = B>,
+        constants: impl ExactSizeIterator<Item = B>,
         settings: Settings,
     ) -> Result<Self> {
         if settings.physical_batch_size == 0 || settings.micro_batches == 0 || settings.threads == 0 {
@@ -175,15 +201,9 @@ impl Engine {
         self.sensitivity
     }
 
-    /// Zero sums of the right sizes.
+    /// Zero sums, which take no memory yet.
     pub fn zero_sums(&self) -> Sums {
-        Sums(
-            self.plan
-                .parameters
-                .iter()
-                .map(|each| vec![0; elements(&each.shape)])
-                .collect(),
-        )
+        Sums(vec![Vec::new(); self.plan.parameters.len()])
     }
 
     /// The trainable parameters in host memory, in graph order.
@@ -258,29 +278,59 @@ impl Engine {
         self.add(batch, Randomness::Drawn, sums)
     }
 
-    /// The sums of one batch when nothing random is drawn, and which records counted: the self-test's view.
-    pub(crate) fn frozen_sums(&self, batch: &Batch) -> Result<(Sums, Vec<bool>)> {
-        let mut sums = self.zero_sums();
-        let results = self.add(batch, Randomness::Frozen, &mut sums)?;
-        Ok((sums, results.counted))
+    /// SHA-256 of the sums of one batch when nothing random is drawn, and which records counted: the self-test's view.
+    /// Each parameter's sum is gone before the next is made.
+    pub(crate) fn frozen_sums(&self, batch: &Batch) -> Result<([u8; 32], Vec<bool>)> {
+        let mut gradients = self.gradients(batch, Randomness::Frozen)?;
+        let factors = self.factors(&gradients.norms)?;
+        let mut digest = Sha256::new();
+        for position in 0..self.plan.parameters.len() {
+            let mut sums = Vec::new();
+            self.add_parameter(position, &mut gradients, &factors, &mut sums)?;
+            digest.update(ffi::as_bytes(&sums));
+        }
+        Ok((digest.finalize().into(), self.results(&gradients)?.counted))
     }
 
+    /// Adds the sum of one parameter after the other, and frees what is needed for no later one: a tap's input and output
+    /// gradient stay from the backward pass to here, since no clip factor is known before the last norm.
     fn add(&self, batch: &Batch, randomness: Randomness, sums: &mut Sums) -> Result<RecordResults> {
-        let gradients = self.gradients(batch, randomness)?;
+        let mut gradients = self.gradients(batch, randomness)?;
         let factors = self.factors(&gradients.norms)?;
-        let parameters = self.plan.parameters.iter().zip(&gradients.norms.instantiated);
-        for (position, ((parameter, found), sums)) in parameters.zip(&mut sums.0).enumerate() {
-            let _no_graph = tch::no_grad_guard();
-            let factors = factors.of(position);
-            match found {
-                Some(found) => {
-                    self.add_instantiated(parameter, found, &gradients.taps, &factors.list, sums)?
-                }
-                None => self.add_by_rows(parameter, &gradients, &factors.tensor, sums)?,
-            }
-            phases::end(parameter.method.sums());
+        if sums.0.len() != self.plan.parameters.len() {
+            return Err(EngineError::SumOutOfBound);
+        }
+        for (position, sums) in sums.0.iter_mut().enumerate() {
+            self.add_parameter(position, &mut gradients, &factors, sums)?;
         }
         self.results(&gradients)
+    }
+
+    /// For every parameter once, in order.
+    fn add_parameter(
+        &self,
+        position: usize,
+        gradients: &mut Gradients,
+        factors: &Factors,
+        sums: &mut Vec<i64>,
+    ) -> Result<()> {
+        let _no_graph = tch::no_grad_guard();
+        let parameter = &self.plan.parameters[position];
+        let factors = factors.of(position);
+        match gradients.norms.instantiated[position].take() {
+            Some(found) => {
+                let sums = allocated(sums, parameter);
+                self.add_instantiated(parameter, found, &gradients.taps, &factors.list, sums)?
+            }
+            None => self.add_by_rows(parameter, gradients, &factors.tensor, sums)?,
+        }
+        for each in &parameter.uses {
+            if gradients.last_sums[each.tap] == position {
+                gradients.taps[each.tap].free();
+            }
+        }
+        phases::end(parameter.method.sums());
+        Ok(())
     }
 
     /// The clipped sum of one batch, in the gradient's unit.
@@ -502,7 +552,16 @@ impl Engine {
             losses: to_host(&forward.results[0].f_detach()?)?.f_to_kind(Kind::Double)?,
             taps,
             norms,
+            last_sums: self.last_sums(),
         })
+    }
+
+    fn last_sums(&self) -> Vec<usize> {
+        let mut last = vec![0; self.plan.taps.len()];
+        for (position, parameter) in self.plan.parameters.iter().enumerate() {
+            parameter.uses.iter().for_each(|each| last[each.tap] = position);
+        }
+        last
     }
 
     /// How often each parameter and constant was written in place: must not change in a forward phase (T8).
@@ -543,14 +602,18 @@ impl Engine {
         parameter: &ParameterPlan,
         gradients: &Gradients,
         factors: &Tensor,
-        sums: &mut [i64],
+        sums: &mut Vec<i64>,
     ) -> Result<()> {
         for each in &parameter.uses {
             match each.role {
-                Role::Table => self.add_table(each, gradients, factors, sums)?,
-                _ => self.add_contraction(each, parameter.method, gradients, factors, sums)?,
+                Role::Table => {
+                    self.add_table(each, gradients, factors, allocated(sums, parameter))?;
+                }
+                _ => self.add_contraction(each, parameter, gradients, factors, sums)?,
             }
         }
+        // Of a parameter without a use.
+        allocated(sums, parameter);
         Ok(())
     }
 
@@ -569,7 +632,7 @@ impl Engine {
     fn add_instantiated(
         &self,
         parameter: &ParameterPlan,
-        found: &Instantiated,
+        found: Instantiated,
         taps: &[TapValues],
         factors: &[f64],
         sums: &mut [i64],
@@ -601,16 +664,17 @@ impl Engine {
     fn add_contraction(
         &self,
         only: &Use,
-        method: Method,
+        parameter: &ParameterPlan,
         gradients: &Gradients,
         factors: &Tensor,
-        sums: &mut [i64],
+        sums: &mut Vec<i64>,
     ) -> Result<()> {
         let (plan, tap) = (&self.plan.taps[only.tap], &gradients.taps[only.tap]);
-        let chosen = self.precision.contraction(method, plan);
+        let chosen = self.precision.contraction(parameter.method, plan);
         if self.precision.is_own(chosen) {
-            return self.add_own_contraction(only, chosen, gradients, factors, sums);
+            return self.add_own_contraction(only, parameter, chosen, gradients, factors, sums);
         }
+        let sums = allocated(sums, parameter);
         let _true_f32 = TrueF32::enter()?;
         let input = tap.input.as_ref().ok_or(EngineError::SumOutOfBound)?;
         let factors = &beside(factors, input)?;
@@ -662,14 +726,15 @@ impl Engine {
 
 impl Engine {
     /// The same on the engine's own kernels, which select, scale and round to the grid on the way: rows are read where
-    /// they lie.
+    /// they lie, and the first sum of a parameter is written without zeros before it.
     fn add_own_contraction(
         &self,
         only: &Use,
+        parameter: &ParameterPlan,
         chosen: Chosen,
         gradients: &Gradients,
         factors: &Tensor,
-        sums: &mut [i64],
+        sums: &mut Vec<i64>,
     ) -> Result<()> {
         let (plan, tap) = (&self.plan.taps[only.tap], &gradients.taps[only.tap]);
         let input = in_f32(tap.input.as_ref().ok_or(EngineError::SumOutOfBound)?)?;
@@ -694,22 +759,35 @@ impl Engine {
             units,
             limit,
         };
-        let add = |sums: &mut [i64]| match contract(&contraction, sums, Lanes::Widest) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(EngineError::SumOutOfBound),
-            Err(failed) => Err(EngineError::shim(failed)),
+        let count = (left.size()[2] * right.size()[2]) as usize;
+        let fresh = || {
+            let made = contract_fresh(&contraction, count, Lanes::Widest).map_err(EngineError::shim)?;
+            made.ok_or(EngineError::SumOutOfBound)
         };
-        if only.back.is_empty() {
-            return add(sums);
+        // A reshape changes no element's place in memory.
+        if only.back.iter().all(|view| matches!(view, ViewBack::Reshape(_))) {
+            if !sums.is_empty() {
+                return match contract(&contraction, sums, Lanes::Widest) {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err(EngineError::SumOutOfBound),
+                    Err(failed) => Err(EngineError::shim(failed)),
+                };
+            }
+            if count != elements(&parameter.shape) {
+                return Err(EngineError::SumOutOfBound);
+            }
+            *sums = fresh()?;
+            return Ok(());
         }
-        // What enters its node as a view is summed as it enters; on the grid that is exact.
-        let mut own = vec![0; (left.size()[2] * right.size()[2]) as usize];
-        add(&mut own)?;
+        // What enters its node as another view is summed as it enters; on the grid that is exact.
         let shape: Vec<i64> = std::iter::once(1)
             .chain(only.value_shape.iter().copied())
             .collect();
-        let own = Tensor::f_from_slice(&own)?.f_reshape(&shape[..])?;
-        let own = gradients::undo_views(&own, &only.back)?.f_contiguous()?;
+        let own = {
+            let own = Tensor::f_from_slice(&fresh()?)?.f_reshape(&shape[..])?;
+            gradients::undo_views(&own, &only.back)?.f_contiguous()?
+        };
+        let sums = allocated(sums, parameter);
         let added = ffi::read(&own, |own: &[i64]| {
             let fits = own.len() == sums.len();
             for (sum, units) in sums.iter_mut().zip(own) {
@@ -741,6 +819,14 @@ fn rounding(
     let rule = precision.clip_rule(settings, plan.parameters.len())?;
     let sensitivity = charged_sensitivity(&precision.sum_error(plan, settings, grid.width()));
     Ok((precision, rule, sensitivity))
+}
+
+/// The sums of a parameter, zeros where there were none yet.
+fn allocated<'s>(sums: &'s mut Vec<i64>, parameter: &ParameterPlan) -> &'s mut [i64] {
+    if sums.is_empty() {
+        *sums = vec![0; elements(&parameter.shape)];
+    }
+    sums
 }
 
 /// The factor that keeps a gradient whose norm² came out as `again` to what one of `first` would add.

@@ -72,7 +72,7 @@ impl Evaluator {
         let histograms = Histograms::new(job.classes, job.has_confusion, job.score_bins)
             .map_err(|error| EngineError::Job(error.to_string()))?;
         let program = Program::new(&graph, job.physical_batch_size)?;
-        let state = State::new(&graph, parameters, constants)?;
+        let state = State::new(&graph, parameters.iter(), constants.iter())?;
         Ok(Self {
             graph,
             program,

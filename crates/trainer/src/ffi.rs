@@ -113,6 +113,18 @@ pub(crate) fn keep_freed_memory() {
     }
 }
 
+/// What the allocator has given out and not got back, in bytes; zero where it does not tell.
+pub(crate) fn allocated_bytes() -> u64 {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: takes nothing and only counts.
+        let counted = unsafe { libc::mallinfo2() };
+        (counted.uordblks + counted.hblkhd) as u64
+    }
+    #[cfg(not(target_env = "gnu"))]
+    0
+}
+
 /// Whether every worker thread flushes denormals.
 pub(crate) fn denormals_flushed() -> Result<bool, Failed> {
     let mut flushed = 0;
@@ -587,11 +599,32 @@ pub(crate) fn elements_mut<T: Element>(tensor: &mut Tensor) -> Option<&mut [T]> 
     Some(unsafe { std::slice::from_raw_parts_mut(address, tensor.numel()) })
 }
 
+/// As [`read`], the bytes of a tensor of any type.
+pub(crate) fn read_bytes<R>(tensor: &Tensor, body: impl FnOnce(&[u8]) -> R) -> Option<R> {
+    let address: *mut u8 = address(tensor)?;
+    let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
+    // SAFETY: as for `read`; every byte of an element is initialised, since its type has no padding.
+    Some(body(unsafe { std::slice::from_raw_parts(address, bytes) }))
+}
+
+/// The bytes of numbers, as this machine orders them.
+pub(crate) fn as_bytes<T: Element>(values: &[T]) -> &[u8] {
+    // SAFETY: the numbers' own memory, borrowed as long as they are; their types have no padding.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
 fn memory<T: Element>(tensor: &Tensor) -> Option<*mut T> {
+    if !tensor.defined() || tensor.kind() != T::KIND {
+        return None;
+    }
+    address(tensor)
+}
+
+/// Where a contiguous CPU tensor begins.
+fn address<T>(tensor: &Tensor) -> Option<*mut T> {
     let usable = tensor.defined()
         && !tensor.is_sparse()
         && tensor.device() == tch::Device::Cpu
-        && tensor.kind() == T::KIND
         && tensor.is_contiguous();
     if !usable {
         return None;

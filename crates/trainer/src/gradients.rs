@@ -43,6 +43,19 @@ pub(crate) struct TapValues {
     pub(crate) reduced: Option<Reduced>,
 }
 
+impl TapValues {
+    /// Forgets what it holds: no sum needs it any more.
+    pub(crate) fn free(&mut self) {
+        *self = Self {
+            gradient: Tensor::new(),
+            input: None,
+            row_norms: None,
+            channels: None,
+            reduced: None,
+        };
+    }
+}
+
 /// Squared norms and magnitudes of all records: `[B]`, f64.
 pub(crate) struct Norms {
     /// Where Gram matrices are f32 their norms are upper bounds already.

@@ -3,6 +3,7 @@
 //!
 //! The formulas are `torch.optim`'s, in the parameter's own precision.
 
+use crate::engine::Sums;
 use crate::error::{EngineError, Result};
 use crate::ffi::{self, Element};
 use crate::grid::in_parallel;
@@ -93,27 +94,27 @@ impl OptimizerState {
         })
     }
 
-    /// Adds noise to the sums and updates the parameters. The sums are then zero, ready for the next step.
+    /// Adds noise to the sums and updates the parameters. The sums are gone then: no step begins with another's.
     ///
     /// # Errors
     /// [`EngineError::SumOutOfBound`] when sums and parameters do not fit together or the noise cannot be drawn.
     pub fn step(
         &mut self,
         parameters: &mut [&mut Tensor],
-        sums: &mut [Vec<i64>],
+        mut sums: Sums,
         noise: &NoiseStream,
         step: u64,
         mean: NoisyMean,
         threads: usize,
     ) -> Result<()> {
-        if parameters.len() != sums.len() || sums.len() != self.slots.len() {
+        if parameters.len() != sums.0.len() || sums.0.len() != self.slots.len() {
             return Err(EngineError::SumOutOfBound);
         }
         let factor = self.rates.factor(self.steps);
         self.steps += 1;
         let rule = Rule::new(&self.optimizer, factor, self.steps);
         let mut work = Vec::new();
-        let each = parameters.iter_mut().zip(sums).zip(&mut self.slots);
+        let each = parameters.iter_mut().zip(&mut sums.0).zip(&mut self.slots);
         for (position, ((tensor, sums), slots)) in (0..).zip(each) {
             match slots {
                 Slots::F32 { first, second } => {
@@ -147,12 +148,12 @@ impl OptimizerState {
     }
 
     /// The tensors of one group as bytes, in parameter order.
-    pub fn group(&self, group: usize) -> impl Iterator<Item = Vec<u8>> + '_ {
+    pub fn group(&self, group: usize) -> impl Iterator<Item = &[u8]> + '_ {
         self.slots.iter().map(move |slots| match (slots, group) {
-            (Slots::F32 { first, .. }, 0) => bytes_of(first, f32::to_le_bytes),
-            (Slots::F32 { second, .. }, _) => bytes_of(second, f32::to_le_bytes),
-            (Slots::F64 { first, .. }, 0) => bytes_of(first, f64::to_le_bytes),
-            (Slots::F64 { second, .. }, _) => bytes_of(second, f64::to_le_bytes),
+            (Slots::F32 { first, .. }, 0) => ffi::as_bytes(first),
+            (Slots::F32 { second, .. }, _) => ffi::as_bytes(second),
+            (Slots::F64 { first, .. }, 0) => ffi::as_bytes(first),
+            (Slots::F64 { second, .. }, _) => ffi::as_bytes(second),
         })
     }
 
@@ -179,14 +180,6 @@ impl OptimizerState {
         self.steps = steps;
         Ok(())
     }
-}
-
-fn bytes_of<T: Copy, const N: usize>(values: &[T], to_bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
-    let mut bytes = vec![0; values.len() * N];
-    for (place, &value) in bytes.chunks_exact_mut(N).zip(values) {
-        place.copy_from_slice(&to_bytes(value));
-    }
-    bytes
 }
 
 /// `None` when the lengths differ.
@@ -453,7 +446,7 @@ impl StepOf<'_> {
 struct Update<'a, T> {
     rule: &'a Rule,
     scale: f64,
-    sums: &'a mut [i64],
+    sums: &'a [i64],
     weights: &'a mut [T],
     first: &'a mut [T],
     second: &'a mut [T],
@@ -462,16 +455,15 @@ struct Update<'a, T> {
 impl<T: Real> Pass for Update<'_, T> {
     type Output = ();
 
-    /// In blocks, so that gradients stay in the nearest cache. Sums are wiped while they are there.
+    /// In blocks, so that gradients stay in the nearest cache.
     #[inline(always)]
     fn run(self) {
         let mut gradients = [T::from_f64(0.0); BLOCK];
         let (mut first, mut second) = (self.first.chunks_mut(BLOCK), self.second.chunks_mut(BLOCK));
-        for (weights, sums) in self.weights.chunks_mut(BLOCK).zip(self.sums.chunks_mut(BLOCK)) {
+        for (weights, sums) in self.weights.chunks_mut(BLOCK).zip(self.sums.chunks(BLOCK)) {
             let gradients = &mut gradients[..sums.len()];
             for (gradient, units) in gradients.iter_mut().zip(sums) {
                 *gradient = T::from_f64(*units as f64 * self.scale);
-                *units = 0;
             }
             let (first, second) = (
                 first.next().unwrap_or_default(),

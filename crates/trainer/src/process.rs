@@ -233,7 +233,7 @@ fn prepare(job: &Job, input: &mut impl Read, device: Device) -> Result<(Engine, 
         compute: job.compute,
         threads: job.threads,
     };
-    let mut engine = Engine::new(graph, &parameters, &constants, settings)?;
+    let mut engine = Engine::consuming(graph, parameters, constants, settings)?;
     engine.run_on(device)?;
     selftest::self_test(&mut engine)?;
     // libtorch has opened and started all it needs. Records come after this.

@@ -2,6 +2,7 @@
 
 use crate::device::{Device, beside, to_host};
 use crate::error::{EngineError, Result};
+use crate::ffi;
 use crate::program::kind;
 use crate::taps::Plan;
 use bastionai_graph::dtype::DType;
@@ -19,8 +20,12 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// From contiguous little-endian bytes.
-    pub(crate) fn new(graph: &TypedGraph, parameters: &[Vec<u8>], constants: &[Vec<u8>]) -> Result<Self> {
+    /// From contiguous little-endian bytes, each tensor's taken and let go before the next is.
+    pub(crate) fn new<B: AsRef<[u8]>>(
+        graph: &TypedGraph,
+        parameters: impl ExactSizeIterator<Item = B>,
+        constants: impl ExactSizeIterator<Item = B>,
+    ) -> Result<Self> {
         let described = |names: &[String]| names.first().cloned().unwrap_or_default();
         let of_parameters = graph
             .parameters()
@@ -110,7 +115,7 @@ impl State {
 fn digest<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<[u8; 32]> {
     let mut digest = Sha256::new();
     for tensor in tensors {
-        digest.update(bytes(tensor)?);
+        with_bytes(tensor, |bytes| digest.update(bytes))?;
     }
     Ok(digest.finalize().into())
 }
@@ -120,18 +125,17 @@ pub(crate) fn elements(shape: &[i64]) -> usize {
     shape.iter().product::<i64>() as usize
 }
 
-/// Bytes of a tensor, row-major.
-pub(crate) fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+/// Bytes of a tensor, row-major; where they lie, if that is how they lie in host memory.
+pub(crate) fn with_bytes<R>(tensor: &Tensor, body: impl FnOnce(&[u8]) -> R) -> Result<R> {
     let tensor = to_host(&tensor.f_detach()?)?.f_contiguous()?;
-    let mut out = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-    tensor.f_copy_data_u8(&mut out, tensor.numel())?;
-    Ok(out)
+    ffi::read_bytes(&tensor, body)
+        .ok_or_else(|| EngineError::Job("a parameter or constant is not a dense tensor".into()))
 }
 
-fn tensors<'a>(
+fn tensors<'a, B: AsRef<[u8]>>(
     what: &str,
     described: impl ExactSizeIterator<Item = (String, DType, &'a [u64])>,
-    bytes: &[Vec<u8>],
+    bytes: impl ExactSizeIterator<Item = B>,
 ) -> Result<Vec<Tensor>> {
     if described.len() != bytes.len() {
         return Err(EngineError::Job(format!(
@@ -143,6 +147,7 @@ fn tensors<'a>(
     described
         .zip(bytes)
         .map(|((name, dtype, shape), bytes)| {
+            let bytes = bytes.as_ref();
             let shape: Vec<i64> = shape.iter().map(|&extent| extent as i64).collect();
             if bytes.len() != elements(&shape) * dtype.size_bytes() {
                 return Err(EngineError::Job(format!(

@@ -1,13 +1,14 @@
 //! The steps of a run: sample, micro-batches, noise and update, loss release.
 
 use crate::average::{IterateAverage, is_decay};
-use crate::engine::{Engine, RecordResults, Sums};
+use crate::engine::{Engine, RecordResults};
 use crate::error::{EngineError, Result};
 use crate::optimizer::{NoisyMean, OptimizerState};
 use crate::phases;
 use crate::records::Records;
 use crate::sample::PooledSampler;
 use crate::schedule::LearningRates;
+use crate::state::with_bytes;
 use bastionai_privacy::noise::NoiseStream;
 use bastionai_wire::trainer::{Job, LossRelease};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -31,8 +32,6 @@ pub struct Training {
     noise: NoiseStream,
     optimizer: OptimizerState,
     average: Option<IterateAverage>,
-    /// Zero between steps.
-    sums: Sums,
     mean: NoisyMean,
     loss: Option<LossRelease>,
     expected_batch_size: f64,
@@ -109,7 +108,6 @@ impl Training {
             sampler: PooledSampler::new(*key, &order, job.sample_threshold, job.datasets.clone(), cap),
             noise: NoiseStream::new(*key),
             loss: job.loss,
-            sums: engine.zero_sums(),
             expected_batch_size: job.expected_batch_size,
             first_step: job.start_step + 1,
             steps: job.steps,
@@ -133,8 +131,8 @@ impl Training {
         let settings = *self.engine.settings();
         let batch_size = settings.physical_batch_size as usize;
         let digest = self.digest_at(step)?;
-        // Gone if the step fails: what was summed without noise meets no second attempt.
-        let mut sums = std::mem::take(&mut self.sums);
+        // The step's own: what was summed without noise meets no second attempt if it fails, and between steps there is none.
+        let mut sums = self.engine.zero_sums();
         let mut losses = 0i64;
         for places in places.chunks_exact(batch_size) {
             let (inputs, present) = self.records.gather(places)?;
@@ -153,16 +151,9 @@ impl Training {
             return Err(EngineError::Mutated);
         }
         let (noise, mean, threads) = (&self.noise, self.mean, settings.threads as usize);
-        self.optimizer.step(
-            &mut self.engine.trainable_mut(),
-            &mut sums.0,
-            noise,
-            step,
-            mean,
-            threads,
-        )?;
+        self.optimizer
+            .step(&mut self.engine.trainable_mut(), sums, noise, step, mean, threads)?;
         self.engine.renew()?;
-        self.sums = sums;
         if let Some(average) = &mut self.average {
             average.update(&self.engine.trainable())?;
         }
@@ -224,15 +215,15 @@ impl Training {
         mut sink: impl FnMut(&[u8]) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         for parameter in self.engine.trainable() {
-            sink(&crate::state::bytes(parameter)?)?;
+            with_bytes(parameter, &mut sink)??;
         }
         for group in 0..self.optimizer.groups() {
             for tensor in self.optimizer.group(group) {
-                sink(&tensor)?;
+                sink(tensor)?;
             }
         }
         for average in self.average.iter().flat_map(IterateAverage::tensors) {
-            sink(&crate::state::bytes(average)?)?;
+            with_bytes(average, &mut sink)??;
         }
         Ok(())
     }

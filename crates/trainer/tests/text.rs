@@ -141,7 +141,7 @@ fn a_table_of_a_million_rows_costs_its_tokens_and_not_its_rows() {
     let model = large(1 << 20);
     let engine = model.engine(settings(64, 1.0));
     let mut sums = engine.zero_sums();
-    sums.0[0].fill(1); // zeroed memory is mapped at the first write only
+    sums.0[0] = vec![1; 16 << 20]; // zeroed memory is mapped at the first write only
     std::fs::write("/proc/self/clear_refs", "5").unwrap(); // resets the peak
     let before = memory("VmRSS");
     add(&engine, &model, &mut sums);

@@ -23,6 +23,7 @@ unsafe extern "C" {
         limit: f64,
         sums: *mut i64,
         sum_count: usize,
+        fresh: i32,
         lanes: i32,
         fine: *mut i32,
     ) -> i32;
@@ -96,9 +97,41 @@ pub(crate) struct Contraction<'t> {
 /// Adds it to `sums`, `[left width, right width]`, each element rounded to the grid; false when an element is not finite
 /// or beyond the limit.
 pub(crate) fn contract(of: &Contraction<'_>, sums: &mut [i64], lanes: Lanes) -> Result<bool, Failed> {
+    // SAFETY: the sums are borrowed for the call, and nothing else has them.
+    unsafe { contract_into(of, sums.as_mut_ptr(), sums.len(), false, lanes) }
+}
+
+/// The sums themselves, `count` of them, as [`contract`] makes of zeros; `None` where it says false. Their memory is
+/// written once and not read.
+pub(crate) fn contract_fresh(
+    of: &Contraction<'_>,
+    count: usize,
+    lanes: Lanes,
+) -> Result<Option<Vec<i64>>, Failed> {
+    let mut sums = Vec::with_capacity(count);
+    // SAFETY: there is room for as many sums, which nothing else has; fresh ones are written and never read.
+    let fine = unsafe { contract_into(of, sums.as_mut_ptr(), count, true, lanes) }?;
+    if !fine {
+        return Ok(None);
+    }
+    // SAFETY: without an error every element of `[left width, right width]` was written, and the shim has checked that
+    // these are `count`.
+    unsafe { sums.set_len(count) };
+    Ok(Some(sums))
+}
+
+/// # Safety
+/// There must be room for `count` sums, for this call alone; initialised ones unless they are `fresh`.
+unsafe fn contract_into(
+    of: &Contraction<'_>,
+    sums: *mut i64,
+    count: usize,
+    fresh: bool,
+    lanes: Lanes,
+) -> Result<bool, Failed> {
     let mut fine = 0;
-    // SAFETY: tensors, blocks and sums are alive for the call, and nothing else has the sums; the shim checks types,
-    // places, strides, blocks and the number of sums before it touches any.
+    // SAFETY: tensors and blocks are alive for the call, the sums by the caller's word; the shim checks types, places,
+    // strides, blocks and the number of sums before it touches any.
     succeed(unsafe {
         bastion_contract(
             pointer(of.left),
@@ -108,8 +141,9 @@ pub(crate) fn contract(of: &Contraction<'_>, sums: &mut [i64], lanes: Lanes) -> 
             of.blocks.len(),
             of.units,
             of.limit,
-            sums.as_mut_ptr(),
-            sums.len(),
+            sums,
+            count,
+            i32::from(fresh),
             lanes.number(),
             &mut fine,
         )
@@ -233,7 +267,12 @@ mod tests {
             limit: 1e14,
         };
         let mut sums = vec![5; (left.size()[2] * right.size()[2]) as usize];
-        contract(&contraction, &mut sums, lanes).unwrap().then_some(sums)
+        let added = contract(&contraction, &mut sums, lanes).unwrap().then_some(sums);
+        let count = (left.size()[2] * right.size()[2]) as usize;
+        let fresh = contract_fresh(&contraction, count, lanes).unwrap();
+        let fresh = fresh.map(|sums| sums.into_iter().map(|each| each + 5).collect());
+        assert_eq!(added, fresh, "what is written is what would be added to zeros");
+        added
     }
 
     #[test]
@@ -348,7 +387,9 @@ mod tests {
                 units: UNITS,
                 limit: 1e14,
             };
-            contract(&contraction, &mut vec![0; sums], lanes).is_err()
+            let added = contract(&contraction, &mut vec![0; sums], lanes).is_err();
+            assert_eq!(contract_fresh(&contraction, sums, lanes).is_err(), added);
+            added
         };
         assert!(!attempt(&rows, &factors, &[[0, 6]], 16));
         assert!(attempt(&rows, &factors, &[[0, 7]], 16));

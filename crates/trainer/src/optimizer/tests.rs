@@ -67,14 +67,14 @@ fn worst_difference(case: &Value, goldens: &Value, kind: Kind) -> f64 {
     let stream = NoiseStream::new([1; 32]);
     let mut worst = 0.0f64;
     for (step, expected) in case[name].as_array().unwrap().iter().enumerate() {
-        let mut sums = vec![
+        let sums = vec![
             floats(&goldens["units"][step])
                 .iter()
                 .map(|&units| units as i64)
                 .collect::<Vec<_>>(),
         ];
         state
-            .step(&mut [&mut weight], &mut sums, &stream, step as u64 + 1, mean, 2)
+            .step(&mut [&mut weight], Sums(sums), &stream, step as u64 + 1, mean, 2)
             .unwrap();
         let actual = Vec::<f64>::try_from(weight.to_kind(Kind::Double)).unwrap();
         for (actual, expected) in actual.iter().zip(floats(expected)) {
@@ -121,7 +121,7 @@ fn one_noisy_step(
 ) -> Vec<f64> {
     let mut weight = Tensor::zeros([size], (Kind::Double, Device::Cpu));
     let mut state = OptimizerState::new(sgd(1.0), constant(), &[&weight]).unwrap();
-    let mut sums = vec![vec![sum; size as usize]];
+    let sums = Sums(vec![vec![sum; size as usize]]);
     let mean = NoisyMean {
         standard_deviation,
         scale,
@@ -129,7 +129,7 @@ fn one_noisy_step(
     state
         .step(
             &mut [&mut weight],
-            &mut sums,
+            sums,
             &NoiseStream::new([9; 32]),
             step,
             mean,
@@ -172,14 +172,14 @@ fn parameters_get_noise_of_their_own() {
         .map(|_| Tensor::zeros([50_000], (Kind::Float, Device::Cpu)))
         .collect();
     let mut state = OptimizerState::new(sgd(1.0), constant(), &weights.iter().collect::<Vec<_>>()).unwrap();
-    let mut sums = vec![vec![0; 50_000]; 2];
+    let sums = Sums(vec![vec![0; 50_000]; 2]);
     let mean = NoisyMean {
         standard_deviation: 1e6,
         scale: 1e-6,
     };
     let mut all: Vec<&mut Tensor> = weights.iter_mut().collect();
     state
-        .step(&mut all, &mut sums, &NoiseStream::new([9; 32]), 1, mean, 2)
+        .step(&mut all, sums, &NoiseStream::new([9; 32]), 1, mean, 2)
         .unwrap();
     let product = f64::try_from((&weights[0] * &weights[1]).mean(Kind::Double)).unwrap();
     assert!(product.abs() < 0.03, "{product}");
