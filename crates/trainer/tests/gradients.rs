@@ -51,6 +51,36 @@ fn per_sample_gradients_equal_autograd_on_each_record_alone() {
 }
 
 #[test]
+fn sums_take_no_memory_before_the_first_micro_batch_and_the_second_is_added_to_it_exactly() {
+    for dtype in [DType::F64, DType::F32] {
+        for model in models::all(dtype, BATCH) {
+            let engine = model.engine(settings(BATCH as u32, 0.5));
+            let some: Vec<bool> = (0..BATCH).map(|row| row % 3 != 1).collect();
+            let batches = [
+                full(&engine, &model.inputs),
+                present(&engine, &model.inputs, &some),
+            ];
+            let mut both = engine.zero_sums();
+            assert!(both.0.iter().all(|sums| sums.capacity() == 0), "{}", model.name);
+            let mut apart = vec![0; engine.trainable().iter().map(|tensor| tensor.numel()).sum()];
+            for batch in &batches {
+                engine.add_clipped(batch, &mut both).unwrap();
+                let mut one = engine.zero_sums();
+                engine.add_clipped(batch, &mut one).unwrap();
+                let one = one.0.concat();
+                assert!(
+                    one.iter().any(|&units| units != 0),
+                    "{}: a test of zeros",
+                    model.name
+                );
+                apart.iter_mut().zip(&one).for_each(|(sum, units)| *sum += units);
+            }
+            assert_eq!(both.0.concat(), apart, "{} {dtype:?}", model.name);
+        }
+    }
+}
+
+#[test]
 fn clipped_sums_are_the_sums_of_clipped_gradients() {
     for dtype in [DType::F64, DType::F32] {
         for model in models::all(dtype, BATCH) {
