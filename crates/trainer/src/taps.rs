@@ -14,6 +14,7 @@ use self::checks::{
 pub(crate) use self::convolution::ConvolutionPlan;
 pub(crate) use self::factor::Factor;
 pub(crate) use self::functions::FunctionPlan;
+pub(crate) use self::method::BLOCK_ELEMENTS;
 pub(crate) use self::recurrent::sides;
 use crate::error::{EngineError, Result};
 use crate::program::{BatchAxis, Expected, Program, index};

@@ -9,7 +9,7 @@ use bastionai_graph::typed::TypedGraph;
 pub(super) const KEPT_ELEMENTS: i64 = 1 << 26;
 
 /// Memory of one block of instantiated gradients, or of what they are made from, in elements: 64 MiB of f32.
-const BLOCK_ELEMENTS: i64 = 1 << 24;
+pub(crate) const BLOCK_ELEMENTS: i64 = 1 << 24;
 
 /// What writing one element of a convolution's gradient and reading it for the sum costs, in multiplications of an f32
 /// matrix product. Its norm comes with it.
