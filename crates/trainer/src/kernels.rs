@@ -226,6 +226,96 @@ fn is_true_f32(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::support::{Builder, b, n, settings};
+    use bastionai_graph::dtype::DType;
+    use bastionai_graph::typed::{Argument, Extent};
+
+    const RECORDS: i64 = 4;
+
+    /// The sum of `head(x · frozen)`: x `[B, 5, 8]`, a layer `[8, width]` that is frozen, as `linear` or as GPT-2 has
+    /// its layers, `addmm` of all rows at once, and a head `[3, width]` that is trained.
+    fn on_a_frozen_layer(width: u64, by_addmm: bool) -> Engine {
+        let mut g = Builder::default();
+        let x = g.input("x", DType::F32, &[5, 8]);
+        let hidden = [b(1), n(5), n(width)];
+        let sizes = |shape: &[Extent]| ("shape", Argument::Sizes(shape.to_vec()));
+        let hidden = if by_addmm {
+            let bias = g.parameter("frozen.bias", DType::F32, &[width], false);
+            let weight = g.parameter("frozen.weight", DType::F32, &[8, width], false);
+            let shape = [b(5), n(8)];
+            let rows = g.node(
+                "reshape",
+                &[("self", Argument::Value(x)), sizes(&shape)],
+                DType::F32,
+                &shape,
+            );
+            let operands = [("self", bias), ("mat1", rows), ("mat2", weight)];
+            let operands = operands.map(|(name, value)| (name, Argument::Value(value)));
+            let rows = g.node("addmm", &operands, DType::F32, &[b(5), n(width)]);
+            g.node(
+                "reshape",
+                &[("self", Argument::Value(rows)), sizes(&hidden)],
+                DType::F32,
+                &hidden,
+            )
+        } else {
+            let weight = g.parameter("frozen.weight", DType::F32, &[width, 8], false);
+            g.linear(x, weight, None, &hidden)
+        };
+        let head = g.parameter("head.weight", DType::F32, &[3, width], true);
+        let scores = g.linear(hidden, head, None, &[b(1), n(5), n(3)]);
+        let over = [
+            ("self", Argument::Value(scores)),
+            ("dim", Argument::Ints(vec![1, 2])),
+        ];
+        let loss = g.node("sum.dim_IntList", &over, DType::F32, &[b(1)]);
+        let zeros = |elements: u64| vec![0; 4 * elements as usize];
+        let bias = by_addmm.then(|| zeros(width));
+        let weights: Vec<Vec<u8>> = bias
+            .into_iter()
+            .chain([zeros(8 * width), zeros(3 * width)])
+            .collect();
+        Engine::new(g.finish(loss), &weights, &[], settings(RECORDS as u32, 1.0)).unwrap()
+    }
+
+    #[test]
+    fn kernels_are_proven_on_products_of_frozen_layers_but_not_on_contractions_that_these_never_have() {
+        for by_addmm in [false, true] {
+            let products = on_a_frozen_layer(16, by_addmm).products();
+            let (frozen, trained): (Vec<Product>, Vec<Product>) =
+                products.into_iter().partition(|each| each.contracted_rows == 0);
+            let expected = Product {
+                records: RECORDS,
+                rows_per_record: 5,
+                input_width: 8,
+                output_width: 16,
+                contracted_rows: 0,
+            };
+            assert_eq!(frozen, [expected], "by addmm: {by_addmm}");
+            let [trained] = trained[..] else {
+                panic!("{trained:?}")
+            };
+            assert_eq!((trained.input_width, trained.output_width), (16, 3));
+        }
+    }
+
+    #[test]
+    fn a_frozen_layer_decides_which_product_is_timed_and_whether_threads_are_worth_it() {
+        let worth = WORTH_THREADS as u64 / (RECORDS as u64 * 5 * 8);
+        for by_addmm in [false, true] {
+            let (small, large) = (
+                on_a_frozen_layer(64, by_addmm),
+                on_a_frozen_layer(worth + 1, by_addmm),
+            );
+            assert_eq!(small.largest_product(), RECORDS * 5 * 8 * 64);
+            assert_eq!(
+                largest(&large).unwrap().multiplications(),
+                large.largest_product()
+            );
+            assert_eq!(largest(&large).unwrap().contracted_rows, 0, "the frozen one");
+            assert!(!is_worth_threads(&small) && is_worth_threads(&large));
+        }
+    }
 
     #[test]
     fn a_product_in_lower_precision_is_noticed() {

@@ -14,6 +14,13 @@
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+// Graphs that the tests under `tests/` build are built by tests in here as well.
+#[cfg(test)]
+extern crate self as bastionai_trainer;
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;
+
 mod accelerated;
 mod attention;
 pub mod average;
