@@ -72,11 +72,11 @@ impl Needs<'_> {
     }
 }
 
-/// Values (once as received, once as a tensor), constants alike; for what is trained an i64 sum, two moments and an
-/// average of the iterates, each once more while a checkpoint leaves, and two f64 copies of the largest while its sum
-/// is contracted.
+/// Values and constants as they are received, each gone when its tensor is made, so that the largest of them is there
+/// twice. For what is trained an i64 sum, two moments and an average of the iterates, each once more while a
+/// checkpoint is taken up, and two f64 copies of the largest while its sum is contracted.
 fn parameter_bytes(graph: &TypedGraph) -> u64 {
-    let held = |shape: &[u64], size: usize| elements(shape).saturating_mul(2 * size as u64);
+    let held = |shape: &[u64], size: usize| elements(shape).saturating_mul(size as u64);
     let values = graph
         .parameters()
         .iter()
@@ -88,10 +88,12 @@ fn parameter_bytes(graph: &TypedGraph) -> u64 {
     let trained = || graph.parameters().iter().filter(|each| each.trainable);
     let state = trained().map(|each| {
         let float_bytes = each.dtype.size_bytes() as u64;
-        elements(&each.shape).saturating_mul(8 + 7 * float_bytes)
+        elements(&each.shape).saturating_mul(8 + 6 * float_bytes)
     });
     let contracted = largest_trained(graph).saturating_mul(2 * 8);
-    sum(values.chain(constants).chain(state).chain([contracted]))
+    let largest = values.clone().chain(constants.clone()).max().unwrap_or(0);
+    let fixed = [largest, contracted];
+    sum(values.chain(constants).chain(state).chain(fixed))
 }
 
 fn largest_trained(graph: &TypedGraph) -> u64 {

@@ -49,8 +49,8 @@ impl Evaluator {
     /// [`EngineError`] when a number, a size or a node is not one that can be evaluated soundly.
     pub fn new(
         graph: TypedGraph,
-        parameters: &[Vec<u8>],
-        constants: &[Vec<u8>],
+        parameters: Vec<Vec<u8>>,
+        constants: Vec<Vec<u8>>,
         job: &EvaluationJob,
     ) -> Result<Self> {
         let refuse = |text: &str| Err(EngineError::Job(text.into()));
@@ -72,7 +72,7 @@ impl Evaluator {
         let histograms = Histograms::new(job.classes, job.has_confusion, job.score_bins)
             .map_err(|error| EngineError::Job(error.to_string()))?;
         let program = Program::new(&graph, job.physical_batch_size)?;
-        let state = State::new(&graph, parameters.iter(), constants.iter())?;
+        let state = State::new(&graph, parameters.into_iter(), constants.into_iter())?;
         Ok(Self {
             graph,
             program,

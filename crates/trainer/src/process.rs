@@ -255,7 +255,7 @@ fn prepare_evaluation(
     let (graph, parameters, constants) = read_model(job.version, &job.graph, input)?;
     start(device)?;
     selftest::prepare_process(job.threads.max(1))?;
-    let mut evaluator = Evaluator::new(graph, &parameters, &constants, job)?;
+    let mut evaluator = Evaluator::new(graph, parameters, constants, job)?;
     evaluator.run_on(device)?;
     evaluator.self_test()?;
     confine(device).map_err(|error| EngineError::Job(error.to_string()))?;

@@ -35,7 +35,7 @@ fn try_evaluator(model: &Model, job: &EvaluationJob) -> Result<Evaluator, String
     set_up();
     let parameters: Vec<_> = model.parameters.iter().map(bytes_of).collect();
     let constants: Vec<_> = model.constants.iter().map(bytes_of).collect();
-    Evaluator::new(model.graph.clone(), &parameters, &constants, job).map_err(|error| error.to_string())
+    Evaluator::new(model.graph.clone(), parameters, constants, job).map_err(|error| error.to_string())
 }
 
 /// The first `rows` records of these inputs, in one dataset.
