@@ -61,6 +61,10 @@ fn check_at(event: &DpEvent, depth: u32) -> Result<(), EventError> {
         DpEvent::SelfComposed { event, .. } => check_at(event, depth),
         DpEvent::Composed { events } if events.len() > MAX_COMPOSED => Err(EventError::TooComplex),
         DpEvent::Composed { events } => events.iter().try_for_each(|event| check_at(event, depth)),
+        DpEvent::Laplace { noise_multiplier } => check_noise(*noise_multiplier),
+        DpEvent::Histograms {
+            standard_deviation, ..
+        } => check_noise(*standard_deviation),
     }
 }
 
@@ -131,6 +135,18 @@ fn encode_into(event: &DpEvent, out: &mut Vec<u8>) {
             out.extend((events.len() as u64).to_le_bytes());
             events.iter().for_each(|event| encode_into(event, out));
         }
+        DpEvent::Laplace { noise_multiplier } => {
+            out.push(TAG_LAPLACE);
+            out.extend(noise_multiplier.to_le_bytes());
+        }
+        DpEvent::Histograms {
+            histograms,
+            standard_deviation,
+        } => {
+            out.push(TAG_HISTOGRAMS);
+            out.extend(histograms.to_le_bytes());
+            out.extend(standard_deviation.to_le_bytes());
+        }
     }
 }
 
@@ -184,6 +200,13 @@ fn decode_at(rest: &mut &[u8], depth: u32) -> Result<DpEvent, EventError> {
                 .collect::<Result<_, _>>()?;
             DpEvent::Composed { events }
         }
+        TAG_LAPLACE => DpEvent::Laplace {
+            noise_multiplier: f64::from_le_bytes(take(rest)?),
+        },
+        TAG_HISTOGRAMS => DpEvent::Histograms {
+            histograms: u64::from_le_bytes(take(rest)?),
+            standard_deviation: f64::from_le_bytes(take(rest)?),
+        },
         _ => return Err(EventError::Malformed),
     })
 }
@@ -228,6 +251,8 @@ const TAG_POISSON_SAMPLED: u8 = 3;
 const TAG_TRUNCATED_SUBSAMPLED_GAUSSIAN: u8 = 4;
 const TAG_SELF_COMPOSED: u8 = 5;
 const TAG_COMPOSED: u8 = 6;
+const TAG_LAPLACE: u8 = 7;
+const TAG_HISTOGRAMS: u8 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -238,6 +263,11 @@ mod tests {
         let leaf = prop_oneof![
             Just(DpEvent::NoOp),
             (0.1f64..10.0).prop_map(|noise_multiplier| DpEvent::Gaussian { noise_multiplier }),
+            (0.1f64..10.0).prop_map(|noise_multiplier| DpEvent::Laplace { noise_multiplier }),
+            (any::<u64>(), 0.1f64..10.0).prop_map(|(histograms, standard_deviation)| DpEvent::Histograms {
+                histograms,
+                standard_deviation
+            }),
             (any::<u64>(), 0.0f64..=1.0, any::<u64>(), 0.1f64..10.0).prop_map(
                 |(dataset_size, sampling_probability, truncated_batch_size, noise_multiplier)| {
                     DpEvent::TruncatedSubsampledGaussian {
@@ -277,10 +307,60 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_decode_or_are_refused(bytes in prop::collection::vec(0u8..8, 0..200)) {
+        fn any_bytes_decode_or_are_refused(bytes in prop::collection::vec(0u8..10, 0..200)) {
             if let Ok(event) = decode(&bytes) {
                 prop_assert_eq!(encode(&event), bytes);
             }
+        }
+    }
+
+    /// What ledgers hold: tag, then fields, little-endian.
+    #[test]
+    fn bytes_once_defined_never_change_their_meaning() {
+        let one = 1.0_f64.to_le_bytes().to_vec();
+        let seven = 7_u64.to_le_bytes().to_vec();
+        let gaussian = DpEvent::Gaussian { noise_multiplier: 1.0 };
+        for (event, bytes) in [
+            (DpEvent::NoOp, vec![0]),
+            (DpEvent::NonPrivate, vec![1]),
+            (gaussian.clone(), [vec![2], one.clone()].concat()),
+            (
+                gaussian.clone().sampled(1.0),
+                [vec![3], one.clone(), vec![2], one.clone()].concat(),
+            ),
+            (
+                DpEvent::TruncatedSubsampledGaussian {
+                    dataset_size: 7,
+                    sampling_probability: 1.0,
+                    truncated_batch_size: 7,
+                    noise_multiplier: 1.0,
+                },
+                [vec![4], seven.clone(), one.clone(), seven.clone(), one.clone()].concat(),
+            ),
+            (
+                gaussian.repeated(7),
+                [vec![5], seven.clone(), vec![2], one.clone()].concat(),
+            ),
+            (
+                DpEvent::Composed {
+                    events: vec![DpEvent::NoOp; 7],
+                },
+                [vec![6], seven.clone(), vec![0; 7]].concat(),
+            ),
+            (
+                DpEvent::Laplace { noise_multiplier: 1.0 },
+                [vec![7], one.clone()].concat(),
+            ),
+            (
+                DpEvent::Histograms {
+                    histograms: 7,
+                    standard_deviation: 1.0,
+                },
+                [vec![8], seven.clone(), one.clone()].concat(),
+            ),
+        ] {
+            assert_eq!(encode(&event), bytes, "{event:?}");
+            assert_eq!(decode(&bytes).unwrap(), event);
         }
     }
 

@@ -79,7 +79,10 @@ fn releases(event: &DpEvent) -> Option<u64> {
     match event {
         DpEvent::NoOp => Some(0),
         DpEvent::NonPrivate => None,
-        DpEvent::Gaussian { .. } | DpEvent::TruncatedSubsampledGaussian { .. } => Some(1),
+        DpEvent::Gaussian { .. }
+        | DpEvent::Laplace { .. }
+        | DpEvent::Histograms { .. }
+        | DpEvent::TruncatedSubsampledGaussian { .. } => Some(1),
         DpEvent::PoissonSampled { event, .. } => releases(event),
         DpEvent::SelfComposed { event, count } => releases(event)?.checked_mul(*count),
         DpEvent::Composed { events } => events

@@ -15,7 +15,8 @@
 
 mod closed_form;
 mod composition;
-mod mechanism;
+pub(crate) mod likelihood;
+pub(crate) mod mechanism;
 mod moments;
 mod plan;
 mod step;
@@ -62,6 +63,20 @@ pub enum AccountingError {
     Epsilon {
         /// What was passed.
         value: f64,
+    },
+    /// An order no Rényi divergence is bounded at.
+    #[error("order {value} of a Rényi divergence is not above 1 and at most {}", crate::renyi::LARGEST_ORDER)]
+    Order {
+        /// What was passed.
+        value: f64,
+    },
+    /// A curve that does not fit its orders.
+    #[error("{bounds} bounds for {orders} orders: a curve has one for each")]
+    Curve {
+        /// How many orders.
+        orders: usize,
+        /// How many bounds.
+        bounds: usize,
     },
     /// Counts that multiply beyond 2^64.
     #[error("the counts of nested compositions multiply to more than 2^64 steps")]
@@ -191,7 +206,7 @@ impl Curve {
     fn closed(mechanism: &Mechanism) -> Option<Self> {
         match mechanism.components() {
             [] => Some(Curve::Free),
-            [only] if only.step.sampling_probability >= 1.0 => Some(Curve::Gaussian(
+            [only] if only.step.is_plain_gaussian() => Some(Curve::Gaussian(
                 closed_form::Gaussian::new(only.step.noise_multiplier),
             )),
             [only] if only.count == 1 => Some(Curve::SingleStep(closed_form::SingleStep::new(only.cases()))),

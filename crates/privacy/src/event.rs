@@ -1,13 +1,49 @@
 //! Mechanisms as data, in dp_accounting's vocabulary: the ledger stores these, never ε alone.
+//!
+//! What is stored stays readable: variants are only ever appended, and none changes its meaning.
+
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
-/// Which pairs of datasets the guarantee compares.
+/// Which pairs of datasets the guarantee compares. Every price is for one of these; a relation that no proof here is for
+/// cannot be written down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NeighboringRelation {
     /// One privacy unit added or removed.
     AddOrRemoveOne,
+}
+
+impl NeighboringRelation {
+    /// As it is written: `add_or_remove_one`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AddOrRemoveOne => "add_or_remove_one",
+        }
+    }
+}
+
+/// A relation by a name that nothing is priced for.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "neighboring relation `{name}` is not priced, only add_or_remove_one: amplification by Poisson sampling is proven here for adding or removing a unit; a unit replaced by another can cost twice the ε"
+)]
+pub struct UnpricedRelation {
+    /// What was asked for.
+    pub name: String,
+}
+
+impl FromStr for NeighboringRelation {
+    type Err = UnpricedRelation;
+
+    fn from_str(name: &str) -> Result<Self, UnpricedRelation> {
+        match name {
+            "add_or_remove_one" => Ok(Self::AddOrRemoveOne),
+            _ => Err(UnpricedRelation { name: name.to_owned() }),
+        }
+    }
 }
 
 /// A mechanism, fully described. Unknown combinations are refused by accountants, never priced.
@@ -54,4 +90,103 @@ pub enum DpEvent {
         /// The mechanisms.
         events: Vec<DpEvent>,
     },
+    /// Laplace noise on a number, or on numbers of which one unit moves one at most (disjoint counts).
+    Laplace {
+        /// Scale of the noise over the most that one unit moves the number (its L1 sensitivity).
+        noise_multiplier: f64,
+    },
+    /// Gaussian noise on every count of some histograms, each unit being in one cell of each at most: an evaluation's
+    /// release ([`crate::histogram`]). The same mechanism as [`DpEvent::Gaussian`] at `standard_deviation` / √`histograms`.
+    Histograms {
+        /// How many histograms a unit is counted in.
+        histograms: u64,
+        /// Standard deviation of the noise on each count, in counts.
+        standard_deviation: f64,
+    },
+}
+
+impl DpEvent {
+    /// DP-SGD: `steps` times Gaussian noise on the sum over a Poisson sample.
+    ///
+    /// ```
+    /// use bastionai_privacy::{accountant, event::{DpEvent, NeighboringRelation::AddOrRemoveOne}};
+    /// let training = DpEvent::dp_sgd(1.0, 0.01, 10_000);
+    /// let epsilon = accountant::epsilon(&training, AddOrRemoveOne, 1e-5)?;
+    /// assert!((epsilon - 6.188).abs() < 1e-3);
+    /// # Ok::<(), accountant::AccountingError>(())
+    /// ```
+    pub fn dp_sgd(noise_multiplier: f64, sampling_probability: f64, steps: u64) -> Self {
+        Self::Gaussian { noise_multiplier }
+            .sampled(sampling_probability)
+            .repeated(steps)
+    }
+
+    /// This mechanism on a Poisson sample.
+    #[must_use]
+    pub fn sampled(self, sampling_probability: f64) -> Self {
+        Self::PoissonSampled {
+            sampling_probability,
+            event: Box::new(self),
+        }
+    }
+
+    /// This mechanism so many times.
+    #[must_use]
+    pub fn repeated(self, count: u64) -> Self {
+        Self::SelfComposed {
+            event: Box::new(self),
+            count,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relations_without_a_proof_cannot_be_named() {
+        assert_eq!("add_or_remove_one".parse(), Ok(NeighboringRelation::AddOrRemoveOne));
+        assert_eq!(NeighboringRelation::AddOrRemoveOne.name(), "add_or_remove_one");
+        for name in ["replace_one", "replace_special", "AddOrRemoveOne", ""] {
+            let refused = name.parse::<NeighboringRelation>().unwrap_err();
+            assert!(refused.to_string().contains(&format!("`{name}`")), "{refused}");
+        }
+    }
+
+    /// What receipts and ledgers written before hold.
+    #[test]
+    fn written_events_keep_their_form() {
+        for (event, written) in [
+            (
+                DpEvent::dp_sgd(1.5, 0.25, 3),
+                r#"{"self_composed":{"event":{"poisson_sampled":{"sampling_probability":0.25,"event":{"gaussian":{"noise_multiplier":1.5}}}},"count":3}}"#,
+            ),
+            (
+                DpEvent::Composed { events: vec![DpEvent::NoOp, DpEvent::NonPrivate] },
+                r#"{"composed":{"events":["no_op","non_private"]}}"#,
+            ),
+            (
+                DpEvent::TruncatedSubsampledGaussian {
+                    dataset_size: 96,
+                    sampling_probability: 0.5,
+                    truncated_batch_size: 64,
+                    noise_multiplier: 2.0,
+                },
+                r#"{"truncated_subsampled_gaussian":{"dataset_size":96,"sampling_probability":0.5,"truncated_batch_size":64,"noise_multiplier":2.0}}"#,
+            ),
+            (
+                DpEvent::Laplace { noise_multiplier: 4.0 },
+                r#"{"laplace":{"noise_multiplier":4.0}}"#,
+            ),
+            (
+                DpEvent::Histograms { histograms: 2, standard_deviation: 8.0 },
+                r#"{"histograms":{"histograms":2,"standard_deviation":8.0}}"#,
+            ),
+        ] {
+            assert_eq!(serde_json::to_string(&event).unwrap(), written);
+            assert_eq!(serde_json::from_str::<DpEvent>(written).unwrap(), event);
+        }
+        assert!(serde_json::from_str::<DpEvent>(r#"{"gaussian":{"noise_multiplier":1.0,"more":1}}"#).is_err());
+    }
 }

@@ -16,6 +16,7 @@ pub mod joint;
 pub mod noise;
 pub mod order;
 pub mod planner;
+pub mod renyi;
 pub mod sampling;
 pub mod sensitivity;
 mod stream;

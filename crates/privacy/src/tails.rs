@@ -89,33 +89,48 @@ pub(crate) fn scaled_normal_upper_tail(z: f64) -> f64 {
     sum / (z * (2.0 * std::f64::consts::PI).sqrt())
 }
 
-/// A point of the standard normal with the smaller of its two tails, so that probabilities of
+/// P[X > z] of the standard Laplace distribution.
+pub(crate) fn laplace_upper_tail(z: f64) -> f64 {
+    let tail = 0.5 * libm::exp(-z.abs());
+    if z < 0.0 { 1.0 - tail } else { tail }
+}
+
+/// A point of a distribution symmetric about 0 with the smaller of its two tails, so that probabilities of
 /// intervals far out keep their relative precision.
 #[derive(Clone, Copy)]
-pub(crate) struct NormalPoint {
+pub(crate) struct TailPoint {
     negative: bool,
     tail: f64,
 }
 
-impl NormalPoint {
-    pub(crate) fn new(z: f64) -> Self {
+impl TailPoint {
+    /// Of the standard normal.
+    pub(crate) fn normal(z: f64) -> Self {
         Self {
             negative: z < 0.0,
             tail: normal_upper_tail(z.abs()),
         }
     }
 
-    /// P[N(0,1) ≤ z].
+    /// Of the standard Laplace distribution.
+    pub(crate) fn laplace(z: f64) -> Self {
+        Self {
+            negative: z < 0.0,
+            tail: laplace_upper_tail(z.abs()),
+        }
+    }
+
+    /// P[X ≤ z].
     pub(crate) fn lower(&self) -> f64 {
         if self.negative { self.tail } else { 1.0 - self.tail }
     }
 
-    /// P[N(0,1) > z].
+    /// P[X > z].
     pub(crate) fn upper(&self) -> f64 {
         if self.negative { 1.0 - self.tail } else { self.tail }
     }
 
-    /// P[self < N(0,1) ≤ right], at least 0.
+    /// P[self < X ≤ right], at least 0.
     pub(crate) fn until(&self, right: &Self) -> f64 {
         let probability = match (self.negative, right.negative) {
             (true, true) => right.tail - self.tail,
@@ -164,10 +179,10 @@ mod tests {
 
     #[test]
     fn intervals_far_out_keep_their_precision() {
-        let (a, b) = (NormalPoint::new(20.0), NormalPoint::new(20.001));
+        let (a, b) = (TailPoint::normal(20.0), TailPoint::normal(20.001));
         let density = libm::exp(-0.5 * 20.0005 * 20.0005) / (2.0 * std::f64::consts::PI).sqrt();
         assert!((a.until(&b) / (density * 0.001) - 1.0).abs() < 1e-4);
-        let mirrored = NormalPoint::new(-20.001).until(&NormalPoint::new(-20.0));
+        let mirrored = TailPoint::normal(-20.001).until(&TailPoint::normal(-20.0));
         assert!((mirrored / a.until(&b) - 1.0).abs() < 1e-12);
         assert_eq!(b.until(&a), 0.0);
     }

@@ -1,10 +1,10 @@
-//! Exact hockey-stick curves: the plain Gaussian and one step of the Poisson-sampled Gaussian.
+//! Exact hockey-stick curves: the plain Gaussian, and one Poisson-sampled release of Gaussian or Laplace noise.
 //!
 //! Each δ is rounded up by a bound on its own arithmetic.
 
 use super::AccountingError;
+use super::likelihood::{loss_to_position, upper_tail};
 use super::mechanism::{Case, Step};
-use super::step::loss_to_position;
 use crate::tails::{normal_upper_tail, scaled_normal_upper_tail};
 
 /// N(0, σ²) against N(1, σ²) (Balle and Wang 2018, Theorem 8); any count of them is one of these.
@@ -35,7 +35,7 @@ impl Gaussian {
     }
 }
 
-/// One step: a Poisson-sampled Gaussian release, or a mixture of such whose case is revealed.
+/// One step: a Poisson-sampled release, or a mixture of such whose case is revealed.
 pub(super) struct SingleStep {
     cases: Vec<Case>,
 }
@@ -47,13 +47,13 @@ impl SingleStep {
 
     /// The worse of removing and adding a unit. With the case revealed, curves mix as their cases do.
     pub(super) fn delta(&self, epsilon: f64) -> f64 {
-        let mixed = |curve: fn(&SampledGaussian, f64) -> f64| -> f64 {
+        let mixed = |curve: fn(&SampledRelease, f64) -> f64| -> f64 {
             self.cases
                 .iter()
-                .map(|case| case.weight * curve(&SampledGaussian { step: case.step }, epsilon))
+                .map(|case| case.weight * curve(&SampledRelease { step: case.step }, epsilon))
                 .sum()
         };
-        let worst = mixed(SampledGaussian::remove).max(mixed(SampledGaussian::add));
+        let worst = mixed(SampledRelease::remove).max(mixed(SampledRelease::add));
         if self.cases.len() > 1 {
             worst * MIXED_UP
         } else {
@@ -62,49 +62,43 @@ impl SingleStep {
     }
 }
 
-/// One Poisson-sampled Gaussian release: the mixture (1−q)·N(0, σ²) + q·N(1, σ²) against N(0, σ²).
-struct SampledGaussian {
+/// One Poisson-sampled release: the mixture of noise around 0 and, with probability q, around 1, against noise around 0.
+struct SampledRelease {
     step: Step,
 }
 
-impl SampledGaussian {
+impl SampledRelease {
     /// Mixture against plain: mass of the mixture above the x where the loss is ε.
     fn remove(&self, epsilon: f64) -> f64 {
-        let Step {
-            sampling_probability: q,
-            noise_multiplier: sigma,
-        } = self.step;
+        let q = self.step.sampling_probability;
         let x = loss_to_position(self.step, epsilon);
-        let (plain, shifted) = (normal_upper_tail(x / sigma), normal_upper_tail((x - 1.0) / sigma));
+        let (plain, shifted) = (upper_tail(self.step, x), upper_tail(self.step, x - 1.0));
         // (1−q)·plain + q·shifted − e^ε·plain, arranged so that small q and ε cancel nothing.
         let (gain, cost) = (q * (shifted - plain), libm::expm1(epsilon) * plain);
-        (gain - cost).max(0.0) + rounding(x / sigma) * (q * shifted + cost.min(q * shifted))
+        (gain - cost).max(0.0) + self.rounding(x) * (q * shifted + cost.min(q * shifted))
     }
 
     /// Plain against mixture: mass of the plain normal below the x where the loss is −ε.
     fn add(&self, epsilon: f64) -> f64 {
-        let Step {
-            sampling_probability: q,
-            noise_multiplier: sigma,
-        } = self.step;
+        let q = self.step.sampling_probability;
         let x = loss_to_position(self.step, -epsilon);
         if x == f64::NEG_INFINITY {
             return 0.0;
         }
-        let (plain, shifted) = (
-            normal_upper_tail(-x / sigma),
-            normal_upper_tail((1.0 - x) / sigma),
-        );
+        let (plain, shifted) = (upper_tail(self.step, -x), upper_tail(self.step, 1.0 - x));
         let mixture = (1.0 - q) * plain + q * shifted;
         let (gain, cost) = (q * (plain - shifted), libm::expm1(epsilon) * mixture);
-        (gain - cost).max(0.0) + rounding(x / sigma) * (q * plain + cost.min(q * plain))
+        (gain - cost).max(0.0) + self.rounding(x) * (q * plain + cost.min(q * plain))
+    }
+
+    /// Relative error of a tail at x: the tail's own and that of its argument, amplified by the square of it. (A Laplace
+    /// tail amplifies less.)
+    fn rounding(&self, x: f64) -> f64 {
+        let z = x / self.step.noise_multiplier;
+        f64::EPSILON * (16.0 + 4.0 * (z * z).min(1e6))
     }
 }
 
-/// Relative error of a normal tail at z: the tail's own and that of its argument, amplified by z².
-fn rounding(z: f64) -> f64 {
-    f64::EPSILON * (16.0 + 4.0 * (z * z).min(1e6))
-}
 
 /// The smallest ε ≥ 0 with curve(ε) ≤ δ, rounded up; `curve` falls.
 pub(super) fn solve(curve: impl Fn(f64) -> f64, delta: f64) -> Result<f64, AccountingError> {

@@ -1,5 +1,6 @@
-//! Events → what is to be priced: a list of subsampled Gaussians with counts, and truncation terms.
+//! Events → what is to be priced: a list of subsampled releases with counts, and truncation terms.
 
+use super::likelihood::position_to_loss;
 use super::{AccountingError, MAX_COMPONENTS, MAX_DEPTH};
 use crate::event::{DpEvent, NeighboringRelation};
 use crate::tails::{ln_binomial_upper_tail, round_up};
@@ -7,39 +8,56 @@ use crate::truncation::{ln_exchange_probability, ln_term_factor};
 
 /// How a sample that is cut to its cap is priced. Both are upper bounds (see [`crate::truncation`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cut {
+pub(crate) enum Cut {
     /// As what happens: a record that does not fit displaces another.
     Exchange,
     /// As if the cut mechanism could do anything: its probability is added to δ.
     TotalVariation,
 }
 
-/// One Gaussian release on a Poisson sample; probability 1 is the plain Gaussian.
+/// What is added to a number that one unit moves by at most 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Noise {
+    /// Of this standard deviation.
+    Gaussian,
+    /// Of this scale.
+    Laplace,
+}
+
+/// One release on a Poisson sample; probability 1 is the plain release.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Step {
-    pub(super) sampling_probability: f64,
-    pub(super) noise_multiplier: f64,
+pub(crate) struct Step {
+    pub(crate) sampling_probability: f64,
+    pub(crate) noise: Noise,
+    pub(crate) noise_multiplier: f64,
+}
+
+impl Step {
+    /// A release of everybody, of Gaussian noise: any number of them are one.
+    pub(crate) fn is_plain_gaussian(&self) -> bool {
+        self.sampling_probability >= 1.0 && self.noise == Noise::Gaussian
+    }
 }
 
 /// A step and how often it is taken.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Component {
-    pub(super) step: Step,
+pub(crate) struct Component {
+    pub(crate) step: Step,
     /// Probability that the sample is full without the unit, which then displaces another.
-    pub(super) exchange_probability: f64,
-    pub(super) count: u64,
+    pub(crate) exchange_probability: f64,
+    pub(crate) count: u64,
 }
 
 /// One of the mechanisms that a step is a mixture of, where it is revealed which of them ran.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Case {
-    pub(super) weight: f64,
-    pub(super) step: Step,
+pub(crate) struct Case {
+    pub(crate) weight: f64,
+    pub(crate) step: Step,
 }
 
 impl Component {
     /// The unit comes or goes; or it is exchanged for another, which moves the sum by twice as much.
-    pub(super) fn cases(&self) -> Vec<Case> {
+    pub(crate) fn cases(&self) -> Vec<Case> {
         let exchanged = Step {
             noise_multiplier: self.step.noise_multiplier / 2.0,
             ..self.step
@@ -60,7 +78,7 @@ struct Truncation {
 }
 
 /// A mechanism of supported parts, equal steps counted together and all plain Gaussians made one.
-pub(super) struct Mechanism {
+pub(crate) struct Mechanism {
     cut: Cut,
     components: Vec<Component>,
     truncations: Vec<Truncation>,
@@ -68,7 +86,7 @@ pub(super) struct Mechanism {
 }
 
 impl Mechanism {
-    pub(super) fn parse(
+    pub(crate) fn parse(
         event: &DpEvent,
         relation: NeighboringRelation,
         cut: Cut,
@@ -91,22 +109,35 @@ impl Mechanism {
     }
 
     /// True if something leaves without noise: no ε holds.
-    pub(super) fn is_non_private(&self) -> bool {
+    pub(crate) fn is_non_private(&self) -> bool {
         self.non_private
     }
 
-    pub(super) fn components(&self) -> &[Component] {
+    pub(crate) fn components(&self) -> &[Component] {
         &self.components
     }
 
+    /// The ε that holds at δ = 0, where there is one: the largest losses of Laplace releases, added up.
+    pub(crate) fn pure_epsilon(&self) -> Option<f64> {
+        if !self.components.iter().all(|part| part.step.noise == Noise::Laplace) {
+            return None;
+        }
+        let largest = |part: &Component| {
+            // Of removal: with q < 1 the largest loss of addition is smaller.
+            part.count as f64 * position_to_loss(part.step, f64::INFINITY)
+        };
+        let sum: f64 = self.components.iter().map(largest).sum();
+        Some(sum * (1.0 + 1e-12))
+    }
+
     /// True if some sample may have to be cut.
-    pub(super) fn truncates(&self) -> bool {
+    pub(crate) fn truncates(&self) -> bool {
         !self.truncations.is_empty()
     }
 
     /// Σ count·P[cut]·(1+e^ε) (see [`crate::truncation`]), what [`Cut::TotalVariation`] adds to δ; infinite where
     /// that overflows.
-    pub(super) fn truncation_delta(&self, epsilon: f64) -> f64 {
+    pub(crate) fn truncation_delta(&self, epsilon: f64) -> f64 {
         let term = |part: &Truncation| libm::exp(part.ln_tail + ln_term_factor(part.count, epsilon));
         let sum: f64 = self.truncations.iter().map(term).sum();
         round_up(sum)
@@ -122,7 +153,25 @@ impl Mechanism {
                 self.non_private |= count > 0;
                 Ok(())
             }
-            DpEvent::Gaussian { noise_multiplier } => self.include_step(1.0, *noise_multiplier, count),
+            DpEvent::Gaussian { noise_multiplier } => {
+                self.include_step(1.0, Noise::Gaussian, *noise_multiplier, count)
+            }
+            DpEvent::Laplace { noise_multiplier } => {
+                self.include_step(1.0, Noise::Laplace, *noise_multiplier, count)
+            }
+            DpEvent::Histograms {
+                histograms,
+                standard_deviation,
+            } => {
+                check_noise(*standard_deviation)?;
+                match histograms {
+                    0 => Ok(()),
+                    histograms => {
+                        let noise_multiplier = standard_deviation / round_up((*histograms as f64).sqrt());
+                        self.include_step(1.0, Noise::Gaussian, noise_multiplier, count)
+                    }
+                }
+            }
             DpEvent::PoissonSampled {
                 sampling_probability,
                 event,
@@ -140,7 +189,12 @@ impl Mechanism {
                     Cut::Exchange => round_up(libm::exp(ln_exchange_probability(size, q, cap))).min(1.0),
                     Cut::TotalVariation => 0.0,
                 };
-                self.include_exchanging_step(q, *noise_multiplier, exchange_probability, count)
+                let step = Step {
+                    sampling_probability: q,
+                    noise: Noise::Gaussian,
+                    noise_multiplier: *noise_multiplier,
+                };
+                self.include_exchanging_step(step, exchange_probability, count)
             }
             DpEvent::SelfComposed { event, count: times } => {
                 let total = count.checked_mul(*times).ok_or(AccountingError::TooManySteps)?;
@@ -152,8 +206,8 @@ impl Mechanism {
         }
     }
 
-    /// Gaussians on one and the same sample are one Gaussian (see [`crate::joint`]); nothing else is
-    /// priced under sampling.
+    /// Gaussians on one and the same sample are one Gaussian (see [`crate::joint`]), and a single Laplace release has a
+    /// dominating pair (Zhu, Dong and Wang 2022, Theorem 11); nothing else is priced under sampling.
     fn include_sampled(
         &mut self,
         sampling_probability: f64,
@@ -168,72 +222,75 @@ impl Mechanism {
             self.non_private |= count > 0 && sampling_probability > 0.0;
             return Ok(());
         }
+        let unsupported = |event, reason| Err(AccountingError::Unsupported { event, reason });
         match (inner.components.as_slice(), inner.truncations.as_slice()) {
             ([], []) => Ok(()),
-            ([only], []) if only.step.sampling_probability >= 1.0 => {
-                self.include_step(sampling_probability, only.step.noise_multiplier, count)
+            ([only], []) if only.step.sampling_probability >= 1.0 && only.count == 1 => {
+                let Step { noise, noise_multiplier, .. } = only.step;
+                self.include_step(sampling_probability, noise, noise_multiplier, count)
             }
-            _ => Err(AccountingError::Unsupported {
-                event: "PoissonSampled of a mechanism that samples itself",
-                reason: "only Gaussian releases of the sample are priced; multiply the probabilities yourself if the draws are independent",
-            }),
+            (all, []) if all.iter().all(|part| part.step.sampling_probability >= 1.0) => unsupported(
+                "PoissonSampled of several releases of which one is Laplace",
+                "releases of one sample are priced together only if all are Gaussian; draw a sample for each",
+            ),
+            _ => unsupported(
+                "PoissonSampled of a mechanism that samples itself",
+                "only releases of the sample are priced; multiply the probabilities yourself if the draws are independent",
+            ),
         }
     }
 
     fn include_step(
         &mut self,
         sampling_probability: f64,
+        noise: Noise,
         noise_multiplier: f64,
         count: u64,
     ) -> Result<(), AccountingError> {
-        self.include_exchanging_step(sampling_probability, noise_multiplier, 0.0, count)
+        let step = Step {
+            sampling_probability,
+            noise,
+            noise_multiplier,
+        };
+        self.include_exchanging_step(step, 0.0, count)
     }
 
     fn include_exchanging_step(
         &mut self,
-        sampling_probability: f64,
-        noise_multiplier: f64,
-        exchange_probability: f64,
-        count: u64,
+        mut step: Step,
+        mut exchange_probability: f64,
+        mut count: u64,
     ) -> Result<(), AccountingError> {
-        check_probability(sampling_probability)?;
-        if !(noise_multiplier.is_finite() && noise_multiplier > 0.0) {
-            return Err(AccountingError::NoiseMultiplier {
-                value: noise_multiplier,
-            });
-        }
-        if count == 0 || sampling_probability == 0.0 {
+        check_probability(step.sampling_probability)?;
+        check_noise(step.noise_multiplier)?;
+        if count == 0 || step.sampling_probability == 0.0 {
             return Ok(());
         }
-        // n plain Gaussians are one with 1/σ² = n/σ₁².
-        let plain = sampling_probability == 1.0;
         // Whoever draws everybody knows whether the sample is full.
-        let always_exchanged = exchange_probability >= 1.0 || plain && exchange_probability > 0.0;
-        let (noise_multiplier, exchange_probability) = if always_exchanged {
-            (noise_multiplier / 2.0, 0.0)
-        } else {
-            (noise_multiplier, exchange_probability)
-        };
-        let step = Step {
-            sampling_probability,
-            noise_multiplier: if plain {
-                noise_multiplier / (count as f64).sqrt()
-            } else {
-                noise_multiplier
-            },
-        };
+        let plain = step.is_plain_gaussian();
+        if exchange_probability >= 1.0 || plain && exchange_probability > 0.0 {
+            step.noise_multiplier /= 2.0;
+            exchange_probability = 0.0;
+        }
+        // n plain Gaussians are one with 1/σ² = n/σ₁².
+        if plain {
+            step.noise_multiplier /= (count as f64).sqrt();
+            count = 1;
+        }
+        // Division may have left nothing of a tiny one.
+        check_noise(step.noise_multiplier).map_err(|_| AccountingError::OutOfRange)?;
         self.merge(Component {
             step,
             exchange_probability,
-            count: if plain { 1 } else { count },
+            count,
         })
     }
 
     fn merge(&mut self, new: Component) -> Result<(), AccountingError> {
-        let plain = new.step.sampling_probability == 1.0;
+        let plain = new.step.is_plain_gaussian();
         let same = |old: &Component| {
             if plain {
-                old.step.sampling_probability == 1.0
+                old.step.is_plain_gaussian()
             } else {
                 old.step == new.step && old.exchange_probability == new.exchange_probability
             }
@@ -263,6 +320,14 @@ impl Mechanism {
         if count > 0 && ln_tail > f64::NEG_INFINITY {
             self.truncations.push(Truncation { ln_tail, count });
         }
+    }
+}
+
+fn check_noise(value: f64) -> Result<(), AccountingError> {
+    if value.is_finite() && value > 0.0 {
+        Ok(())
+    } else {
+        Err(AccountingError::NoiseMultiplier { value })
     }
 }
 

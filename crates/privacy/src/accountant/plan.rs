@@ -14,9 +14,10 @@
 
 use super::AccountingError;
 use super::composition::{Bound, Chernoff, Composition, stick_norms};
-use super::mechanism::{Case, Component, Mechanism, Step};
+use super::likelihood::position_to_loss;
+use super::mechanism::{Case, Component, Mechanism, Noise, Step};
 use super::moments::{Moments, log_moment};
-use super::step::{Direction, GridLosses, position_to_loss};
+use super::step::{Direction, GridLosses};
 use super::transform::{Transforms, stage_error, transform_size};
 
 /// Upper bounds in both directions, tight near `delta`.
@@ -115,12 +116,19 @@ impl<'a> Plan<'a> {
             .iter()
             .map(|part| part.count as f64 * loss_variance(&part.cases(), direction))
             .sum();
+        let largest_atom = largest_atom(components);
+        // Nothing smooths the edges of a few Laplace releases.
+        let finer = match largest_atom {
+            Some(_) => (EDGE_BINS / steps.sqrt()).max(1.0),
+            None => 1.0,
+        };
+        let spacing = (variance / steps).sqrt() / (bins_per_deviation * finer);
         let mut plan = Self {
             components,
             direction,
             cut: (delta * CUT_SHARE / steps).max(1e-300),
             deviation: variance.sqrt(),
-            spacing: (variance / steps).sqrt() / bins_per_deviation,
+            spacing: largest_atom.map_or(spacing, |atom| atom / (atom / spacing).ceil()),
             parts: Vec::new(),
         };
         plan.discretise()?;
@@ -207,7 +215,11 @@ impl<'a> Plan<'a> {
             if bins <= MAX_BINS as f64 {
                 return self.transform(&window, transform_size(bins.max(64.0) as usize));
             }
-            self.spacing *= 1.05 * bins / MAX_BINS as f64;
+            let spacing = self.spacing * 1.05 * bins / MAX_BINS as f64;
+            self.spacing = match largest_atom(self.components) {
+                Some(atom) if atom > spacing => atom / (atom / spacing).floor(),
+                _ => spacing,
+            };
             self.discretise()?;
         }
         Err(AccountingError::OutOfRange)
@@ -303,6 +315,16 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// The largest loss of the Laplace release that adds most: it has much of the probability, and so gets a grid point.
+fn largest_atom(components: &[Component]) -> Option<f64> {
+    let atoms = components
+        .iter()
+        .filter(|part| part.step.noise == Noise::Laplace)
+        .map(|part| (part.count as f64, position_to_loss(part.step, f64::INFINITY)));
+    let by_sum = |a: &(f64, f64), b: &(f64, f64)| (a.0 * a.1).total_cmp(&(b.0 * b.1));
+    atoms.max_by(by_sum).map(|(_, atom)| atom)
+}
+
 /// Variance of the loss of one step, whose case is revealed.
 fn loss_variance(cases: &[Case], direction: Direction) -> f64 {
     let (mut mean, mut square) = (0.0, 0.0);
@@ -316,26 +338,38 @@ fn loss_variance(cases: &[Case], direction: Direction) -> f64 {
 }
 
 /// Mean and mean square of the loss of one step, by the trapezoid rule, which converges geometrically on
-/// such integrands.
+/// Gaussian integrands.
 fn loss_moments(step: Step, direction: Direction) -> (f64, f64) {
-    let Step {
-        sampling_probability: q,
-        noise_multiplier: sigma,
-    } = step;
-    let (low, high) = (-9.0 * sigma, 1.0 + 9.0 * sigma);
+    let (q, scale) = (step.sampling_probability, step.noise_multiplier);
+    let weight = |plain: f64, shifted: f64| match direction {
+        Direction::Remove => (1.0 - q) * plain + q * shifted,
+        Direction::Add => plain,
+    };
+    let (low, high) = match step.noise {
+        Noise::Gaussian => (-9.0 * scale, 1.0 + 9.0 * scale),
+        Noise::Laplace => (0.0, 1.0),
+    };
+    let density = |z: f64| match step.noise {
+        Noise::Gaussian => libm::exp(-0.5 * z * z),
+        Noise::Laplace => libm::exp(-z.abs()),
+    };
     let width = (high - low) / VARIANCE_POINTS as f64;
     let (mut mass, mut mean, mut square) = (0.0, 0.0, 0.0);
-    for point in 0..=VARIANCE_POINTS {
-        let x = low + width * point as f64;
-        let density = |center: f64| libm::exp(-0.5 * ((x - center) / sigma).powi(2));
-        let weight = match direction {
-            Direction::Remove => (1.0 - q) * density(0.0) + q * density(1.0),
-            Direction::Add => density(0.0),
-        };
+    let mut add = |x: f64, weight: f64| {
         let loss = position_to_loss(step, x);
         mass += weight;
         mean += weight * loss;
         square += weight * loss * loss;
+    };
+    for point in 0..=VARIANCE_POINTS {
+        let x = low + width * point as f64;
+        add(x, weight(density(x / scale), density((x - 1.0) / scale)));
+    }
+    if step.noise == Noise::Laplace {
+        // Half of the noise lies on either side; ∫ e^{−|x|/b} of a side is b.
+        let (near, far) = (scale / width, scale / width * libm::exp(-1.0 / scale));
+        add(0.0, weight(near, far));
+        add(1.0, weight(far, near));
     }
     (mean / mass, square / mass)
 }
@@ -345,6 +379,8 @@ fn loss_moments(step: Step, direction: Direction) -> (f64, f64) {
 const FINE_BINS: f64 = 40.0;
 /// For finding the neighbourhood.
 const COARSE_BINS: f64 = 8.0;
+/// How much finer the grid of a single Laplace release is; of n releases, by √n less.
+const EDGE_BINS: f64 = 128.0;
 /// Part of δ given to each thing that is cut off.
 const CUT_SHARE: f64 = 1e-5;
 /// Part of δ that rounding of the transform may take without a look for a better tilt.

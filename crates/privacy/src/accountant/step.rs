@@ -6,8 +6,8 @@
 //! between. Masses come from differences of normal tails taken on the side where they are small, and
 //! from expressions in which a small q cancels nothing.
 
-use super::mechanism::{Case, Step};
-use crate::tails::{NormalPoint, normal_upper_tail};
+use super::likelihood::{Pair, loss_to_position, position_to_loss, upper_tail};
+use super::mechanism::{Case, Noise, Step};
 
 /// Which neighbour the output comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,45 +38,6 @@ pub(super) struct Dot {
     pub(super) ln_mass: f64,
 }
 
-/// ℓ(x) = ln(1 − q + q·e^{(2x−1)/(2σ²)}), the loss of removal at output x.
-pub(super) fn position_to_loss(step: Step, x: f64) -> f64 {
-    let Step {
-        sampling_probability: q,
-        noise_multiplier: sigma,
-    } = step;
-    let exponent = (x - 0.5) / (sigma * sigma);
-    if q >= 1.0 {
-        exponent
-    } else if exponent > 30.0 {
-        // ln q + exponent + ln(1 + (1−q)/q·e^{−exponent}), free of overflow.
-        libm::log(q) + exponent + libm::log1p((1.0 - q) / q * libm::exp(-exponent))
-    } else {
-        libm::log1p(q * libm::expm1(exponent))
-    }
-}
-
-/// The x whose loss of removal is `loss`; −∞ at or below the smallest loss ln(1−q).
-pub(super) fn loss_to_position(step: Step, loss: f64) -> f64 {
-    let Step {
-        sampling_probability: q,
-        noise_multiplier: sigma,
-    } = step;
-    let exponent = if q >= 1.0 {
-        loss
-    } else if loss > 30.0 {
-        // ln((e^loss − 1 + q)/q) = loss − ln q + ln(1 − (1−q)·e^{−loss}).
-        loss - libm::log(q) + libm::log1p(-(1.0 - q) * libm::exp(-loss))
-    } else {
-        let inner = libm::expm1(loss) / q;
-        if inner <= -1.0 {
-            f64::NEG_INFINITY
-        } else {
-            libm::log1p(inner)
-        }
-    };
-    exponent * sigma * sigma + 0.5
-}
-
 /// The range of outputs x that is put on the grid; beyond it the probability is at most `cut` a side.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Range {
@@ -86,18 +47,20 @@ pub(super) struct Range {
 
 impl Range {
     pub(super) fn new(step: Step, direction: Direction, cut: f64) -> Self {
-        let Step {
-            sampling_probability: q,
-            noise_multiplier: sigma,
-        } = step;
-        let beyond = |x: f64| match direction {
-            Direction::Remove => {
-                (1.0 - q) * normal_upper_tail(x / sigma) + q * normal_upper_tail((x - 1.0) / sigma)
-            }
-            Direction::Add => normal_upper_tail(x / sigma),
-        };
+        let (q, sigma) = (step.sampling_probability, step.noise_multiplier);
+        // All losses beyond 0 and 1 are the same.
+        if step.noise == Noise::Laplace {
+            return Self {
+                low: f64::NEG_INFINITY,
+                high: f64::INFINITY,
+            };
+        }
         // Below 0 both directions are no heavier than N(0, σ²) (with q = 1, N(1, σ²) is lighter).
-        let plain = |x: f64| normal_upper_tail(x / sigma);
+        let plain = |x: f64| upper_tail(step, x);
+        let beyond = |x: f64| match direction {
+            Direction::Remove => (1.0 - q) * plain(x) + q * plain(x - 1.0),
+            Direction::Add => plain(x),
+        };
         Self {
             low: -first_below(plain, cut, sigma),
             high: first_below(beyond, cut, sigma),
@@ -179,24 +142,21 @@ impl GridLosses {
     }
 
     fn fill_removal(&mut self, Case { weight, step }: Case, range: Range) {
-        let Step {
-            sampling_probability: q,
-            noise_multiplier: sigma,
-        } = step;
+        let q = step.sampling_probability;
         let (bottom, top) = range.losses(step);
         let cells = self.cells(bottom, top);
-        let mut left = NormalPair::new(range.low, sigma);
+        let mut left = Pair::new(step, range.low);
         // Below the range: rounded up to a dot that is certainly above those losses, which is pessimistic.
         self.dots[cells.start + 1].mass +=
             weight * ((1.0 - q) * left.plain.lower() + q * left.shifted.lower());
         for cell in cells.clone() {
             let (from, to) = self.ends(cell);
             let right = if cell + 1 == cells.end {
-                NormalPair::new(range.high, sigma)
+                Pair::new(step, range.high)
             } else {
-                NormalPair::new(loss_to_position(step, to).clamp(range.low, range.high), sigma)
+                Pair::new(step, loss_to_position(step, to).clamp(range.low, range.high))
             };
-            let (plain, shifted) = left.between(&right);
+            let (plain, shifted) = left.until(&right);
             let mass = (1.0 - q) * plain + q * shifted;
             // mass − e^from·plain, so that small q and losses cancel nothing.
             let excess = q * (shifted - plain) - libm::expm1(from) * plain;
@@ -207,22 +167,19 @@ impl GridLosses {
     }
 
     fn fill_addition(&mut self, Case { weight, step }: Case, range: Range) {
-        let Step {
-            sampling_probability: q,
-            noise_multiplier: sigma,
-        } = step;
+        let q = step.sampling_probability;
         let (bottom, top) = range.losses(step);
         let cells = self.cells(-top, -bottom);
-        let mut right = NormalPair::new(range.high, sigma);
+        let mut right = Pair::new(step, range.high);
         self.dots[cells.start + 1].mass += weight * right.plain.upper();
         for cell in cells.clone() {
             let (from, to) = self.ends(cell);
             let left = if cell + 1 == cells.end {
-                NormalPair::new(range.low, sigma)
+                Pair::new(step, range.low)
             } else {
-                NormalPair::new(loss_to_position(step, -to).clamp(range.low, range.high), sigma)
+                Pair::new(step, loss_to_position(step, -to).clamp(range.low, range.high))
             };
-            let (plain, shifted) = left.between(&right);
+            let (plain, shifted) = left.until(&right);
             let mixture = (1.0 - q) * plain + q * shifted;
             let excess = q * (plain - shifted) - libm::expm1(from) * mixture;
             self.split(cell, weight * plain, weight * excess);
@@ -272,26 +229,6 @@ fn dots(first: i64, last: i64) -> Vec<i64> {
     dots
 }
 
-/// A point x under N(0, σ²) and N(1, σ²).
-struct NormalPair {
-    plain: NormalPoint,
-    shifted: NormalPoint,
-}
-
-impl NormalPair {
-    fn new(x: f64, sigma: f64) -> Self {
-        Self {
-            plain: NormalPoint::new(x / sigma),
-            shifted: NormalPoint::new((x - 1.0) / sigma),
-        }
-    }
-
-    /// The probabilities of [self, right].
-    fn between(&self, right: &Self) -> (f64, f64) {
-        (self.plain.until(&right.plain), self.shifted.until(&right.shifted))
-    }
-}
-
 /// Dots are at most this part of their distance from 0 apart, where that is more than a grid step.
 const DOTS_PER_RATIO: i64 = 200;
 /// The far losses of an exchange are as good as infinite, and would stretch the grid several times over.
@@ -311,30 +248,40 @@ mod tests {
         grid.dots.iter().map(over).sum::<f64>() + grid.infinite
     }
 
-    const STEPS: [(f64, f64); 6] = [
-        (1.0, 0.01),
-        (0.5, 1e-4),
-        (0.3, 1e-6),
-        (10.0, 0.2),
-        (100.0, 1e-6),
-        (2.0, 0.9),
-    ];
+    fn steps() -> Vec<Step> {
+        let gaussians = [
+            (1.0, 0.01),
+            (0.5, 1e-4),
+            (0.3, 1e-6),
+            (10.0, 0.2),
+            (100.0, 1e-6),
+            (2.0, 0.9),
+        ]
+        .map(|case| (Noise::Gaussian, case));
+        let laplaces = [(1.0, 1.0), (0.1, 0.01), (20.0, 0.3), (3.0, 1e-5)].map(|case| (Noise::Laplace, case));
+        let step = |(noise, (noise_multiplier, sampling_probability))| Step {
+            sampling_probability,
+            noise,
+            noise_multiplier,
+        };
+        gaussians.into_iter().chain(laplaces).map(step).collect()
+    }
 
     fn grid(step: Step, direction: Direction, spacing: f64) -> GridLosses {
         GridLosses::new(&[Case { weight: 1.0, step }], direction, spacing, 1e-25).unwrap()
     }
 
     fn spacing(step: Step) -> f64 {
-        step.sampling_probability * (1.0 / step.noise_multiplier.powi(2)).exp_m1().sqrt() / 50.0
+        let deviation = match step.noise {
+            Noise::Gaussian => (1.0 / step.noise_multiplier.powi(2)).exp_m1().sqrt(),
+            Noise::Laplace => 1.0 / step.noise_multiplier,
+        };
+        step.sampling_probability * deviation / 50.0
     }
 
     #[test]
     fn the_grid_has_all_the_mass_of_both_neighbours() {
-        for (noise_multiplier, sampling_probability) in STEPS {
-            let step = Step {
-                sampling_probability,
-                noise_multiplier,
-            };
+        for step in steps() {
             for direction in [Direction::Remove, Direction::Add] {
                 let grid = grid(step, direction, spacing(step));
                 let total: f64 = grid.dots.iter().map(|dot| dot.mass).sum();
@@ -355,11 +302,7 @@ mod tests {
 
     #[test]
     fn the_curve_of_the_grid_meets_the_true_one_at_the_dots_and_lies_above_between() {
-        for (noise_multiplier, sampling_probability) in STEPS {
-            let step = Step {
-                sampling_probability,
-                noise_multiplier,
-            };
+        for step in steps() {
             let exact = SingleStep::new(vec![Case { weight: 1.0, step }]);
             let (remove, add) = (
                 grid(step, Direction::Remove, spacing(step)),
@@ -388,24 +331,5 @@ mod tests {
                 );
             }
         }
-    }
-
-    #[test]
-    fn losses_and_positions_are_inverse() {
-        for (noise_multiplier, sampling_probability) in STEPS {
-            let step = Step {
-                sampling_probability,
-                noise_multiplier,
-            };
-            for x in [-1.0, 0.3, 0.5, 1.0, 2.0, 5.0] {
-                let back = loss_to_position(step, position_to_loss(step, x));
-                assert!((back - x).abs() < 1e-6, "{step:?} {x} {back}");
-            }
-        }
-        let step = Step {
-            sampling_probability: 0.5,
-            noise_multiplier: 1.0,
-        };
-        assert_eq!(loss_to_position(step, -0.8), f64::NEG_INFINITY);
     }
 }
