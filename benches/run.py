@@ -15,6 +15,7 @@ from pathlib import Path
 # so that no contender spins on the cores while another is timed.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
+import accounting
 import contenders
 import machine
 import private_step
@@ -47,7 +48,8 @@ def main() -> int:
     served = server.measure(max(3, int(seconds) // 6))
     print(server.table(served), end="\n\n")
     SERVER_RESULTS.write_text(json.dumps(served, indent=1) + "\n")
-    print(f"written to {RESULTS} and {SERVER_RESULTS}")
+    accounting.run()
+    print(f"\nwritten to {RESULTS}, {SERVER_RESULTS} and {accounting.RESULTS}")
     return 0
 
 

@@ -47,9 +47,66 @@ def test_calibrate_never_overshoots_and_epsilon_agrees() -> None:
     assert float(again.stdout) == pytest.approx(answer["epsilon"], rel=1e-9)
 
 
+def answer(*arguments: str, stdin: str | None = None) -> dict[str, object]:
+    """The JSON of a command that succeeds."""
+    done = bastionai(*arguments, "--json", stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_composition_file_meets_the_reference() -> None:
+    with (REFERENCE.parent / "hetero_reference.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 33
+    for row in rows[::4]:
+        found = answer("epsilon", "--composition", "-", "--delta", row["delta"], stdin=row["spec_json"])
+        reference = float(row["eps_fine_h2e-5"])
+        assert found["epsilon"] == pytest.approx(reference, rel=1e-3, abs=1e-4), row
+
+
+def test_the_rdp_accountant_meets_opacus_and_is_never_below_the_other() -> None:
+    query = ["epsilon", "--noise-multiplier", "1.5", "--sample-rate", "0.04", "--steps", "2250", "--delta", "1e-5"]
+    renyi, losses = answer(*query, "--accountant", "rdp"), answer(*query)
+    assert renyi["epsilon"] == pytest.approx(7.32911117143, rel=1e-10)
+    assert renyi["accountant"] == "rdp"
+    assert losses["epsilon"] < renyi["epsilon"]
+
+
+def test_a_lower_bound_shows_how_tight_the_answer_is() -> None:
+    query = ["epsilon", "--noise-multiplier", "1", "--sample-rate", "0.01", "--steps", "10000", "--delta", "1e-5"]
+    found = answer(*query, "--lower-bound")
+    assert 0.995 * found["epsilon"] < found["epsilon_lower_bound"] <= found["epsilon"]
+    lines = bastionai(*query, "--lower-bound").stdout.split()
+    assert [float(line) for line in lines] == [found["epsilon"], found["epsilon_lower_bound"]]
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+def test_rate_steps_and_epochs_meet_their_target(accountant: str) -> None:
+    target = ["calibrate", "--target-epsilon", "3", "--delta", "1e-5", "--accountant", accountant]
+    noise = ["--noise-multiplier", "1.5"]
+    steps = answer(*target, "--find", "steps", *noise, "--sample-rate", "0.01")
+    rate = answer(*target, "--find", "sample-rate", *noise, "--steps", str(steps["steps"]))
+    assert rate["sample_rate"] == pytest.approx(0.01, rel=1e-3)
+    assert rate["sample_rate"] >= 0.01 * (1 - 2e-5)
+    epochs = answer(*target, "--find", "epochs", *noise, "--sample-rate", "0.01")
+    assert epochs["epochs"] == pytest.approx(0.01 * steps["steps"])
+    assert max(steps["epsilon"], rate["epsilon"], epochs["epsilon"]) <= 3.0
+
+
+def test_replacing_a_record_is_refused_not_priced() -> None:
+    done = bastionai("epsilon", "--noise-multiplier", "1", "--delta", "1e-5", "--relation", "replace_one")
+    assert done.returncode != 0
+    assert "replace_one" in done.stderr
+    assert "add_or_remove_one" in done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
+        ["epsilon", "--composition", "/nonexistent.json", "--delta", "1e-5"],
+        ["calibrate", "--target-epsilon", "1", "--delta", "1e-5", "--find", "steps"],
+        ["calibrate", "--target-epsilon", "1", "--delta", "1e-5", "--noise-multiplier", "1"],
+        ["calibrate", "--target-epsilon", "0.01", "--delta", "1e-9", "--find", "steps", "--noise-multiplier", "0.5"],
         ["epsilon", "--noise-multiplier", "-1", "--delta", "1e-5"],
         ["epsilon", "--noise-multiplier", "1", "--delta", "0"],
         ["epsilon", "--noise-multiplier", "1", "--sample-rate", "1.5", "--delta", "1e-5"],

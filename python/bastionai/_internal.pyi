@@ -34,11 +34,37 @@ def estimate_metrics(histograms_json: str, names: list[str]) -> str:
 def score_edges(bins: int) -> list[float]:
     """Inner edges of the score bins, in log-odds. Raises InvalidRequest."""
 
-def epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
-    """ε of Poisson-sampled Gaussian steps, by the PLD accountant. Raises InvalidRequest."""
+def event_epsilon(event_json: str, delta: float, relation: str, accountant: str) -> float:
+    """ε of a mechanism at δ, an upper bound. Raises InvalidRequest."""
 
-def noise_multiplier(target_epsilon: float, target_delta: float, sample_rate: float, steps: int) -> float:
+def event_epsilon_lower_bound(event_json: str, delta: float, relation: str) -> float:
+    """An ε that does not suffice at δ. Raises InvalidRequest."""
+
+def event_delta(event_json: str, epsilon: float, relation: str, accountant: str) -> float:
+    """δ of a mechanism at ε, an upper bound. Raises InvalidRequest."""
+
+class PrivacyProfile:
+    """A mechanism's whole curve, composed once. Raises InvalidRequest."""
+
+    def __init__(self, event_json: str, smallest_delta: float, relation: str) -> None: ...
+    def epsilon(self, delta: float) -> float: ...
+    def delta(self, epsilon: float) -> float: ...
+    def points(self, count: int) -> list[tuple[float, float]]: ...
+
+def noise_multiplier(
+    target_epsilon: float, target_delta: float, sample_rate: float, steps: int, accountant: str
+) -> float:
     """The smallest noise that meets the target; never overshoots. Raises InvalidRequest."""
+
+def sample_rate(
+    target_epsilon: float, target_delta: float, noise_multiplier: float, steps: int, accountant: str
+) -> float:
+    """The largest sample rate that meets the target. Raises InvalidRequest."""
+
+def steps(
+    target_epsilon: float, target_delta: float, noise_multiplier: float, sample_rate: float, accountant: str
+) -> int:
+    """The most steps that meet the target. Raises InvalidRequest."""
 
 def plan(
     dataset_size: int,

@@ -32,7 +32,10 @@ mod _internal {
     #[pymodule_export]
     use super::model::{check_archive, check_scores_archive};
     #[pymodule_export]
-    use super::privacy::{epsilon, noise_multiplier, plan};
+    use super::privacy::{
+        PrivacyProfile, event_delta, event_epsilon, event_epsilon_lower_bound, noise_multiplier, plan,
+        sample_rate, steps,
+    };
     #[pymodule_export]
     use super::receipt::verify_receipt;
     #[pymodule_export]

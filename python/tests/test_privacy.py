@@ -1,14 +1,24 @@
-"""The accountant, from Python: never below dp_accounting's, and calibration never overshoots."""
+"""The accountants, from Python: near dp_accounting's and never below what is exact; calibration never overshoots."""
 
 from __future__ import annotations
 
+import itertools
+import math
+import random
+
 import dp_accounting
 import pytest
-from dp_accounting import pld
+from dp_accounting import pld, rdp
+from dp_accounting.pld import privacy_loss_distribution
 
 from bastionai import InvalidRequest, privacy
 
 RUNS = [(1.0, 0.01, 100, 1e-5), (0.7, 0.1, 50, 1e-6), (3.0, 1.0, 10, 1e-5), (2.5, 0.125, 120, 1e-5)]
+
+
+def tolerance(reference: float) -> float:
+    """What an ε may be off a reference."""
+    return max(1e-4, 1e-3 * reference)
 
 
 @pytest.mark.parametrize(("noise", "rate", "steps", "delta"), RUNS)
@@ -16,14 +26,130 @@ def test_epsilon_agrees_with_dp_accounting(noise, rate, steps, delta):
     step = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
     reference = pld.PLDAccountant().compose(step, steps).get_epsilon(delta)
     assert privacy.epsilon(noise, rate, steps, delta) == pytest.approx(reference, rel=1e-2)
+    back = privacy.delta(noise, rate, steps, privacy.epsilon(noise, rate, steps, delta))
+    assert 0.97 * delta <= back <= 1.01 * delta
+
+
+def interval(noise: float, rate: float) -> float:
+    """A hundredth of the standard deviation of a step's loss: fine enough for dp_accounting to be a reference."""
+    deviation = rate * math.sqrt(math.expm1(1 / noise**2))
+    return min(max(deviation / 100, 1e-6), 1e-2)
+
+
+def test_rows_drawn_at_random_agree_with_dp_accounting_on_a_fine_grid():
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    for _ in range(8):
+        noise, rate = draw.uniform(0.6, 5.0), 10 ** draw.uniform(-3, -0.3)
+        steps, delta = int(10 ** draw.uniform(0, 3.5)), 10 ** draw.uniform(-9, -3)
+        reference = (
+            privacy_loss_distribution.from_gaussian_mechanism(
+                noise, sampling_prob=rate, value_discretization_interval=interval(noise, rate)
+            )
+            .self_compose(steps)
+            .get_epsilon_for_delta(delta)
+        )
+        ours = privacy.epsilon(noise, rate, steps, delta)
+        row = (seed, noise, rate, steps, delta, ours, reference)
+        assert abs(ours - reference) <= tolerance(reference), row
+        below = privacy.dp_sgd(noise, rate, steps).epsilon_lower_bound(delta)
+        assert below <= min(ours, reference + 1e-9), row
+
+
+def test_compositions_drawn_at_random_agree_with_dp_accounting_on_a_fine_grid():
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    for _ in range(5):
+        scale, count = draw.uniform(2.0, 30.0), draw.randrange(1, 20)
+        noise, rate, steps = draw.uniform(0.8, 3.0), draw.uniform(0.005, 0.1), draw.randrange(1, 500)
+        delta = 10 ** draw.uniform(-8, -4)
+        grid = min(interval(noise, rate), 1 / scale / 200)
+        theirs = privacy_loss_distribution.from_laplace_mechanism(
+            scale, value_discretization_interval=grid
+        ).self_compose(count)
+        theirs = theirs.compose(
+            privacy_loss_distribution.from_gaussian_mechanism(
+                noise, sampling_prob=rate, value_discretization_interval=grid
+            ).self_compose(steps)
+        )
+        event = privacy.Composed(
+            [privacy.dp_sgd(noise, rate, steps), privacy.SelfComposed(privacy.Laplace(scale), count)]
+        )
+        reference, ours = theirs.get_epsilon_for_delta(delta), event.epsilon(delta)
+        row = (seed, scale, count, noise, rate, steps, delta, ours, reference)
+        assert abs(ours - reference) <= tolerance(reference), row
 
 
 @pytest.mark.parametrize(("noise", "rate", "steps", "delta"), RUNS)
-def test_calibration_meets_its_target_and_does_not_overshoot(noise, rate, steps, delta):
-    target = privacy.epsilon(noise, rate, steps, delta)
-    found = privacy.noise_multiplier(target, delta, rate, steps)
+def test_the_rdp_accountant_is_dp_accountings_where_its_best_order_is_whole(noise, rate, steps, delta):
+    orders = [float(order) for order in range(2, 64)]
+    step = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
+    theirs = rdp.RdpAccountant(orders).compose(step, steps).get_epsilon(delta)
+    ours = privacy.epsilon(noise, rate, steps, delta, accountant="rdp")
+    assert privacy.epsilon(noise, rate, steps, delta) <= ours <= theirs * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+@pytest.mark.parametrize(("noise", "rate", "steps", "delta"), RUNS)
+def test_calibration_meets_its_target_and_does_not_overshoot(noise, rate, steps, delta, accountant):
+    def cost(noise, rate, steps):
+        return privacy.epsilon(noise, rate, steps, delta, accountant=accountant)
+
+    target = cost(noise, rate, steps)
+    found = privacy.noise_multiplier(target, delta, rate, steps, accountant=accountant)
     assert found == pytest.approx(noise, rel=1e-2)
-    assert privacy.epsilon(found, rate, steps, delta) <= target
+    assert cost(found, rate, steps) <= target
+    found = privacy.sample_rate(target, delta, noise, steps, accountant=accountant)
+    assert found == pytest.approx(rate, rel=1e-2)
+    assert cost(noise, found, steps) <= target
+    found = privacy.steps(target, delta, noise, rate, accountant=accountant)
+    assert found == pytest.approx(steps, rel=1e-2)
+    assert cost(noise, rate, found) <= target < cost(noise, rate, found + 1)
+
+
+def test_a_profile_is_composed_once_and_agrees_with_its_points():
+    event = privacy.dp_sgd(1.0, 0.01, 2000)
+    profile = event.profile(smallest_delta=1e-9)
+    for delta in (1e-9, 1e-6, 1e-3, 0.1):
+        assert profile.epsilon(delta) == pytest.approx(event.epsilon(delta), rel=1e-3, abs=1e-4)
+    assert profile.delta(profile.epsilon(1e-5)) == pytest.approx(1e-5, rel=1e-2)
+    points = profile.points(30)
+    assert len(points) == 30
+    assert all(a[0] <= b[0] and a[1] > b[1] for a, b in itertools.pairwise(points))
+    assert "PrivacyProfile(" in repr(profile)
+
+
+def test_notebooks_show_a_profile_as_a_plot():
+    picture = privacy.dp_sgd(1.0, 0.1, 10).profile()._repr_html_()
+    assert picture.startswith("<svg")
+    assert "polyline" in picture
+    assert "1e-10" in picture
+    assert "no finite point" in privacy.NonPrivate().profile()._repr_html_()
+
+
+def test_events_describe_mechanisms_and_price_them():
+    assert privacy.NoOp().epsilon(1e-5) == 0
+    assert privacy.NonPrivate().epsilon(1e-5) == math.inf
+    assert privacy.Laplace(2.0).epsilon(1e-9) == pytest.approx(0.5, abs=1e-8)
+    assert privacy.Histograms(4, 6.0).epsilon(1e-6) == pytest.approx(privacy.Gaussian(3.0).epsilon(1e-6))
+    cut = privacy.TruncatedSubsampledGaussian(4096, 0.0625, 310, 1.0)
+    assert cut.epsilon(1e-6) > privacy.epsilon(1.0, 0.0625, 1, 1e-6)
+    both = privacy.PoissonSampled(0.1, privacy.Composed([privacy.Gaussian(2.0), privacy.Gaussian(2.0)]))
+    assert both.epsilon(1e-5) == pytest.approx(privacy.epsilon(math.sqrt(2), 0.1, 1, 1e-5))
+
+
+def test_what_no_proof_covers_is_refused_with_a_reason():
+    unproven = privacy.PoissonSampled(0.1, privacy.Composed([privacy.Gaussian(2.0), privacy.Laplace(2.0)]))
+    with pytest.raises(InvalidRequest, match="Laplace"):
+        unproven.epsilon(1e-5)
+    with pytest.raises(InvalidRequest, match="replace_one"):
+        privacy.epsilon(1.0, 0.1, 10, 1e-5, relation="replace_one")
+    with pytest.raises(InvalidRequest, match="prv"):
+        privacy.epsilon(1.0, 0.1, 10, 1e-5, accountant="prv")
+    with pytest.raises(InvalidRequest, match="number of steps"):
+        privacy.steps(0.01, 1e-9, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("arguments", [(-1.0, 0.1, 10, 1e-5), (1.0, 1.5, 10, 1e-5), (1.0, 0.1, 10, 2.0)])

@@ -2,6 +2,7 @@
 
 use crate::appraisal::AppraisalArguments;
 use bastionai_client::Metric;
+use bastionai_privacy::event::{NeighboringRelation, UnpricedRelation};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -29,9 +30,9 @@ pub(crate) enum Verb {
     Appraise(AppraiseArguments),
     /// Prove that each sample's loss in an exported model depends on that sample alone, or say why not.
     Check(CheckArguments),
-    /// The ε of DP-SGD: a tight upper bound by privacy loss distributions.
+    /// The ε of DP-SGD or of any composition: a tight upper bound by privacy loss distributions.
     Epsilon(EpsilonArguments),
-    /// The noise multiplier that meets a target (ε, δ); never overshoots.
+    /// The noise, sample rate, steps or epochs that meet a target (ε, δ); never overshoots.
     Calibrate(CalibrateArguments),
     /// Check, upload, list, withdraw and remove datasets.
     #[command(subcommand)]
@@ -161,10 +162,33 @@ pub(crate) struct CheckArguments {
     pub(crate) columns: Vec<String>,
 }
 
+/// How prices are computed.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct AccountingArguments {
+    /// By privacy loss distributions (`pld`, tight) or Rényi divergences (`rdp`, as most papers report).
+    #[arg(long, value_enum, default_value_t = AccountantArgument::Pld)]
+    pub(crate) accountant: AccountantArgument,
+    /// Which datasets are neighbours: only `add_or_remove_one` has prices.
+    #[arg(long, default_value = "add_or_remove_one", value_parser = relation)]
+    pub(crate) relation: NeighboringRelation,
+}
+
+fn relation(name: &str) -> Result<NeighboringRelation, UnpricedRelation> {
+    name.parse()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AccountantArgument {
+    /// Privacy loss distributions.
+    Pld,
+    /// Rényi differential privacy.
+    Rdp,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct EpsilonArguments {
     /// Noise standard deviation over the L2 sensitivity.
-    #[arg(long, required_unless_present = "csv")]
+    #[arg(long, required_unless_present_any = ["csv", "composition"])]
     pub(crate) noise_multiplier: Option<f64>,
     /// Probability with which each record enters a step's sample.
     #[arg(long, default_value_t = 1.0)]
@@ -181,6 +205,16 @@ pub(crate) struct EpsilonArguments {
     /// Upper bound on the number of records, for the truncation's tail.
     #[arg(long, requires = "truncated_batch_size")]
     pub(crate) dataset_size: Option<u64>,
+    #[command(flatten)]
+    pub(crate) accounting: AccountingArguments,
+    /// Also say an ε that certainly does not suffice: how tight the answer is.
+    #[arg(long, conflicts_with = "csv")]
+    pub(crate) lower_bound: bool,
+    /// Price what a JSON file (`-`: stdin) lists: `[{"type":"sg","sigma":1.1,"q":0.01,"steps":5000}, …]`; further types
+    /// are gaussian (sigma, count), laplace (scale, count), sl (scale, q, steps), tsg (sigma, q, steps, size, cap) and
+    /// histograms (histograms, deviation, count).
+    #[arg(long, conflicts_with_all = ["noise_multiplier", "sample_rate", "steps", "truncated_batch_size", "dataset_size", "csv"])]
+    pub(crate) composition: Option<PathBuf>,
     /// Read queries from a CSV file (`-`: stdin) with columns sigma,q,steps,delta; writes the same rows plus eps.
     #[arg(long, conflicts_with_all = ["noise_multiplier", "delta"])]
     pub(crate) csv: Option<PathBuf>,
@@ -194,15 +228,35 @@ pub(crate) struct CalibrateArguments {
     /// Target δ.
     #[arg(long, required_unless_present = "csv")]
     pub(crate) delta: Option<f64>,
-    /// Probability with which each record enters a step's sample.
-    #[arg(long, default_value_t = 1.0)]
-    pub(crate) sample_rate: f64,
-    /// Number of steps.
-    #[arg(long, default_value_t = 1)]
-    pub(crate) steps: u64,
+    /// What is sought; the others are given.
+    #[arg(long, value_enum, default_value_t = SoughtArgument::NoiseMultiplier)]
+    pub(crate) find: SoughtArgument,
+    /// Noise standard deviation over the L2 sensitivity, where something else is sought.
+    #[arg(long)]
+    pub(crate) noise_multiplier: Option<f64>,
+    /// Probability with which each record enters a step's sample; 1 where none is named.
+    #[arg(long)]
+    pub(crate) sample_rate: Option<f64>,
+    /// Number of steps; 1 where none is named.
+    #[arg(long)]
+    pub(crate) steps: Option<u64>,
+    #[command(flatten)]
+    pub(crate) accounting: AccountingArguments,
     /// Read queries from a CSV file (`-`: stdin) with columns eps,q,steps,delta; writes the same rows plus sigma.
-    #[arg(long, conflicts_with_all = ["target_epsilon", "delta"])]
+    #[arg(long, conflicts_with_all = ["target_epsilon", "delta", "find"])]
     pub(crate) csv: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SoughtArgument {
+    /// The least noise.
+    NoiseMultiplier,
+    /// The largest sample rate.
+    SampleRate,
+    /// The most steps.
+    Steps,
+    /// The same as passes over the data: steps times sample rate.
+    Epochs,
 }
 
 /// How to reach and judge a server.

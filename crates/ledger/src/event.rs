@@ -319,7 +319,9 @@ mod tests {
     fn bytes_once_defined_never_change_their_meaning() {
         let one = 1.0_f64.to_le_bytes().to_vec();
         let seven = 7_u64.to_le_bytes().to_vec();
-        let gaussian = DpEvent::Gaussian { noise_multiplier: 1.0 };
+        let gaussian = DpEvent::Gaussian {
+            noise_multiplier: 1.0,
+        };
         for (event, bytes) in [
             (DpEvent::NoOp, vec![0]),
             (DpEvent::NonPrivate, vec![1]),
@@ -348,7 +350,9 @@ mod tests {
                 [vec![6], seven.clone(), vec![0; 7]].concat(),
             ),
             (
-                DpEvent::Laplace { noise_multiplier: 1.0 },
+                DpEvent::Laplace {
+                    noise_multiplier: 1.0,
+                },
                 [vec![7], one.clone()].concat(),
             ),
             (

@@ -1,6 +1,6 @@
 //! What a mechanism costs: (ε, δ) of a [`DpEvent`] from its privacy loss distribution (PLD).
 //!
-//! Every result is an upper bound. A plain Gaussian, and one step of a subsampled one, have a closed
+//! Every result is an upper bound, but for that of [`epsilon_lower_bound`], which shows how tight they are. A plain Gaussian, and one step of a subsampled one, have a closed
 //! form (Balle and Wang 2018, <https://arxiv.org/abs/1805.06530>). Everything else is composed
 //! numerically: the loss of one step is put on a grid by connecting the dots of its hockey-stick curve
 //! (Doroshenko et al. 2022, <https://arxiv.org/abs/2207.04380>), which can only raise δ; the grid is
@@ -14,19 +14,96 @@
 //! earlier results compose in the ledger, not here (soundness.md D4, D6).
 
 mod closed_form;
+mod coarse;
 mod composition;
 pub(crate) mod likelihood;
 pub(crate) mod mechanism;
 mod moments;
 mod plan;
+mod profile;
 mod step;
 mod transform;
+
+pub use profile::PrivacyProfile;
 
 use thiserror::Error;
 
 use crate::event::{DpEvent, NeighboringRelation};
 use composition::Bound;
 use mechanism::{Cut, Mechanism};
+
+/// How a price is computed. Both are proven upper bounds of the same thing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Accountant {
+    /// By privacy loss distributions: tight.
+    #[default]
+    Pld,
+    /// By Rényi divergences at [`crate::renyi::default_orders`]: what most papers report.
+    Rdp,
+}
+
+impl Accountant {
+    /// [`epsilon`] or [`crate::renyi::epsilon`].
+    ///
+    /// # Errors
+    /// [`AccountingError`].
+    pub fn epsilon(
+        self,
+        event: &DpEvent,
+        relation: NeighboringRelation,
+        delta: f64,
+    ) -> Result<f64, AccountingError> {
+        match self {
+            Self::Pld => epsilon(event, relation, delta),
+            Self::Rdp => crate::renyi::epsilon(event, relation, delta),
+        }
+    }
+
+    /// [`delta`] or [`crate::renyi::delta`].
+    ///
+    /// # Errors
+    /// [`AccountingError`].
+    pub fn delta(
+        self,
+        event: &DpEvent,
+        relation: NeighboringRelation,
+        epsilon: f64,
+    ) -> Result<f64, AccountingError> {
+        match self {
+            Self::Pld => delta(event, relation, epsilon),
+            Self::Rdp => crate::renyi::delta(event, relation, epsilon),
+        }
+    }
+
+    /// As it is written: `pld` or `rdp`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pld => "pld",
+            Self::Rdp => "rdp",
+        }
+    }
+}
+
+/// A name that no accountant has.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("accountant `{name}` is unknown; there are pld (tight) and rdp (Rényi)")]
+pub struct UnknownAccountant {
+    /// What was asked for.
+    pub name: String,
+}
+
+impl std::str::FromStr for Accountant {
+    type Err = UnknownAccountant;
+
+    fn from_str(name: &str) -> Result<Self, UnknownAccountant> {
+        [Self::Pld, Self::Rdp]
+            .into_iter()
+            .find(|accountant| accountant.name() == name)
+            .ok_or_else(|| UnknownAccountant {
+                name: name.to_owned(),
+            })
+    }
+}
 
 /// Why an event has no price. Nothing is ever priced on a guess.
 #[derive(Clone, Debug, PartialEq, Error)]
@@ -65,7 +142,10 @@ pub enum AccountingError {
         value: f64,
     },
     /// An order no Rényi divergence is bounded at.
-    #[error("order {value} of a Rényi divergence is not above 1 and at most {}", crate::renyi::LARGEST_ORDER)]
+    #[error(
+        "order {value} of a Rényi divergence is not above 1 and at most {}",
+        crate::renyi::LARGEST_ORDER
+    )]
     Order {
         /// What was passed.
         value: f64,
@@ -130,6 +210,43 @@ pub fn epsilon(event: &DpEvent, relation: NeighboringRelation, delta: f64) -> Re
     }
 }
 
+/// An ε that does not suffice at `delta`: some test tells neighbours apart better than (ε, δ) allows. 0 where none was found.
+///
+/// Holds for the pair of outputs that the price is made of. Neighbours whose gradients are all parallel have that pair for every
+/// event but a cut sample, whose pair only bounds what neighbours can do ([`crate::truncation`]).
+///
+/// # Errors
+/// Those of [`epsilon`].
+pub fn epsilon_lower_bound(
+    event: &DpEvent,
+    relation: NeighboringRelation,
+    delta: f64,
+) -> Result<f64, AccountingError> {
+    let near = epsilon_by_exchange_or_free(event, relation, delta)?;
+    if near == 0.0 || near.is_infinite() {
+        return Ok(near);
+    }
+    let mechanism = Mechanism::parse(event, relation, Cut::Exchange)?;
+    match Curve::closed(&mechanism) {
+        Some(curve) => curve.epsilon_from_below(delta),
+        None => plan::epsilon_from_below(&mechanism, delta, near).map(|epsilon| epsilon.min(near)),
+    }
+}
+
+fn epsilon_by_exchange_or_free(
+    event: &DpEvent,
+    relation: NeighboringRelation,
+    delta: f64,
+) -> Result<f64, AccountingError> {
+    if !(delta > 0.0 && delta < 1.0) {
+        return Err(AccountingError::Delta { value: delta });
+    }
+    if Mechanism::parse(event, relation, Cut::Exchange)?.is_non_private() {
+        return Ok(f64::INFINITY);
+    }
+    epsilon_by_exchange(event, relation, delta)
+}
+
 fn epsilon_by_exchange(
     event: &DpEvent,
     relation: NeighboringRelation,
@@ -185,30 +302,40 @@ enum Curve {
     Free,
     Gaussian(closed_form::Gaussian),
     SingleStep(closed_form::SingleStep),
-    Composed(Vec<Bound>),
+    Composed {
+        directions: Vec<Bound>,
+        /// The ε that holds at δ = 0, where there is one.
+        pure_epsilon: Option<f64>,
+    },
 }
 
 impl Curve {
     fn for_delta(mechanism: &Mechanism, delta: f64) -> Result<Self, AccountingError> {
         match Self::closed(mechanism) {
             Some(curve) => Ok(curve),
-            None => Ok(Curve::Composed(plan::compose_for_delta(mechanism, delta)?)),
+            None => Ok(Curve::Composed {
+                directions: plan::compose_for_delta(mechanism, delta)?,
+                pure_epsilon: mechanism.pure_epsilon(),
+            }),
         }
     }
 
     fn for_epsilon(mechanism: &Mechanism, epsilon: f64) -> Result<Self, AccountingError> {
         match Self::closed(mechanism) {
             Some(curve) => Ok(curve),
-            None => Ok(Curve::Composed(plan::compose_for_epsilon(mechanism, epsilon)?)),
+            None => Ok(Curve::Composed {
+                directions: plan::compose_for_epsilon(mechanism, epsilon)?,
+                pure_epsilon: mechanism.pure_epsilon(),
+            }),
         }
     }
 
     fn closed(mechanism: &Mechanism) -> Option<Self> {
         match mechanism.components() {
             [] => Some(Curve::Free),
-            [only] if only.step.is_plain_gaussian() => Some(Curve::Gaussian(
-                closed_form::Gaussian::new(only.step.noise_multiplier),
-            )),
+            [only] if only.step.is_plain_gaussian() => Some(Curve::Gaussian(closed_form::Gaussian::new(
+                only.step.noise_multiplier,
+            ))),
             [only] if only.count == 1 => Some(Curve::SingleStep(closed_form::SingleStep::new(only.cases()))),
             _ => None,
         }
@@ -219,9 +346,27 @@ impl Curve {
             Curve::Free => Ok(0.0),
             Curve::Gaussian(gaussian) => closed_form::solve(|epsilon| gaussian.delta(epsilon), delta),
             Curve::SingleStep(step) => closed_form::solve(|epsilon| step.delta(epsilon), delta),
-            Curve::Composed(directions) => Ok(directions
-                .iter()
-                .fold(0.0, |worst, direction| direction.epsilon(delta).max(worst))),
+            Curve::Composed {
+                directions,
+                pure_epsilon,
+            } => {
+                let worst = |worst: f64, direction: &Bound| direction.epsilon(delta).max(worst);
+                let epsilon = directions.iter().fold(0.0, worst);
+                Ok(pure_epsilon.map_or(epsilon, |pure| pure.min(epsilon)))
+            }
+        }
+    }
+
+    /// Of a curve in closed form: an ε whose δ is above `delta`, or 0.
+    fn epsilon_from_below(&self, delta: f64) -> Result<f64, AccountingError> {
+        match self {
+            Curve::Gaussian(gaussian) => {
+                closed_form::solve_from_below(|epsilon| gaussian.delta_from_below(epsilon), delta)
+            }
+            Curve::SingleStep(step) => {
+                closed_form::solve_from_below(|epsilon| step.delta_from_below(epsilon), delta)
+            }
+            Curve::Free | Curve::Composed { .. } => Ok(0.0),
         }
     }
 
@@ -230,7 +375,11 @@ impl Curve {
             Curve::Free => 0.0,
             Curve::Gaussian(gaussian) => gaussian.delta(epsilon),
             Curve::SingleStep(step) => step.delta(epsilon),
-            Curve::Composed(directions) => directions
+            Curve::Composed {
+                pure_epsilon: Some(pure),
+                ..
+            } if epsilon >= *pure => 0.0,
+            Curve::Composed { directions, .. } => directions
                 .iter()
                 .fold(0.0, |worst, direction| worst.max(direction.delta(epsilon))),
         }

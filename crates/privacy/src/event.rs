@@ -41,7 +41,9 @@ impl FromStr for NeighboringRelation {
     fn from_str(name: &str) -> Result<Self, UnpricedRelation> {
         match name {
             "add_or_remove_one" => Ok(Self::AddOrRemoveOne),
-            _ => Err(UnpricedRelation { name: name.to_owned() }),
+            _ => Err(UnpricedRelation {
+                name: name.to_owned(),
+            }),
         }
     }
 }
@@ -146,7 +148,10 @@ mod tests {
 
     #[test]
     fn relations_without_a_proof_cannot_be_named() {
-        assert_eq!("add_or_remove_one".parse(), Ok(NeighboringRelation::AddOrRemoveOne));
+        assert_eq!(
+            "add_or_remove_one".parse(),
+            Ok(NeighboringRelation::AddOrRemoveOne)
+        );
         assert_eq!(NeighboringRelation::AddOrRemoveOne.name(), "add_or_remove_one");
         for name in ["replace_one", "replace_special", "AddOrRemoveOne", ""] {
             let refused = name.parse::<NeighboringRelation>().unwrap_err();
@@ -163,7 +168,9 @@ mod tests {
                 r#"{"self_composed":{"event":{"poisson_sampled":{"sampling_probability":0.25,"event":{"gaussian":{"noise_multiplier":1.5}}}},"count":3}}"#,
             ),
             (
-                DpEvent::Composed { events: vec![DpEvent::NoOp, DpEvent::NonPrivate] },
+                DpEvent::Composed {
+                    events: vec![DpEvent::NoOp, DpEvent::NonPrivate],
+                },
                 r#"{"composed":{"events":["no_op","non_private"]}}"#,
             ),
             (
@@ -176,17 +183,24 @@ mod tests {
                 r#"{"truncated_subsampled_gaussian":{"dataset_size":96,"sampling_probability":0.5,"truncated_batch_size":64,"noise_multiplier":2.0}}"#,
             ),
             (
-                DpEvent::Laplace { noise_multiplier: 4.0 },
+                DpEvent::Laplace {
+                    noise_multiplier: 4.0,
+                },
                 r#"{"laplace":{"noise_multiplier":4.0}}"#,
             ),
             (
-                DpEvent::Histograms { histograms: 2, standard_deviation: 8.0 },
+                DpEvent::Histograms {
+                    histograms: 2,
+                    standard_deviation: 8.0,
+                },
                 r#"{"histograms":{"histograms":2,"standard_deviation":8.0}}"#,
             ),
         ] {
             assert_eq!(serde_json::to_string(&event).unwrap(), written);
             assert_eq!(serde_json::from_str::<DpEvent>(written).unwrap(), event);
         }
-        assert!(serde_json::from_str::<DpEvent>(r#"{"gaussian":{"noise_multiplier":1.0,"more":1}}"#).is_err());
+        assert!(
+            serde_json::from_str::<DpEvent>(r#"{"gaussian":{"noise_multiplier":1.0,"more":1}}"#).is_err()
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Differential privacy as pure maths: events, accountants, calibration, noise and sampling. No I/O.
 //!
-//! In call order: [`event`] (what a mechanism is) → [`joint`] and [`truncation`] (what the trainer's
-//! mechanism adds to the textbook one) → [`accountant`] (what it costs) → [`calibrate`] (how much noise
+//! In call order: [`event`] (what a mechanism is; [`specification`] reads it from a file) → [`joint`] and [`truncation`] (what the trainer's
+//! mechanism adds to the textbook one) → [`accountant`] (what it costs), [`renyi`] (the same by Rényi divergences) → [`calibrate`] (how much noise
 //! a price needs) → [`cap`] and [`planner`] (how large a sample may be; which batch size and steps) →
 //! [`sampling`], [`order`] and [`noise`] (what the trainer draws, on [`vectors`]); [`histogram`] (what an evaluation counts).
 #![forbid(unsafe_code)]
@@ -19,6 +19,7 @@ pub mod planner;
 pub mod renyi;
 pub mod sampling;
 pub mod sensitivity;
+pub mod specification;
 mod stream;
 mod tails;
 pub mod truncation;

@@ -1,21 +1,13 @@
 //! Golden: other people's numbers. `tests/data/README.md` says where they come from.
 #![allow(clippy::unwrap_used)]
 
-use bastionai_privacy::accountant::{delta, epsilon};
+use bastionai_privacy::accountant::{PrivacyProfile, delta, epsilon, epsilon_lower_bound};
 use bastionai_privacy::calibrate::noise_multiplier;
 use bastionai_privacy::event::{DpEvent, NeighboringRelation::AddOrRemoveOne};
-
-fn gaussian(noise_multiplier: f64) -> DpEvent {
-    DpEvent::Gaussian { noise_multiplier }
-}
+use bastionai_privacy::specification::{Release, composed};
 
 fn sampled(noise_multiplier: f64, sampling_probability: f64, count: u64) -> DpEvent {
-    let event = Box::new(gaussian(noise_multiplier));
-    let event = Box::new(DpEvent::PoissonSampled {
-        sampling_probability,
-        event,
-    });
-    DpEvent::SelfComposed { event, count }
+    DpEvent::dp_sgd(noise_multiplier, sampling_probability, count)
 }
 
 struct Row {
@@ -97,52 +89,118 @@ fn delta_and_epsilon_are_inverse_on_the_reference() {
     }
 }
 
-/// (case, events, δ, finest reference) of the compositions that this accountant has events for.
+/// (case, events, δ, finest reference)
 fn heterogeneous() -> Vec<(String, DpEvent, f64, f64)> {
     let mut cases = Vec::new();
     for line in include_str!("data/hetero_reference.csv").lines().skip(1) {
         let (head, tail) = line.split_once(",\"").unwrap();
         let (spec, tail) = tail.split_once("]\",").unwrap();
-        if spec.contains("laplace") {
-            continue;
-        }
-        let spec: serde_json::Value = serde_json::from_str(&(spec.replace("\"\"", "\"") + "]")).unwrap();
-        let events = spec.as_array().unwrap().iter().map(component).collect();
+        let parts: Vec<Release> = serde_json::from_str(&(spec.replace("\"\"", "\"") + "]")).unwrap();
         let cells: Vec<f64> = tail.split(',').map(|cell| cell.parse().unwrap()).collect();
-        cases.push((
-            format!("case {head}"),
-            DpEvent::Composed { events },
-            cells[0],
-            cells[2],
-        ));
+        cases.push((format!("case {head}"), composed(&parts), cells[0], cells[2]));
     }
     cases
-}
-
-fn component(spec: &serde_json::Value) -> DpEvent {
-    let number = |key: &str| spec[key].as_f64().unwrap();
-    match spec["type"].as_str().unwrap() {
-        "sg" => sampled(number("sigma"), number("q"), number("steps") as u64),
-        "gaussian" => {
-            let event = Box::new(gaussian(number("sigma")));
-            DpEvent::SelfComposed {
-                event,
-                count: number("count") as u64,
-            }
-        }
-        other => panic!("unknown mechanism {other}"),
-    }
 }
 
 #[test]
 fn mixed_compositions_meet_the_reference() {
     let cases = heterogeneous();
-    assert_eq!(cases.len(), 15);
+    assert_eq!(cases.len(), 33);
+    let mut laplaces = 0;
     for (label, event, delta, reference) in cases {
         let ours = epsilon(&event, AddOrRemoveOne, delta).unwrap();
         assert!(
             (ours - reference).abs() <= tolerance(reference),
             "{label} at {delta}: {ours}, not {reference}"
+        );
+        laplaces += u32::from(format!("{event:?}").contains("Laplace"));
+    }
+    assert_eq!(laplaces, 18);
+}
+
+/// ε(δ) of one Laplace release is 1/b + 2·ln(1 − δ) (Balle, Barthe and Gaboardi 2018, 1807.01647, Theorem 3).
+#[test]
+fn a_laplace_release_has_its_exact_price() {
+    for scale in [0.02_f64, 0.5, 1.0, 20.0, 1000.0] {
+        for at in [1e-12_f64, 1e-9, 1e-5, 1e-2] {
+            let event = DpEvent::Laplace {
+                noise_multiplier: scale,
+            };
+            let exact = (1.0 / scale + 2.0 * (-at).ln_1p()).max(0.0);
+            let ours = epsilon(&event, AddOrRemoveOne, at).unwrap();
+            assert!(ours >= exact * (1.0 - 1e-15), "{scale} {at}: {ours} for {exact}");
+            // δ near 1e-12 is a difference of numbers near 1.
+            assert!(
+                ours <= exact * (1.0 + 1e-10) + 1e-12 + 1e-2 * at,
+                "{scale} {at}: {ours} for {exact}"
+            );
+        }
+    }
+}
+
+/// What no upper bound may be below, and no lower bound above: both are within half a percent of the same number.
+#[test]
+fn bounds_from_above_and_below_enclose_the_price_tightly() {
+    let (mut widest, mut compared) = (0.0_f64, 0);
+    let few = rows()
+        .into_iter()
+        .step_by(11)
+        .map(|row| (row.label(), row.event(), row.delta, row.epsilon));
+    let mixed = heterogeneous().into_iter().step_by(4);
+    for (label, event, delta, reference) in few.chain(mixed) {
+        let above = epsilon(&event, AddOrRemoveOne, delta).unwrap();
+        let below = epsilon_lower_bound(&event, AddOrRemoveOne, delta).unwrap();
+        assert!(below <= above, "{below} above {above}: {label}");
+        // The reference is a rounded FFT: at δ = 1e-9 and many steps it wavers by some 1e-4.
+        assert!(
+            below <= reference * (1.0 + 3e-4) + 1e-9,
+            "{below} above the reference {reference}: {label}"
+        );
+        if above > 0.0 {
+            let gap = (above - below) / above.max(0.02);
+            widest = widest.max(gap);
+            assert!(gap < 5e-3, "{below} to {above}: {label}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 30, "{compared}");
+    println!("widest gap: {widest:e} of {compared}");
+}
+
+/// One composition says what a query for each δ does.
+#[test]
+fn the_whole_profile_agrees_with_its_points() {
+    let mixed = heterogeneous()
+        .into_iter()
+        .step_by(5)
+        .map(|(label, event, ..)| (label, event));
+    let few = rows()
+        .into_iter()
+        .step_by(41)
+        .map(|row| (row.label(), row.event()));
+    for (label, event) in few.chain(mixed) {
+        let profile = PrivacyProfile::new(&event, AddOrRemoveOne, 1e-10).unwrap();
+        for at in [1e-10, 1e-7, 1e-5, 1e-3, 0.05] {
+            let (ours, alone) = (
+                profile.epsilon(at).unwrap(),
+                epsilon(&event, AddOrRemoveOne, at).unwrap(),
+            );
+            assert!(
+                (ours - alone).abs() <= tolerance(alone),
+                "{label} at {at}: {ours}, alone {alone}"
+            );
+            let back = profile.delta(ours).unwrap();
+            assert!(
+                back <= at * 1.01 && (ours == 0.0 || back >= 0.95 * at),
+                "{label} at {at}: {back}"
+            );
+        }
+        let points = profile.points(50).unwrap();
+        assert!(
+            points
+                .windows(2)
+                .all(|pair| pair[0].0 <= pair[1].0 && pair[0].1 > pair[1].1),
+            "{label}"
         );
     }
 }

@@ -1,129 +1,204 @@
-//! `bastionai epsilon` and `bastionai calibrate`: the accountant without a server.
+//! `bastionai epsilon` and `bastionai calibrate`: the accountants without a server.
 
-use crate::arguments::{CalibrateArguments, EpsilonArguments};
+use crate::arguments::{
+    AccountantArgument, AccountingArguments, CalibrateArguments, EpsilonArguments, SoughtArgument,
+};
 use crate::output;
 use anyhow::{Context, bail};
+use bastionai_privacy::accountant::{self, Accountant};
+use bastionai_privacy::calibrate::Target;
 use bastionai_privacy::event::{DpEvent, NeighboringRelation};
-use bastionai_privacy::{accountant, calibrate};
+use bastionai_privacy::specification::{Release, composed};
 use serde::Serialize;
 use std::io::Read;
 use std::path::Path;
 
-const RELATION: NeighboringRelation = NeighboringRelation::AddOrRemoveOne;
-
 #[derive(Serialize)]
 struct EpsilonAnswer {
-    noise_multiplier: f64,
-    sample_rate: f64,
-    steps: u64,
+    event: DpEvent,
     delta: f64,
     epsilon: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epsilon_lower_bound: Option<f64>,
     accountant: &'static str,
     neighboring_relation: NeighboringRelation,
 }
 
 /// Answers one query, or every row of a CSV file.
 pub(crate) fn epsilon(arguments: &EpsilonArguments, json: bool) -> anyhow::Result<()> {
+    let relation = arguments.accounting.relation;
+    let accountant = accountant_of(arguments.accounting);
     if let Some(path) = &arguments.csv {
         return answer_csv(path, "sigma", "eps", json, |sigma, q, steps, delta| {
-            Ok(accountant::epsilon(
-                &dp_sgd(sigma, q, steps, None),
-                RELATION,
-                delta,
-            )?)
+            Ok(accountant.epsilon(&DpEvent::dp_sgd(sigma, q, steps), relation, delta)?)
         });
     }
-    let (Some(noise_multiplier), Some(delta)) = (arguments.noise_multiplier, arguments.delta) else {
-        bail!("--noise-multiplier and --delta are needed, or --csv FILE");
-    };
-    let truncation = arguments.dataset_size.zip(arguments.truncated_batch_size);
-    let event = dp_sgd(
-        noise_multiplier,
-        arguments.sample_rate,
-        arguments.steps,
-        truncation,
-    );
-    let epsilon = accountant::epsilon(&event, RELATION, delta)?;
+    let event = asked_event(arguments)?;
+    let delta = arguments.delta.context("--delta is needed, or --csv FILE")?;
+    let epsilon = accountant.epsilon(&event, relation, delta)?;
+    let lower_bound = arguments
+        .lower_bound
+        .then(|| accountant::epsilon_lower_bound(&event, relation, delta))
+        .transpose()?;
     if json {
+        // JSON has no infinity.
+        if !epsilon.is_finite() {
+            bail!("no ε holds for this at δ = {delta}");
+        }
         return output::json(&EpsilonAnswer {
-            noise_multiplier,
-            sample_rate: arguments.sample_rate,
-            steps: arguments.steps,
+            event,
             delta,
             epsilon,
-            accountant: "pld",
-            neighboring_relation: RELATION,
+            epsilon_lower_bound: lower_bound,
+            accountant: accountant.name(),
+            neighboring_relation: relation,
         });
     }
     println!("{epsilon}");
+    if let Some(lower_bound) = lower_bound {
+        println!("{lower_bound}");
+    }
     Ok(())
+}
+
+fn accountant_of(arguments: AccountingArguments) -> Accountant {
+    match arguments.accountant {
+        AccountantArgument::Pld => Accountant::Pld,
+        AccountantArgument::Rdp => Accountant::Rdp,
+    }
+}
+
+/// The composition of a file, or DP-SGD, its sample cut where a cap is given.
+fn asked_event(arguments: &EpsilonArguments) -> anyhow::Result<DpEvent> {
+    if let Some(path) = &arguments.composition {
+        let releases: Vec<Release> = serde_json::from_reader(open(path)?)
+            .with_context(|| format!("{} is not a JSON list of releases", path.display()))?;
+        return Ok(composed(&releases));
+    }
+    let noise_multiplier = arguments
+        .noise_multiplier
+        .context("--noise-multiplier and --delta are needed, or --composition FILE, or --csv FILE")?;
+    let (sampling_probability, steps) = (arguments.sample_rate, arguments.steps);
+    Ok(match arguments.dataset_size.zip(arguments.truncated_batch_size) {
+        Some((dataset_size, truncated_batch_size)) => DpEvent::TruncatedSubsampledGaussian {
+            dataset_size,
+            sampling_probability,
+            truncated_batch_size,
+            noise_multiplier,
+        }
+        .repeated(steps),
+        None => DpEvent::dp_sgd(noise_multiplier, sampling_probability, steps),
+    })
 }
 
 #[derive(Serialize)]
 struct CalibrateAnswer {
     target_epsilon: f64,
     delta: f64,
+    noise_multiplier: f64,
     sample_rate: f64,
     steps: u64,
-    noise_multiplier: f64,
+    epochs: f64,
     epsilon: f64,
+    accountant: &'static str,
+    neighboring_relation: NeighboringRelation,
 }
 
 /// Answers one query, or every row of a CSV file.
 pub(crate) fn calibrate(arguments: &CalibrateArguments, json: bool) -> anyhow::Result<()> {
+    let target = |epsilon: f64, delta: f64| Target {
+        relation: arguments.accounting.relation,
+        accountant: accountant_of(arguments.accounting),
+        ..Target::new(epsilon, delta)
+    };
     if let Some(path) = &arguments.csv {
-        return answer_csv(path, "eps", "sigma", json, calibrated);
+        return answer_csv(path, "eps", "sigma", json, |epsilon, q, steps, delta| {
+            Ok(target(epsilon, delta).noise_multiplier(&|sigma| DpEvent::dp_sgd(sigma, q, steps))?)
+        });
     }
     let (Some(target_epsilon), Some(delta)) = (arguments.target_epsilon, arguments.delta) else {
         bail!("--target-epsilon and --delta are needed, or --csv FILE");
     };
-    let (sample_rate, steps) = (arguments.sample_rate, arguments.steps);
-    let noise_multiplier = calibrated(target_epsilon, sample_rate, steps, delta)?;
+    let target = target(target_epsilon, delta);
+    let found = Plan::meeting(&target, arguments)?;
     if json {
-        let epsilon = accountant::epsilon(
-            &dp_sgd(noise_multiplier, sample_rate, steps, None),
-            RELATION,
-            delta,
-        )?;
         return output::json(&CalibrateAnswer {
             target_epsilon,
             delta,
-            sample_rate,
-            steps,
-            noise_multiplier,
-            epsilon,
+            noise_multiplier: found.noise_multiplier,
+            sample_rate: found.sample_rate,
+            steps: found.steps,
+            epochs: found.epochs(),
+            epsilon: target
+                .accountant
+                .epsilon(&found.event(), target.relation, delta)?,
+            accountant: target.accountant.name(),
+            neighboring_relation: target.relation,
         });
     }
-    println!("{noise_multiplier}");
+    match arguments.find {
+        SoughtArgument::NoiseMultiplier => println!("{}", found.noise_multiplier),
+        SoughtArgument::SampleRate => println!("{}", found.sample_rate),
+        SoughtArgument::Steps => println!("{}", found.steps),
+        SoughtArgument::Epochs => println!("{}", found.epochs()),
+    }
     Ok(())
 }
 
-fn calibrated(target_epsilon: f64, q: f64, steps: u64, delta: f64) -> anyhow::Result<f64> {
-    Ok(calibrate::noise_multiplier(
-        target_epsilon,
-        delta,
-        RELATION,
-        &|sigma| dp_sgd(sigma, q, steps, None),
-    )?)
+/// What a run of DP-SGD is made of.
+struct Plan {
+    noise_multiplier: f64,
+    sample_rate: f64,
+    steps: u64,
 }
 
-/// DP-SGD as an event: `steps` Poisson-sampled Gaussians, the sample truncated when `(size, cap)` is given.
-fn dp_sgd(noise_multiplier: f64, q: f64, steps: u64, truncation: Option<(u64, u64)>) -> DpEvent {
-    let step = match truncation {
-        Some((dataset_size, truncated_batch_size)) => DpEvent::TruncatedSubsampledGaussian {
-            dataset_size,
-            sampling_probability: q,
-            truncated_batch_size,
+impl Plan {
+    /// What is sought is computed from the rest, which must then be named; a rate and steps of 1 need not be.
+    fn meeting(target: &Target, arguments: &CalibrateArguments) -> anyhow::Result<Self> {
+        let (rate, steps) = (arguments.sample_rate.unwrap_or(1.0), arguments.steps.unwrap_or(1));
+        let unneeded = match arguments.find {
+            SoughtArgument::NoiseMultiplier => ("--noise-multiplier", arguments.noise_multiplier.is_some()),
+            SoughtArgument::SampleRate => ("--sample-rate", arguments.sample_rate.is_some()),
+            SoughtArgument::Steps | SoughtArgument::Epochs => ("--steps", arguments.steps.is_some()),
+        };
+        if let (option, true) = unneeded {
+            bail!("{option} is what is sought: leave it out, or say with --find what else is");
+        }
+        let noise = || {
+            arguments
+                .noise_multiplier
+                .context("--noise-multiplier is needed: it is not what is sought")
+        };
+        let plan = |noise_multiplier, sample_rate, steps| Self {
             noise_multiplier,
-        },
-        None => DpEvent::PoissonSampled {
-            sampling_probability: q,
-            event: Box::new(DpEvent::Gaussian { noise_multiplier }),
-        },
-    };
-    DpEvent::SelfComposed {
-        event: Box::new(step),
-        count: steps,
+            sample_rate,
+            steps,
+        };
+        Ok(match arguments.find {
+            SoughtArgument::NoiseMultiplier => plan(
+                target.noise_multiplier(&|noise| DpEvent::dp_sgd(noise, rate, steps))?,
+                rate,
+                steps,
+            ),
+            SoughtArgument::SampleRate => {
+                let noise = noise()?;
+                let rate = target.sampling_probability(&|rate| DpEvent::dp_sgd(noise, rate, steps))?;
+                plan(noise, rate, steps)
+            }
+            SoughtArgument::Steps | SoughtArgument::Epochs => {
+                let noise = noise()?;
+                let steps = target.steps(&|steps| DpEvent::dp_sgd(noise, rate, steps))?;
+                plan(noise, rate, steps)
+            }
+        })
+    }
+
+    fn event(&self) -> DpEvent {
+        DpEvent::dp_sgd(self.noise_multiplier, self.sample_rate, self.steps)
+    }
+
+    fn epochs(&self) -> f64 {
+        self.steps as f64 * self.sample_rate
     }
 }
 

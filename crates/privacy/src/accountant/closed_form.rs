@@ -17,9 +17,19 @@ impl Gaussian {
         Self { noise_multiplier }
     }
 
-    /// Q(a) − e^ε·Q(b) with a = εσ − 1/(2σ), b = εσ + 1/(2σ), and e^ε·φ(b) = φ(a), so that nothing
-    /// overflows however large ε.
     pub(super) fn delta(&self, epsilon: f64) -> f64 {
+        let (value, error) = self.curve(epsilon);
+        value + error
+    }
+
+    pub(super) fn delta_from_below(&self, epsilon: f64) -> f64 {
+        let (value, error) = self.curve(epsilon);
+        value - error
+    }
+
+    /// δ and a bound on its arithmetic: Q(a) − e^ε·Q(b) with a = εσ − 1/(2σ), b = εσ + 1/(2σ), and e^ε·φ(b) = φ(a), so that nothing
+    /// overflows however large ε.
+    fn curve(&self, epsilon: f64) -> (f64, f64) {
         let sigma = self.noise_multiplier;
         let (a, b) = (epsilon * sigma - 0.5 / sigma, epsilon * sigma + 0.5 / sigma);
         let density = libm::exp(-0.5 * a * a);
@@ -31,7 +41,7 @@ impl Gaussian {
         let loss = density * scaled_normal_upper_tail(b);
         // The tails are good to 1e-14 beside the rounding of their arguments, which x² amplifies.
         let relative = 1e-14 + 4.0 * f64::EPSILON * (a * a + b * b).min(1e6);
-        (gain - loss).max(0.0) + relative * gain
+        ((gain - loss).max(0.0), relative * gain)
     }
 }
 
@@ -45,20 +55,27 @@ impl SingleStep {
         Self { cases }
     }
 
-    /// The worse of removing and adding a unit. With the case revealed, curves mix as their cases do.
     pub(super) fn delta(&self, epsilon: f64) -> f64 {
-        let mixed = |curve: fn(&SampledRelease, f64) -> f64| -> f64 {
+        self.worse(epsilon, |(value, error)| value + error) * self.mixed_up()
+    }
+
+    pub(super) fn delta_from_below(&self, epsilon: f64) -> f64 {
+        self.worse(epsilon, |(value, error)| value - error) / self.mixed_up()
+    }
+
+    /// The worse of removing and adding a unit. With the case revealed, curves mix as their cases do.
+    fn worse(&self, epsilon: f64, bound: impl Fn((f64, f64)) -> f64) -> f64 {
+        let mixed = |curve: fn(&SampledRelease, f64) -> (f64, f64)| -> f64 {
             self.cases
                 .iter()
-                .map(|case| case.weight * curve(&SampledRelease { step: case.step }, epsilon))
+                .map(|case| case.weight * bound(curve(&SampledRelease { step: case.step }, epsilon)))
                 .sum()
         };
-        let worst = mixed(SampledRelease::remove).max(mixed(SampledRelease::add));
-        if self.cases.len() > 1 {
-            worst * MIXED_UP
-        } else {
-            worst
-        }
+        mixed(SampledRelease::remove).max(mixed(SampledRelease::add))
+    }
+
+    fn mixed_up(&self) -> f64 {
+        if self.cases.len() > 1 { MIXED_UP } else { 1.0 }
     }
 }
 
@@ -68,27 +85,29 @@ struct SampledRelease {
 }
 
 impl SampledRelease {
-    /// Mixture against plain: mass of the mixture above the x where the loss is ε.
-    fn remove(&self, epsilon: f64) -> f64 {
+    /// δ and a bound on its arithmetic. Mixture against plain: mass of the mixture above the x where the loss is ε.
+    fn remove(&self, epsilon: f64) -> (f64, f64) {
         let q = self.step.sampling_probability;
         let x = loss_to_position(self.step, epsilon);
         let (plain, shifted) = (upper_tail(self.step, x), upper_tail(self.step, x - 1.0));
         // (1−q)·plain + q·shifted − e^ε·plain, arranged so that small q and ε cancel nothing.
         let (gain, cost) = (q * (shifted - plain), libm::expm1(epsilon) * plain);
-        (gain - cost).max(0.0) + self.rounding(x) * (q * shifted + cost.min(q * shifted))
+        let error = self.rounding(x) * (q * shifted + cost.min(q * shifted));
+        ((gain - cost).max(0.0), error)
     }
 
-    /// Plain against mixture: mass of the plain normal below the x where the loss is −ε.
-    fn add(&self, epsilon: f64) -> f64 {
+    /// Plain against mixture: mass of the plain noise below the x where the loss is −ε.
+    fn add(&self, epsilon: f64) -> (f64, f64) {
         let q = self.step.sampling_probability;
         let x = loss_to_position(self.step, -epsilon);
         if x == f64::NEG_INFINITY {
-            return 0.0;
+            return (0.0, 0.0);
         }
         let (plain, shifted) = (upper_tail(self.step, -x), upper_tail(self.step, 1.0 - x));
         let mixture = (1.0 - q) * plain + q * shifted;
         let (gain, cost) = (q * (plain - shifted), libm::expm1(epsilon) * mixture);
-        (gain - cost).max(0.0) + self.rounding(x) * (q * plain + cost.min(q * plain))
+        let error = self.rounding(x) * (q * plain + cost.min(q * plain));
+        ((gain - cost).max(0.0), error)
     }
 
     /// Relative error of a tail at x: the tail's own and that of its argument, amplified by the square of it. (A Laplace
@@ -98,7 +117,6 @@ impl SampledRelease {
         f64::EPSILON * (16.0 + 4.0 * (z * z).min(1e6))
     }
 }
-
 
 /// The smallest ε ≥ 0 with curve(ε) ≤ δ, rounded up; `curve` falls.
 pub(super) fn solve(curve: impl Fn(f64) -> f64, delta: f64) -> Result<f64, AccountingError> {
@@ -123,6 +141,31 @@ pub(super) fn solve(curve: impl Fn(f64) -> f64, delta: f64) -> Result<f64, Accou
     }
     // NaN compares false above, so `high` was reached by comparisons that held.
     Ok(high * ROUND_UP + 1e-12)
+}
+
+/// An ε ≥ 0 with curve(ε) > δ, next to the largest, rounded down; 0 where there is none. `curve` falls.
+pub(super) fn solve_from_below(curve: impl Fn(f64) -> f64, delta: f64) -> Result<f64, AccountingError> {
+    let is_above = |epsilon: f64| curve(epsilon) > delta;
+    if !is_above(0.0) {
+        return Ok(0.0);
+    }
+    let mut high = 1.0;
+    while is_above(high) {
+        high *= 2.0;
+        if high > MAX_EPSILON {
+            return Err(AccountingError::OutOfRange);
+        }
+    }
+    let mut low = if high > 1.0 { high / 2.0 } else { 0.0 };
+    while high - low > 1e-13 * high + 1e-300 {
+        let middle = low + (high - low) / 2.0;
+        if is_above(middle) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    Ok((low / ROUND_UP - 1e-12).max(0.0))
 }
 
 /// Covers weights, products and sums of a mixture.

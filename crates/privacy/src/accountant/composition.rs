@@ -1,4 +1,4 @@
-//! Hockey-stick curves of the sum of many losses, never below the true one.
+//! Hockey-stick curves of the sum of many losses, never below the true one, or never above it.
 
 use super::moments::ln_peak;
 use super::transform::Sums;
@@ -57,10 +57,18 @@ pub(super) struct Composition {
     pub(super) spacing: f64,
     pub(super) order: f64,
     pub(super) log_moment: f64,
-    /// Added to δ: infinite losses and what lies above the window.
+    /// Added to δ: infinite losses and what lies above the window. Taken from a bound from below: what wraps around.
     pub(super) lost: f64,
-    /// Factor on δ for the arithmetic of masses and moments.
+    /// At least 1: by how much the arithmetic of masses and moments may have changed δ.
     pub(super) slack: f64,
+    pub(super) side: Side,
+}
+
+/// On which side of the true curve a bound lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Above,
+    Below,
 }
 
 impl Composition {
@@ -71,9 +79,12 @@ impl Composition {
     fn walk(&self) -> impl Iterator<Item = (i64, f64)> + '_ {
         let untilt = libm::exp(self.order * self.spacing);
         let (decay, gain) = (libm::exp(-self.spacing), -libm::expm1(-self.spacing));
+        let (slack, error) = match self.side {
+            Side::Above => (self.slack, self.error()),
+            Side::Below => (1.0 / self.slack, -self.error()),
+        };
         let scale_at =
-            |index: i64| self.slack * libm::exp(self.log_moment - self.order * self.spacing * index as f64);
-        let error = self.error();
+            move |index: i64| slack * libm::exp(self.log_moment - self.order * self.spacing * index as f64);
         let top = self.low + self.sums.probabilities.len() as i64 - 1;
         let (mut all, mut stick, mut scale) = (0.0, 0.0, 0.0);
         (self.low..=top)
@@ -121,6 +132,51 @@ impl Composition {
             above = Some((index, value));
         }
         self.lowest()
+    }
+
+    /// An ε ≥ 0 at which δ is at least `delta`, of a bound from below; 0 where it shows none.
+    pub(super) fn epsilon_from_below(&self, delta: f64) -> f64 {
+        let needed = delta + self.lost;
+        let mut above = (i64::MAX, 0.0);
+        for (index, value) in self.walk() {
+            if index < 0 || needed.is_nan() {
+                break;
+            }
+            if value >= needed {
+                let left = index as f64 * self.spacing;
+                // The curve is a line in e^ε between grid points, and both values lie below it.
+                let part = (value - needed) / (value - above.1);
+                let within = if above.0 == i64::MAX || part.is_nan() {
+                    0.0
+                } else {
+                    libm::log1p(part.clamp(0.0, 1.0) * libm::expm1(self.spacing))
+                };
+                return (left + within.min(self.spacing)) / ROUND_UP;
+            }
+            above = (index, value.max(0.0));
+        }
+        0.0
+    }
+
+    /// The bound at up to `count` grid points from the lowest ε ≥ 0 of the window up, as (ε, δ) with ε rising, and whether each is known
+    /// to a few thousandths.
+    pub(super) fn table(&self, count: usize) -> Vec<(f64, f64, bool)> {
+        let error = self.error() * self.slack;
+        let first = self.low.max(0);
+        let top = self.low + self.sums.probabilities.len() as i64 - 1;
+        let stride = ((top - first).max(0) / count as i64 + 1).max(1);
+        let mut points: Vec<(f64, f64, bool)> = self
+            .walk()
+            .take_while(|(index, _)| *index >= first)
+            .filter(|(index, _)| (index - first) % stride == 0)
+            .map(|(index, value)| {
+                let epsilon = index as f64 * self.spacing;
+                let rounding = error * libm::exp(self.log_moment - self.order * epsilon);
+                (epsilon, (value + self.lost).min(1.0), rounding <= PRECISE * value)
+            })
+            .collect();
+        points.reverse();
+        points
     }
 
     /// The ε below which the window says nothing.
@@ -174,3 +230,5 @@ pub(super) fn stick_norms(order: f64, spacing: f64) -> (f64, f64) {
 }
 
 const ROUND_UP: f64 = 1.0 + 8.0 * f64::EPSILON;
+/// Part of δ that may be rounding in a point of a table that is called precise.
+const PRECISE: f64 = 2e-3;

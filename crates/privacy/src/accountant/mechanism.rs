@@ -119,7 +119,11 @@ impl Mechanism {
 
     /// The ε that holds at δ = 0, where there is one: the largest losses of Laplace releases, added up.
     pub(crate) fn pure_epsilon(&self) -> Option<f64> {
-        if !self.components.iter().all(|part| part.step.noise == Noise::Laplace) {
+        if !self
+            .components
+            .iter()
+            .all(|part| part.step.noise == Noise::Laplace)
+        {
             return None;
         }
         let largest = |part: &Component| {
@@ -226,7 +230,11 @@ impl Mechanism {
         match (inner.components.as_slice(), inner.truncations.as_slice()) {
             ([], []) => Ok(()),
             ([only], []) if only.step.sampling_probability >= 1.0 && only.count == 1 => {
-                let Step { noise, noise_multiplier, .. } = only.step;
+                let Step {
+                    noise,
+                    noise_multiplier,
+                    ..
+                } = only.step;
                 self.include_step(sampling_probability, noise, noise_multiplier, count)
             }
             (all, []) if all.iter().all(|part| part.step.sampling_probability >= 1.0) => unsupported(

@@ -92,6 +92,22 @@ impl Moments<'_> {
     }
 }
 
+impl Moments<'_> {
+    /// Most that sums outside [low, low + width] add to δ when they wrap around into it, read with the weights e^{−λs} of
+    /// a tilt by `order`: e^{λjW}·P[S ≥ low + jW] from above and e^{−λjW}·P[S < low − (j−1)W] from below, for all j ≥ 1.
+    pub(super) fn wrapped(&self, order: f64, low: f64, width: f64) -> f64 {
+        let from_above = |excess: f64| {
+            let steeper = order + excess;
+            self.at(steeper) - steeper * (low + width) + order * width
+        };
+        let excess = minimise(from_above, order, self.largest_order());
+        let above = libm::exp(from_above(excess)) / -libm::expm1(-excess * width);
+        let negative = |order: f64| self.at(-order) + order * low;
+        let below = negative(minimise(negative, order, self.largest_order())).min(0.0);
+        above + libm::exp(below) / libm::expm1(order * width)
+    }
+}
+
 /// ln max_x e^{−λx}(1 − e^{−x}) = ln(λ^λ/(1+λ)^{1+λ}).
 pub(super) fn ln_peak(order: f64) -> f64 {
     -order * libm::log1p(1.0 / order) - libm::log1p(order)

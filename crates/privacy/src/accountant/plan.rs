@@ -13,7 +13,8 @@
 //! - a relative allowance for the arithmetic of masses and moments.
 
 use super::AccountingError;
-use super::composition::{Bound, Chernoff, Composition, stick_norms};
+use super::coarse::TOUCHING;
+use super::composition::{Bound, Chernoff, Composition, Side, stick_norms};
 use super::likelihood::position_to_loss;
 use super::mechanism::{Case, Component, Mechanism, Noise, Step};
 use super::moments::{Moments, log_moment};
@@ -82,10 +83,78 @@ fn bound_at(mechanism: &Mechanism, direction: Direction, epsilon: f64) -> Result
     ))
 }
 
+/// An ε that certainly is not enough for `delta`: the larger of both directions'. `near`: an upper bound.
+pub(super) fn epsilon_from_below(
+    mechanism: &Mechanism,
+    delta: f64,
+    near: f64,
+) -> Result<f64, AccountingError> {
+    let mut best = 0.0;
+    for direction in [Direction::Remove, Direction::Add] {
+        let mut plan = Plan::on_side(mechanism, direction, delta, BELOW_BINS, Side::Below)?;
+        let mut composition = plan.compose(near, delta)?;
+        // What wraps around, which from above does no harm, is less in a wider window.
+        while composition.lost > CUT_SHARE * delta && plan.room < MAX_ROOM {
+            plan.room *= 2;
+            composition = plan.compose(near, delta)?;
+        }
+        // Atoms may stand a little too high.
+        let touching: f64 = mechanism
+            .components()
+            .iter()
+            .filter(|part| part.step.noise == Noise::Laplace)
+            .map(|part| TOUCHING * part.count as f64 * position_to_loss(part.step, f64::INFINITY))
+            .sum();
+        best = (composition.epsilon_from_below(delta) - touching).max(best);
+    }
+    Ok(best)
+}
+
+/// Points (ε, δ) of the upper bound in one direction, ε rising: enough compositions to reach from `smallest_delta`
+/// to ε = 0.
+pub(super) fn tabulate(
+    mechanism: &Mechanism,
+    direction: Direction,
+    smallest_delta: f64,
+) -> Result<Vec<Vec<(f64, f64)>>, AccountingError> {
+    let mut tables = Vec::new();
+    let mut delta = smallest_delta;
+    for _ in 0..MAX_TABLES {
+        let mut plan = Plan::new(mechanism, direction, delta, FINE_BINS)?;
+        plan.reaches_zero = true;
+        let near = plan.chernoff_for_delta(delta).epsilon(delta);
+        let table = plan.compose(near, delta)?.table(TABLE_POINTS);
+        // The lowest ε from which on everything is precise, and δ there.
+        let imprecise = table.iter().rposition(|(_, _, precise)| !precise);
+        let reached = imprecise
+            .and_then(|at| table.get(at + 1))
+            .map(|(_, delta, _)| *delta);
+        tables.push(
+            table
+                .into_iter()
+                .map(|(epsilon, delta, _)| (epsilon, delta))
+                .collect(),
+        );
+        match (imprecise, reached) {
+            (None, _) => break,
+            (Some(_), reached) => delta = reached.unwrap_or(delta).max(4.0 * delta),
+        }
+        if delta > 0.25 {
+            break;
+        }
+    }
+    Ok(tables)
+}
+
 /// One direction of a mechanism and the grid it is put on.
 struct Plan<'a> {
     components: &'a [Component],
     direction: Direction,
+    side: Side,
+    /// True if the window must reach down to ε = 0.
+    reaches_zero: bool,
+    /// How many times as wide as needed from above the window is.
+    room: usize,
     /// Probability cut off a side of each step.
     cut: f64,
     /// Standard deviation of the sum of all losses.
@@ -110,6 +179,16 @@ impl<'a> Plan<'a> {
         delta: f64,
         bins_per_deviation: f64,
     ) -> Result<Self, AccountingError> {
+        Self::on_side(mechanism, direction, delta, bins_per_deviation, Side::Above)
+    }
+
+    fn on_side(
+        mechanism: &'a Mechanism,
+        direction: Direction,
+        delta: f64,
+        bins_per_deviation: f64,
+        side: Side,
+    ) -> Result<Self, AccountingError> {
         let components = mechanism.components();
         let steps: f64 = components.iter().map(|part| part.count as f64).sum();
         let variance: f64 = components
@@ -126,6 +205,9 @@ impl<'a> Plan<'a> {
         let mut plan = Self {
             components,
             direction,
+            side,
+            reaches_zero: false,
+            room: 1,
             cut: (delta * CUT_SHARE / steps).max(1e-300),
             deviation: variance.sqrt(),
             spacing: largest_atom.map_or(spacing, |atom| atom / (atom / spacing).ceil()),
@@ -136,9 +218,12 @@ impl<'a> Plan<'a> {
     }
 
     fn discretise(&mut self) -> Result<(), AccountingError> {
+        let grid = match self.side {
+            Side::Above => GridLosses::new,
+            Side::Below => GridLosses::from_below,
+        };
         let put = |part: &Component| {
-            GridLosses::new(&part.cases(), self.direction, self.spacing, self.cut)
-                .map(|losses| (losses, part.count))
+            grid(&part.cases(), self.direction, self.spacing, self.cut).map(|losses| (losses, part.count))
         };
         self.parts = self
             .components
@@ -211,7 +296,7 @@ impl<'a> Plan<'a> {
     fn compose(&mut self, epsilon: f64, delta: f64) -> Result<Composition, AccountingError> {
         for _ in 0..MAX_REGRIDS {
             let window = self.window(epsilon, delta)?;
-            let bins = window.width / self.spacing + 8.0;
+            let bins = self.room as f64 * window.width / self.spacing + 8.0;
             if bins <= MAX_BINS as f64 {
                 return self.transform(&window, transform_size(bins.max(64.0) as usize));
             }
@@ -272,7 +357,10 @@ impl<'a> Plan<'a> {
         let moments = self.moments();
         let width_from = |low: f64| moments.width_above(order, low, ln_cut);
         let near = width_from(epsilon).max(-ln_cut / order);
-        let low = epsilon - MARGIN * near;
+        let mut low = epsilon - MARGIN * near;
+        if self.reaches_zero {
+            low = low.min(-self.spacing);
+        }
         let near = width_from(low).max(-ln_cut / order);
         let bottom = moments.lower_quantile(ln_cut, 6.0 / self.deviation).min(epsilon) - self.spacing;
         let deep = width_from(bottom);
@@ -303,14 +391,23 @@ impl<'a> Plan<'a> {
         if !log_moment_of_sum.is_finite() {
             return Err(AccountingError::OutOfRange);
         }
+        let slack = self.slack(log_moment_of_sum);
+        let lost = match self.side {
+            Side::Above => self.infinite() + window.above,
+            Side::Below => {
+                let (low, width) = (low as f64 * self.spacing, size as f64 * self.spacing);
+                self.moments().wrapped(order, low, width) * slack
+            }
+        };
         Ok(Composition {
             sums,
             low,
             spacing: self.spacing,
             order,
             log_moment: log_moment_of_sum,
-            lost: self.infinite() + window.above,
-            slack: self.slack(log_moment_of_sum),
+            lost,
+            slack,
+            side: self.side,
         })
     }
 }
@@ -377,6 +474,11 @@ fn loss_moments(step: Step, direction: Direction) -> (f64, f64) {
 /// Grid points per standard deviation of a step's loss. Splitting a loss between grid points adds at most
 /// h²/4, on average h²/6, to its variance: relative 7e-5 at 50, hence about 3e-5 of ε.
 const FINE_BINS: f64 = 40.0;
+/// From below intervals are up to twice as wide as the grid's cells.
+const BELOW_BINS: f64 = 100.0;
+const MAX_ROOM: usize = 8;
+const TABLE_POINTS: usize = 8192;
+const MAX_TABLES: usize = 12;
 /// For finding the neighbourhood.
 const COARSE_BINS: f64 = 8.0;
 /// How much finer the grid of a single Laplace release is; of n releases, by √n less.

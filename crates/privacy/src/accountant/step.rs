@@ -6,6 +6,7 @@
 //! between. Masses come from differences of normal tails taken on the side where they are small, and
 //! from expressions in which a small q cancels nothing.
 
+use super::coarse;
 use super::likelihood::{Pair, loss_to_position, position_to_loss, upper_tail};
 use super::mechanism::{Case, Noise, Step};
 
@@ -33,7 +34,7 @@ pub(super) struct GridLosses {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Dot {
     pub(super) index: i64,
-    mass: f64,
+    pub(super) mass: f64,
     /// −∞ where there is none.
     pub(super) ln_mass: f64,
 }
@@ -41,8 +42,8 @@ pub(super) struct Dot {
 /// The range of outputs x that is put on the grid; beyond it the probability is at most `cut` a side.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Range {
-    low: f64,
-    high: f64,
+    pub(super) low: f64,
+    pub(super) high: f64,
 }
 
 impl Range {
@@ -96,6 +97,34 @@ impl GridLosses {
     ///
     /// The loss of a mixture whose case is revealed is the mixture of the losses.
     pub(super) fn new(cases: &[Case], direction: Direction, spacing: f64, cut: f64) -> Option<Self> {
+        let (mut grid, ranges) = Self::empty(cases, direction, spacing, cut)?;
+        for (case, range) in cases.iter().zip(ranges) {
+            match direction {
+                Direction::Remove => grid.fill_removal(*case, range),
+                Direction::Add => grid.fill_addition(*case, range),
+            }
+        }
+        Some(grid.finished())
+    }
+
+    /// The same from below: see [`super::coarse`].
+    pub(super) fn from_below(cases: &[Case], direction: Direction, spacing: f64, cut: f64) -> Option<Self> {
+        let (mut grid, ranges) = Self::empty(cases, direction, spacing, cut)?;
+        for (case, range) in cases.iter().zip(ranges) {
+            coarse::fill(&mut grid, *case, direction, range);
+        }
+        Some(grid.finished())
+    }
+
+    fn finished(mut self) -> Self {
+        for dot in &mut self.dots {
+            dot.ln_mass = libm::log(dot.mass);
+        }
+        self
+    }
+
+    /// A grid that holds the losses of all cases, without probabilities, and the range of outputs of each case.
+    fn empty(cases: &[Case], direction: Direction, spacing: f64, cut: f64) -> Option<(Self, Vec<Range>)> {
         let ranges: Vec<Range> = cases
             .iter()
             .enumerate()
@@ -124,21 +153,12 @@ impl GridLosses {
             mass: 0.0,
             ln_mass: f64::NEG_INFINITY,
         };
-        let mut grid = Self {
+        let grid = Self {
             spacing,
             dots: dots.into_iter().map(empty).collect(),
             infinite: 0.0,
         };
-        for (case, range) in cases.iter().zip(ranges) {
-            match direction {
-                Direction::Remove => grid.fill_removal(*case, range),
-                Direction::Add => grid.fill_addition(*case, range),
-            }
-        }
-        for dot in &mut grid.dots {
-            dot.ln_mass = libm::log(dot.mass);
-        }
-        Some(grid)
+        Some((grid, ranges))
     }
 
     fn fill_removal(&mut self, Case { weight, step }: Case, range: Range) {

@@ -169,6 +169,103 @@ fn equal_steps_cost_the_same_however_they_are_grouped() {
     assert_eq!(price(&listed, 1e-5), flat);
 }
 
+fn laplace(noise_multiplier: f64) -> DpEvent {
+    DpEvent::Laplace { noise_multiplier }
+}
+
+/// Outputs left of 0, right of 1 and in many cells between, as (probability, loss) of removal: a cell's loss is that of its middle.
+fn laplace_atoms(scale: f64, q: f64) -> Vec<(f64, f64)> {
+    let tail = |x: f64| {
+        if x < 0.0 {
+            1.0 - 0.5 * (x / scale).exp()
+        } else {
+            0.5 * (-x / scale).exp()
+        }
+    };
+    let cells = 400;
+    let edge = |cell: i32| f64::from(cell) / f64::from(cells);
+    let outputs = (0..cells).map(|cell| (edge(cell), edge(cell + 1)));
+    let ends = [(f64::NEG_INFINITY, 0.0), (1.0, f64::INFINITY)];
+    outputs
+        .chain(ends)
+        .map(|(from, to)| {
+            let (plain, shifted) = (tail(from) - tail(to), tail(from - 1.0) - tail(to - 1.0));
+            let with = (1.0 - q) * plain + q * shifted;
+            (with, (with / plain).ln())
+        })
+        .collect()
+}
+
+/// The losses of two releases enumerated, in both directions.
+#[test]
+fn two_laplace_releases_agree_with_enumeration() {
+    for (scale, q) in [(1.0, 1.0), (2.0, 0.3), (0.4, 0.1)] {
+        let remove = laplace_atoms(scale, q);
+        let add: Vec<(f64, f64)> = remove
+            .iter()
+            .map(|&(p, loss)| (p * (-loss).exp(), -loss))
+            .collect();
+        let event = repeated(sampled(q, laplace(scale)), 2);
+        for epsilon in [0.05, 0.3, 0.8, 1.7] {
+            let stick = |atoms: &[(f64, f64)]| -> f64 {
+                let pair =
+                    |a: &(f64, f64), b: &(f64, f64)| a.0 * b.0 * (1.0 - (epsilon - a.1 - b.1).exp()).max(0.0);
+                atoms
+                    .iter()
+                    .map(|a| atoms.iter().map(|b| pair(a, b)).sum::<f64>())
+                    .sum()
+            };
+            let truth = stick(&remove).max(stick(&add));
+            let ours = delta(&event, AddOrRemoveOne, epsilon).unwrap();
+            assert!(
+                (ours - truth).abs() < 1e-4 * truth + 1e-6,
+                "{scale} {q} {epsilon}: {ours} for {truth}"
+            );
+        }
+    }
+}
+
+/// Whatever δ: no more than the largest losses added up.
+#[test]
+fn laplace_releases_are_pure() {
+    for (scale, q, count) in [(1.0, 1.0, 1_u64), (1.0, 1.0, 2), (3.0, 0.2, 5), (0.05, 1.0, 3)] {
+        let event = repeated(sampled(q, laplace(scale)), count);
+        let pure = count as f64 * (1.0 - q + q * (1.0 / scale).exp()).ln();
+        let ours = price(&event, 1e-12);
+        assert!(
+            ours <= pure * (1.0 + 1e-11) && ours > pure * 0.99,
+            "{scale} {q} {count}: {ours} of {pure}"
+        );
+        assert!(delta(&event, AddOrRemoveOne, pure * (1.0 + 1e-9)).unwrap() < 1e-11);
+    }
+}
+
+#[test]
+fn histograms_are_one_gaussian_on_their_counts() {
+    let histograms = |histograms, standard_deviation| DpEvent::Histograms {
+        histograms,
+        standard_deviation,
+    };
+    let (four, one) = (price(&histograms(4, 6.0), 1e-6), price(&gaussian(3.0), 1e-6));
+    assert!(close(four, one, 1e-12), "{four} {one}");
+    assert_eq!(price(&histograms(0, 6.0), 1e-6), 0.0);
+    assert!(matches!(
+        epsilon(&histograms(2, 0.0), AddOrRemoveOne, 1e-6),
+        Err(AccountingError::NoiseMultiplier { .. })
+    ));
+}
+
+#[test]
+fn accountants_are_named_and_agree_on_what_they_bound() {
+    for accountant in [Accountant::Pld, Accountant::Rdp] {
+        assert_eq!(accountant.name().parse(), Ok(accountant));
+        let cost = accountant.epsilon(&gaussian(2.0), AddOrRemoveOne, 1e-5).unwrap();
+        assert!(accountant.delta(&gaussian(2.0), AddOrRemoveOne, cost).unwrap() <= 1e-5 * (1.0 + 1e-9));
+    }
+    let unknown = "prv".parse::<Accountant>().unwrap_err();
+    assert!(unknown.to_string().contains("`prv`"));
+}
+
 /// dp.md rule 6: gradient and loss of one sample are one subsampled Gaussian.
 #[test]
 fn gradient_and_loss_of_one_sample_are_one_mechanism() {
@@ -400,6 +497,74 @@ fn mechanisms_without_a_proof_are_refused_not_guessed() {
 }
 
 #[test]
+fn releases_of_one_sample_are_priced_together_only_if_all_are_gaussian() {
+    let mixed = DpEvent::Composed {
+        events: vec![gaussian(1.0), laplace(1.0)],
+    };
+    for event in [mixed, repeated(laplace(1.0), 2)] {
+        let refused = epsilon(&sampled(0.5, event.clone()), AddOrRemoveOne, 1e-5).unwrap_err();
+        assert!(refused.to_string().contains("Laplace"), "{refused}");
+        assert!(price(&event, 1e-5) > 0.0);
+    }
+}
+
+/// A bound from below is one wherever there is a price, however loose.
+#[test]
+fn no_bound_from_below_is_above_one_from_above() {
+    for sigma in [0.3, 1.0, 20.0] {
+        for q in [1e-5, 0.01, 0.7] {
+            for count in [1, 2, 30, 100_000] {
+                for release in [gaussian(sigma), laplace(sigma)] {
+                    let event = repeated(sampled(q, release), count);
+                    let above = price(&event, 1e-6);
+                    let below = epsilon_lower_bound(&event, AddOrRemoveOne, 1e-6).unwrap();
+                    assert!((0.0..=above).contains(&below), "{event:?}: {below} and {above}");
+                }
+            }
+        }
+    }
+    for (event, bound) in [(DpEvent::NoOp, 0.0), (DpEvent::NonPrivate, f64::INFINITY)] {
+        assert_eq!(epsilon_lower_bound(&event, AddOrRemoveOne, 1e-6).unwrap(), bound);
+    }
+}
+
+/// By enumeration: the curve from below of two steps lies under the true one and near it.
+#[test]
+fn the_bound_from_below_of_two_laplace_releases_is_below_and_near_the_pure_price() {
+    let event = repeated(laplace(1.0), 2);
+    let (below, above) = (
+        epsilon_lower_bound(&event, AddOrRemoveOne, 1e-9).unwrap(),
+        price(&event, 1e-9),
+    );
+    assert!(
+        below > 1.995 && below <= above && above <= 2.0 + 1e-9,
+        "{below} {above}"
+    );
+}
+
+#[test]
+fn a_profile_of_the_free_and_of_the_unprotected_is_flat() {
+    let free = PrivacyProfile::new(&DpEvent::NoOp, AddOrRemoveOne, 1e-9).unwrap();
+    assert_eq!(
+        (free.epsilon(1e-9).unwrap(), free.delta(0.0).unwrap()),
+        (0.0, 0.0)
+    );
+    let bare = PrivacyProfile::new(&DpEvent::NonPrivate, AddOrRemoveOne, 1e-9).unwrap();
+    assert_eq!(
+        (bare.epsilon(0.1).unwrap(), bare.delta(9.0).unwrap()),
+        (f64::INFINITY, 1.0)
+    );
+    assert!(matches!(
+        PrivacyProfile::new(&DpEvent::NoOp, AddOrRemoveOne, 0.0),
+        Err(AccountingError::Delta { .. })
+    ));
+    assert!(matches!(
+        free.delta(f64::NAN),
+        Err(AccountingError::Epsilon { .. })
+    ));
+}
+
+#[test]
 fn hostile_events_cannot_exhaust_stack_or_time() {
     let mut deep = gaussian(1.0);
     for _ in 0..1000 {
@@ -430,8 +595,11 @@ proptest! {
     #[test]
     fn the_price_moves_the_right_way(
         sigma in 0.3_f64..20.0, ln_q in -10.0_f64..-0.5, ln_steps in 0.0_f64..9.0, ln_delta in -25.0_f64..-5.0,
+        is_laplace: bool,
     ) {
         let (q, count, delta) = (ln_q.exp(), ln_steps.exp() as u64, ln_delta.exp());
+        let release = if is_laplace { laplace } else { gaussian };
+        let steps = |sigma: f64, q: f64, count: u64| repeated(sampled(q, release(sigma)), count);
         let here = price(&steps(sigma, q, count), delta);
         let slack = here * 1e-4 + 1e-7;
         prop_assert!(here.is_finite() && here >= 0.0);

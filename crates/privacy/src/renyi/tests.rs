@@ -14,7 +14,10 @@ fn at(event: &DpEvent, order: f64) -> f64 {
 
 #[test]
 fn the_gaussian_has_its_well_known_curve() {
-    let event = DpEvent::Gaussian { noise_multiplier: 3.0 }.repeated(5);
+    let event = DpEvent::Gaussian {
+        noise_multiplier: 3.0,
+    }
+    .repeated(5);
     for order in [1.1, 2.0, 64.0] {
         assert!((at(&event, order) / (5.0 * order / 18.0) - 1.0).abs() < 1e-10);
     }
@@ -22,7 +25,10 @@ fn the_gaussian_has_its_well_known_curve() {
 
 #[test]
 fn curves_of_what_is_composed_add_up() {
-    let (training, release) = (DpEvent::dp_sgd(1.1, 0.02, 300), laplace(20.0).sampled(0.5).repeated(7));
+    let (training, release) = (
+        DpEvent::dp_sgd(1.1, 0.02, 300),
+        laplace(20.0).sampled(0.5).repeated(7),
+    );
     let both = DpEvent::Composed {
         events: vec![training.clone(), release.clone()],
     };
@@ -55,7 +61,10 @@ fn a_cap_costs_what_a_revealed_exchange_does() {
     for order in [1.5, 3.0, 12.0] {
         let mixed = (1.0 - tau) * moment(sigma, order) + tau * moment(sigma / 2.0, order);
         let ours = at(&run.event(Some(cap), sigma), order);
-        assert!((ours / (mixed.ln() / (order - 1.0)) - 1.0).abs() < 1e-9, "{order}");
+        assert!(
+            (ours / (mixed.ln() / (order - 1.0)) - 1.0).abs() < 1e-9,
+            "{order}"
+        );
         assert!(ours > at(&run.event(None, sigma), order));
     }
     let always = at(&run.event(Some(0), sigma), 5.0);
@@ -77,7 +86,11 @@ fn laplace_curves_end_at_their_largest_loss() {
 
 #[test]
 fn nothing_costs_nothing_and_an_unprotected_release_everything() {
-    for free in [DpEvent::NoOp, DpEvent::dp_sgd(1.0, 0.0, 10), DpEvent::dp_sgd(1.0, 0.5, 0)] {
+    for free in [
+        DpEvent::NoOp,
+        DpEvent::dp_sgd(1.0, 0.0, 10),
+        DpEvent::dp_sgd(1.0, 0.5, 0),
+    ] {
         assert_eq!(curve(&free, AddOrRemoveOne, &[1.5, 2.0]).unwrap(), [0.0, 0.0]);
         assert_eq!(epsilon(&free, AddOrRemoveOne, 1e-5).unwrap(), 0.0);
         assert_eq!(delta(&free, AddOrRemoveOne, 0.5).unwrap(), 0.0);
@@ -98,7 +111,9 @@ fn arguments_that_mean_nothing_are_refused() {
             delta_of_curve(&[bad], &[1.0], 1.0).map(|_| ()),
         ];
         assert!(
-            refused.iter().all(|one| matches!(one, Err(AccountingError::Order { .. }))),
+            refused
+                .iter()
+                .all(|one| matches!(one, Err(AccountingError::Order { .. }))),
             "{bad}"
         );
     }
@@ -109,14 +124,20 @@ fn arguments_that_mean_nothing_are_refused() {
         );
     }
     for bad in [-1.0, f64::NAN, f64::INFINITY] {
-        assert!(matches!(delta(&event, AddOrRemoveOne, bad), Err(AccountingError::Epsilon { .. })));
+        assert!(matches!(
+            delta(&event, AddOrRemoveOne, bad),
+            Err(AccountingError::Epsilon { .. })
+        ));
     }
     assert!(matches!(
         epsilon_of_curve(&[2.0, 3.0], &[1.0], 1e-5),
         Err(AccountingError::Curve { orders: 2, bounds: 1 })
     ));
     for bad in [f64::NAN, -1.0] {
-        assert_eq!(epsilon_of_curve(&[2.0], &[bad], 1e-5), Err(AccountingError::OutOfRange));
+        assert_eq!(
+            epsilon_of_curve(&[2.0], &[bad], 1e-5),
+            Err(AccountingError::OutOfRange)
+        );
     }
     let twice = event.sampled(0.5);
     assert!(matches!(
