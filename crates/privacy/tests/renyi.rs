@@ -92,20 +92,29 @@ fn the_opacus_golden_is_met_to_the_last_digit() {
     assert!((ours - 7.329_111_171_43).abs() < 1e-10, "{ours}");
 }
 
-/// dp_accounting 0.6 with its default orders, which are ours. Where its best order is not whole, ours is lower.
+/// dp_accounting 0.6 with its default orders, which are ours. Where its best order is not whole, ours is lower, but never below
+/// the price by privacy losses.
 #[test]
 fn every_row_of_the_reference_is_met() {
     let (mut rows, mut equal) = (0, 0);
-    for line in include_str!("data/rdp_reference.csv").lines().skip(1) {
+    let by_losses = include_str!("data/pld_reference.csv").lines();
+    for (line, tight) in include_str!("data/rdp_reference.csv")
+        .lines()
+        .zip(by_losses)
+        .skip(1)
+    {
+        let [query, losses] = [line, tight].map(|line| line.rsplit_once(',').unwrap().0);
+        assert_eq!(query, losses);
+        let tight: f64 = tight.rsplit_once(',').unwrap().1.parse().unwrap();
         let cells: Vec<f64> = line.split(',').map(|cell| cell.parse().unwrap()).collect();
         let [noise_multiplier, q, steps, delta, reference] = cells.try_into().unwrap();
         let event = DpEvent::dp_sgd(noise_multiplier, q, steps as u64);
         let ours = renyi::epsilon(&event, AddOrRemoveOne, delta).unwrap();
         assert!(ours <= reference * (1.0 + 1e-9) + 1e-12, "{ours} for {line}");
-        assert!(ours >= reference * 0.8, "{ours} for {line}");
+        assert!(ours >= tight * (1.0 - 1e-3), "{ours} below {tight} for {line}");
         rows += 1;
         equal += u32::from((ours - reference).abs() <= 1e-9 * reference);
     }
     assert_eq!(rows, 363);
-    assert!(equal > 250, "{equal} rows are equal");
+    assert!(equal > 200, "{equal} rows are equal");
 }

@@ -92,11 +92,21 @@ pub(super) fn epsilon_from_below(
     let mut best = 0.0;
     for direction in [Direction::Remove, Direction::Add] {
         let mut plan = Plan::on_side(mechanism, direction, delta, BELOW_BINS, Side::Below)?;
-        let mut composition = plan.compose(near, delta)?;
-        // What wraps around, which from above does no harm, is less in a wider window.
-        while composition.lost > CUT_SHARE * delta && plan.room < MAX_ROOM {
-            plan.room *= 2;
-            composition = plan.compose(near, delta)?;
+        let (mut near, mut found) = (near, 0.0);
+        for _ in 0..MAX_MOVES {
+            let composition = plan.compose(near, delta)?;
+            found = composition.epsilon_from_below(delta);
+            if found > 0.0 {
+                break;
+            }
+            // What wraps around, which from above does no harm, is less in a wider window.
+            if composition.lost > 0.01 * delta && plan.room < MAX_ROOM {
+                plan.room *= 2;
+            } else if composition.lowest() > 0.0 {
+                near = composition.lowest();
+            } else {
+                break;
+            }
         }
         // Atoms may stand a little too high.
         let touching: f64 = mechanism
@@ -105,7 +115,7 @@ pub(super) fn epsilon_from_below(
             .filter(|part| part.step.noise == Noise::Laplace)
             .map(|part| TOUCHING * part.count as f64 * position_to_loss(part.step, f64::INFINITY))
             .sum();
-        best = (composition.epsilon_from_below(delta) - touching).max(best);
+        best = (found - touching).max(best);
     }
     Ok(best)
 }

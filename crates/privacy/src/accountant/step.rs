@@ -147,7 +147,20 @@ impl GridLosses {
             Direction::Remove => (low, high),
             Direction::Add => (-high, -low),
         };
-        let dots = dots((bottom / spacing).floor() as i64, (top / spacing).ceil() as i64);
+        let mut dots = dots((bottom / spacing).floor() as i64, (top / spacing).ceil() as i64);
+        let (first, last) = (dots[0], dots[dots.len() - 1]);
+        // Nothing is spread where much of the probability has one loss.
+        for (case, range) in cases.iter().zip(&ranges) {
+            if case.step.noise == Noise::Laplace {
+                let (smallest, largest) = range.losses(case.step);
+                dots.extend(
+                    [smallest, largest, -smallest, -largest].map(|loss| (loss / spacing).round() as i64),
+                );
+            }
+        }
+        dots.retain(|dot| (first..=last).contains(dot));
+        dots.sort_unstable();
+        dots.dedup();
         let empty = |index| Dot {
             index,
             mass: 0.0,
