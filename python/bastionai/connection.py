@@ -22,7 +22,7 @@ from bastionai.detect import resolve_contract
 from bastionai.evaluation import EvaluationQuote
 from bastionai.exceptions import AlreadyExists, BastionError, ContractError, InvalidRequest, NotFound, RowError
 from bastionai.losses import LossLike
-from bastionai.policy import policy_document
+from bastionai.policy import RenyiOrders, policy_document
 from bastionai.quote import Quote
 from bastionai.records import check_records, record_batches, split_off
 from bastionai.run_list import RunList
@@ -135,6 +135,8 @@ class Connection:
         test_fraction: float | None = None,
         test_privacy_limit: float | str | Decimal | None = None,
         evaluation_only: bool = False,
+        composition: str = "basic",
+        renyi_orders: RenyiOrders | None = None,
         verbose: bool = True,
     ) -> remote.RemoteDataset:
         """Lends a dataset for training. Nobody, not even the operator, gets to see a row.
@@ -165,6 +167,11 @@ class Connection:
                 person should not end up on both sides: split by person yourself if there are such.
             test_privacy_limit: Lifetime ε of the held-out dataset; by default ``privacy_limit``.
             evaluation_only: This dataset itself is held out: those of ``may_train`` may evaluate, nobody trains.
+            composition: How runs add up to the lifetime, for ever: ``"basic"`` sums ε and δ; ``"renyi"`` sums Rényi
+                divergences at fixed orders, which admits several times as many runs, and charges a cancelled run only
+                the steps it had started.
+            renyi_orders: Instead of the server's: orders from 1.1 to 1024, rising, or a mapping to their weights in the
+                split of δ. About ``1 + 2·ln(1/δ)/ε`` serves best.
             verbose: Say on stderr what becomes public.
 
         Raises:
@@ -177,7 +184,18 @@ class Connection:
         allowed = may_train if isinstance(may_train, str) else [*may_train, self.principal]
 
         def policy(limit: float | str | Decimal | None, held_out: bool) -> dict[str, Any]:
-            return policy_document(kind, limit, delta, allowed, recipients, scientist_receives, expires, held_out)
+            return policy_document(
+                kind,
+                limit,
+                delta,
+                allowed,
+                recipients,
+                scientist_receives,
+                expires,
+                held_out,
+                composition,
+                renyi_orders,
+            )
 
         terms = policy(privacy_limit, evaluation_only)
         declared = resolve_contract(dataset, contract, ranges, classes)

@@ -16,7 +16,7 @@ from bastionai.contract import DataContract, default_declared_size
 from bastionai.evaluation import SCORE_BINS, Evaluation, EvaluationQuote, checked_metrics
 from bastionai.exceptions import BudgetExceeded, ContractError, InvalidRequest, NoiseWarning, PermissionRefused
 from bastionai.exporting import PreparedModel, label_column, prepare, prepare_scores, target_column
-from bastionai.ledger_types import Charge, shown
+from bastionai.ledger_types import Budget, Charge, shown
 from bastionai.losses import LossLike, per_sample_loss
 from bastionai.planning import plan
 from bastionai.quote import Quote
@@ -503,11 +503,18 @@ def _refuse_unaffordable(charges: list[Charge]) -> None:
     if short:
         lines = [
             f"{c.dataset_name}: needs ε={shown(c.cost.epsilon)}, δ={shown(c.cost.delta)}; "
-            f"left ε={shown(c.budget_before.remaining.epsilon)}, δ={shown(c.budget_before.remaining.delta)}"
+            f"left {_left(c, c.budget_before)}"
             for c in short
             if c.budget_before is not None
         ]
         raise BudgetExceeded("the budget does not cover this run; nothing was charged. " + "; ".join(lines))
+
+
+def _left(charge: Charge, before: Budget) -> str:
+    left = charge.epsilon_left()
+    if charge.by_renyi and left is not None:
+        return f"ε={shown(left[0])} by Rényi divergences, which this run would exceed by ε={shown(-left[1])}"
+    return f"ε={shown(before.remaining.epsilon)}, δ={shown(before.remaining.delta)}"
 
 
 def _one_of(eps: float | None, noise_multiplier: float | None) -> tuple[float | None, float | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -12,6 +12,9 @@ from bastionai.exceptions import InvalidRequest
 
 #: A principal: the fingerprint of an identity, 64 hex digits (``Connection.principal``).
 Principal = str
+
+#: Orders, or orders with whole weights.
+RenyiOrders = Sequence[float | str] | Mapping[float | str, int]
 
 KINDS = ("private", "public", "synthetic")
 
@@ -25,6 +28,8 @@ def policy_document(
     scientist_receives: bool,
     expires: datetime.datetime | None,
     evaluation_only: bool = False,
+    composition: str = "basic",
+    renyi_orders: RenyiOrders | None = None,
 ) -> dict[str, Any]:
     """The policy as the server keeps it.
 
@@ -37,6 +42,8 @@ def policy_document(
         scientist_receives: Whether the scientist of a run receives its weights.
         expires: No run starts from then on; a time zone is needed.
         evaluation_only: Nobody may train: the dataset is held out.
+        composition: How runs add up to the lifetime: ``basic`` or ``renyi``.
+        renyi_orders: Of ``renyi``: orders, or orders with their weights in the split of δ.
 
     Raises:
         InvalidRequest: If the terms contradict themselves.
@@ -62,7 +69,30 @@ def policy_document(
         "scientist_receives": scientist_receives,
         "expires_unix_ms": None if expires is None else int(expires.timestamp() * 1000),
         "evaluation_only": evaluation_only,
+        "composition": _composition(kind, composition, renyi_orders),
     }
+
+
+def _composition(kind: str, composition: str, orders: RenyiOrders | None) -> object:
+    if composition not in ("basic", "renyi"):
+        raise InvalidRequest(
+            f'composition={composition!r}: expected "basic" (sums of ε and δ) or "renyi" (sums of Rényi divergences)'
+        )
+    if composition == "basic":
+        if orders is not None:
+            raise InvalidRequest('renyi_orders= belongs to composition="renyi"')
+        return "basic"
+    if kind != "private":
+        raise InvalidRequest(f"a {kind} dataset has no privacy limit: leave composition out")
+    if orders is None:
+        return {"renyi": None}
+    weights = orders if isinstance(orders, Mapping) else dict.fromkeys(orders, 1)
+    for order, weight in weights.items():
+        if not isinstance(weight, int) or isinstance(weight, bool) or weight < 1:
+            raise InvalidRequest(
+                f"renyi_orders: the weight of order {order} is {weight!r}: expected a whole number from 1"
+            )
+    return {"renyi": [{"order": decimal("renyi_orders", each), "weight": weight} for each, weight in weights.items()]}
 
 
 def _may_train(may_train: Sequence[Principal] | str) -> object:

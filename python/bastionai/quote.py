@@ -88,7 +88,12 @@ class Quote:
     def __str__(self) -> str:
         charges = text_table(_CHARGE_HEADER, [_charge_row(charge) for charge in self.charges])
         warnings = text_table((), [("warning:", warning) for warning in self.warnings])
-        return "\n".join([text_table((), self._facts()), "", charges, warnings]).rstrip()
+        both = [text_table(_BOTH_HEADER, self._both()), ""] if self._both() else []
+        return "\n".join([text_table((), self._facts()), "", charges, "", *both, warnings]).rstrip()
+
+    def _both(self) -> list[tuple[str, ...]]:
+        rows = (_both_row(charge) for charge in self.charges)
+        return [row for row in rows if row is not None]
 
     def _facts(self) -> list[tuple[str, str]]:
         kept = [("weights kept on the way", f"{self.kept_bytes / 2**20:.1f} MiB")] if self.kept_bytes else []
@@ -107,19 +112,32 @@ class Quote:
     def _repr_html_(self) -> str:
         facts = [*self._facts(), *(("warning", warning) for warning in self.warnings)]
         charges = html_table("", _CHARGE_HEADER, [_charge_row(charge) for charge in self.charges])
-        return html_table("Price of the run", (), facts) + charges
+        both = html_table("Both currencies", _BOTH_HEADER, self._both()) if self._both() else ""
+        return html_table("Price of the run", (), facts) + charges + both
 
 
 _CHARGE_HEADER = ("dataset", "ε", "δ", "ε left before", "ε left after")
 
 
 def _charge_row(charge: Charge) -> tuple[str, ...]:
-    before = charge.budget_before
-    if before is None:
+    left = charge.epsilon_left()
+    if left is None:
         return (charge.dataset_name, "0", "0", "no budget needed", "")
-    left = before.remaining.epsilon - charge.cost.epsilon
-    after = f"{left}" if charge.affordable else "does not suffice"
-    return (charge.dataset_name, f"{charge.cost.epsilon}", f"{charge.cost.delta}", f"{before.remaining.epsilon}", after)
+    after = f"{left[1]}" if charge.affordable else "does not suffice"
+    return (charge.dataset_name, f"{charge.cost.epsilon}", f"{charge.cost.delta}", f"{left[0]}", after)
+
+
+_BOTH_HEADER = ("dataset", "rule that decides", "ε left after, by sums", "ε left after, by Rényi divergences")
+
+
+def _both_row(charge: Charge) -> tuple[str, ...] | None:
+    """What is left in both currencies."""
+    before, price = charge.budget_before, charge.renyi
+    if before is None or price is None:
+        return None
+    lefts = (before.remaining.epsilon - charge.cost.epsilon, before.lifetime.epsilon - price.epsilon_after)
+    shown = (f"{left}" if left >= 0 else "does not suffice" for left in lefts)
+    return (charge.dataset_name, "Rényi divergences" if charge.by_renyi else "sums", *shown)
 
 
 def _time(seconds: float | None) -> str:

@@ -91,7 +91,10 @@ class Receipt:
             text = f"ε={dataset['epsilon']}, δ={dataset['delta']}"
             if dataset["budget"] is not None:
                 budget = dataset["budget"]
-                text += f"; spent in all ε={budget['total_epsilon']} of {budget['lifetime_epsilon']}"
+                spent = f"spent in all ε={budget['total_epsilon']}"
+                if "renyi" in budget:
+                    spent = f"spent and reserved in all, by Rényi divergences, ε={budget['renyi']['epsilon']}"
+                text += f"; {spent} of {budget['lifetime_epsilon']}"
             facts.append((dataset["name"], text))
         return facts
 

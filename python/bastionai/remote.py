@@ -8,7 +8,7 @@ from typing import Any
 
 from bastionai.contract import DataContract, describe
 from bastionai.display import html_table
-from bastionai.ledger_types import Budget, shown
+from bastionai.ledger_types import Budget, RenyiBudget, shown
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class RemoteDataset:
         trainable: Whether you may train on it now.
         evaluable: Whether you may evaluate models on it now.
         state: ``offered``, ``withdrawn`` or ``removed``; only its owner sees it in the last two.
+        renyi_budget: Of a dataset whose runs add up in Rényi divergences: this counts; ``budget`` is shown beside it.
         test: The held-out dataset that was uploaded with it; None when it was listed or had none.
     """
 
@@ -40,6 +41,7 @@ class RemoteDataset:
     evaluable: bool
     state: str = "offered"
     test: RemoteDataset | None = None
+    renyi_budget: RenyiBudget | None = None
 
     @property
     def evaluation_only(self) -> bool:
@@ -60,6 +62,7 @@ class RemoteDataset:
             document["trainable_by_caller"],
             document["evaluable_by_caller"],
             document["state"],
+            renyi_budget=RenyiBudget.parse(document["renyi_budget"]),
         )
 
     def __repr__(self) -> str:
@@ -76,7 +79,11 @@ class RemoteDataset:
             facts.append(("state", self.state))
         if self.budget is not None:
             left, whole = self.budget.remaining, self.budget.lifetime
-            facts.append(("budget left", f"ε {shown(left.epsilon)} of {shown(whole.epsilon)}, δ {shown(left.delta)}"))
+            text = f"ε {shown(left.epsilon)} of {shown(whole.epsilon)}, δ {shown(left.delta)}"
+            if self.renyi_budget is not None:
+                rest = self.renyi_budget.remaining_epsilon
+                text = f"ε {shown(rest)} of {shown(whole.epsilon)} at δ {shown(whole.delta)}, by Rényi divergences"
+            facts.append(("budget left", text))
         return facts
 
     def _repr_html_(self) -> str:

@@ -104,6 +104,15 @@ def test_policies_are_exact():
     assert document(expires=expires)["expires_unix_ms"] == int(expires.timestamp()) * 1000
 
 
+def test_policies_say_how_runs_add_up():
+    assert document()["composition"] == "basic"
+    assert document(composition="renyi")["composition"] == {"renyi": None}
+    equal = document(composition="renyi", renyi_orders=[1.5, "8"])["composition"]
+    assert equal == {"renyi": [{"order": "1.5", "weight": 1}, {"order": "8", "weight": 1}]}
+    weighted = document(composition="renyi", renyi_orders={4: 1, 16: 3})["composition"]
+    assert weighted == {"renyi": [{"order": "4", "weight": 1}, {"order": "16", "weight": 3}]}
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -118,6 +127,11 @@ def test_policies_are_exact():
         ({"may_train": "everybody"}, "no principal"),
         ({"recipients": ["00"]}, "no principal"),
         ({"expires": datetime.datetime(2030, 1, 1)}, "time zone"),
+        ({"composition": "advanced"}, "basic"),
+        ({"renyi_orders": [2, 4]}, 'belongs to composition="renyi"'),
+        ({"composition": "renyi", "renyi_orders": {2: 0}}, "whole number"),
+        ({"composition": "renyi", "renyi_orders": [-2]}, "positive"),
+        ({"kind": "public", "privacy_limit": None, "composition": "renyi"}, "leave composition out"),
     ],
 )
 def test_contradictory_policies_are_refused(changes, says):

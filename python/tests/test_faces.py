@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import datetime
 import html.parser
 import json
@@ -14,6 +15,7 @@ import pandas
 import pytest
 
 import bastionai
+from bastionai.ledger_types import RenyiBudget
 from bastionai.quote import Quote
 from bastionai.remote import RemoteDataset
 from bastionai.run_list import RunList
@@ -31,7 +33,7 @@ BUDGET = {
 
 def charge(**other: Any) -> dict[str, Any]:
     base = {"dataset_id": ID, "dataset_name": HOSTILE, "cost": {"epsilon": "1.999", "delta": "0.000001"}}
-    return {**base, "budget_before": BUDGET, "affordable": True, **other}
+    return {**base, "budget_before": BUDGET, "affordable": True, "by_renyi": False, "renyi": None, **other}
 
 
 def dataset() -> RemoteDataset:
@@ -52,6 +54,7 @@ def dataset() -> RemoteDataset:
             "trainable_by_caller": True,
             "evaluable_by_caller": True,
             "state": "withdrawn",
+            "renyi_budget": None,
         }
     )
 
@@ -178,6 +181,27 @@ def test_a_price_is_a_table_with_everything_that_is_paid() -> None:
     assert "kept on the way" in str(keeping)
     assert "1.5 MiB" in str(keeping)
     assert "1.5 MiB" in Tags(keeping._repr_html_()).text
+
+
+RENYI = {"orders": ["2", "64"], "divergences": ["0.25", None], "epsilon_before": "1.5", "epsilon_after": "2.25"}
+
+
+def test_a_price_shows_both_currencies_and_the_one_that_decides() -> None:
+    priced = quote(charges=[charge(by_renyi=True, renyi=RENYI), charge(renyi=RENYI)])
+    by_renyi, by_sums = priced.charges
+    assert by_renyi.epsilon_left() == (Decimal("4.5"), Decimal("3.75"))
+    assert by_sums.epsilon_left() == (Decimal("5"), Decimal("3.001"))
+    assert by_renyi.renyi is not None
+    assert by_renyi.renyi.divergences == {Decimal(2): Decimal("0.25"), Decimal(64): None}
+    for text in (str(priced), Tags(priced._repr_html_()).text):
+        assert all(fact in text for fact in ("rule that decides", "Rényi divergences", "sums", "3.75", "3.001"))
+
+
+def test_a_dataset_says_what_is_left_by_its_own_rule() -> None:
+    orders = [{"order": "8", "budget": "4.4", "committed": "1.1", "reserved": "0.0"}]
+    account = {"orders": orders, "used_epsilon": "2.5", "remaining_epsilon": "3.5"}
+    held = dataclasses.replace(dataset(), renyi_budget=RenyiBudget.parse(account))
+    assert ("budget left", "ε 3.5 of 6 at δ 1e-05, by Rényi divergences") in held._facts()
 
 
 def test_runs_make_a_data_frame_of_exact_charges() -> None:

@@ -275,6 +275,13 @@ pub(crate) struct ConnectionArguments {
     pub(crate) appraisal: AppraisalArguments,
 }
 
+/// How runs add up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompositionArgument {
+    Basic,
+    Renyi,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum KindArgument {
     /// Charged from its budget.
@@ -350,6 +357,14 @@ pub(crate) struct DatasetPutArguments {
     /// Lifetime δ of a private dataset.
     #[arg(long, default_value = "1e-5")]
     pub(crate) delta: String,
+    /// How runs add up to the lifetime of a private dataset, for ever: sums of (ε, δ), or sums of Rényi divergences, which
+    /// admit several times as many runs.
+    #[arg(long, value_enum, default_value_t = CompositionArgument::Basic)]
+    pub(crate) composition: CompositionArgument,
+    /// An order of --composition renyi, from 1.1 to 1024, with its weight in the split of δ if not 1 (repeatable, rising);
+    /// by default the server's.
+    #[arg(long, value_name = "ORDER[:WEIGHT]")]
+    pub(crate) renyi_order: Vec<String>,
     /// A principal that may train on it (repeatable), or `anyone`; who may evaluate, with --evaluation-only.
     #[arg(long, required = true)]
     pub(crate) may_train: Vec<String>,

@@ -3,6 +3,8 @@
 use crate::errors::ClientError;
 use bastionai_ledger::amount::{Amount, Delta, Epsilon};
 use bastionai_ledger::id::{DatasetId, Digest32, Principal, RunId};
+use std::fmt::Display;
+use std::str::FromStr;
 
 /// A field of exactly `N` bytes.
 pub(crate) fn array<const N: usize>(
@@ -40,6 +42,12 @@ pub(crate) fn amount(call: &'static str, epsilon: &str, delta: &str) -> Result<A
         .parse()
         .map_err(|e| ClientError::protocol(call, format!("delta: {e}")))?;
     Ok(Amount::new(epsilon, delta))
+}
+
+/// An exact decimal: an ε, an order, a divergence.
+pub(crate) fn number<T: FromStr<Err: Display>>(call: &'static str, text: &str) -> Result<T, ClientError> {
+    text.parse()
+        .map_err(|error| ClientError::protocol(call, format!("{error}")))
 }
 
 /// A message that must be there.

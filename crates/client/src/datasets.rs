@@ -1,14 +1,15 @@
 //! The owner's verbs: upload a dataset under a contract and a policy, list what is there.
 
-use crate::convert::{all, amount, dataset_id, principal, required};
+use crate::convert::{all, amount, dataset_id, number, principal, required};
 use crate::errors::ClientError;
 use crate::link::Link;
 use crate::outgoing::Outgoing;
 use crate::rows::{CheckedRecords, RecordBatch, Transfer};
 use crate::session::AppraisedPeer;
 use bastionai_graph::contract::DataContract;
-use bastionai_ledger::amount::Amount;
+use bastionai_ledger::amount::{Amount, Epsilon, Rho};
 use bastionai_ledger::id::{DatasetId, Principal};
+use bastionai_privacy::filter::terms::{Order, RenyiTerms};
 use bastionai_wire::v1::bastion_client::BastionClient;
 use bastionai_wire::v1::{self, upload_dataset_request::Part};
 use serde::{Deserialize, Serialize};
@@ -47,11 +48,26 @@ pub enum MayTrain {
     Only(Vec<Principal>),
 }
 
+/// How the runs of a private dataset add up to its lifetime.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Composition {
+    /// ε and δ are summed.
+    #[default]
+    Basic,
+    /// Rényi divergences at fixed orders are summed: several times as many runs, none of whose reserve is refunded for its
+    /// failing. Without orders the server's default ones; its answers always name them.
+    Renyi(Option<RenyiTerms>),
+}
+
 /// The owner's terms. They never change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     /// Lifetime budget: present exactly for private datasets.
     pub lifetime: Option<Amount>,
+    /// How runs add up to it; basic unless private.
+    #[serde(default)]
+    pub composition: Composition,
     /// Who may train, and evaluate; if `evaluation_only`, who may evaluate.
     pub may_train: MayTrain,
     /// Who receives weights, beside the scientist.
@@ -103,6 +119,42 @@ pub struct Dataset {
     pub state: DatasetState,
     /// Whether this client may evaluate models on it now.
     pub evaluable_by_caller: bool,
+    /// Of a dataset that composes by Rényi divergences: this counts, and `budget` is shown beside it.
+    pub renyi_budget: Option<RenyiBudget>,
+}
+
+impl Dataset {
+    /// ε that runs may still spend, by the rule that counts; none unless private.
+    pub fn epsilon_left(&self) -> Option<Epsilon> {
+        match &self.renyi_budget {
+            Some(account) => Some(account.remaining_epsilon),
+            None => self.budget.map(|budget| budget.remaining.epsilon),
+        }
+    }
+}
+
+/// An account of Rényi divergences, exact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RenyiBudget {
+    /// Rising.
+    pub orders: Vec<OrderBudget>,
+    /// ε that runs committed and in flight mean together, at the lifetime's δ.
+    pub used_epsilon: Epsilon,
+    /// Lifetime ε − used.
+    pub remaining_epsilon: Epsilon,
+}
+
+/// One order of an account. A run is admitted while some order has enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct OrderBudget {
+    /// The order.
+    pub order: Order,
+    /// None if it cannot give the lifetime.
+    pub budget: Option<Rho>,
+    /// Spent.
+    pub committed: Rho,
+    /// Set aside for runs in flight.
+    pub reserved: Rho,
 }
 
 /// A dataset's budget, exact.
@@ -305,6 +357,10 @@ pub(crate) fn parse_dataset(call: &'static str, wire: v1::Dataset) -> Result<Dat
         created_unix_ms: wire.created_unix_ms,
         trainable_by_caller: wire.trainable_by_caller,
         evaluable_by_caller: wire.evaluable_by_caller,
+        renyi_budget: wire
+            .renyi_budget
+            .map(|account| parse_renyi_budget(call, &account))
+            .transpose()?,
         name: wire.name,
     })
 }
@@ -318,6 +374,43 @@ pub(crate) fn parse_budget(call: &'static str, wire: &v1::Budget) -> Result<Budg
     })
 }
 
+fn parse_renyi_budget(call: &'static str, wire: &v1::RenyiBudget) -> Result<RenyiBudget, ClientError> {
+    let of_order = |each: &v1::RenyiOrderBudget| {
+        Ok(OrderBudget {
+            order: number(call, &each.order)?,
+            budget: match each.budget.as_str() {
+                "" => None,
+                budget => Some(number(call, budget)?),
+            },
+            committed: number(call, &each.committed)?,
+            reserved: number(call, &each.reserved)?,
+        })
+    };
+    Ok(RenyiBudget {
+        orders: wire
+            .orders
+            .iter()
+            .map(of_order)
+            .collect::<Result<_, ClientError>>()?,
+        used_epsilon: number(call, &wire.used_epsilon)?,
+        remaining_epsilon: number(call, &wire.remaining_epsilon)?,
+    })
+}
+
+fn parse_composition(call: &'static str, wire: &v1::Policy) -> Result<Composition, ClientError> {
+    match wire.composition() {
+        v1::Composition::Basic | v1::Composition::Unspecified => Ok(Composition::Basic),
+        v1::Composition::Renyi => {
+            let orders = wire.renyi_orders.iter().map(|each| number(call, &each.order));
+            let orders: Vec<Order> = orders.collect::<Result<_, _>>()?;
+            let weights: Vec<u32> = wire.renyi_orders.iter().map(|each| each.weight).collect();
+            let terms = RenyiTerms::new(&orders, &weights);
+            let terms = terms.map_err(|error| ClientError::protocol(call, error.to_string()))?;
+            Ok(Composition::Renyi(Some(terms)))
+        }
+    }
+}
+
 fn parse_policy(call: &'static str, wire: v1::Policy) -> Result<Policy, ClientError> {
     let no_budget = wire.lifetime_epsilon.is_empty() && wire.lifetime_delta.is_empty();
     let lifetime = if no_budget {
@@ -328,6 +421,7 @@ fn parse_policy(call: &'static str, wire: v1::Policy) -> Result<Policy, ClientEr
     let only = all(call, &wire.may_train, |call, bytes| principal(call, bytes))?;
     Ok(Policy {
         lifetime,
+        composition: parse_composition(call, &wire)?,
         may_train: if wire.anyone_may_train {
             MayTrain::Anyone
         } else {
@@ -361,6 +455,21 @@ fn policy_to_wire(policy: &Policy) -> v1::Policy {
         scientist_receives: policy.scientist_receives,
         expires_unix_ms: policy.expires_unix_ms.unwrap_or(0),
         evaluation_only: policy.evaluation_only,
+        composition: match policy.composition {
+            Composition::Basic => v1::Composition::Basic,
+            Composition::Renyi(_) => v1::Composition::Renyi,
+        }
+        .into(),
+        renyi_orders: match &policy.composition {
+            Composition::Basic | Composition::Renyi(None) => Vec::new(),
+            Composition::Renyi(Some(terms)) => {
+                let order = |each: &bastionai_privacy::filter::terms::WeightedOrder| v1::RenyiOrder {
+                    order: each.order.to_string(),
+                    weight: each.weight,
+                };
+                terms.weighted().iter().map(order).collect()
+            }
+        },
     }
 }
 
@@ -401,6 +510,7 @@ mod tests {
                 "6.000000001".parse().unwrap(),
                 "1e-5".parse().unwrap(),
             )),
+            composition: Composition::Renyi(Some(RenyiTerms::default())),
             may_train: MayTrain::Only(vec![Principal::from_bytes([1; 32])]),
             recipients: vec![Principal::from_bytes([2; 32])],
             scientist_receives: true,
@@ -410,6 +520,7 @@ mod tests {
         assert_eq!(parse_policy("test", policy_to_wire(&policy)).unwrap(), policy);
         let open = Policy {
             lifetime: None,
+            composition: Composition::Basic,
             may_train: MayTrain::Anyone,
             expires_unix_ms: None,
             evaluation_only: false,

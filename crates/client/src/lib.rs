@@ -55,10 +55,14 @@ pub use bastionai_attestation::{
     AppraisalPolicy, AttestationResult, Freshness, ReferenceValues, RuntimeClaims,
 };
 pub use bastionai_graph::contract::DataContract;
-pub use bastionai_ledger::amount::{Amount, Delta, Epsilon};
+pub use bastionai_ledger::amount::{Amount, Delta, Epsilon, Rho};
 pub use bastionai_ledger::id::{DatasetId, Digest32, LedgerId, Principal, RunId};
+pub use bastionai_privacy::filter::terms::{Order, RenyiTerms};
 pub use bastionai_wire::DEFAULT_LOSS_SHARE;
-pub use datasets::{Budget, Dataset, DatasetKind, DatasetState, DatasetUpload, MayTrain, NewDataset, Policy};
+pub use datasets::{
+    Budget, Composition, Dataset, DatasetKind, DatasetState, DatasetUpload, MayTrain, NewDataset,
+    OrderBudget, Policy, RenyiBudget,
+};
 pub use errors::ClientError;
 pub use evaluation::{Evaluation, EvaluationQuote, EvaluationSpec, Metric};
 pub use fetch::{FetchedReceipt, FetchedRun, WeightTensor, WeightsAt};
@@ -68,8 +72,8 @@ pub use ledger::{LedgerEntry, LedgerView};
 pub use receipts::{AuditedReceipt, audit_receipt};
 pub use rows::{CheckedRecords, RecordBatch, Transfer};
 pub use runs::{
-    Adam, Charge, Clipping, Compute, Decay, LossRelease, Optimizer, Privacy, Progress, Quote, Run, RunKind,
-    RunSpec, RunState, RunWatch, RunWeights, Schedule, Warmup, WeightsSource,
+    Adam, Charge, Clipping, Compute, Decay, LossRelease, Optimizer, Privacy, Progress, Quote, RenyiPrice,
+    Run, RunKind, RunSpec, RunState, RunWatch, RunWeights, Schedule, Warmup, WeightsSource,
 };
 pub use session::{AppraisedPeer, ConnectOptions, ServerInfo, UnappraisedSession, connect};
 pub use terms::AppraisalTerms;

@@ -6,9 +6,10 @@ use crate::convert::all;
 use crate::datasets::Budget;
 use crate::errors::ClientError;
 use crate::session::AppraisedPeer;
-use bastionai_ledger::amount::Amount;
+use bastionai_ledger::amount::{Amount, Epsilon, Rho};
 use bastionai_ledger::id::{DatasetId, Digest32, Principal, RunId};
 pub use bastionai_ledger::policy::RunKind;
+use bastionai_privacy::filter::terms::Order;
 use bastionai_wire::v1;
 pub use bastionai_wire::{Adam, Clipping, Compute, Decay, Optimizer, Schedule, Warmup};
 use serde::{Deserialize, Serialize};
@@ -168,8 +169,46 @@ pub struct Charge {
     pub cost: Amount,
     /// Its budget before the charge; absent unless private.
     pub budget_before: Option<Budget>,
-    /// Whether the budget covers it.
+    /// Whether the budget covers it, by the rule of the dataset's policy.
     pub affordable: bool,
+    /// Whether sums of Rényi divergences are that rule; else sums of (ε, δ) are.
+    pub by_renyi: bool,
+    /// What it means in Rényi divergences, whichever rule decides; absent unless private, and on runs.
+    pub renyi: Option<RenyiPrice>,
+}
+
+impl Charge {
+    /// ε left before and after it by the rule that decides: none where there is no budget, or not enough.
+    pub fn epsilon_left(&self) -> (Option<Epsilon>, Option<Epsilon>) {
+        let Some(budget) = self.budget_before else {
+            return (None, None);
+        };
+        let (before, after) = match &self.renyi {
+            Some(price) if self.by_renyi => {
+                let lifetime = budget.lifetime.epsilon;
+                let left = |used: Epsilon| lifetime.checked_sub(used);
+                (left(price.epsilon_before), left(price.epsilon_after))
+            }
+            _ => {
+                let after = budget.remaining.checked_sub(self.cost);
+                (Some(budget.remaining.epsilon), after.map(|after| after.epsilon))
+            }
+        };
+        (before, after.filter(|_| self.affordable))
+    }
+}
+
+/// What a run means in Rényi divergences.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RenyiPrice {
+    /// The dataset's, or the server's default ones where sums of (ε, δ) decide.
+    pub orders: Vec<Order>,
+    /// Of this run alone, in nats, rounded up, one for each order; none where there is no bound.
+    pub divergences: Vec<Option<Rho>>,
+    /// ε that all runs so far mean together at the lifetime's δ, rounded up.
+    pub epsilon_before: Epsilon,
+    /// The same with this run.
+    pub epsilon_after: Epsilon,
 }
 
 /// Where a run is.

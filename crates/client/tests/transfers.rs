@@ -35,6 +35,7 @@ fn dataset() -> NewDataset {
         contract: DataContract::parse_json(contract).unwrap(),
         policy: Policy {
             lifetime: None,
+            composition: Default::default(),
             may_train: MayTrain::Anyone,
             recipients: vec![],
             scientist_receives: true,
@@ -601,6 +602,7 @@ fn a_receipt_that_charges_less_than_its_mechanism_costs_is_refused() {
         };
         (dataset.epsilon, dataset.delta) = (epsilon.parse().unwrap(), "1e-5".parse().unwrap());
         dataset.budget = Some(BudgetStatement {
+            renyi: None,
             total_epsilon: dataset.epsilon,
             total_delta: dataset.delta,
             reserved_epsilon: Epsilon::ZERO,

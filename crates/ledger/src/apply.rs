@@ -1,13 +1,15 @@
 //! Entries change the state here and nowhere else: check everything, then mutate.
 
+use crate::account::RenyiAccount;
 use crate::amount::Amount;
 use crate::chain::Head;
-use crate::entry::{Body, Entry, Genesis, Outcome, RunReserved};
-use crate::id::{DatasetId, EntryHash, LedgerId};
-use crate::policy::RunKind;
+use crate::entry::{Body, Entry, Genesis, Outcome, RenyiCharge, RunReserved};
+use crate::id::{DatasetId, EntryHash, LedgerId, RunId};
+use crate::policy::{Composition, Policy, RunKind};
 use crate::refusal::Refusal;
 use crate::rules::dataset_digests;
 use crate::state::{Dataset, Ledger, Run, RunStatus};
+use bastionai_privacy::filter::renyi::RenyiFilter;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Why an entry does not continue a chain.
@@ -121,6 +123,7 @@ impl Ledger {
                     removed: false,
                     committed: Amount::ZERO,
                     reserved: Amount::ZERO,
+                    renyi: renyi_account(&created.policy),
                     failed_runs: 0,
                     starts: BTreeMap::new(),
                 };
@@ -131,8 +134,13 @@ impl Ledger {
                 let dataset = self.dataset_mut(removed.dataset);
                 (dataset.withdrawn, dataset.removed) = (true, true);
             }
-            Body::RunReserved(reserved) => self.reserve(reserved, RunKind::Training, time_unix_ms),
-            Body::EvaluationReserved(reserved) => self.reserve(reserved, RunKind::Evaluation, time_unix_ms),
+            Body::RunReserved(reserved) => self.reserve(reserved, &[], RunKind::Training, time_unix_ms),
+            Body::EvaluationReserved(reserved) => {
+                self.reserve(reserved, &[], RunKind::Evaluation, time_unix_ms);
+            }
+            Body::RunReservedRenyi(both) => {
+                self.reserve(&both.reserved, &both.renyi, both.kind, time_unix_ms);
+            }
             Body::RunStarted(started) => self.run_mut(started.run).status = RunStatus::Started,
             Body::RunAdvanced(advanced) => {
                 let run = self.run_mut(advanced.run);
@@ -144,15 +152,20 @@ impl Ledger {
                 run.status = RunStatus::Committed(committed.outcome);
                 run.weights_digest = committed.weights_digest;
                 run.ended_unix_ms = Some(time_unix_ms);
-                let reserved = run.reserved.clone();
-                self.charge(&reserved, committed.outcome);
+                self.charge(committed.run, committed.outcome);
+            }
+            Body::RunStopped(stopped) => {
+                let run = self.run_mut(stopped.run);
+                run.status = RunStatus::Committed(Outcome::Cancelled);
+                run.started_steps = Some(stopped.started_steps);
+                run.ended_unix_ms = Some(time_unix_ms);
+                self.charge(stopped.run, Outcome::Cancelled);
             }
             Body::RunRefunded(refunded) => {
                 let run = self.run_mut(refunded.run);
                 run.status = RunStatus::Refunded(refunded.reason);
                 run.ended_unix_ms = Some(time_unix_ms);
-                let reserved = run.reserved.clone();
-                self.refund(&reserved);
+                self.refund(refunded.run);
             }
             Body::Released(released) => {
                 let run = self.run_mut(released.run);
@@ -187,18 +200,23 @@ impl Ledger {
         }
     }
 
-    fn reserve(&mut self, reserved: &RunReserved, kind: RunKind, time_unix_ms: u64) {
+    fn reserve(&mut self, reserved: &RunReserved, renyi: &[RenyiCharge], kind: RunKind, time_unix_ms: u64) {
         for charge in &reserved.charges {
             let dataset = self.dataset_mut(charge.dataset);
             dataset.reserved = dataset.reserved.checked_add(charge.amount).expect(FITS);
             dataset.starts.insert(reserved.run, time_unix_ms);
         }
+        for charge in renyi {
+            self.renyi_mut(charge.dataset).reserve(&charge.cost);
+        }
         let run = Run {
             kind,
             reserved: reserved.clone(),
+            renyi: renyi.to_vec(),
             reserved_unix_ms: time_unix_ms,
             status: RunStatus::Reserved,
             released_step: 0,
+            started_steps: None,
             ended_unix_ms: None,
             weights_digest: None,
             released_to: Vec::new(),
@@ -213,8 +231,10 @@ impl Ledger {
         self.runs.insert(reserved.run, run);
     }
 
-    fn charge(&mut self, reserved: &RunReserved, outcome: Outcome) {
-        for charge in &reserved.charges {
+    /// Of all it reserved, or of the steps that it started where that is known and the account's rule allows (D5).
+    fn charge(&mut self, run: RunId, outcome: Outcome) {
+        let run = self.run_mut(run).clone();
+        for charge in run.charges() {
             let dataset = self.dataset_mut(charge.dataset);
             dataset.reserved = dataset.reserved.checked_sub(charge.amount).expect(FITS);
             dataset.committed = dataset.committed.checked_add(charge.amount).expect(FITS);
@@ -222,23 +242,50 @@ impl Ledger {
                 .failed_runs
                 .saturating_add(u32::from(outcome == Outcome::Failed));
         }
+        for renyi in run.renyi_charges() {
+            let charge = run
+                .charges()
+                .iter()
+                .find(|charge| charge.dataset == renyi.dataset);
+            let charged = charge
+                .and_then(|charge| run.renyi_charged(charge))
+                .expect(CHARGED);
+            self.renyi_mut(renyi.dataset).commit(&renyi.cost, &charged);
+        }
     }
 
-    fn refund(&mut self, reserved: &RunReserved) {
-        for charge in &reserved.charges {
+    fn refund(&mut self, run: RunId) {
+        let run = self.run_mut(run).clone();
+        for charge in run.charges() {
             let dataset = self.dataset_mut(charge.dataset);
             dataset.reserved = dataset.reserved.checked_sub(charge.amount).expect(FITS);
-            dataset.starts.remove(&reserved.run);
+            dataset.starts.remove(&run.id());
         }
+        for charge in run.renyi_charges() {
+            self.renyi_mut(charge.dataset).refund(&charge.cost);
+        }
+    }
+
+    fn renyi_mut(&mut self, id: DatasetId) -> &mut RenyiAccount {
+        let account = self.dataset_mut(id).renyi.as_mut();
+        account.expect("check() found an account of Rényi divergences")
     }
 
     fn dataset_mut(&mut self, id: DatasetId) -> &mut Dataset {
         self.datasets.get_mut(&id).expect("check() found the dataset")
     }
 
-    fn run_mut(&mut self, id: crate::id::RunId) -> &mut Run {
+    fn run_mut(&mut self, id: RunId) -> &mut Run {
         self.runs.get_mut(&id).expect("check() found the run")
     }
+}
+
+fn renyi_account(policy: &Policy) -> Option<RenyiAccount> {
+    let Composition::Renyi(terms) = &policy.composition else {
+        return None;
+    };
+    let filter = RenyiFilter::new(policy.lifetime?, terms).expect("check() has made this filter");
+    Some(RenyiAccount::new(filter))
 }
 
 fn check_place(head: &Head, last_time_unix_ms: u64, entry: &Entry) -> Result<(), ChainError> {
@@ -260,3 +307,4 @@ fn check_place(head: &Head, last_time_unix_ms: u64, entry: &Entry) -> Result<(),
 }
 
 const FITS: &str = "every reservation was checked against the lifetime";
+const CHARGED: &str = "check() found a charge for every Rényi charge";

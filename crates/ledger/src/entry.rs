@@ -10,8 +10,9 @@
 use crate::amount::Amount;
 use crate::event;
 use crate::id::{BootId, DatasetId, Digest32, EntryHash, LedgerId, LedgerPublicKey, Principal, RunId};
-use crate::policy::{DatasetKind, Freshness, NoiseMode, Policy};
+use crate::policy::{DatasetKind, Freshness, NoiseMode, Policy, RunKind};
 use bastionai_privacy::event::{DpEvent, NeighboringRelation};
+use bastionai_privacy::filter::renyi::RenyiCost;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -55,6 +56,11 @@ pub enum Body {
     RunUnsuspended(RunUnsuspended),
     /// As `RunAdvanced`, and weights of steps up to this one are kept, to be released with the run.
     RunAdvancedKeeping(RunAdvancedKeeping),
+    /// As `RunReserved` or `EvaluationReserved`, and some of the datasets add their runs up in Rényi divergences.
+    RunReservedRenyi(RunReservedRenyi),
+    /// As `RunCommitted` of a cancelled run, and it is known how many steps were started: accounts of Rényi divergences
+    /// are charged these alone (rule D5).
+    RunStopped(RunStopped),
 }
 
 /// See [`Body::Genesis`].
@@ -162,6 +168,28 @@ pub struct Charge {
     pub amount: Amount,
 }
 
+/// See [`Body::RunReservedRenyi`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunReservedRenyi {
+    /// What it does with the data.
+    pub kind: RunKind,
+    /// What every reservation says.
+    pub reserved: RunReserved,
+    /// One for each dataset whose policy composes by Rényi divergences, in the order of the charges; at least one.
+    pub renyi: Vec<RenyiCharge>,
+}
+
+/// What a run costs an account of Rényi divergences.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenyiCharge {
+    /// The dataset.
+    pub dataset: DatasetId,
+    /// Of the charge's event, at each order of the dataset's policy, rounded up.
+    pub cost: RenyiCost,
+}
+
 /// See [`Body::RunStarted`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -216,7 +244,18 @@ pub struct RunCommitted {
     pub weights_digest: Option<Digest32>,
 }
 
-/// How a started run ended. The whole reserve stays charged in every case (rule D5).
+/// See [`Body::RunStopped`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunStopped {
+    /// The run.
+    pub run: RunId,
+    /// Steps started, released or not: at least one, at least those released, fewer than planned.
+    pub started_steps: u64,
+}
+
+/// How a started run ended. The whole reserve stays charged in every case (rule D5), but where
+/// [`Body::RunStopped`] says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -312,6 +351,8 @@ impl Body {
             Self::RunSuspended(_) => "run_suspended",
             Self::RunUnsuspended(_) => "run_unsuspended",
             Self::RunAdvancedKeeping(_) => "run_advanced_keeping",
+            Self::RunReservedRenyi(_) => "run_reserved_renyi",
+            Self::RunStopped(_) => "run_stopped",
         }
     }
 
@@ -328,7 +369,12 @@ impl Body {
             | Self::RunResumed(RunResumed { run, .. })
             | Self::RunSuspended(RunSuspended { run, .. })
             | Self::RunUnsuspended(RunUnsuspended { run, .. })
-            | Self::RunAdvancedKeeping(RunAdvancedKeeping { run, .. }) => Some(*run),
+            | Self::RunAdvancedKeeping(RunAdvancedKeeping { run, .. })
+            | Self::RunReservedRenyi(RunReservedRenyi {
+                reserved: RunReserved { run, .. },
+                ..
+            })
+            | Self::RunStopped(RunStopped { run, .. }) => Some(*run),
             Self::Genesis(_)
             | Self::BootStarted(_)
             | Self::DatasetCreated(_)

@@ -1,8 +1,8 @@
 //! Ledger entries, hash chain, receipts and the budget state machine. No I/O, no clock, no randomness of its
 //! own: time and random generators are passed in; persistence is crate `vault`'s.
 //!
-//! In call order: [`amount`], [`id`], [`policy`], [`event`] (what entries are made of) → [`entry`] (what can
-//! happen, and its bytes) → [`state`] (what entries add up to) → [`propose`] (event → [`Proposal`]) →
+//! In call order: [`amount`] (crate `privacy`'s), [`id`], [`policy`], [`event`] (what entries are made of) → [`entry`] (what can
+//! happen, and its bytes) → [`account`], [`state`] (what entries add up to) → [`propose`] (event → [`Proposal`]) →
 //! [`rules`] (what may follow) or [`refusal`] (why not) → [`apply`] (durable entry → new state) → [`budget`] (proofs of steps taken) →
 //! [`chain`], [`key`] (heads and extension proofs) → [`weights`], [`kept`], [`receipt`], [`dsse`] (what leaves) → [`pricing`] (an auditor's check).
 //!
@@ -35,7 +35,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-pub mod amount;
+pub mod account;
 pub mod apply;
 pub mod budget;
 pub mod chain;
@@ -47,6 +47,7 @@ pub mod kept;
 pub mod key;
 pub mod name;
 pub mod policy;
+mod policy_form;
 pub mod pricing;
 pub mod propose;
 pub mod receipt;
@@ -55,23 +56,28 @@ pub mod rules;
 pub mod state;
 pub mod weights;
 
-pub use amount::{Amount, AmountError, Delta, Epsilon};
+pub use bastionai_privacy::filter::amount;
+
+pub use account::{Budget, RenyiAccount};
+pub use amount::{Amount, AmountError, Delta, Epsilon, Rho};
 pub use apply::ChainError;
 pub use budget::{BudgetReceipt, BudgetReservation, StartedRun};
 pub use chain::{ExtensionError, Head, Link, genesis_digest, verify_extension};
 pub use entry::{
     Body, BootStarted, Charge, DatasetCreated, DatasetRemoved, DatasetWithdrawn, Entry, EntryError, Genesis,
-    KeptWeights, Outcome, RefundReason, Released, RunAdvanced, RunAdvancedKeeping, RunCommitted, RunRefunded,
-    RunReserved, RunResumed, RunStarted, RunSuspended, RunUnsuspended,
+    KeptWeights, Outcome, RefundReason, Released, RenyiCharge, RunAdvanced, RunAdvancedKeeping, RunCommitted,
+    RunRefunded, RunReserved, RunReservedRenyi, RunResumed, RunStarted, RunStopped, RunSuspended,
+    RunUnsuspended,
 };
 pub use id::{BootId, DatasetId, Digest32, EntryHash, IdError, LedgerId, LedgerPublicKey, Principal, RunId};
 pub use key::{LedgerKey, SignatureError, SignedHead};
 pub use policy::{
-    DatasetKind, Freshness, MayEvaluate, MayTrain, NoiseMode, Policy, PolicyError, RunKind, RunLimits,
+    Composition, DatasetKind, Freshness, MayEvaluate, MayTrain, NoiseMode, Policy, PolicyError, RunKind,
+    RunLimits,
 };
 pub use pricing::PriceError;
 pub use propose::Proposal;
 pub use receipt::{IssueError, Receipt, ReceiptError, RuntimeEvidence};
 pub use refusal::Refusal;
-pub use state::{Budget, Dataset, Ledger, Orphan, Run, RunStatus};
+pub use state::{Dataset, Ledger, Orphan, Run, RunStatus};
 pub use weights::{WeightTensor, weights_digest};

@@ -3,6 +3,9 @@
 
 use crate::amount::{Amount, Delta};
 use crate::id::{Digest32, Principal};
+use crate::policy_form::PolicyForm;
+use bastionai_privacy::filter::renyi::RenyiFilter;
+use bastionai_privacy::filter::terms::{RenyiTerms, TermsError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -58,7 +61,18 @@ pub enum MayEvaluate {
     Only(BTreeSet<Principal>),
 }
 
-/// What a run does with a dataset.
+/// How the runs of a private dataset add up (rules D4, D6). One rule for the whole life of a dataset: two, whichever
+/// admits, would cost δ twice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Composition {
+    /// ε and δ are summed.
+    #[default]
+    Basic,
+    /// Rényi divergences at these orders are summed.
+    Renyi(RenyiTerms),
+}
+
+/// What a run does with a dataset. The order of variants is the format (ledger entries): append only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunKind {
@@ -81,10 +95,12 @@ pub struct RunLimits {
 
 /// The terms of a dataset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "PolicyForm", into = "PolicyForm")]
 pub struct Policy {
     /// Lifetime budget: present exactly for private datasets.
     pub lifetime: Option<Amount>,
+    /// How runs add up to it; basic unless private.
+    pub composition: Composition,
     /// Who may train.
     pub may_train: MayTrain,
     /// Who receives weights, beside the scientist.
@@ -115,6 +131,12 @@ pub enum PolicyError {
         /// What was asked for.
         lifetime: Amount,
     },
+    /// Orders where nothing is added up.
+    #[error("a public or synthetic dataset has no budget: leave the orders of its composition out")]
+    UnneededComposition,
+    /// Orders that make no account.
+    #[error("composition by Rényi divergences: {0}")]
+    Composition(#[from] TermsError),
     /// Too many principals.
     #[error("a policy names at most {MAX_PRINCIPALS} principals in each list")]
     TooManyPrincipals,
@@ -140,8 +162,16 @@ impl Policy {
     pub fn check(&self, kind: DatasetKind) -> Result<(), PolicyError> {
         match (kind, self.lifetime) {
             (DatasetKind::Private, None) => return Err(PolicyError::NoLifetime),
-            (DatasetKind::Private, Some(lifetime)) => check_lifetime(lifetime)?,
+            (DatasetKind::Private, Some(lifetime)) => {
+                check_lifetime(lifetime)?;
+                if let Composition::Renyi(terms) = &self.composition {
+                    RenyiFilter::new(lifetime, terms)?;
+                }
+            }
             (_, Some(_)) => return Err(PolicyError::UnneededLifetime),
+            (_, None) if self.composition != Composition::Basic => {
+                return Err(PolicyError::UnneededComposition);
+            }
             (_, None) => {}
         }
         let trainers = match &self.may_train {

@@ -3,12 +3,14 @@
 //! Not one of [`crate::rules`]: a chain must replay for ever, and a later accountant may be a little stricter
 //! than the one that priced an old entry.
 
+use crate::account::cost_of_event;
 use crate::amount::{Amount, AmountError, Epsilon};
 use crate::entry::Charge;
 use crate::policy::DatasetKind;
-use crate::receipt::Receipt;
+use crate::receipt::{DatasetStatement, Receipt};
 use bastionai_privacy::accountant::{self, AccountingError};
 use bastionai_privacy::event::{DpEvent, NeighboringRelation};
+use bastionai_privacy::filter::renyi::RenyiCost;
 
 /// Why a charge is not a proven price.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +30,9 @@ pub enum PriceError {
     /// The mechanism gives no finite ε at the charged δ.
     #[error("the mechanism has no finite ε at the charged δ: {0}")]
     Unbounded(#[from] AmountError),
+    /// The mechanism's Rényi divergence is above what was charged, at some order.
+    #[error("the mechanism's Rényi divergences are above those charged")]
+    RenyiTooLow,
     /// Another number of steps was priced than the run takes.
     #[error("the mechanism charged has {}, the run takes {steps}", charged.map_or("no number of steps".to_owned(), |n| format!("{n} steps")))]
     Steps {
@@ -68,9 +73,31 @@ impl Receipt {
                 return Err((dataset.name.clone(), PriceError::Steps { charged, steps }));
             }
             let amount = Amount::new(dataset.epsilon, dataset.delta);
-            check(&dataset.event, dataset.relation, amount).map_err(|error| (dataset.name.clone(), error))?;
+            let checked = check(&dataset.event, dataset.relation, amount);
+            let checked = checked.and_then(|()| self.check_renyi_price(dataset));
+            checked.map_err(|error| (dataset.name.clone(), error))?;
         }
         Ok(())
+    }
+}
+
+impl Receipt {
+    /// Whether what was charged in Rényi divergences covers the steps that were started.
+    fn check_renyi_price(&self, dataset: &DatasetStatement) -> Result<(), PriceError> {
+        let account = dataset.budget.as_ref().and_then(|budget| budget.renyi.as_ref());
+        let (Some(charged), Some(account)) = (&dataset.renyi, account) else {
+            return Ok(());
+        };
+        let needed: RenyiCost = account.orders.cost_of(&dataset.event, dataset.relation)?;
+        let needed = match self.run.started_steps {
+            Some(started) => cost_of_event(&dataset.event, &needed, started, self.run.steps),
+            None => needed,
+        };
+        if needed.is_within(charged) {
+            Ok(())
+        } else {
+            Err(PriceError::RenyiTooLow)
+        }
     }
 }
 

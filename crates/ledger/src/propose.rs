@@ -4,10 +4,11 @@
 use crate::budget::{BudgetReceipt, BudgetReservation, StartedRun};
 use crate::entry::{
     Body, BootStarted, DatasetCreated, DatasetRemoved, DatasetWithdrawn, Entry, Outcome, RefundReason,
-    Released, RunAdvanced, RunCommitted, RunRefunded, RunReserved, RunResumed, RunStarted, RunSuspended,
-    RunUnsuspended,
+    Released, RenyiCharge, RunAdvanced, RunCommitted, RunRefunded, RunReserved, RunReservedRenyi, RunResumed,
+    RunStarted, RunStopped, RunSuspended, RunUnsuspended,
 };
 use crate::id::{DatasetId, Digest32, Principal, RunId};
+use crate::policy::RunKind;
 use crate::refusal::Refusal;
 use crate::state::{Ledger, Orphan};
 
@@ -165,6 +166,33 @@ impl Ledger {
         self.propose(Body::EvaluationReserved(reserved), now_unix_ms)
     }
 
+    /// Reserves the full cost of a run of either kind, in the currency of each of its datasets: `renyi` has a charge for
+    /// each that composes by Rényi divergences, in the order of the charges.
+    ///
+    /// # Errors
+    /// As [`Ledger::propose_reservation`] and [`Ledger::propose_evaluation`]; [`Refusal::RenyiCharges`],
+    /// [`Refusal::RenyiExceeded`].
+    pub fn propose_priced(
+        &self,
+        kind: RunKind,
+        reserved: RunReserved,
+        renyi: Vec<RenyiCharge>,
+        now_unix_ms: u64,
+    ) -> Result<Proposal, Refusal> {
+        match kind {
+            _ if !renyi.is_empty() => {
+                let body = RunReservedRenyi {
+                    kind,
+                    reserved,
+                    renyi,
+                };
+                self.propose(Body::RunReservedRenyi(body), now_unix_ms)
+            }
+            RunKind::Training => self.propose_reservation(reserved, now_unix_ms),
+            RunKind::Evaluation => self.propose_evaluation(reserved, now_unix_ms),
+        }
+    }
+
     /// Starts a reserved run: durable before any record reaches the trainer.
     ///
     /// # Errors
@@ -223,6 +251,28 @@ impl Ledger {
             }),
             now_unix_ms,
         )
+    }
+
+    /// Ends a run that was cancelled after it had started, at most `started_steps` of its steps being started, none of whose
+    /// results exists any more beyond these. Accounts of Rényi divergences are charged these steps, others all (rule D5).
+    ///
+    /// # Errors
+    /// As [`Ledger::propose_commit`]; [`Refusal::Outcome`] for fewer steps than were released.
+    pub fn propose_stop(
+        &self,
+        run: &StartedRun,
+        started_steps: u64,
+        now_unix_ms: u64,
+    ) -> Result<Proposal, Refusal> {
+        let known = self.existing_run(run.run())?;
+        if known.renyi_charges().is_empty() || started_steps >= run.steps() {
+            return self.propose_commit(run, Outcome::Cancelled, None, now_unix_ms);
+        }
+        let stopped = RunStopped {
+            run: run.run(),
+            started_steps: started_steps.max(1),
+        };
+        self.propose(Body::RunStopped(stopped), now_unix_ms)
     }
 
     /// Frees the reserve of a run that never started.

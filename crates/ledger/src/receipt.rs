@@ -1,16 +1,19 @@
 //! Receipts: what was done to whose data, at what cost, under which code; checkable offline (rule A6).
 
-use crate::amount::{Delta, Epsilon};
+use crate::account::RenyiAccount;
+use crate::amount::{Amount, Delta, Epsilon};
 use crate::chain::Head;
 use crate::dsse::{self, EnvelopeError};
 use crate::entry::{Charge, KeptWeights, Outcome};
 use crate::id::{BootId, DatasetId, Digest32, LedgerPublicKey, Principal, RunId};
 use crate::key::LedgerKey;
-use crate::policy::{DatasetKind, Freshness, NoiseMode, RunKind};
+use crate::policy::{Composition, DatasetKind, Freshness, NoiseMode, RunKind};
 use crate::state::{Ledger, Run, RunStatus};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bastionai_privacy::event::{DpEvent, NeighboringRelation};
+use bastionai_privacy::filter::renyi::{RenyiCost, RenyiFilter, RenyiTotal};
+use bastionai_privacy::filter::terms::RenyiTerms;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// DSSE payload type of a receipt.
@@ -67,8 +70,11 @@ pub struct RunStatement {
     pub model_name: String,
     /// How it ended.
     pub outcome: Outcome,
-    /// Steps planned: all of them are charged.
+    /// Steps planned: all of them are charged, but where `started_steps` says otherwise.
     pub steps: u64,
+    /// Steps started by a run that was cancelled: datasets that compose by Rényi divergences are charged these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_steps: Option<u64>,
     /// Last step whose progress was released.
     pub released_step: u64,
     /// How noise was made (rule D2).
@@ -112,6 +118,10 @@ pub struct DatasetStatement {
     pub epsilon: Epsilon,
     /// δ charged for this run.
     pub delta: Delta,
+    /// What was charged in Rényi divergences, at the orders of the budget: this counts, for a dataset that composes by
+    /// them; (ε, δ) above is then what the run would cost alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renyi: Option<RenyiCost>,
     /// The dataset's total spend (rule D12); none for public and synthetic datasets.
     pub budget: Option<BudgetStatement>,
 }
@@ -132,6 +142,23 @@ pub struct BudgetStatement {
     pub lifetime_epsilon: Epsilon,
     /// Lifetime δ.
     pub lifetime_delta: Delta,
+    /// The account that counts, of a dataset that composes by Rényi divergences; the sums above may then exceed the lifetime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renyi: Option<RenyiStatement>,
+}
+
+/// An account of Rényi divergences as of the receipt's ledger head (rule D12).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenyiStatement {
+    /// Orders, and their weights in the split of δ.
+    pub orders: RenyiTerms,
+    /// Spent at each order by all committed runs, this one included.
+    pub total: RenyiCost,
+    /// Held at each order by runs in flight.
+    pub reserved: RenyiCost,
+    /// ε that both together mean at the lifetime's δ.
+    pub epsilon: Epsilon,
 }
 
 /// What the numbers of a receipt mean and rest on.
@@ -236,9 +263,9 @@ impl Receipt {
             datasets: run
                 .charges()
                 .iter()
-                .filter_map(|charge| dataset_statement(ledger, charge))
+                .filter_map(|charge| dataset_statement(ledger, run, charge))
                 .collect(),
-            accounting: accounting_statement(),
+            accounting: accounting_statement(!run.renyi_charges().is_empty()),
             issuer,
             runner,
             resumers,
@@ -300,6 +327,13 @@ impl Receipt {
         {
             return fault("kept weights do not belong to its steps");
         }
+        if self.run.started_steps.is_some_and(|started| {
+            started >= self.run.steps
+                || started < self.run.released_step
+                || self.run.outcome != Outcome::Cancelled
+        }) {
+            return fault("steps started and outcome disagree");
+        }
         if self.datasets.is_empty() || self.datasets.iter().any(|dataset| !dataset.is_consistent()) {
             return fault("a dataset's charge and budget disagree");
         }
@@ -317,28 +351,52 @@ impl RunStatement {
 
 impl DatasetStatement {
     fn is_consistent(&self) -> bool {
-        match &self.budget {
-            Some(budget) => {
-                let within = |total: Option<Epsilon>, limit| total.is_some_and(|total| total <= limit);
-                let within_delta = |total: Option<Delta>, limit| total.is_some_and(|total| total <= limit);
-                self.kind == DatasetKind::Private
-                    && self.epsilon <= budget.total_epsilon
-                    && self.delta <= budget.total_delta
-                    && within(
-                        budget.total_epsilon.checked_add(budget.reserved_epsilon),
-                        budget.lifetime_epsilon,
-                    )
-                    && within_delta(
-                        budget.total_delta.checked_add(budget.reserved_delta),
-                        budget.lifetime_delta,
-                    )
-            }
-            None => {
-                self.kind != DatasetKind::Private
-                    && self.epsilon == Epsilon::ZERO
-                    && self.delta == Delta::ZERO
-            }
+        let Some(budget) = &self.budget else {
+            return self.kind != DatasetKind::Private
+                && self.epsilon == Epsilon::ZERO
+                && self.delta == Delta::ZERO
+                && self.renyi.is_none();
+        };
+        let charged = Amount::new(self.epsilon, self.delta);
+        let total = Amount::new(budget.total_epsilon, budget.total_delta);
+        let reserved = Amount::new(budget.reserved_epsilon, budget.reserved_delta);
+        let lifetime = Amount::new(budget.lifetime_epsilon, budget.lifetime_delta);
+        let Some(used) = total.checked_add(reserved) else {
+            return false;
+        };
+        let is_within = match (&self.renyi, &budget.renyi) {
+            (None, None) => used.fits_within(lifetime),
+            (Some(cost), Some(account)) => account.is_consistent(cost, lifetime),
+            (None, Some(_)) | (Some(_), None) => false,
+        };
+        self.kind == DatasetKind::Private && charged.fits_within(total) && is_within
+    }
+}
+
+impl RenyiStatement {
+    fn of(orders: &RenyiTerms, account: &RenyiAccount) -> Self {
+        Self {
+            orders: orders.clone(),
+            total: RenyiCost::new(account.committed().rho()),
+            reserved: RenyiCost::new(account.reserved().rho()),
+            epsilon: account.used_epsilon(),
         }
+    }
+
+    /// The charge is part of the total, and the filter holds, of whose budgets nobody is believed.
+    fn is_consistent(&self, charged: &RenyiCost, lifetime: Amount) -> bool {
+        let Ok(filter) = RenyiFilter::new(lifetime, &self.orders) else {
+            return false;
+        };
+        let orders = filter.orders().len();
+        if [charged, &self.total, &self.reserved]
+            .iter()
+            .any(|cost| cost.rho().len() != orders)
+        {
+            return false;
+        }
+        let used = RenyiTotal::zero(orders).plus(&self.total).plus(&self.reserved);
+        charged.is_within(&self.total) && filter.holds(&used) && filter.epsilon(&used) == self.epsilon
     }
 }
 
@@ -406,6 +464,7 @@ fn run_statement(run: &Run, outcome: Outcome) -> RunStatement {
         model_name: reserved.model_name.clone(),
         outcome,
         steps: reserved.steps,
+        started_steps: run.started_steps(),
         released_step: run.released_step(),
         noise_mode: reserved.noise_mode,
         boot: reserved.boot,
@@ -415,8 +474,12 @@ fn run_statement(run: &Run, outcome: Outcome) -> RunStatement {
     }
 }
 
-fn dataset_statement(ledger: &Ledger, charge: &Charge) -> Option<DatasetStatement> {
+fn dataset_statement(ledger: &Ledger, run: &Run, charge: &Charge) -> Option<DatasetStatement> {
     let dataset = ledger.dataset(&charge.dataset)?;
+    let renyi = match (&dataset.policy().composition, dataset.renyi_account()) {
+        (Composition::Renyi(orders), Some(account)) => Some(RenyiStatement::of(orders, account)),
+        _ => None,
+    };
     let budget = dataset.budget().map(|budget| BudgetStatement {
         total_epsilon: budget.committed.epsilon,
         total_delta: budget.committed.delta,
@@ -424,6 +487,7 @@ fn dataset_statement(ledger: &Ledger, charge: &Charge) -> Option<DatasetStatemen
         reserved_delta: budget.reserved.delta,
         lifetime_epsilon: budget.lifetime.epsilon,
         lifetime_delta: budget.lifetime.delta,
+        renyi,
     });
     Some(DatasetStatement {
         id: dataset.id(),
@@ -438,14 +502,20 @@ fn dataset_statement(ledger: &Ledger, charge: &Charge) -> Option<DatasetStatemen
         relation: charge.relation,
         epsilon: charge.amount.epsilon,
         delta: charge.amount.delta,
+        renyi: run.renyi_charged(charge),
         budget,
     })
 }
 
-fn accounting_statement() -> AccountingStatement {
+fn accounting_statement(has_renyi: bool) -> AccountingStatement {
+    let composition = if has_renyi {
+        COMPOSITION_WITH_RENYI
+    } else {
+        COMPOSITION
+    };
     AccountingStatement {
         privacy_unit: PRIVACY_UNIT.to_owned(),
-        composition: COMPOSITION.to_owned(),
+        composition: composition.to_owned(),
         assumptions: ASSUMPTIONS.iter().map(|&text| text.to_owned()).collect(),
     }
 }
@@ -471,6 +541,10 @@ const PRIVACY_UNIT: &str = "per record, per dataset";
 /// Rule D6.
 const COMPOSITION: &str =
     "basic composition of (epsilon, delta); the full reserve of every started run stays charged";
+/// Rules D4 and D5.
+const COMPOSITION_WITH_RENYI: &str = "each dataset by the rule of its policy: sums of (epsilon, delta), the full reserve of every \
+     started run staying charged; or a filter on sums of Renyi divergences at fixed orders, with delta split over the orders, \
+     a cancelled run being charged the steps it had started";
 const ASSUMPTIONS: &[&str] = &[
     "neighbouring datasets differ by adding or removing one record of one dataset",
     "the rounded Gaussian is exact up to the approximation of the normal stated in docs/privacy.md",

@@ -1,6 +1,6 @@
 //! Why an event may not enter the ledger, and what its owner or scientist can do about it.
 
-use crate::amount::Amount;
+use crate::amount::{Amount, Epsilon};
 use crate::event::EventError;
 use crate::id::{DatasetId, Principal, RunId};
 use crate::name::MAX_NAME_CHARACTERS;
@@ -164,6 +164,25 @@ pub enum Refusal {
         /// What is left.
         remaining: Amount,
     },
+    /// No order's budget suffices. Nothing was reserved on any dataset of the run.
+    #[error(
+        "the budget of `{name}` does not suffice: with this run its Rényi divergences would mean ε = {with} at the lifetime's δ, {lifetime} is allowed"
+    )]
+    RenyiExceeded {
+        /// The dataset.
+        name: String,
+        /// Its id.
+        dataset: DatasetId,
+        /// ε of what would be used.
+        with: Epsilon,
+        /// The lifetime's ε.
+        lifetime: Epsilon,
+    },
+    /// Rényi charges belong to exactly the datasets that compose by them, at their orders, and are never zero.
+    #[error(
+        "the Rényi charges of the run are not one for each dataset that composes by Rényi divergences, in order"
+    )]
+    RenyiCharges,
     /// No such run.
     #[error("there is no run {run}")]
     NoRun {

@@ -1,9 +1,10 @@
 //! Which event may follow which state. The same rules refuse a proposal and a replayed chain.
 
+use crate::account::RenyiAccount;
 use crate::entry::{
     Body, BootStarted, Charge, DatasetCreated, DatasetRemoved, DatasetWithdrawn, Outcome, Released,
-    RunAdvanced, RunCommitted, RunRefunded, RunReserved, RunResumed, RunStarted, RunSuspended,
-    RunUnsuspended,
+    RenyiCharge, RunAdvanced, RunCommitted, RunRefunded, RunReserved, RunReservedRenyi, RunResumed,
+    RunStarted, RunStopped, RunSuspended, RunUnsuspended,
 };
 use crate::event;
 use crate::id::{BootId, DatasetId, Digest32, Principal, RunId};
@@ -22,15 +23,25 @@ impl Ledger {
             Body::DatasetCreated(created) => self.check_created(created),
             Body::DatasetWithdrawn(withdrawn) => self.check_withdrawn(withdrawn),
             Body::DatasetRemoved(removed) => self.check_removed(removed),
-            Body::RunReserved(reserved) => self.check_reserved(reserved, RunKind::Training, time_unix_ms),
+            Body::RunReserved(reserved) => {
+                self.check_reserved(reserved, &[], RunKind::Training, time_unix_ms)
+            }
             Body::RunStarted(started) => self.check_started(started, time_unix_ms),
             Body::RunAdvanced(advanced) => self.check_advanced(advanced),
             Body::RunCommitted(committed) => self.check_committed(committed),
             Body::RunRefunded(refunded) => self.check_refunded(refunded),
             Body::Released(released) => self.check_released(released),
             Body::EvaluationReserved(reserved) => {
-                self.check_reserved(reserved, RunKind::Evaluation, time_unix_ms)
+                self.check_reserved(reserved, &[], RunKind::Evaluation, time_unix_ms)
             }
+            Body::RunReservedRenyi(RunReservedRenyi { renyi, .. }) if renyi.is_empty() => {
+                // It has a form without.
+                Err(Refusal::RenyiCharges)
+            }
+            Body::RunReservedRenyi(both) => {
+                self.check_reserved(&both.reserved, &both.renyi, both.kind, time_unix_ms)
+            }
+            Body::RunStopped(stopped) => self.check_stopped(stopped),
             Body::RunResumed(resumed) => self.check_resumed(resumed, time_unix_ms),
             Body::RunSuspended(suspended) => self.check_suspended(suspended),
             Body::RunUnsuspended(unsuspended) => self.check_unsuspended(unsuspended),
@@ -112,6 +123,7 @@ impl Ledger {
     fn check_reserved(
         &self,
         reserved: &RunReserved,
+        renyi: &[RenyiCharge],
         kind: RunKind,
         time_unix_ms: u64,
     ) -> Result<(), Refusal> {
@@ -132,6 +144,7 @@ impl Ledger {
             return Err(Refusal::DatasetCount { found });
         }
         let mut seen = BTreeSet::new();
+        let mut renyi = renyi.iter();
         for charge in &reserved.charges {
             if !seen.insert(charge.dataset) {
                 return Err(Refusal::DatasetTwice {
@@ -141,8 +154,15 @@ impl Ledger {
             let dataset = self.existing_dataset(charge.dataset)?;
             dataset.check_usable(&reserved.scientist, kind, time_unix_ms)?;
             dataset.check_charge(charge)?;
+            if let Some(account) = dataset.renyi_account() {
+                let charge = renyi.next().filter(|renyi| renyi.dataset == charge.dataset);
+                dataset.check_renyi_charge(account, charge.ok_or(Refusal::RenyiCharges)?)?;
+            }
         }
-        Ok(())
+        match renyi.next() {
+            Some(_) => Err(Refusal::RenyiCharges),
+            None => Ok(()),
+        }
     }
 
     /// A run may have queued for long: owners who have gone since lend it nothing (rule D7).
@@ -230,6 +250,20 @@ impl Ledger {
             self.check_current_boot(run.boot)
         } else {
             Ok(())
+        }
+    }
+
+    /// A run that ends early by someone's wish: what it did not start, it does not pay for where that is the rule (D5).
+    fn check_stopped(&self, stopped: &RunStopped) -> Result<(), Refusal> {
+        let run = self.existing_run(stopped.run)?;
+        run.expect_status(RunStatus::Started, "stopped")?;
+        self.check_current_boot(run.boot)?;
+        let started = stopped.started_steps;
+        let fewer = (run.released_step.max(1)..run.steps()).contains(&started);
+        if fewer && !run.renyi.is_empty() {
+            Ok(())
+        } else {
+            Err(Refusal::Outcome { run: stopped.run })
         }
     }
 
@@ -356,7 +390,13 @@ impl Dataset {
                 amount: charge.amount,
             });
         }
-        if !charge.amount.fits_within(budget.remaining) {
+        if self.renyi_account().is_some() {
+            // The sums are shown beside the account that decides: they must stay numbers.
+            let sums = self.committed.checked_add(self.reserved);
+            let sums = sums.and_then(|sums| sums.checked_add(charge.amount));
+            return sums.map(drop).ok_or(Refusal::Overflow);
+        }
+        if !budget.admits(charge.amount) {
             return Err(Refusal::BudgetExceeded {
                 name: name(),
                 dataset: self.id(),
@@ -365,6 +405,22 @@ impl Dataset {
             });
         }
         Ok(())
+    }
+
+    fn check_renyi_charge(&self, account: &RenyiAccount, charge: &RenyiCharge) -> Result<(), Refusal> {
+        let cost = &charge.cost;
+        if cost.rho().len() != account.filter().orders().len() || cost.is_zero() {
+            return Err(Refusal::RenyiCharges);
+        }
+        if account.admits(cost) {
+            return Ok(());
+        }
+        Err(Refusal::RenyiExceeded {
+            name: self.name().to_owned(),
+            dataset: self.id(),
+            with: account.epsilon_with(cost),
+            lifetime: self.policy().lifetime.unwrap_or_default().epsilon,
+        })
     }
 }
 

@@ -1,12 +1,14 @@
 //! The state a chain of entries adds up to: datasets with budgets, runs, the current boot.
 
+use crate::account::{Budget, RenyiAccount, cost_of_event};
 use crate::amount::Amount;
 use crate::chain::{Head, Link};
 use crate::entry::{
-    BootStarted, Charge, DatasetCreated, Entry, KeptWeights, Outcome, RefundReason, RunReserved,
+    BootStarted, Charge, DatasetCreated, Entry, KeptWeights, Outcome, RefundReason, RenyiCharge, RunReserved,
 };
 use crate::id::{BootId, DatasetId, Digest32, EntryHash, LedgerId, Principal, RunId};
 use crate::policy::{DatasetKind, Policy, RunKind};
+use bastionai_privacy::filter::renyi::RenyiCost;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A ledger in memory: every entry, and what they add up to.
@@ -32,22 +34,11 @@ pub struct Dataset {
     pub(crate) removed: bool,
     pub(crate) committed: Amount,
     pub(crate) reserved: Amount,
+    /// Where the policy composes by Rényi divergences; the sums above are then shown, and decide nothing.
+    pub(crate) renyi: Option<RenyiAccount>,
     pub(crate) failed_runs: u32,
     /// Times of reservations not refunded, by run: rule A13 counts the last day's.
     pub(crate) starts: BTreeMap<RunId, u64>,
-}
-
-/// A private dataset's account: `remaining = lifetime − committed − reserved`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Budget {
-    /// Fixed at creation.
-    pub lifetime: Amount,
-    /// Spent by runs that ended after they started.
-    pub committed: Amount,
-    /// Held by runs in flight.
-    pub reserved: Amount,
-    /// What the next run can have.
-    pub remaining: Amount,
 }
 
 /// A run as the ledger knows it.
@@ -55,9 +46,12 @@ pub struct Budget {
 pub struct Run {
     pub(crate) kind: RunKind,
     pub(crate) reserved: RunReserved,
+    pub(crate) renyi: Vec<RenyiCharge>,
     pub(crate) reserved_unix_ms: u64,
     pub(crate) status: RunStatus,
     pub(crate) released_step: u64,
+    /// Of a run that was stopped, where it is known.
+    pub(crate) started_steps: Option<u64>,
     pub(crate) ended_unix_ms: Option<u64>,
     pub(crate) weights_digest: Option<Digest32>,
     pub(crate) released_to: Vec<Principal>,
@@ -79,7 +73,7 @@ pub enum RunStatus {
     Reserved,
     /// Records may have reached the trainer.
     Started,
-    /// Ended after it started: charged in full.
+    /// Ended after it started: charged, in full or for what was started ([`Run::started_steps`]).
     Committed(Outcome),
     /// Ended before it started: nothing charged.
     Refunded(RefundReason),
@@ -281,20 +275,16 @@ impl Dataset {
         self.removed
     }
 
-    /// The account; `None` for public and synthetic datasets.
+    /// The sums of (ε, δ); `None` for public and synthetic datasets. They decide unless there is a
+    /// [`Dataset::renyi_account`].
     pub fn budget(&self) -> Option<Budget> {
         let lifetime = self.created.policy.lifetime?;
-        let used = self.committed.checked_add(self.reserved);
-        // Every reservation was checked against the lifetime, so neither step can fail; fail closed all the same.
-        let remaining = used
-            .and_then(|used| lifetime.checked_sub(used))
-            .unwrap_or(Amount::ZERO);
-        Some(Budget {
-            lifetime,
-            committed: self.committed,
-            reserved: self.reserved,
-            remaining,
-        })
+        Some(Budget::new(lifetime, self.committed, self.reserved))
+    }
+
+    /// The account of Rényi divergences, of a dataset whose policy composes by them.
+    pub fn renyi_account(&self) -> Option<&RenyiAccount> {
+        self.renyi.as_ref()
     }
 
     /// Whether `principal` could train on it at this time, budget aside.
@@ -344,6 +334,22 @@ impl Run {
     /// What it costs each dataset.
     pub fn charges(&self) -> &[Charge] {
         &self.reserved.charges
+    }
+    /// What it costs datasets that compose by Rényi divergences, of all its planned steps.
+    pub fn renyi_charges(&self) -> &[RenyiCharge] {
+        &self.renyi
+    }
+    /// What a committed run was charged, of one of its charges, in Rényi divergences.
+    pub fn renyi_charged(&self, charge: &Charge) -> Option<RenyiCost> {
+        let renyi = self.renyi.iter().find(|renyi| renyi.dataset == charge.dataset)?;
+        Some(match self.started_steps {
+            Some(started) => cost_of_event(&charge.event, &renyi.cost, started, self.steps()),
+            None => renyi.cost.clone(),
+        })
+    }
+    /// Steps started, of a stopped run whose other steps were not charged to accounts of Rényi divergences.
+    pub fn started_steps(&self) -> Option<u64> {
+        self.started_steps
     }
     /// Where it is in its life.
     pub fn status(&self) -> RunStatus {

@@ -3,6 +3,8 @@
 mod common;
 
 use bastionai_ledger::*;
+use bastionai_privacy::filter::renyi::RenyiCost;
+use bastionai_privacy::filter::terms::{Order, RenyiTerms};
 use common::*;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +18,8 @@ enum Op {
     Start(u8),
     Advance(u8, u64),
     Commit(u8, Outcome),
+    /// Cancelled with so many steps started.
+    Stop(u8, u64),
     Refund(u8),
     Release(u8),
     Withdraw(u8),
@@ -27,18 +31,52 @@ enum Op {
     Boot(u16),
 }
 
-/// Dataset, ε and δ in units.
+/// Dataset, ε and δ in units; of the last dataset, which composes by Rényi divergences, thousandths of its two budgets.
 type Charges = Vec<(u8, u64, u64)>;
 
 const LIFETIME: [(u64, u64); 3] = [(1000, 1000), (500, 2000), (2000, 300)];
 
+/// The dataset that composes by Rényi divergences, at orders 4 and 32.
+const RENYI: usize = 3;
+
+fn renyi_dataset() -> DatasetCreated {
+    let orders = [4_000, 32_000].map(|order| Order::from_thousandths(order).unwrap());
+    let composition = Composition::Renyi(RenyiTerms::new(&orders, &[]).unwrap());
+    let policy = Policy {
+        composition,
+        ..policy(amount("6", "1e-5"))
+    };
+    dataset(RENYI as u8, policy)
+}
+
+/// (6 − 3.9…, 6 − 0.3…), as `privacy` computes them from the lifetime.
+fn renyi_budgets() -> (u64, u64) {
+    let mut ledger = new_ledger();
+    add_dataset(&mut ledger, renyi_dataset());
+    let account = ledger
+        .dataset(&dataset_id(RENYI as u8))
+        .unwrap()
+        .renyi_account()
+        .unwrap();
+    let [Some(low), Some(high)] = account.filter().budgets() else {
+        panic!("both orders have a budget")
+    };
+    (low.units(), high.units())
+}
+
+/// Divergences of a charge.
+fn rho(budgets: (u64, u64), low: u64, high: u64) -> (u64, u64) {
+    (budgets.0 / 1000 * low, budgets.1 / 1000 * high)
+}
+
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let op = prop_oneof![
-        4 => (0u8..12, prop::collection::vec((0u8..3, 1u64..400, 0u64..400), 1..4)).prop_map(|(run, charges)| Op::Reserve { run, charges }),
+        4 => (0u8..12, prop::collection::vec((0u8..4, 1u64..400, 0u64..400), 1..4)).prop_map(|(run, charges)| Op::Reserve { run, charges }),
         4 => (0u8..12).prop_map(Op::Start),
         3 => (0u8..12, 0u64..102).prop_map(|(run, step)| Op::Advance(run, step)),
         3 => (0u8..12, prop_oneof![Just(Outcome::Succeeded), Just(Outcome::Failed), Just(Outcome::Cancelled)])
             .prop_map(|(run, outcome)| Op::Commit(run, outcome)),
+        2 => (0u8..12, 0u64..102).prop_map(|(run, step)| Op::Stop(run, step)),
         2 => (0u8..12).prop_map(Op::Refund),
         1 => (0u8..12).prop_map(Op::Release),
         1 => (0u8..30).prop_map(Op::Withdraw),
@@ -58,45 +96,82 @@ enum State {
 }
 
 /// Nothing but maps and sums: what the budget rules say, written a second time.
-#[derive(Default)]
 struct Model {
+    budgets: (u64, u64),
     /// State, boot, released step, charges.
     runs: BTreeMap<u8, (State, u32, u64, Charges)>,
     suspended: BTreeSet<(u8, u8)>,
-    spent: [(u64, u64); 3],
-    withdrawn: [bool; 3],
-    removed: [bool; 3],
+    spent: [(u64, u64); 4],
+    withdrawn: [bool; 4],
+    removed: [bool; 4],
     boot: u32,
 }
 
 impl Model {
+    fn new() -> Self {
+        Self {
+            budgets: renyi_budgets(),
+            runs: BTreeMap::new(),
+            suspended: BTreeSet::new(),
+            spent: [(0, 0); 4],
+            withdrawn: [false; 4],
+            removed: [false; 4],
+            boot: 0,
+        }
+    }
+
+    /// In the dataset's currency.
+    fn cost(&self, &(dataset, one, other): &(u8, u64, u64)) -> (u64, u64) {
+        if dataset as usize == RENYI {
+            rho(self.budgets, one, other)
+        } else {
+            (one, other)
+        }
+    }
+
     fn reserve(&mut self, run: u8, charges: &[(u8, u64, u64)]) -> bool {
         let distinct = charges
             .iter()
             .enumerate()
             .all(|(i, a)| charges[..i].iter().all(|b| a.0 != b.0));
-        let fits = charges.iter().all(|&(dataset, epsilon, delta)| {
-            let (index, limit) = (dataset as usize, LIFETIME[dataset as usize]);
-            !self.withdrawn[index]
-                && self.spent[index].0 + epsilon <= limit.0
-                && self.spent[index].1 + delta <= limit.1
+        let fits = charges.iter().all(|charge| {
+            let (index, cost) = (charge.0 as usize, self.cost(charge));
+            let total = (self.spent[index].0 + cost.0, self.spent[index].1 + cost.1);
+            let fits = if index == RENYI {
+                total.0 <= self.budgets.0 || total.1 <= self.budgets.1
+            } else {
+                total.0 <= LIFETIME[index].0 && total.1 <= LIFETIME[index].1
+            };
+            !self.withdrawn[index] && fits
         });
         if self.runs.contains_key(&run) || !distinct || !fits {
             return false;
         }
-        charges.iter().for_each(|&(dataset, epsilon, delta)| {
-            self.spent[dataset as usize].0 += epsilon;
-            self.spent[dataset as usize].1 += delta;
-        });
+        for charge in charges {
+            let cost = self.cost(charge);
+            self.spent[charge.0 as usize].0 += cost.0;
+            self.spent[charge.0 as usize].1 += cost.1;
+        }
         self.runs
             .insert(run, (State::Reserved, self.boot, 0, charges.to_vec()));
         true
     }
 
     fn refund(&mut self, charges: &[(u8, u64, u64)]) {
-        for &(dataset, epsilon, delta) in charges {
-            self.spent[dataset as usize].0 -= epsilon;
-            self.spent[dataset as usize].1 -= delta;
+        for charge in charges {
+            let cost = self.cost(charge);
+            self.spent[charge.0 as usize].0 -= cost.0;
+            self.spent[charge.0 as usize].1 -= cost.1;
+        }
+    }
+
+    /// Of a run of 100 steps.
+    fn refund_unstarted(&mut self, charges: &[(u8, u64, u64)], started: u64) {
+        for charge in charges.iter().filter(|charge| charge.0 as usize == RENYI) {
+            let (low, high) = self.cost(charge);
+            let unstarted = |rho: u64| rho - (rho * started).div_ceil(100);
+            self.spent[RENYI].0 -= unstarted(low);
+            self.spent[RENYI].1 -= unstarted(high);
         }
     }
 
@@ -152,6 +227,21 @@ impl Model {
                 }
                 _ => false,
             },
+            Op::Stop(run, started) => match self.runs.get_mut(run) {
+                Some(entry) if entry.0 == State::Started && entry.1 == boot => {
+                    let has_renyi = entry.3.iter().any(|charge| charge.0 as usize == RENYI);
+                    if has_renyi && *started < 100 && (*started).max(1) < entry.2 {
+                        return false;
+                    }
+                    entry.0 = State::Ended;
+                    if *started < 100 {
+                        let charges = entry.3.clone();
+                        self.refund_unstarted(&charges, (*started).max(1));
+                    }
+                    true
+                }
+                _ => false,
+            },
             Op::Refund(run) => match self.runs.get_mut(run) {
                 Some(entry) if entry.0 == State::Reserved => {
                     entry.0 = State::Ended;
@@ -163,7 +253,7 @@ impl Model {
             },
             Op::Release(run) => self.runs.get(run).is_some_and(|run| run.2 == 1000),
             Op::Withdraw(dataset) => {
-                let known = (*dataset as usize) < 3 && !self.withdrawn[*dataset as usize];
+                let known = (*dataset as usize) < 4 && !self.withdrawn[*dataset as usize];
                 if known {
                     self.withdrawn[*dataset as usize] = true;
                 }
@@ -174,7 +264,7 @@ impl Model {
                 let in_use = |run: &(State, u32, u64, Charges)| {
                     run.0 != State::Ended && run.3.iter().any(|charge| charge.0 == *dataset)
                 };
-                if index >= 3 || by != dataset || self.removed[index] || self.runs.values().any(in_use) {
+                if index >= 4 || by != dataset || self.removed[index] || self.runs.values().any(in_use) {
                     return false;
                 }
                 // An account outlives its records.
@@ -218,14 +308,24 @@ fn units(epsilon: u64, delta: u64) -> Amount {
     Amount::new(Epsilon::from_units(epsilon), Delta::from_units(delta))
 }
 
-fn apply(ledger: &mut Ledger, op: &Op, boot_number: u8) -> bool {
+fn apply(ledger: &mut Ledger, budgets: (u64, u64), op: &Op, boot_number: u8) -> bool {
     let proposal = match op {
         Op::Reserve { run: id, charges } => {
+            let renyi = charges.iter().filter(|charge| charge.0 as usize == RENYI);
+            let renyi = renyi.map(|&(dataset, low, high)| {
+                let (low, high) = rho(budgets, low, high);
+                let cost = RenyiCost::new(vec![Rho::from_units(low), Rho::from_units(high)]);
+                RenyiCharge {
+                    dataset: dataset_id(dataset),
+                    cost,
+                }
+            });
+            let renyi = renyi.collect();
             let charges = charges
                 .iter()
                 .map(|&(dataset, epsilon, delta)| charge(dataset, units(epsilon, delta)))
                 .collect();
-            ledger.propose_reservation(run(*id, boot_number, charges), T0)
+            ledger.propose_priced(RunKind::Training, run(*id, boot_number, charges), renyi, T0)
         }
         Op::Start(id) => {
             let Some(reservation) = ledger.reservation(&run_id(*id)) else {
@@ -245,6 +345,12 @@ fn apply(ledger: &mut Ledger, op: &Op, boot_number: u8) -> bool {
             };
             let weights = (*outcome == Outcome::Succeeded).then(|| Digest32::of(b"w"));
             ledger.propose_commit(&started, *outcome, weights, T0)
+        }
+        Op::Stop(id, step) => {
+            let Some(started) = ledger.started(&run_id(*id)) else {
+                return false;
+            };
+            ledger.propose_stop(&started, *step, T0)
         }
         Op::Refund(id) => {
             let Some(reservation) = ledger.reservation(&run_id(*id)) else {
@@ -282,6 +388,11 @@ fn apply(ledger: &mut Ledger, op: &Op, boot_number: u8) -> bool {
 }
 
 fn spent(ledger: &Ledger, n: u8) -> (u64, u64) {
+    if n as usize == RENYI {
+        let dataset = ledger.dataset(&dataset_id(n)).unwrap();
+        let used = dataset.renyi_account().unwrap().used().rho();
+        return (used[0].units(), used[1].units());
+    }
     let budget = ledger.dataset(&dataset_id(n)).unwrap().budget().unwrap();
     let used = budget.committed.checked_add(budget.reserved).unwrap();
     assert_eq!(used.checked_add(budget.remaining).unwrap(), budget.lifetime);
@@ -295,23 +406,28 @@ proptest! {
         for (n, (epsilon, delta)) in (0u8..).zip(LIFETIME) {
             add_dataset(&mut ledger, dataset(n, policy(units(epsilon, delta))));
         }
-        let mut model = Model::default();
+        add_dataset(&mut ledger, renyi_dataset());
+        let mut model = Model::new();
         let mut boot_number = 1;
         for op in &ops {
-            prop_assert_eq!(apply(&mut ledger, op, boot_number), model.apply(op), "{:?}", op);
+            prop_assert_eq!(apply(&mut ledger, model.budgets, op, boot_number), model.apply(op), "{:?}", op);
             boot_number += u8::from(matches!(op, Op::Boot(_)));
-            for n in 0..3u8 {
+            for n in 0..4u8 {
                 let spent = spent(&ledger, n);
                 prop_assert_eq!(spent, model.spent[n as usize], "{:?}", op);
                 let known = ledger.dataset(&dataset_id(n)).unwrap();
                 let gone = (known.is_withdrawn(), known.is_removed());
                 prop_assert_eq!(gone, (model.withdrawn[n as usize], model.removed[n as usize]), "{:?}", op);
-                prop_assert!(spent.0 <= LIFETIME[n as usize].0 && spent.1 <= LIFETIME[n as usize].1);
+                if n as usize == RENYI {
+                    prop_assert!(spent.0 <= model.budgets.0 || spent.1 <= model.budgets.1);
+                } else {
+                    prop_assert!(spent.0 <= LIFETIME[n as usize].0 && spent.1 <= LIFETIME[n as usize].1);
+                }
             }
         }
         let replayed = Ledger::replay(ledger.entries().iter().cloned()).unwrap();
         prop_assert_eq!(replayed.head(), ledger.head());
-        for n in 0..3u8 {
+        for n in 0..4u8 {
             prop_assert_eq!(spent(&replayed, n), spent(&ledger, n));
         }
         prop_assert_eq!(format!("{replayed:?}"), format!("{ledger:?}"), "replay gives the very same state");

@@ -2,7 +2,7 @@
 //!
 //! In call order: [`event`] (what a mechanism is; [`specification`] reads it from a file) → [`joint`] and [`truncation`] (what the trainer's
 //! mechanism adds to the textbook one) → [`accountant`] (what it costs), [`renyi`] (the same by Rényi divergences) → [`calibrate`] (how much noise
-//! a price needs) → [`cap`] and [`planner`] (how large a sample may be; which batch size and steps) →
+//! a price needs) → [`filter`] (how runs add up) → [`cap`] and [`planner`] (how large a sample may be; which batch size and steps) →
 //! [`sampling`], [`order`] and [`noise`] (what the trainer draws, on [`vectors`]); [`histogram`] (what an evaluation counts).
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -11,6 +11,7 @@ pub mod accountant;
 pub mod calibrate;
 pub mod cap;
 pub mod event;
+pub mod filter;
 pub mod histogram;
 pub mod joint;
 pub mod noise;

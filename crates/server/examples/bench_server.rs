@@ -317,6 +317,7 @@ fn nanoseconds() -> Outcome<u128> {
 fn free_policy() -> Policy {
     Policy {
         lifetime: None,
+        composition: Default::default(),
         may_train: MayTrain::Anyone,
         recipients: Vec::new(),
         scientist_receives: true,

@@ -3,9 +3,10 @@
 use crate::errors::{Failure, Reason};
 use crate::spec;
 use bastionai_ledger::{
-    Amount, Budget, Dataset, DatasetKind, Freshness, Ledger, MayEvaluate, MayTrain, Outcome, Policy,
-    Principal, RefundReason, Run, RunKind, RunLimits, RunStatus, SignedHead,
+    Amount, Budget, Composition, Dataset, DatasetKind, Freshness, Ledger, MayEvaluate, MayTrain, Outcome,
+    Policy, Principal, RefundReason, RenyiAccount, Run, RunKind, RunLimits, RunStatus, SignedHead,
 };
+use bastionai_privacy::filter::terms::{Order, RenyiTerms, TermsError};
 use bastionai_wire::v1;
 use std::collections::BTreeSet;
 
@@ -35,6 +36,7 @@ pub(crate) fn policy_from_wire(
     };
     let policy = Policy {
         lifetime: lifetime(policy)?,
+        composition: composition(policy)?,
         may_train,
         recipients: principals("recipients", &policy.recipients)?,
         scientist_receives: policy.scientist_receives,
@@ -67,6 +69,11 @@ pub(crate) fn policy_to_wire(policy: &Policy) -> v1::Policy {
         scientist_receives: policy.scientist_receives,
         expires_unix_ms: policy.expires_unix_ms.unwrap_or(0),
         evaluation_only: policy.is_evaluation_only(),
+        composition: rule(&policy.composition).into(),
+        renyi_orders: match &policy.composition {
+            Composition::Basic => Vec::new(),
+            Composition::Renyi(terms) => orders(terms),
+        },
     }
 }
 
@@ -105,6 +112,9 @@ pub(crate) fn dataset(dataset: &Dataset, caller: &Principal, now_unix_ms: u64) -
         trainable_by_caller: dataset.is_trainable_by(caller, now_unix_ms),
         evaluable_by_caller: dataset.is_evaluable_by(caller, now_unix_ms),
         state: dataset_state(dataset).into(),
+        renyi_budget: dataset
+            .renyi_account()
+            .map(|account| renyi_budget(account, dataset.policy())),
     }
 }
 
@@ -116,6 +126,46 @@ fn dataset_state(dataset: &Dataset) -> v1::DatasetState {
     }
 }
 
+/// The rule of a policy.
+pub(crate) fn rule(composition: &Composition) -> v1::Composition {
+    match composition {
+        Composition::Basic => v1::Composition::Basic,
+        Composition::Renyi(_) => v1::Composition::Renyi,
+    }
+}
+
+fn orders(terms: &RenyiTerms) -> Vec<v1::RenyiOrder> {
+    let order = |each: &bastionai_privacy::filter::terms::WeightedOrder| v1::RenyiOrder {
+        order: each.order.to_string(),
+        weight: each.weight,
+    };
+    terms.weighted().iter().map(order).collect()
+}
+
+fn renyi_budget(account: &RenyiAccount, policy: &Policy) -> v1::RenyiBudget {
+    let (filter, committed, reserved) = (
+        account.filter(),
+        account.committed().rho(),
+        account.reserved().rho(),
+    );
+    let lifetime = policy.lifetime.unwrap_or_default().epsilon;
+    let used = account.used_epsilon();
+    let of_order = |at: usize| v1::RenyiOrderBudget {
+        order: filter.orders()[at].to_string(),
+        budget: filter.budgets()[at]
+            .map(|budget| budget.to_string())
+            .unwrap_or_default(),
+        committed: committed[at].to_string(),
+        reserved: reserved[at].to_string(),
+    };
+    v1::RenyiBudget {
+        orders: (0..filter.orders().len()).map(of_order).collect(),
+        used_epsilon: used.to_string(),
+        remaining_epsilon: lifetime.checked_sub(used).unwrap_or_default().to_string(),
+    }
+}
+
+/// A charge by the sums of (ε, δ); [`crate::charges`] adds the other currency, and decides.
 pub(crate) fn charge(ledger: &Ledger, charge: &bastionai_ledger::Charge) -> v1::Charge {
     let dataset = ledger.dataset(&charge.dataset);
     let before = dataset.and_then(Dataset::budget);
@@ -128,7 +178,13 @@ pub(crate) fn charge(ledger: &Ledger, charge: &bastionai_ledger::Charge) -> v1::
         epsilon,
         delta,
         budget_before: before.map(budget),
-        affordable: before.is_none_or(|before| charge.amount.fits_within(before.remaining)),
+        affordable: before.is_none_or(|before| before.admits(charge.amount)),
+        composition: dataset
+            .map_or(v1::Composition::Basic, |dataset| {
+                rule(&dataset.policy().composition)
+            })
+            .into(),
+        renyi: None,
     }
 }
 
@@ -208,6 +264,27 @@ fn lifetime(policy: &v1::Policy) -> Result<Option<Amount>, Failure> {
         .parse()
         .map_err(|error| invalid(format!("lifetime_delta: {error}")))?;
     Ok(Some(Amount::new(epsilon, delta)))
+}
+
+fn composition(policy: &v1::Policy) -> Result<Composition, Failure> {
+    let listed = &policy.renyi_orders;
+    match v1::Composition::try_from(policy.composition) {
+        Ok(v1::Composition::Unspecified | v1::Composition::Basic) if listed.is_empty() => {
+            Ok(Composition::Basic)
+        }
+        Ok(v1::Composition::Renyi) if listed.is_empty() => Ok(Composition::Renyi(RenyiTerms::default())),
+        Ok(v1::Composition::Renyi) => {
+            let orders: Result<Vec<Order>, TermsError> =
+                listed.iter().map(|each| each.order.parse()).collect();
+            let weights: Vec<u32> = listed.iter().map(|each| each.weight.max(1)).collect();
+            let terms = orders.and_then(|orders| RenyiTerms::new(&orders, &weights));
+            terms
+                .map(Composition::Renyi)
+                .map_err(|error| invalid(format!("renyi_orders: {error}")))
+        }
+        Ok(_) => Err(invalid("renyi_orders belong to composition by Rényi divergences")),
+        Err(_) => Err(invalid("composition must be basic or Rényi's")),
+    }
 }
 
 fn principals(field: &str, list: &[Vec<u8>]) -> Result<BTreeSet<Principal>, Failure> {

@@ -231,7 +231,7 @@ impl Failure {
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         let reason = match &refusal {
-            Refusal::BudgetExceeded { .. } => {
+            Refusal::BudgetExceeded { .. } | Refusal::RenyiExceeded { .. } => {
                 return Self::new(
                     Reason::BudgetExceeded,
                     format!("budget exceeded: {refusal}; nothing was charged"),

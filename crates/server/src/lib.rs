@@ -23,6 +23,7 @@
 
 mod acceptor;
 mod boot;
+mod charges;
 pub mod config;
 mod convert;
 mod digest;

@@ -1,7 +1,7 @@
 //! From request and grounds to a quote: the graph is proven, the numbers are planned, every dataset's
 //! charge is named, and all of it is put under one digest.
 
-use crate::convert;
+use crate::charges::{self, PricedCharge};
 use crate::digest::{Agreement, tensors_digest};
 use crate::errors::{Failure, Reason};
 use crate::memory::Needs;
@@ -11,7 +11,7 @@ use crate::terms::{self, Grounds, check_frames, read_archive, refused};
 use crate::throughput::Throughput;
 use crate::warm_start::{self, WeightsSource};
 use bastionai_graph::typed::TypedGraph;
-use bastionai_ledger::{BootId, Charge, Delta, Digest32, Ledger, NoiseMode, Principal, RunId, RunReserved};
+use bastionai_ledger::{BootId, Delta, Digest32, Ledger, NoiseMode, Principal, RunId, RunReserved};
 use bastionai_wire::trainer::{DatasetShape, Job, LossRelease, TRAINER_PROTOCOL_VERSION};
 use bastionai_wire::v1;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub(crate) struct PricedRun {
     pub(crate) plan: Plan,
     pub(crate) graph: Arc<TypedGraph>,
     pub(crate) declared_sizes: Vec<u64>,
-    pub(crate) charges: Vec<Charge>,
+    pub(crate) charges: Vec<PricedCharge>,
     pub(crate) memory_bytes: u64,
     pub(crate) kept_bytes: u64,
     pub(crate) expires_unix_ms: u64,
@@ -75,7 +75,7 @@ pub(crate) fn price(request: RunRequest, grounds: &Grounds) -> Result<PricedRun,
     Ok(PricedRun {
         run_digest,
         scientist: terms.scientist(),
-        charges: terms.charges(&plan.event, plan.amount),
+        charges: terms.charges(&plan.event, plan.amount)?,
         request,
         plan,
         graph: Arc::new(graph),
@@ -144,11 +144,7 @@ impl PricedRun {
             memory_bytes: self.memory_bytes,
             kept_bytes: self.kept_bytes,
             trainable_parameters,
-            charges: self
-                .charges
-                .iter()
-                .map(|charge| convert::charge(ledger, charge))
-                .collect(),
+            charges: self.charges.iter().map(|charge| charge.to_wire(ledger)).collect(),
             expires_unix_ms: self.expires_unix_ms,
             graph_digest: self.graph.digest().to_vec(),
             warnings: self.plan.warnings(&self.request, trainable_parameters),
@@ -174,7 +170,7 @@ impl PricedRun {
             model_name: self.request.model_name.clone(),
             steps: self.request.steps,
             noise_mode: NoiseMode::Standard,
-            charges: self.charges.clone(),
+            charges: charges::charges(&self.charges),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What was priced and can be started: a training run or an evaluation. Here is what the queue, the ledger and
 //! the supervisor need of either.
 
+use crate::charges;
 use crate::evaluation::PricedEvaluation;
 use crate::price::PricedRun;
 use crate::warm_start::WeightsSource;
@@ -100,9 +101,10 @@ impl Priced {
         now_unix_ms: u64,
     ) -> Result<BudgetReservation, TransactError> {
         let reserved = self.reservation(run, boot);
-        match self.kind() {
-            RunKind::Training => vault.reserve_run(reserved, order, now_unix_ms),
-            RunKind::Evaluation => vault.reserve_evaluation(reserved, order, now_unix_ms),
-        }
+        let renyi = charges::renyi_charges(match self {
+            Self::Training(run) => &run.charges,
+            Self::Evaluation(evaluation) => &evaluation.charges,
+        });
+        vault.reserve_priced(self.kind(), reserved, renyi, order, now_unix_ms)
     }
 }

@@ -1,6 +1,7 @@
 //! What every price stands on, of training and of evaluation: the terms of the datasets, the archive and its graph, and
 //! the physical batch that fits into memory.
 
+use crate::charges::{PricedCharge, RenyiGrounds};
 use crate::digest::DatasetVersion;
 use crate::errors::{Failure, Reason};
 use crate::memory::{self, Memory, Needs};
@@ -40,6 +41,7 @@ struct DatasetTerms {
     contract_json: String,
     declared_size: u64,
     lifetime_delta: Option<Delta>,
+    renyi: Option<RenyiGrounds>,
 }
 
 /// This boot, as the digest names it.
@@ -73,6 +75,7 @@ impl Terms {
             contract_json: dataset.contract_json().to_owned(),
             declared_size: dataset.declared_size(),
             lifetime_delta: dataset.policy().lifetime.map(|lifetime| lifetime.delta),
+            renyi: RenyiGrounds::of(ledger, dataset),
         });
         Self {
             scientist,
@@ -139,18 +142,22 @@ impl Terms {
     }
 
     /// The same charge for every private dataset, nothing for the others.
-    pub(crate) fn charges(&self, event: &DpEvent, amount: Amount) -> Vec<Charge> {
+    ///
+    /// # Errors
+    /// [`Reason::Unpriceable`] for a mechanism without a proof in the currency that decides.
+    pub(crate) fn charges(&self, event: &DpEvent, amount: Amount) -> Result<Vec<PricedCharge>, Failure> {
         let charge = |dataset: &DatasetTerms| {
             let (event, amount) = match dataset.kind {
                 DatasetKind::Private => (event.clone(), amount),
                 DatasetKind::Public | DatasetKind::Synthetic => (DpEvent::NoOp, Amount::ZERO),
             };
-            Charge {
+            let charge = Charge {
                 dataset: dataset.version.dataset,
                 event,
                 relation: RELATION,
                 amount,
-            }
+            };
+            PricedCharge::new(charge, dataset.renyi.as_ref())
         };
         self.datasets.iter().map(charge).collect()
     }

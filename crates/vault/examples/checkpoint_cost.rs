@@ -77,6 +77,7 @@ fn started(vault: &Vault) -> Result<StartedRun, Box<dyn Error>> {
         column_bytes: vec![1],
         policy: Policy {
             lifetime: None,
+            composition: Composition::Basic,
             may_train: MayTrain::Anyone,
             recipients: [].into(),
             scientist_receives: true,

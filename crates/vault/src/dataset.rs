@@ -301,7 +301,7 @@ const ROOT_LABEL: &[u8] = b"bastionai/v1/dataset-root\0";
 mod tests {
     use super::*;
     use crate::{RootKey, UploadHeader, VaultConfig};
-    use bastionai_ledger::{DatasetKind, Freshness, MayTrain, Policy, RunLimits};
+    use bastionai_ledger::{Composition, DatasetKind, Freshness, MayTrain, Policy, RunLimits};
 
     /// The root in the ledger holds even against whoever has the segment key.
     #[test]
@@ -311,6 +311,7 @@ mod tests {
         let vault = Vault::open(directory.path(), &root, VaultConfig::default(), 0).unwrap();
         let policy = Policy {
             lifetime: None,
+            composition: Composition::Basic,
             may_train: MayTrain::Anyone,
             recipients: [].into(),
             scientist_receives: true,

@@ -41,6 +41,7 @@
 //!     column_bytes: vec![4, 8], // bytes of one record in each contract column
 //!     policy: Policy {
 //!         lifetime: Some(amount("6.0", "1e-5")?),
+//!         composition: Composition::Basic,
 //!         may_train: MayTrain::Anyone,
 //!         recipients: Default::default(),
 //!         scientist_receives: true,

@@ -8,8 +8,8 @@ use crate::open_runs::{Checkpoint, RunOrder, StoredState};
 use crate::results::{Place, StoredResult, Weights};
 use crate::vault::Vault;
 use bastionai_ledger::{
-    BudgetReceipt, BudgetReservation, Ledger, Outcome, Principal, Proposal, RefundReason, Refusal, RunId,
-    RunReserved, StartedRun,
+    BudgetReceipt, BudgetReservation, Ledger, Outcome, Principal, Proposal, RefundReason, Refusal,
+    RenyiCharge, RunId, RunKind, RunReserved, StartedRun,
 };
 
 /// One released value: a step that is complete, with its noisy loss, if the run releases any.
@@ -30,6 +30,11 @@ pub enum RunEnd {
     Failed,
     /// Stopped on request; the caller has destroyed the weights (rule D5).
     Cancelled,
+    /// As `Cancelled`, and no more than these steps were started; the caller has destroyed what came of any other.
+    Stopped {
+        /// Steps.
+        started_steps: u64,
+    },
 }
 
 impl Vault {
@@ -76,6 +81,24 @@ impl Vault {
     ) -> Result<BudgetReservation, TransactError> {
         self.reserve(&reserved, order, |ledger| {
             ledger.propose_evaluation(reserved.clone(), now_unix_ms)
+        })
+    }
+
+    /// As [`Vault::reserve_run`] or [`Vault::reserve_evaluation`]; `renyi` holds the charges of those of its datasets that
+    /// compose by Rényi divergences, in the order of all charges.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reserve_priced(
+        &self,
+        kind: RunKind,
+        reserved: RunReserved,
+        renyi: Vec<RenyiCharge>,
+        order: RunOrder<'_>,
+        now_unix_ms: u64,
+    ) -> Result<BudgetReservation, TransactError> {
+        self.reserve(&reserved, order, |ledger| {
+            ledger.propose_priced(kind, reserved.clone(), renyi.clone(), now_unix_ms)
         })
     }
 
@@ -190,23 +213,27 @@ impl Vault {
         let id = run.run();
         match end {
             RunEnd::Succeeded(weights) => self.commit_success(&run, &weights, now_unix_ms)?,
-            RunEnd::Failed => self.commit_without_weights(&run, Outcome::Failed, now_unix_ms)?,
-            RunEnd::Cancelled => self.commit_without_weights(&run, Outcome::Cancelled, now_unix_ms)?,
+            RunEnd::Failed => self.end_without_weights(&id, |ledger| {
+                ledger.propose_commit(&run, Outcome::Failed, None, now_unix_ms)
+            })?,
+            RunEnd::Cancelled => self.end_without_weights(&id, |ledger| {
+                ledger.propose_commit(&run, Outcome::Cancelled, None, now_unix_ms)
+            })?,
+            // The reserve stays until this is durable.
+            RunEnd::Stopped { started_steps } => self.end_without_weights(&id, |ledger| {
+                ledger.propose_stop(&run, started_steps, now_unix_ms)
+            })?,
         }
         self.read(|ledger| ledger.budget_receipt(&id))
             .ok_or(Refusal::NoRun { run: id }.into())
     }
 
-    fn commit_without_weights(
+    fn end_without_weights(
         &self,
-        run: &StartedRun,
-        outcome: Outcome,
-        now_unix_ms: u64,
+        run: &RunId,
+        propose: impl FnOnce(&Ledger) -> Result<Proposal, Refusal>,
     ) -> Result<(), CommitError> {
-        let id = run.run();
-        self.end_run(&id, |ledger| {
-            ledger.propose_commit(run, outcome, None, now_unix_ms)
-        })?;
+        self.end_run(run, propose)?;
         Ok(())
     }
 

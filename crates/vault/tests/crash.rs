@@ -41,9 +41,13 @@ struct RunTold {
     kept_asked: BTreeSet<(u64, bool)>,
     kept_told: BTreeSet<(u64, bool)>,
     commit_told: Option<Outcome>,
+    stop_asked: Option<u64>,
     weights_seed: u64,
     release_told: BTreeSet<Principal>,
 }
+
+/// Of a run, at each order; the budgets hold as many runs as the test makes.
+const RHO: Rho = Rho::from_units(1_000_003);
 
 /// What a run keeps at a step: says in its bytes which run and step it is of.
 fn kept(run: RunId, (step, ema): (u64, bool)) -> KeptSet {
@@ -82,7 +86,12 @@ impl Oracle {
         self.uploads += 1;
         let (name, seed) = (format!("dataset {}", self.uploads), self.uploads);
         self.asked.insert(name.clone(), (count, seed));
-        let id = upload(vault, &name, count, seed).map_err(failed)?;
+        // Every other one adds its runs up in Rényi divergences.
+        let header = UploadHeader {
+            policy: if seed % 2 == 0 { renyi_policy() } else { policy() },
+            ..header(&name)
+        };
+        let id = upload_under(vault, header, count, seed).map_err(failed)?;
         self.datasets.insert(id, (count, seed));
         Ok(())
     }
@@ -113,8 +122,9 @@ impl Oracle {
                 ..RunTold::default()
             },
         );
+        let renyi = renyi_charges(vault, datasets, RHO);
         vault
-            .reserve_run(reserved, order(), T0)
+            .reserve_priced(RunKind::Training, reserved, renyi, order(), T0)
             .map_err(failed)
             .map(|_| run)
     }
@@ -184,6 +194,20 @@ impl Oracle {
         };
         vault.commit_run(started, end, T0).map_err(failed)?;
         self.told(run).commit_told = Some(outcome);
+        Ok(())
+    }
+
+    /// Cancelled, one step beyond those released having been started.
+    fn stop(&mut self, vault: &Vault, run: RunId) -> Told {
+        let Some(started) = vault.read(|ledger| ledger.started(&run)) else {
+            return Ok(());
+        };
+        let started_steps = vault.read(|ledger| ledger.run(&run).unwrap().released_step()) + 1;
+        self.told(run).stop_asked = Some(started_steps);
+        vault
+            .commit_run(started, RunEnd::Stopped { started_steps }, T0)
+            .map_err(failed)?;
+        self.told(run).commit_told = Some(Outcome::Cancelled);
         Ok(())
     }
 
@@ -399,11 +423,45 @@ impl Oracle {
     }
 
     /// Recounted from what was told: started runs are charged in full, and nothing exceeds the lifetime.
+    /// What an account of Rényi divergences holds, from what was told: a started run is charged, whole or for at least the
+    /// steps that it had started when it was stopped.
+    fn check_divergences(&self, vault: &Vault) {
+        for dataset in self.datasets.keys() {
+            let account = vault.read(|ledger| ledger.dataset(dataset).unwrap().renyi_account().cloned());
+            let Some(account) = account else { continue };
+            let used = account.used();
+            assert!(account.filter().holds(&used), "overdrawn");
+            let mut expected = 0;
+            for (id, told) in &self.runs {
+                if told.charges.iter().all(|(charged, _)| charged != dataset) {
+                    continue;
+                }
+                let run = vault.read(|ledger| ledger.run(id).cloned());
+                let steps = match run.as_ref().map(|run| (run.status(), run.started_steps())) {
+                    None | Some((RunStatus::Refunded(_), _)) => 0,
+                    Some((_, Some(started))) => {
+                        assert_eq!(Some(started), told.stop_asked);
+                        started
+                    }
+                    Some((_, None)) => 10,
+                };
+                assert!(
+                    !told.start_told || steps > told.released_told.min(9),
+                    "under-counted"
+                );
+                expected += (RHO.units() * steps).div_ceil(10);
+            }
+            assert!(used.rho().iter().all(|rho| rho.units() == expected));
+        }
+    }
+
     fn check_budgets(&self, vault: &Vault) {
+        self.check_divergences(vault);
         for dataset in self.datasets.keys() {
             let account = budget(vault, dataset);
             let used = account.committed.checked_add(account.reserved).unwrap();
-            assert!(used.fits_within(account.lifetime), "overdrawn");
+            let by_sums = vault.read(|ledger| ledger.dataset(dataset).unwrap().renyi_account().is_none());
+            assert!(!by_sums || used.fits_within(account.lifetime), "overdrawn");
             let sum = |counts: &dyn Fn(&RunId, &RunTold) -> bool| {
                 let charges = self
                     .runs
@@ -610,7 +668,8 @@ fn random_step(oracle: &mut Oracle, vault: &Vault, random: &mut Random) -> Told 
     let mut pick =
         |from: &[RunId]| (!from.is_empty()).then(|| from[random.below(from.len() as u64) as usize]);
     let (open, closed) = (pick(&runs), pick(&ended));
-    match (random.below(15), open) {
+    match (random.below(16), open) {
+        (15, Some(run)) => oracle.stop(vault, run),
         (0, _) => oracle.upload(vault, random.below(33)),
         (1, _) => oracle.abandon(vault, random.below(33)),
         (2, _) if datasets.len() > 3 => {

@@ -1,13 +1,15 @@
 //! `bastionai dataset check|put|list|show|withdraw|rm`.
 
-use crate::arguments::{ConnectionArguments, DatasetPutArguments, DatasetVerb, KindArgument};
+use crate::arguments::{
+    CompositionArgument, ConnectionArguments, DatasetPutArguments, DatasetVerb, KindArgument,
+};
 use crate::connect::{connect, dataset_named};
 use crate::{output, rows};
 use anyhow::{Context, bail};
 use bastionai_client::blocking::Client;
 use bastionai_client::{
-    Amount, CheckedRecords, DataContract, Dataset, DatasetKind, DatasetState, MayTrain, NewDataset, Policy,
-    Principal, RecordBatch, Transfer,
+    Amount, CheckedRecords, Composition, DataContract, Dataset, DatasetKind, DatasetState, MayTrain,
+    NewDataset, Policy, Principal, RecordBatch, RenyiTerms, Transfer,
 };
 use bastionai_graph::contract::declared_size_for;
 use std::path::Path;
@@ -209,12 +211,32 @@ fn policy(
     };
     Ok(Policy {
         lifetime,
+        composition: composition(arguments)?,
         may_train,
         recipients: principals(&arguments.recipient)?,
         scientist_receives: true,
         expires_unix_ms: None,
         evaluation_only,
     })
+}
+
+fn composition(arguments: &DatasetPutArguments) -> anyhow::Result<Composition> {
+    match (arguments.composition, arguments.renyi_order.as_slice()) {
+        (CompositionArgument::Basic, []) => Ok(Composition::Basic),
+        (CompositionArgument::Basic, _) => bail!("--renyi-order belongs to --composition renyi"),
+        (CompositionArgument::Renyi, []) => Ok(Composition::Renyi(None)),
+        (CompositionArgument::Renyi, named) => {
+            let mut orders = Vec::new();
+            let mut weights = Vec::new();
+            for text in named {
+                let (order, weight) = text.split_once(':').unwrap_or((text, "1"));
+                orders.push(order.parse().with_context(|| format!("--renyi-order {text}"))?);
+                weights.push(weight.parse().with_context(|| format!("--renyi-order {text}"))?);
+            }
+            let terms = RenyiTerms::new(&orders, &weights).context("--renyi-order")?;
+            Ok(Composition::Renyi(Some(terms)))
+        }
+    }
 }
 
 fn principals(named: &[String]) -> anyhow::Result<Vec<Principal>> {
@@ -229,9 +251,10 @@ fn print_table(datasets: &[Dataset]) {
     let rows: Vec<Vec<String>> = datasets
         .iter()
         .map(|dataset| {
-            let remaining = dataset.budget.map_or("no budget needed".to_owned(), |budget| {
-                format!("{} of {}", budget.remaining.epsilon, budget.lifetime.epsilon)
-            });
+            let remaining = match (dataset.epsilon_left(), dataset.budget) {
+                (Some(left), Some(budget)) => format!("{left} of {}", budget.lifetime.epsilon),
+                _ => "no budget needed".to_owned(),
+            };
             vec![
                 dataset.name.clone(),
                 format!("{:?}", dataset.kind).to_lowercase(),
@@ -298,5 +321,26 @@ fn print_one(dataset: &Dataset) {
             line("remaining", budget.remaining),
         ];
         output::table(&["budget", "ε", "δ"], &rows);
+    }
+    if let Some(account) = &dataset.renyi_budget {
+        println!();
+        println!(
+            "Runs add up in Rényi divergences, and a run is admitted while one order has enough: {} of ε is left. The sums \
+             above are shown and decide nothing.",
+            account.remaining_epsilon
+        );
+        let rows: Vec<Vec<String>> = account
+            .orders
+            .iter()
+            .map(|each| {
+                vec![
+                    each.order.to_string(),
+                    each.budget.map_or("none".to_owned(), |budget| budget.to_string()),
+                    each.committed.to_string(),
+                    each.reserved.to_string(),
+                ]
+            })
+            .collect();
+        output::table(&["order", "budget", "committed", "reserved"], &rows);
     }
 }

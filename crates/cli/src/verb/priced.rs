@@ -4,7 +4,7 @@ use crate::connect::{dataset_named, run_id};
 use crate::output;
 use anyhow::{Context, bail};
 use bastionai_client::blocking::Client;
-use bastionai_client::{Budget, Charge, Dataset, RunWeights, WeightsSource};
+use bastionai_client::{Charge, Dataset, Epsilon, RunWeights, WeightsSource};
 use serde::Serialize;
 use std::path::Path;
 
@@ -89,13 +89,14 @@ pub(super) fn refuse_unaffordable(charges: &[Charge], what: &str) -> anyhow::Res
     )
 }
 
+/// By the rule that decides; then both, where there is a budget.
 pub(super) fn print_charges(charges: &[Charge]) {
     let rows: Vec<Vec<String>> = charges
         .iter()
         .map(|charge| {
-            let (before, after) = match charge.budget_before {
-                None => ("no budget needed".to_owned(), "".to_owned()),
-                Some(budget) => (budget.remaining.epsilon.to_string(), left_after(charge, &budget)),
+            let (before, after) = match charge.epsilon_left() {
+                (None, _) => ("no budget needed".to_owned(), String::new()),
+                (Some(before), after) => (before.to_string(), left(after)),
             };
             vec![
                 charge.dataset_name.clone(),
@@ -107,12 +108,41 @@ pub(super) fn print_charges(charges: &[Charge]) {
         })
         .collect();
     output::table(&["dataset", "ε", "δ", "ε left before", "ε left after"], &rows);
+    let both: Vec<Vec<String>> = charges.iter().filter_map(in_both_currencies).collect();
+    if !both.is_empty() {
+        println!();
+        let header = [
+            "dataset",
+            "rule that decides",
+            "ε left after, by sums",
+            "ε left after, by Rényi divergences",
+            "divergence at order",
+        ];
+        output::table(&header, &both);
+    }
 }
 
-fn left_after(charge: &Charge, before: &Budget) -> String {
-    let left = before.remaining.checked_sub(charge.cost);
-    match left.filter(|_| charge.affordable) {
-        Some(left) => left.epsilon.to_string(),
-        None => "does not suffice".to_owned(),
-    }
+fn in_both_currencies(charge: &Charge) -> Option<Vec<String>> {
+    let (budget, price) = (charge.budget_before?, charge.renyi.as_ref()?);
+    let by_sums = budget.remaining.checked_sub(charge.cost);
+    let by_renyi = budget.lifetime.epsilon.checked_sub(price.epsilon_after);
+    let divergences = price.orders.iter().zip(&price.divergences);
+    let divergences =
+        divergences.filter_map(|(order, rho)| Some(format!("{order}: {:.3e}", rho.as_ref()?.to_f64())));
+    Some(vec![
+        charge.dataset_name.clone(),
+        if charge.by_renyi {
+            "Rényi divergences"
+        } else {
+            "sums"
+        }
+        .to_owned(),
+        left(by_sums.map(|left| left.epsilon)),
+        left(by_renyi),
+        divergences.collect::<Vec<_>>().join(", "),
+    ])
+}
+
+fn left(epsilon: Option<Epsilon>) -> String {
+    epsilon.map_or_else(|| "does not suffice".to_owned(), |left| left.to_string())
 }

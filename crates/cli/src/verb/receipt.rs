@@ -50,6 +50,9 @@ fn print(audited: &AuditedReceipt) {
     println!("run             {}", receipt.run.id);
     println!("outcome         {:?}", receipt.run.outcome);
     println!("steps           {}", receipt.run.steps);
+    if let Some(started) = receipt.run.started_steps {
+        println!("steps started   {started}");
+    }
     println!("graph digest    {}", receipt.run.graph_digest);
     if let Some(digest) = receipt.run.weights_digest {
         println!("weights digest  {digest}");
@@ -63,8 +66,12 @@ fn print(audited: &AuditedReceipt) {
         dataset
             .budget
             .as_ref()
-            .map_or("no budget needed".to_owned(), |budget| {
-                budget.total_epsilon.to_string()
+            .map_or("no budget needed".to_owned(), |budget| match &budget.renyi {
+                Some(account) => format!(
+                    "{} by Rényi divergences, runs in flight included",
+                    account.epsilon
+                ),
+                None => budget.total_epsilon.to_string(),
             })
     };
     let rows: Vec<Vec<String>> = receipt

@@ -197,6 +197,7 @@ mod tests {
 
     fn charged(kind: DatasetKind, event: DpEvent) -> DatasetStatement {
         DatasetStatement {
+            renyi: None,
             id: DatasetId::from_bytes([1; 16]),
             name: "north.test".into(),
             kind,

@@ -1,9 +1,10 @@
 //! Runs, prices and specifications to and from the wire. No decisions.
 
 use super::{
-    Charge, LossRelease, Privacy, Progress, Quote, Run, RunKind, RunSpec, RunState, RunWeights, WeightsSource,
+    Charge, LossRelease, Privacy, Progress, Quote, RenyiPrice, Run, RunKind, RunSpec, RunState, RunWeights,
+    WeightsSource,
 };
-use crate::convert::{all, amount, dataset_id, digest, meant, principal, required, run_id};
+use crate::convert::{all, amount, dataset_id, digest, meant, number, principal, required, run_id};
 use crate::datasets::parse_budget;
 use crate::errors::ClientError;
 use bastionai_wire::v1;
@@ -129,6 +130,7 @@ pub(super) fn parse_quote(call: &'static str, wire: v1::Quote) -> Result<Quote, 
 }
 
 pub(crate) fn parse_charge(call: &'static str, wire: v1::Charge) -> Result<Charge, ClientError> {
+    let by_renyi = wire.composition() == v1::Composition::Renyi;
     Ok(Charge {
         dataset_id: dataset_id(call, &wire.dataset_id)?,
         cost: amount(call, &wire.epsilon, &wire.delta)?,
@@ -137,7 +139,35 @@ pub(crate) fn parse_charge(call: &'static str, wire: v1::Charge) -> Result<Charg
             .map(|budget| parse_budget(call, &budget))
             .transpose()?,
         affordable: wire.affordable,
+        by_renyi,
+        renyi: wire
+            .renyi
+            .map(|price| parse_renyi_price(call, &price))
+            .transpose()?,
         dataset_name: wire.dataset_name,
+    })
+}
+
+fn parse_renyi_price(call: &'static str, wire: &v1::RenyiPrice) -> Result<RenyiPrice, ClientError> {
+    let divergence = |text: &String| match text.as_str() {
+        "" => Ok(None),
+        text => number(call, text).map(Some),
+    };
+    let orders = wire.orders.iter().map(|order| number(call, order));
+    let orders: Vec<_> = orders.collect::<Result<_, ClientError>>()?;
+    let divergences: Vec<_> = wire
+        .divergences
+        .iter()
+        .map(divergence)
+        .collect::<Result<_, _>>()?;
+    if orders.len() != divergences.len() {
+        return Err(ClientError::protocol(call, "divergences of other orders"));
+    }
+    Ok(RenyiPrice {
+        orders,
+        divergences,
+        epsilon_before: number(call, &wire.epsilon_before)?,
+        epsilon_after: number(call, &wire.epsilon_after)?,
     })
 }
 

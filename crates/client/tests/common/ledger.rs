@@ -125,6 +125,7 @@ impl TestLedger {
             ledger_head: self.head().head,
             freshness: bastionai_ledger::Freshness::None,
             run: RunStatement {
+                started_steps: None,
                 kind: RunKind::Training,
                 kept: Vec::new(),
                 id: RUN,
@@ -143,6 +144,7 @@ impl TestLedger {
                 committed_unix_ms: 40,
             },
             datasets: vec![DatasetStatement {
+                renyi: None,
                 id: DatasetId::from_bytes([2; 16]),
                 name: "made up".into(),
                 kind: DatasetKind::Synthetic,

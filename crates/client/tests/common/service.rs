@@ -122,6 +122,7 @@ impl TestService {
             }
         }
         Ok(Dataset {
+            renyi_budget: None,
             id: vec![6; 16],
             name: header.name,
             kind: header.kind,

@@ -3,6 +3,8 @@
 
 use bastionai_ledger::*;
 use bastionai_privacy::event::{DpEvent, NeighboringRelation};
+use bastionai_privacy::filter::renyi::RenyiCost;
+use bastionai_privacy::filter::terms::{Order, RenyiTerms};
 
 pub const T0: u64 = 1_700_000_000_000;
 
@@ -52,6 +54,7 @@ pub fn evidence(n: u8) -> RuntimeEvidence {
 pub fn policy(lifetime: Amount) -> Policy {
     Policy {
         lifetime: Some(lifetime),
+        composition: Composition::Basic,
         may_train: MayTrain::Anyone,
         recipients: [principal(200)].into(),
         scientist_receives: true,
@@ -59,6 +62,38 @@ pub fn policy(lifetime: Amount) -> Policy {
         freshness: Freshness::None,
         limits: RunLimits::default(),
     }
+}
+
+/// Of three orders.
+pub fn renyi_policy(lifetime: Amount) -> Policy {
+    Policy {
+        composition: Composition::Renyi(terms()),
+        ..policy(lifetime)
+    }
+}
+
+pub fn terms() -> RenyiTerms {
+    let orders = [4_000, 10_500, 32_000].map(|order| Order::from_thousandths(order).unwrap());
+    RenyiTerms::new(&orders, &[1, 2, 2]).unwrap()
+}
+
+/// A charge of one divergence at each of the three orders.
+pub fn renyi_charge(n: u8, rho: [&str; 3]) -> RenyiCharge {
+    RenyiCharge {
+        dataset: dataset_id(n),
+        cost: RenyiCost::new(rho.map(|rho| rho.parse().unwrap()).to_vec()),
+    }
+}
+
+pub fn reserve_renyi(
+    ledger: &mut Ledger,
+    reserved: RunReserved,
+    renyi: Vec<RenyiCharge>,
+) -> Result<BudgetReservation, Refusal> {
+    let id = reserved.run;
+    let proposal = ledger.propose_priced(RunKind::Training, reserved, renyi, T0)?;
+    take(ledger, Ok(proposal));
+    Ok(ledger.reservation(&id).unwrap())
 }
 
 pub fn public_policy() -> Policy {

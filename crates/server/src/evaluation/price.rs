@@ -2,7 +2,7 @@
 //! noise is calibrated, and all of it is put under one digest (rule A11).
 
 use super::EvaluationRequest;
-use crate::convert;
+use crate::charges::{self, PricedCharge};
 use crate::digest::{DatasetVersion, Fields, tensors_digest};
 use crate::errors::{Failure, Reason};
 use crate::memory::Needs;
@@ -13,7 +13,7 @@ use crate::warm_start::{self, WeightsSource};
 use bastionai_graph::contract::{Domain, InputColumn};
 use bastionai_graph::typed::{Origin, Results, TypedGraph};
 use bastionai_ledger::{
-    Amount, BootId, Charge, Delta, Digest32, Epsilon, Ledger, NoiseMode, Principal, RunId, RunReserved,
+    Amount, BootId, Delta, Digest32, Epsilon, Ledger, NoiseMode, Principal, RunId, RunReserved,
 };
 use bastionai_privacy::event::DpEvent;
 use bastionai_privacy::histogram::Histograms;
@@ -33,7 +33,7 @@ pub(crate) struct PricedEvaluation {
     release: Release,
     declared_sizes: Vec<u64>,
     physical_batch_size: u32,
-    charges: Vec<Charge>,
+    pub(crate) charges: Vec<PricedCharge>,
     memory_bytes: u64,
 }
 
@@ -93,7 +93,7 @@ pub(crate) fn price(request: EvaluationRequest, grounds: &Grounds) -> Result<Pri
     let mut priced = PricedEvaluation {
         run_digest: Digest32::from_bytes([0; 32]),
         scientist: terms.scientist(),
-        charges: terms.charges(&release.event, release.amount),
+        charges: terms.charges(&release.event, release.amount)?,
         request,
         graph: Arc::new(graph),
         histograms,
@@ -200,11 +200,7 @@ impl PricedEvaluation {
             micro_batches: u32::try_from(micro_batches).unwrap_or(u32::MAX),
             physical_batch_size: self.physical_batch_size,
             memory_bytes: self.memory_bytes,
-            charges: self
-                .charges
-                .iter()
-                .map(|charge| convert::charge(ledger, charge))
-                .collect(),
+            charges: self.charges.iter().map(|charge| charge.to_wire(ledger)).collect(),
             expires_unix_ms: self.expires_unix_ms,
             graph_digest: self.graph.digest().to_vec(),
             warnings: self.warnings(ledger, declared_size),
@@ -249,7 +245,7 @@ impl PricedEvaluation {
             model_name: self.request.model_name.clone(),
             steps: 1,
             noise_mode: NoiseMode::Standard,
-            charges: self.charges.clone(),
+            charges: charges::charges(&self.charges),
         }
     }
 

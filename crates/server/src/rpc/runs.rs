@@ -8,11 +8,11 @@ use crate::governance;
 use crate::log::{Event, Hex};
 use crate::priced::Priced;
 use crate::quotes::QuoteGone;
-use crate::runs::{Cancelling, RunOrder, settle};
+use crate::runs::{Cancelling, Finish, RunOrder, settle};
 use crate::state::Server;
 use crate::storage;
 use crate::warm_start;
-use bastionai_ledger::{Ledger, Outcome, RefundReason, RunId};
+use bastionai_ledger::{Ledger, RunId};
 use bastionai_wire::v1;
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,8 +91,8 @@ fn stored_by(order: &RunOrder, parts: &[&[u8]], priced: &Priced) -> u64 {
         .saturating_add(priced.kept_bytes())
 }
 
-/// Stops a run for good. Unstarted it costs nothing; started it stays charged in full, and its weights are destroyed
-/// (rule D5). Answers when the end is in the ledger; a run that ended before answers as it ended.
+/// Stops a run for good. Unstarted it costs nothing; started it stays charged, in full or, where a dataset composes by Rényi
+/// divergences and a trainer was seen to work on it, for the steps started; its weights are destroyed (rule D5). Answers when the end is in the ledger; a run that ended before answers as it ended.
 pub(crate) async fn cancel(
     server: Arc<Server>,
     peer: &Peer,
@@ -128,7 +128,7 @@ pub(crate) async fn cancel(
 fn end_idle(server: &Server, run: &RunId) -> Result<(), Failure> {
     let open = |ledger: &Ledger| ledger.run(run).is_some_and(bastionai_ledger::Run::is_open);
     if server.vault.read(open) {
-        settle(server, run, Outcome::Cancelled, RefundReason::Cancelled)?;
+        settle(server, run, Finish::Cancelled { started_steps: None })?;
         Event::RunEnded {
             run: Hex(run.as_bytes()),
             outcome: "cancelled",

@@ -10,7 +10,7 @@ use crate::errors::{Failure, chain};
 use crate::log::{Event, Hex};
 use crate::state::Server;
 use bastionai_graph::contract::DataContract;
-use bastionai_ledger::{Outcome, RefundReason, RunId};
+use bastionai_ledger::{RefundReason, RunId};
 use bastionai_vault::{RunEnd, Weights};
 use bastionai_wire::trainer::{DatasetShape, Task};
 use std::sync::Arc;
@@ -55,7 +55,7 @@ pub(crate) fn execute(server: &Server, live: &LiveRun) -> End {
 /// Settles a run whose supervisor panicked.
 pub(crate) fn after_panic(server: &Server, live: &LiveRun) {
     fault(live, "panicked");
-    if let Err(failure) = settle(server, &live.id, Outcome::Failed, RefundReason::NotStartable) {
+    if let Err(failure) = settle(server, &live.id, Finish::Failed) {
         fault(live, &failure.chain().unwrap_or_default());
     }
 }
@@ -63,7 +63,9 @@ pub(crate) fn after_panic(server: &Server, live: &LiveRun) {
 /// The trained weights, or `None` when the run paused.
 fn work(server: &Server, live: &LiveRun) -> Result<Option<Weights>, Why> {
     match live.stop.why() {
-        Some(StopWhy::Cancel) => return Err(Why::Cancelled),
+        Some(StopWhy::Cancel) => {
+            return Err(Why::Cancelled { started_steps: None });
+        }
         Some(StopWhy::Suspend | StopWhy::Drain) => return Ok(None),
         None => {}
     }
@@ -200,10 +202,11 @@ fn open_records(server: &Server, order: &RunOrder) -> Result<(Vec<DatasetShape>,
 fn succeed(server: &Server, live: &LiveRun, weights: Weights) -> Result<End, Failure> {
     if live.stop.why() == Some(StopWhy::Cancel) {
         drop(weights);
-        return fail(server, live, &Why::Cancelled).map(|()| End::Ended);
+        let all = Why::Cancelled { started_steps: None };
+        return fail(server, live, &all).map(|()| End::Ended);
     }
     let Some(started) = server.vault.read(|ledger| ledger.started(&live.id)) else {
-        settle(server, &live.id, Outcome::Failed, RefundReason::NotStartable)?;
+        settle(server, &live.id, Finish::Failed)?;
         return Ok(End::Ended);
     };
     let committed = server
@@ -214,7 +217,7 @@ fn succeed(server: &Server, live: &LiveRun, weights: Weights) -> Result<End, Fai
             return Ok(End::Paused);
         }
         fault(live, &chain(&error));
-        settle(server, &live.id, Outcome::Failed, RefundReason::NotStartable)?;
+        settle(server, &live.id, Finish::Failed)?;
         return Ok(End::Ended);
     }
     Event::RunEnded {
@@ -227,11 +230,12 @@ fn succeed(server: &Server, live: &LiveRun, weights: Weights) -> Result<End, Fai
 }
 
 fn fail(server: &Server, live: &LiveRun, why: &Why) -> Result<(), Failure> {
-    let (word, outcome, reason) = if matches!(why, Why::Cancelled) {
-        ("cancelled", Outcome::Cancelled, RefundReason::Cancelled)
-    } else {
-        fault(live, &chain(why));
-        ("failed", Outcome::Failed, RefundReason::NotStartable)
+    let (word, finish) = match *why {
+        Why::Cancelled { started_steps } => ("cancelled", Finish::Cancelled { started_steps }),
+        _ => {
+            fault(live, &chain(why));
+            ("failed", Finish::Failed)
+        }
     };
     if why.is_loss() {
         Event::TrainerLost {
@@ -240,7 +244,7 @@ fn fail(server: &Server, live: &LiveRun, why: &Why) -> Result<(), Failure> {
         }
         .emit();
     }
-    settle(server, &live.id, outcome, reason)?;
+    settle(server, &live.id, finish)?;
     Event::RunEnded {
         run: Hex(live.id.as_bytes()),
         outcome: word,
@@ -250,25 +254,38 @@ fn fail(server: &Server, live: &LiveRun, why: &Why) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Ends a run without weights: charged in full if the ledger says that it started (D5), else refunded.
-pub(crate) fn settle(
-    server: &Server,
-    run: &RunId,
-    outcome: Outcome,
-    reason: RefundReason,
-) -> Result<(), Failure> {
+/// How a run ends without weights.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Finish {
+    /// Something went wrong: charged in full.
+    Failed,
+    /// Somebody wanted it.
+    Cancelled {
+        /// Steps started at most, if they were counted; whatever came of them is gone.
+        started_steps: Option<u64>,
+    },
+}
+
+/// Ends a run without weights: charged if the ledger says that it started (D5), else refunded.
+pub(crate) fn settle(server: &Server, run: &RunId, finish: Finish) -> Result<(), Failure> {
     let now_unix_ms = server.now_unix_ms();
     let (reservation, started) = server
         .vault
         .read(|ledger| (ledger.reservation(run), ledger.started(run)));
     if let Some(started) = started {
-        let end = if outcome == Outcome::Cancelled {
-            RunEnd::Cancelled
-        } else {
-            RunEnd::Failed
+        let end = match finish {
+            Finish::Failed => RunEnd::Failed,
+            Finish::Cancelled {
+                started_steps: Some(started_steps),
+            } => RunEnd::Stopped { started_steps },
+            Finish::Cancelled { started_steps: None } => RunEnd::Cancelled,
         };
         let _receipt = server.vault.commit_run(started, end, now_unix_ms)?;
     } else if let Some(reservation) = reservation {
+        let reason = match finish {
+            Finish::Failed => RefundReason::NotStartable,
+            Finish::Cancelled { .. } => RefundReason::Cancelled,
+        };
         server.vault.refund_run(reservation, reason, now_unix_ms)?;
     }
     Ok(())

@@ -16,7 +16,7 @@ mod supervise;
 #[cfg(test)]
 mod traces;
 
-pub(crate) use execute::settle;
+pub(crate) use execute::{Finish, settle};
 pub(crate) use order::RunOrder;
 
 use crate::config::Limits;

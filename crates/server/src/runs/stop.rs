@@ -10,7 +10,7 @@ pub(crate) enum StopWhy {
     Drain,
     /// An owner suspended it: pause at once, nothing more is released.
     Suspend,
-    /// Its scientist or an owner cancelled it: the end, charged in full if it had started (rule D5).
+    /// Its scientist or an owner cancelled it: the end, charged if it had started (rule D5).
     Cancel,
 }
 

@@ -109,7 +109,10 @@ pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Why {
     #[error("cancelled")]
-    Cancelled,
+    Cancelled {
+        /// Steps that its trainer started at most, where that was seen.
+        started_steps: Option<u64>,
+    },
     #[error("the trainer refused the job: {0}")]
     Refused(String),
     #[error("the run could not be prepared")]
@@ -146,7 +149,7 @@ impl Why {
     /// Word for the log.
     pub(crate) const fn name(&self) -> &'static str {
         match self {
-            Self::Cancelled => "cancelled",
+            Self::Cancelled { .. } => "cancelled",
             Self::Refused(_) => "refused",
             Self::Prepare(_) => "prepare",
             Self::Spawn { .. } => "spawn",
@@ -190,6 +193,8 @@ fn converse(
     trainer.follow(order, recorder, stop)
 }
 
+/// Time to read what a killed trainer had said.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 /// How often a wish to stop is looked for.
 const STOP_POLL: Duration = Duration::from_millis(20);
 /// A report is a few words; refusals name nodes.
@@ -222,10 +227,15 @@ impl Drop for Trainer {
 
 /// Kills a trainer with its group, and reaps it.
 fn stop(child: &mut Child) {
+    kill(child);
+    let _ = child.wait();
+}
+
+/// Kills a trainer with its group.
+fn kill(child: &mut Child) {
     // Not reaped yet, so the group is still this child's. Each fails only when all of it is already dead.
     let _ = rustix::process::kill_process_group(Pid::from_child(child), rustix::process::Signal::KILL);
     let _ = child.kill();
-    let _ = child.wait();
 }
 
 impl Trainer {
@@ -308,7 +318,31 @@ impl Trainer {
                 phase,
                 source,
             },
+            Why::Cancelled {
+                started_steps: Some(reached),
+            } => Why::Cancelled {
+                started_steps: self.last_started(reached),
+            },
             other => other,
+        }
+    }
+
+    /// Kills the trainer and reads what it said until then: it reports each step when it ends and before the next begins, so
+    /// at most one more was started. `None` if that cannot be read in order, soon.
+    fn last_started(&mut self, mut reached: u64) -> Option<u64> {
+        kill(&mut self.child);
+        let end = Instant::now() + LAST_WORDS;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.signals.recv_timeout(left).ok()? {
+                Signal::Report(Report::Step { step }) if step == reached + 1 => reached = step,
+                Signal::Checkpoint(checkpoint) if checkpoint.step == reached => {}
+                // Of the reader, which has come to the end; the writer fails otherwise.
+                Signal::Gone(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Some(reached + 1);
+                }
+                _ => return None,
+            }
         }
     }
 
@@ -319,7 +353,7 @@ impl Trainer {
             Some(Signal::Report(Report::Refused { reason })) => Err(Why::Refused(reason)),
             Some(_) => Err(Why::Protocol("something before Ready")),
             None => match stop.why() {
-                Some(StopWhy::Cancel) => Err(Why::Cancelled),
+                Some(StopWhy::Cancel) => Err(Why::Cancelled { started_steps: None }),
                 Some(StopWhy::Suspend | StopWhy::Drain) => Ok(false),
                 None => Err(Why::StartTimeout),
             },
@@ -339,7 +373,16 @@ impl Trainer {
                 stop.why().is_some_and(|why| !asked || why > StopWhy::Drain)
             })?;
             match stop.why() {
-                Some(StopWhy::Cancel) => return Err(Why::Cancelled),
+                Some(StopWhy::Cancel) => {
+                    // What was received with the wish to stop counts as well.
+                    let counted = match signal {
+                        Some(Signal::Report(Report::Step { step })) => progress.step(step).is_ok(),
+                        _ => true,
+                    };
+                    return Err(Why::Cancelled {
+                        started_steps: counted.then_some(progress.reached),
+                    });
+                }
                 // Nothing is released from now on, so nothing is worth waiting for.
                 Some(StopWhy::Suspend) => return Ok(Ended::Paused),
                 Some(StopWhy::Drain) if stopping.is_none() => {

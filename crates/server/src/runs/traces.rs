@@ -123,6 +123,7 @@ fn evaluation_spec(dataset: &[u8]) -> v1::EvaluationSpec {
 fn policy() -> Policy {
     Policy {
         lifetime: Some(Amount::new("100".parse().unwrap(), "1e-3".parse().unwrap())),
+        composition: Default::default(),
         may_train: MayTrain::Anyone,
         recipients: [].into(),
         scientist_receives: true,

@@ -143,6 +143,7 @@ pub fn amount(epsilon: &str, delta: &str) -> Amount {
 pub fn open_policy(epsilon: &str, delta: &str) -> Policy {
     Policy {
         lifetime: Some(amount(epsilon, delta)),
+        composition: Default::default(),
         may_train: MayTrain::Anyone,
         recipients: Vec::new(),
         scientist_receives: true,

@@ -3,6 +3,8 @@
 
 use bastionai_ledger::*;
 use bastionai_privacy::event::{DpEvent, NeighboringRelation};
+use bastionai_privacy::filter::renyi::RenyiCost;
+use bastionai_privacy::filter::terms::{Order, RenyiTerms};
 use bastionai_vault::*;
 use redb::StorageBackend;
 use std::collections::{BTreeMap, BTreeSet};
@@ -436,6 +438,7 @@ pub fn boot(number: u8) -> Boot {
 pub fn policy() -> Policy {
     Policy {
         lifetime: Some(lifetime()),
+        composition: Composition::Basic,
         may_train: MayTrain::Anyone,
         recipients: [principal(200)].into(),
         scientist_receives: true,
@@ -446,6 +449,31 @@ pub fn policy() -> Policy {
             max_failed_runs: 1_000_000,
         },
     }
+}
+
+/// As [`policy`], and runs add up in Rényi divergences at orders 4 and 16.
+pub fn renyi_policy() -> Policy {
+    let orders = [4_000, 16_000].map(|order| Order::from_thousandths(order).unwrap());
+    Policy {
+        composition: Composition::Renyi(RenyiTerms::new(&orders, &[]).unwrap()),
+        ..policy()
+    }
+}
+
+/// Rényi charges of a run for those of its datasets that have them, one for each at each order.
+pub fn renyi_charges(vault: &Vault, datasets: &[DatasetId], rho: Rho) -> Vec<RenyiCharge> {
+    let has_account = |dataset: &&DatasetId| {
+        vault.read(|ledger| {
+            ledger
+                .dataset(dataset)
+                .is_some_and(|known| known.renyi_account().is_some())
+        })
+    };
+    let charge = |dataset: &DatasetId| RenyiCharge {
+        dataset: *dataset,
+        cost: RenyiCost::new(vec![rho; 2]),
+    };
+    datasets.iter().filter(has_account).map(charge).collect()
 }
 
 /// Columns of 4 and 10 bytes, declared size 32: eight blocks of 4 rows in three segments.
@@ -470,7 +498,16 @@ pub fn rows(count: u64, seed: u64) -> Vec<Vec<u8>> {
 }
 
 pub fn upload(vault: &Vault, name: &str, count: u64, seed: u64) -> Result<DatasetId, UploadError> {
-    let mut upload = vault.begin_upload(header(name))?;
+    upload_under(vault, header(name), count, seed)
+}
+
+pub fn upload_under(
+    vault: &Vault,
+    header: UploadHeader,
+    count: u64,
+    seed: u64,
+) -> Result<DatasetId, UploadError> {
+    let mut upload = vault.begin_upload(header)?;
     let columns = rows(count, seed);
     // Two batches that do not end at a block.
     let cut = count * 2 / 5;

@@ -1,4 +1,4 @@
-//! Exact decimals for ε and δ: the only numbers a budget is ever added up in (rule D6).
+//! Exact decimals for ε, δ and Rényi divergences: the only numbers a budget is ever added up in (rule D6).
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -11,6 +11,10 @@ pub struct Epsilon(u64);
 /// A δ, in units of 1e-18.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Delta(u64);
+
+/// A Rényi divergence at some order, in units of 1e-12 nats. [`Rho::MAX`] stands for everything above it as well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rho(u64);
 
 /// An (ε, δ) pair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -202,6 +206,25 @@ macro_rules! fixed_point {
 
 fixed_point!(Epsilon, 9);
 fixed_point!(Delta, 18);
+fixed_point!(Rho, 12);
+
+impl Rho {
+    /// The smallest divergence that is at least `value`, or [`Rho::MAX`], which no budget covers.
+    ///
+    /// # Errors
+    /// [`AmountError::OutOfRange`] for NaN and for what is negative: no divergence is.
+    pub fn bounding(value: f64) -> Result<Self, AmountError> {
+        if value.is_nan() || value < 0.0 {
+            return Err(Self::out_of_range(value.to_string()));
+        }
+        Ok(Self::from_f64_round_up(value).unwrap_or(Self::MAX))
+    }
+
+    /// Whether this stands for a divergence without a bound.
+    pub const fn is_unbounded(self) -> bool {
+        self.0 == u64::MAX
+    }
+}
 
 enum ParseFault {
     Malformed,
@@ -377,6 +400,18 @@ mod tests {
         assert_eq!(Delta::from_f64_round_up(0.0).unwrap(), Delta::ZERO);
         for bad in [-1.0, f64::NAN, f64::INFINITY, 1e11, 1e300] {
             assert!(Epsilon::from_f64_round_up(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_divergence_without_a_bound_is_the_largest_and_a_number_that_is_none_is_refused() {
+        assert_eq!(Rho::bounding(0.25).unwrap().to_string(), "0.25");
+        assert_eq!(Rho::bounding(1e-300).unwrap().units(), 1);
+        for large in [1.9e7, 1e300, f64::INFINITY] {
+            assert!(Rho::bounding(large).unwrap().is_unbounded(), "{large}");
+        }
+        for bad in [-1e-300, f64::NAN, f64::NEG_INFINITY] {
+            assert!(Rho::bounding(bad).is_err(), "{bad}");
         }
     }
 
