@@ -1,8 +1,8 @@
 """The accountant against dp-accounting and Opacus' PRV: same queries, one thread, one process, interleaved.
 
 Every round takes each measurement once; what counts is the median over rounds of the ratio of two measurements *of
-the same round*. dp-accounting is asked at its default grid of 1e-4, which for these queries is coarser than ours; its answer
-and Opacus' bounds stand beside our answer.
+the same round*. dp-accounting is asked at its default grid of 1e-4; its answer and Opacus' upper
+bound stand beside ours.
 
     .venv/bin/python benches/accounting.py
 """
@@ -141,7 +141,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def run() -> None:
     """The same in a process of its own, where all have one thread. Prints the table and writes it to .bench/."""
-    one = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     subprocess.run([sys.executable, __file__], env=os.environ | one, check=True)
 
 
