@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -297,6 +297,7 @@ class Connection:
         schedule: schedules.Schedule | None = None,
         initial_weights: Run | RunWeights | str | None = None,
         ema_decay: float | None = None,
+        tail_average: float | None = None,
         keep_steps: Sequence[int] = (),
         keep_every: int | None = None,
         model_name: str = "model",
@@ -305,6 +306,7 @@ class Connection:
         max_grad_norm: float = 1.0,
         clipping: learner.Clipping = "flat",
         compute: learner.Compute = "float32",
+        bands: int | Literal["auto"] = 1,
         max_loss: float | None = None,
         loss_share: float = _internal.DEFAULT_LOSS_SHARE,
         inputs: Sequence[str] | None = None,
@@ -327,6 +329,8 @@ class Connection:
                 They are paid for already.
             ema_decay: Decay of an average of the iterates, e.g. 0.999, which is released beside the weights
                 (``run.model(ema=True)``) and often better under noise. Costs no privacy.
+            tail_average: Instead of ``ema_decay``: average the iterates of this part of the steps, the last ones, with
+                equal weights, e.g. 0.25. Also ``run.model(ema=True)``; also free.
             keep_steps: Steps whose weights are kept and released with the run's (``run.model(step=…)``). The
                 iterates of private training are noisy already, so they cost no privacy either.
             keep_every: The same, every so many steps.
@@ -340,6 +344,11 @@ class Connection:
             compute: ``"bfloat16"`` rounds the operands of the graph's matrix products and convolutions, which are
                 summed in float32: faster where the server's processor has instructions for it, slower elsewhere.
                 It changes neither privacy nor price.
+            bands: Steps over which the noise is correlated (BandMF, arXiv 2306.08153), so that later steps take back
+                part of what earlier ones added: less noise in the weights at the same (ε, δ) where epochs are few and
+                ε is not small. ``"auto"`` plans the number for ``eps``, never to be worse than 1, independent noise;
+                the price shows it with the noise that is left. Takes 8 bytes of the server's memory a trainable scalar
+                for each but one.
             max_loss: Clip of the loss that is shown while training; 0 shows none and costs nothing.
             loss_share: Share of the privacy spent on showing it.
             inputs: Columns to pass to the model, in order; by default all but the label. By name where they are
@@ -361,6 +370,7 @@ class Connection:
             schedule=schedule,
             initial_weights=initial_weights,
             ema_decay=ema_decay,
+            tail_average=tail_average,
             keep_steps=keep_steps,
             keep_every=keep_every,
             model_name=model_name,
@@ -369,6 +379,7 @@ class Connection:
             max_grad_norm=max_grad_norm,
             clipping=clipping,
             compute=compute,
+            bands=bands,
             max_loss=max_loss,
             loss_share=loss_share,
             inputs=inputs,

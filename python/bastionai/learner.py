@@ -18,7 +18,7 @@ from bastionai.exceptions import BudgetExceeded, ContractError, InvalidRequest, 
 from bastionai.exporting import PreparedModel, label_column, prepare, prepare_scores, target_column
 from bastionai.ledger_types import Budget, Charge, shown
 from bastionai.losses import LossLike, per_sample_loss
-from bastionai.planning import plan
+from bastionai.planning import Plan, plan
 from bastionai.quote import Quote
 from bastionai.receipt import Receipt
 from bastionai.remote import RemoteDataset
@@ -54,6 +54,7 @@ class RemoteLearner:
         schedule: schedules.Schedule | None = None,
         initial_weights: Run | RunWeights | str | None = None,
         ema_decay: float | None = None,
+        tail_average: float | None = None,
         keep_steps: Sequence[int] = (),
         keep_every: int | None = None,
         model_name: str = "model",
@@ -62,6 +63,7 @@ class RemoteLearner:
         max_grad_norm: float = 1.0,
         clipping: Clipping = "flat",
         compute: Compute = "float32",
+        bands: int | Literal["auto"] = 1,
         max_loss: float | None = None,
         loss_share: float = _internal.DEFAULT_LOSS_SHARE,
         inputs: Sequence[str] | None = None,
@@ -76,13 +78,14 @@ class RemoteLearner:
         self._optimizer = optimizers.as_optimizer(optimizer)
         self._schedule = schedules.as_schedule(schedule)
         self._initial_weights = _source(initial_weights)
-        self._ema_decay = _decay(ema_decay)
+        self._ema_decay, self._tail_average = _average(ema_decay, tail_average)
         self._keep_steps, self._keep_every = _kept(keep_steps, keep_every)
         self._batch_size = batch_size
         self._max_batch_size = max_batch_size
         self._max_grad_norm = _positive("max_grad_norm", max_grad_norm)
         self._clipping = _one_name("clipping", clipping, get_args(Clipping))
         self._compute = _one_name("compute", compute, get_args(Compute))
+        self._bands = _checked_bands(bands)
         self._loss_release = self._choose_loss_release(max_loss, loss_share, label)
         self._inputs = inputs
         self._label = label
@@ -162,7 +165,7 @@ class RemoteLearner:
         size = dataset.contract.declared_size or 0
         chosen = batch_size or self._batch_size
         fitting = None if chosen is None else min(chosen, size)
-        quote = self._price([dataset.id], size, None, eps, steps, delta, None, batch_size=fitting)
+        quote = self._price([dataset.id], size, None, eps, steps, delta, None, batch_size=fitting, rehearsal=True)
         return self._client._start(quote).wait(progress)
 
     def fit(
@@ -366,6 +369,7 @@ class RemoteLearner:
         delta: float | None,
         noise_multiplier: float | None,
         batch_size: int | None = None,
+        rehearsal: bool = False,
     ) -> Quote:
         eps, noise_multiplier = _one_of(eps, noise_multiplier)
         target_delta = None if delta is None else _positive("delta", delta)
@@ -397,6 +401,8 @@ class RemoteLearner:
             "schedule": schedules.document(self._schedule),
             "initial_weights": self._initial_weights,
             "ema_decay": self._ema_decay,
+            "tail_average": self._tail_average,
+            "bands": _bands(self._bands, planned, declared_size if rehearsal else None),
             "keep_steps": self._keep_steps,
             "keep_every": self._keep_every,
         }
@@ -477,10 +483,31 @@ def _source(initial_weights: Run | RunWeights | str | None) -> dict[str, Any] | 
     )
 
 
-def _decay(ema_decay: float | None) -> float | None:
+def _average(ema_decay: float | None, tail_average: float | None) -> tuple[float | None, float | None]:
     if ema_decay is not None and not 0.0 < ema_decay < 1.0:
         raise InvalidRequest(f"ema_decay={ema_decay}: expected a decay between 0 and 1, e.g. 0.999, or None")
-    return ema_decay
+    if tail_average is not None and not 0.0 < tail_average <= 1.0:
+        raise InvalidRequest(
+            f"tail_average={tail_average}: expected a part of the steps above 0 and at most 1, e.g. 0.25, or None"
+        )
+    if ema_decay is not None and tail_average is not None:
+        raise InvalidRequest("give ema_decay= or tail_average=, not both")
+    return ema_decay, tail_average
+
+
+def _checked_bands(bands: int | Literal["auto"]) -> int | Literal["auto"]:
+    if bands != "auto" and (isinstance(bands, bool) or not isinstance(bands, int) or bands < 1):
+        raise InvalidRequest(f'bands={bands!r}: expected a number of steps from 1 (independent noise), or "auto"')
+    return bands
+
+
+def _bands(bands: int | Literal["auto"], plan: Plan, rehearsed_size: int | None) -> str | dict[str, int]:
+    """What the server's specification says of the bands; a rehearsal has no more than there is room for."""
+    if bands == "auto":
+        return "planned"
+    if rehearsed_size is not None:
+        bands = max(1, min(bands, plan.steps, rehearsed_size // plan.batch_size))
+    return {"fixed": bands}
 
 
 def _one_name(option: str, name: str, names: tuple[str, ...]) -> str:

@@ -49,16 +49,19 @@ class AdamW:
         betas: Decay rates of the running averages.
         eps: Added to the denominator.
         weight_decay: Decoupled decay; acts on public weights, so it costs no privacy.
+        noise_correction: As :class:`Adam` has it.
     """
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 1e-2
+    noise_correction: float | None = None
 
     def __post_init__(self) -> None:
         _check("AdamW", lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
         _check_betas("AdamW", self.betas)
+        _check_correction("AdamW", self.noise_correction)
 
 
 @dataclass(frozen=True)
@@ -70,16 +73,22 @@ class Adam:
         betas: Decay rates of the running averages.
         eps: Added to the denominator.
         weight_decay: L2 penalty: enters the running averages, unlike AdamW's; costs no privacy.
+        noise_correction: DP-AdamBC (Tang, Shpilevskiy and Lécuyer 2023, arXiv 2312.14334): the noise's variance,
+            which is public, is taken off the running average of squares, which is then at least this number (γ′; try
+            5e-8, smaller where gradients are). It takes the place of ``eps``. Without it most of that average is
+            noise, and Adam is hardly more than SGD. Costs no privacy.
     """
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    noise_correction: float | None = None
 
     def __post_init__(self) -> None:
         _check("Adam", lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
         _check_betas("Adam", self.betas)
+        _check_correction("Adam", self.noise_correction)
 
 
 #: What the server's trainer knows.
@@ -141,8 +150,11 @@ def document(optimizer: Optimizer) -> dict[str, Any]:
         return {"sgd": asdict(optimizer)}
     beta1, beta2 = optimizer.betas
     parts = {"lr": optimizer.lr, "beta1": beta1, "beta2": beta2, "eps": optimizer.eps}
-    name = "adam" if isinstance(optimizer, Adam) else "adam_w"
-    return {name: {**parts, "weight_decay": optimizer.weight_decay}}
+    parts["weight_decay"] = optimizer.weight_decay
+    decoupled = isinstance(optimizer, AdamW)
+    if optimizer.noise_correction is not None:
+        return {"noise_corrected": {"adam": parts, "decoupled": decoupled, "floor": optimizer.noise_correction}}
+    return {"adam_w" if decoupled else "adam": parts}
 
 
 def _from_torch(kind: type, options: dict[str, object]) -> Optimizer:
@@ -177,6 +189,13 @@ def _from_torch(kind: type, options: dict[str, object]) -> Optimizer:
 def _check_betas(name: str, betas: tuple[float, float]) -> None:
     if not all(0.0 <= beta < 1.0 for beta in betas):
         raise InvalidRequest(f"{name}: betas must lie in [0, 1), got {betas}")
+
+
+def _check_correction(name: str, floor: float | None) -> None:
+    if floor is not None and not (math.isfinite(floor) and floor > 0.0):
+        raise InvalidRequest(
+            f"{name}: noise_correction must be a finite number > 0, the least second moment, e.g. 5e-8; got {floor}"
+        )
 
 
 def _check(name: str, **values: float) -> None:

@@ -28,6 +28,9 @@ class Quote:
             its machine; never data); None if it could not measure its machine.
         trainable_parameters: Scalars trained.
         kept_bytes: Of the weights kept besides the last, iterates and averages; 0 when none are.
+        bands: Steps over which the noise is correlated; 1: independent noise.
+        noise_ratio: Noise in the weights over that of independent noise at the same price, by the server's measure
+            (root mean square over the steps); 1 without bands.
         charges: What it costs each dataset.
         expires_unix_ms: Server's clock.
         warnings: What you should reconsider.
@@ -50,6 +53,8 @@ class Quote:
     warnings: list[str]
     expected_seconds: float | None
     kept_bytes: int
+    bands: int
+    noise_ratio: float
     document: dict[str, Any] = field(repr=False)
 
     @classmethod
@@ -72,6 +77,8 @@ class Quote:
             list(document["warnings"]),
             document["expected_seconds"],
             document["kept_bytes"],
+            document["spec"]["bands"]["fixed"],
+            document["noise_ratio"],
             document,
         )
 
@@ -97,12 +104,15 @@ class Quote:
 
     def _facts(self) -> list[tuple[str, str]]:
         kept = [("weights kept on the way", f"{self.kept_bytes / 2**20:.1f} MiB")] if self.kept_bytes else []
+        band = f"{self.bands} steps: {self.noise_ratio:.0%} of independent noise"
+        correlated = [("noise correlated over", band)] if self.bands > 1 else []
         return [
             ("run", f"{self.run_digest[:16]}…"),
             ("steps", f"{self.steps}"),
             ("expected batch", f"{self.batch_size}"),
             ("sample rate q", f"{self.sample_rate:.4g}"),
             ("noise multiplier σ", f"{self.noise_multiplier:.4g}"),
+            *correlated,
             ("trainable parameters", f"{self.trainable_parameters}"),
             ("memory", f"{self.memory_bytes / 2**20:.0f} MiB"),
             ("expected time", _time(self.expected_seconds)),

@@ -240,7 +240,8 @@ class Run:
         Args:
             step: The weights kept after this step (``keep_steps=`` or ``keep_every=`` of the learner); None for
                 the last.
-            ema: The average of the iterates up to that step (``ema_decay=``) instead of the iterate.
+            ema: The average of the iterates up to that step (``ema_decay=`` or ``tail_average=``) instead of the
+                iterate.
 
         Raises:
             Refusal: If the run kept no such weights, saying which it has.

@@ -84,6 +84,53 @@ def test_a_run_with_a_recipe_gives_its_iterates_and_their_average(connect, datas
     assert len(kept) == 11 * 2 + 1
 
 
+def test_the_average_of_the_tail_is_the_mean_of_the_last_iterates(connect, dataset):
+    remote = learner(connect("scientist"), dataset, tail_average=0.5, keep_every=1)
+    run = train(remote, 7)
+    iterates = [run.state_dict(step=step) for step in range(1, 7)] + [run.state_dict()]
+    assert equal(run.state_dict(step=2, ema=True), iterates[1]), "before its tail the average is the iterate"
+    for step in (5, 7):
+        for name, average in run.state_dict(step=step, ema=True).items():
+            mean = torch.stack([iterate[name].double() for iterate in iterates[3:step]]).mean(0)
+            torch.testing.assert_close(average.double(), mean, atol=1e-6, rtol=0)
+
+
+def test_noise_is_correlated_over_as_many_steps_as_the_price_says(connect, dataset):
+    remote = learner(connect("scientist"), dataset, bands="auto", batch_size=16, optimizer=SGD(lr=0.1))
+    quote = remote.price(steps=16, eps=8.0, delta=1e-6)
+    assert quote.bands > 2
+    assert quote.noise_ratio < 0.9
+    assert f"{quote.bands} steps" in str(quote)
+    plain = learner(connect("scientist"), dataset, batch_size=16, optimizer=SGD(lr=0.1))
+    independent = plain.price(steps=16, eps=8.0, delta=1e-6)
+    assert (independent.bands, independent.noise_ratio) == (1, 1.0)
+    assert quote.run_digest != independent.run_digest
+    run = remote.fit(steps=16, eps=8.0, delta=1e-6, progress=False)
+    event = run.receipt.statement["datasets"][0]["event"]
+    assert event == "no_op", "nobody is charged for synthetic records"
+    assert all(torch.isfinite(tensor).all() for tensor in run.state_dict().values())
+
+
+def test_a_rehearsal_takes_as_many_bands_as_it_has_room_for(connect, dataset):
+    remote = learner(connect("scientist"), dataset, bands=8, batch_size=16)
+    assert remote.price(steps=12, noise_multiplier=1.0, delta=1e-6).bands == 8
+    assert remote.rehearse(steps=3, on=dataset, progress=False).state == "succeeded"
+    with pytest.raises(bastionai.BastionError, match="at most 3"):
+        remote.price(steps=3, noise_multiplier=1.0, delta=1e-6)
+
+
+def test_adam_can_be_corrected_for_the_noise(connect, dataset):
+    client = connect("scientist")
+    quote = learner(client, dataset, optimizer=Adam(lr=0.05, noise_correction=1e-3)).price(
+        steps=3, noise_multiplier=1.0, delta=1e-6
+    )
+    corrected = quote.document["spec"]["optimizer"]["noise_corrected"]
+    assert (corrected["floor"], corrected["decoupled"]) == (1e-3, False)
+    assert train(learner(client, dataset, optimizer=Adam(lr=0.05, noise_correction=1e-3)), 3).state_dict()
+    with pytest.raises(bastionai.InvalidRequest, match="noise_correction"):
+        Adam(noise_correction=0.0)
+
+
 def test_a_run_starts_where_another_was(connect, dataset):
     client = connect("scientist")
     first = train(learner(client, dataset, keep_steps=[3], ema_decay=0.9), 6)
@@ -138,6 +185,10 @@ def test_a_stranger_cannot_start_from_the_weights_of_others(connect, dataset):
     ("options", "says"),
     [
         ({"ema_decay": 1.0}, "between 0 and 1"),
+        ({"tail_average": 1.5}, "at most 1"),
+        ({"tail_average": 0.5, "ema_decay": 0.9}, "not both"),
+        ({"bands": 0}, "from 1"),
+        ({"bands": "many"}, "from 1"),
         ({"keep_steps": [1], "keep_every": 2}, "not both"),
         ({"keep_steps": [0]}, "count steps from 1"),
         ({"initial_weights": mlp()}, "not known"),

@@ -1,7 +1,7 @@
 //! What the command line accepts: one struct per verb, nothing decided here.
 
 use crate::appraisal::AppraisalArguments;
-use bastionai_client::Metric;
+use bastionai_client::{Bands, Metric};
 use bastionai_privacy::event::{NeighboringRelation, UnpricedRelation};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -500,6 +500,10 @@ pub(crate) struct RunStartArguments {
     /// Weight decay.
     #[arg(long, default_value_t = 0.0)]
     pub(crate) weight_decay: f64,
+    /// Adam and AdamW: subtract the noise's variance from the second moment, but leave at least this (e.g. 5e-8;
+    /// DP-AdamBC).
+    #[arg(long)]
+    pub(crate) noise_correction: Option<f64>,
     /// How the learning rate moves after its warm-up.
     #[arg(long, value_enum, default_value_t = ScheduleArgument::Constant)]
     pub(crate) schedule: ScheduleArgument,
@@ -515,6 +519,13 @@ pub(crate) struct RunStartArguments {
     /// Decay of an average of the iterates to release beside the weights, e.g. 0.999.
     #[arg(long)]
     pub(crate) ema_decay: Option<f64>,
+    /// Instead: part of the steps, from the last back, whose iterates are averaged with equal weights, e.g. 0.25.
+    #[arg(long, conflicts_with = "ema_decay")]
+    pub(crate) tail_average: Option<f64>,
+    /// Steps over which the noise is correlated (BandMF): a number, or `auto` for what leaves the least noise at this ε.
+    /// More bands than 1 take 8 bytes of memory a trainable parameter each.
+    #[arg(long, default_value = "1", value_parser = bands)]
+    pub(crate) bands: Bands,
     /// Steps whose weights to keep and release with the run's, comma-separated.
     #[arg(long, value_delimiter = ',')]
     pub(crate) keep_steps: Vec<u64>,
@@ -567,6 +578,17 @@ pub(crate) struct RunEvaluateArguments {
     /// Show the price and stop.
     #[arg(long)]
     pub(crate) price_only: bool,
+}
+
+/// `auto`, or how many.
+fn bands(text: &str) -> Result<Bands, String> {
+    match text {
+        "auto" => Ok(Bands::Planned),
+        _ => match text.parse() {
+            Ok(0) | Err(_) => Err("expected a number from 1, or auto".to_owned()),
+            Ok(bands) => Ok(Bands::Fixed(bands)),
+        },
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -11,7 +11,7 @@ use bastionai_ledger::id::{DatasetId, Digest32, Principal, RunId};
 pub use bastionai_ledger::policy::RunKind;
 use bastionai_privacy::filter::terms::Order;
 use bastionai_wire::v1;
-pub use bastionai_wire::{Adam, Clipping, Compute, Decay, Optimizer, Schedule, Warmup};
+pub use bastionai_wire::{Adam, Bands, Clipping, Compute, Decay, Optimizer, Schedule, Warmup};
 use serde::{Deserialize, Serialize};
 use tonic::Streaming;
 pub(crate) use wire::{parse_charge, parse_source, source_to_wire};
@@ -56,6 +56,12 @@ pub struct RunSpec {
     /// Decay of the average of the iterates that is released beside the weights, in (0, 1).
     #[serde(default)]
     pub ema_decay: Option<f64>,
+    /// Instead: part of the steps, from the last back, whose iterates are averaged with equal weights, in (0, 1].
+    #[serde(default)]
+    pub tail_average: Option<f64>,
+    /// Steps over which the gradient's noise is correlated; a quote names what was planned.
+    #[serde(default)]
+    pub bands: Bands,
     /// Steps whose weights are kept and released with the run's; a quote lists them all.
     #[serde(default)]
     pub keep_steps: Vec<u64>,
@@ -137,6 +143,8 @@ pub struct Quote {
     pub memory_bytes: u64,
     /// Bytes of the weights kept besides the last.
     pub kept_bytes: u64,
+    /// Noise in the weights over that of independent noise at the same price; 1 without bands.
+    pub noise_ratio: f64,
     /// Trainable scalars of the model.
     pub trainable_parameters: u64,
     /// What it costs each dataset.

@@ -59,6 +59,11 @@ fn check_at(event: &DpEvent, depth: u32) -> Result<(), EventError> {
             check_noise(*noise_multiplier)
         }
         DpEvent::SelfComposed { event, .. } => check_at(event, depth),
+        DpEvent::Banded { bands: 0, .. } => Err(EventError::Parameter {
+            parameter: "bands",
+            value: 0.0,
+        }),
+        DpEvent::Banded { event, .. } => check_at(event, depth),
         DpEvent::Composed { events } if events.len() > MAX_COMPOSED => Err(EventError::TooComplex),
         DpEvent::Composed { events } => events.iter().try_for_each(|event| check_at(event, depth)),
         DpEvent::Laplace { noise_multiplier } => check_noise(*noise_multiplier),
@@ -130,6 +135,12 @@ fn encode_into(event: &DpEvent, out: &mut Vec<u8>) {
             out.extend(count.to_le_bytes());
             encode_into(event, out);
         }
+        DpEvent::Banded { bands, steps, event } => {
+            out.push(TAG_BANDED);
+            out.extend(bands.to_le_bytes());
+            out.extend(steps.to_le_bytes());
+            encode_into(event, out);
+        }
         DpEvent::Composed { events } => {
             out.push(TAG_COMPOSED);
             out.extend((events.len() as u64).to_le_bytes());
@@ -189,6 +200,12 @@ fn decode_at(rest: &mut &[u8], depth: u32) -> Result<DpEvent, EventError> {
                 event: Box::new(decode_at(rest, depth)?),
                 count,
             }
+        }
+        TAG_BANDED => {
+            let bands = u64::from_le_bytes(take(rest)?);
+            let steps = u64::from_le_bytes(take(rest)?);
+            let event = Box::new(decode_at(rest, depth)?);
+            DpEvent::Banded { bands, steps, event }
         }
         TAG_COMPOSED => {
             let count = u64::from_le_bytes(take(rest)?);
@@ -253,6 +270,7 @@ const TAG_SELF_COMPOSED: u8 = 5;
 const TAG_COMPOSED: u8 = 6;
 const TAG_LAPLACE: u8 = 7;
 const TAG_HISTOGRAMS: u8 = 8;
+const TAG_BANDED: u8 = 9;
 
 #[cfg(test)]
 mod tests {
@@ -284,6 +302,13 @@ mod tests {
                 (inner.clone(), any::<u64>()).prop_map(|(event, count)| DpEvent::SelfComposed {
                     event: Box::new(event),
                     count
+                }),
+                (inner.clone(), 1..u64::MAX, any::<u64>()).prop_map(|(event, bands, steps)| {
+                    DpEvent::Banded {
+                        bands,
+                        steps,
+                        event: Box::new(event),
+                    }
                 }),
                 (inner.clone(), 0.0f64..=1.0).prop_map(|(event, sampling_probability)| {
                     DpEvent::PoissonSampled {
@@ -340,7 +365,7 @@ mod tests {
                 [vec![4], seven.clone(), one.clone(), seven.clone(), one.clone()].concat(),
             ),
             (
-                gaussian.repeated(7),
+                gaussian.clone().repeated(7),
                 [vec![5], seven.clone(), vec![2], one.clone()].concat(),
             ),
             (
@@ -361,6 +386,14 @@ mod tests {
                     standard_deviation: 1.0,
                 },
                 [vec![8], seven.clone(), one.clone()].concat(),
+            ),
+            (
+                DpEvent::Banded {
+                    bands: 7,
+                    steps: 7,
+                    event: Box::new(gaussian),
+                },
+                [vec![9], seven.clone(), seven, vec![2], one].concat(),
             ),
         ] {
             assert_eq!(encode(&event), bytes, "{event:?}");
@@ -399,6 +432,18 @@ mod tests {
                 .is_err()
             );
         }
+        let no_bands = DpEvent::Banded {
+            bands: 0,
+            steps: 1,
+            event: Box::new(DpEvent::NoOp),
+        };
+        assert!(matches!(
+            check(&no_bands),
+            Err(EventError::Parameter {
+                parameter: "bands",
+                ..
+            })
+        ));
         assert_eq!(check(&DpEvent::NonPrivate), Err(EventError::NonPrivate));
     }
 }

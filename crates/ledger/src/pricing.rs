@@ -112,6 +112,8 @@ fn releases(event: &DpEvent) -> Option<u64> {
         | DpEvent::TruncatedSubsampledGaussian { .. } => Some(1),
         DpEvent::PoissonSampled { event, .. } => releases(event),
         DpEvent::SelfComposed { event, count } => releases(event)?.checked_mul(*count),
+        // Every step is a release; what a unit's turns in them cost, the accountant counts from `bands`.
+        DpEvent::Banded { steps, event, .. } => releases(event)?.checked_mul(*steps),
         DpEvent::Composed { events } => events
             .iter()
             .try_fold(0_u64, |sum, event| sum.checked_add(releases(event)?)),

@@ -171,6 +171,52 @@ fn failed_runs_have_receipts_and_refunded_ones_none() {
     }
 }
 
+/// With a band a record has a turn in every fourth step only: the price is that of its turns, and every step is a release.
+#[test]
+fn an_auditor_can_recompute_the_price_of_correlated_noise() {
+    use bastionai_privacy::accountant;
+    use bastionai_privacy::event::{DpEvent, NeighboringRelation::AddOrRemoveOne};
+    let delta: Delta = "1e-6".parse().unwrap();
+    let DpEvent::SelfComposed { event: turn, .. } = event() else {
+        panic!("{:?}", event())
+    };
+    let banded = |bands, steps| DpEvent::Banded {
+        bands,
+        steps,
+        event: turn.clone(),
+    };
+    let turns = DpEvent::SelfComposed {
+        event: turn.clone(),
+        count: 25,
+    };
+    let epsilon = accountant::epsilon(&turns, AddOrRemoveOne, delta.to_f64().next_down()).unwrap();
+    let price = Amount::new(Epsilon::from_f64_round_up(epsilon).unwrap(), delta);
+    let checked = |event| {
+        let mut ledger = new_ledger();
+        add_dataset(&mut ledger, dataset(1, policy(amount("50", "1e-5"))));
+        let priced = Charge {
+            event,
+            ..charge(1, price)
+        };
+        let _ = reserve(&mut ledger, run(1, 1, vec![priced]), T0).unwrap();
+        let _ = start(&mut ledger, 1);
+        let _ = commit(&mut ledger, 1, Outcome::Failed);
+        receipt(&ledger).check_prices().map_err(|(_, error)| error)
+    };
+    checked(banded(4, 100)).unwrap();
+    assert!(
+        matches!(checked(banded(3, 100)), Err(PriceError::TooLow { .. })),
+        "more turns"
+    );
+    for (bands, steps) in [(4, 97), (1, 25)] {
+        let error = checked(banded(bands, steps)).unwrap_err();
+        assert!(
+            matches!(error, PriceError::Steps { charged: Some(found), steps: 100 } if found == steps),
+            "{error}"
+        );
+    }
+}
+
 #[test]
 fn an_auditor_can_recompute_the_prices() {
     use bastionai_privacy::accountant;

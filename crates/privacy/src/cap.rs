@@ -27,13 +27,18 @@ impl SampledSteps {
     /// The steps as a mechanism; `None` for a sample that is never cut.
     pub fn event(&self, truncated_batch_size: Option<u64>, noise_multiplier: f64) -> DpEvent {
         DpEvent::SelfComposed {
-            event: Box::new(DpEvent::TruncatedSubsampledGaussian {
-                dataset_size: self.dataset_size,
-                sampling_probability: self.sampling_probability,
-                truncated_batch_size: truncated_batch_size.unwrap_or(self.dataset_size),
-                noise_multiplier,
-            }),
+            event: Box::new(self.step(truncated_batch_size, noise_multiplier)),
             count: self.steps,
+        }
+    }
+
+    /// One of them.
+    pub(crate) fn step(&self, truncated_batch_size: Option<u64>, noise_multiplier: f64) -> DpEvent {
+        DpEvent::TruncatedSubsampledGaussian {
+            dataset_size: self.dataset_size,
+            sampling_probability: self.sampling_probability,
+            truncated_batch_size: truncated_batch_size.unwrap_or(self.dataset_size),
+            noise_multiplier,
         }
     }
 

@@ -105,6 +105,17 @@ pub enum DpEvent {
         /// Standard deviation of the noise on each count, in counts.
         standard_deviation: f64,
     },
+    /// `steps` Gaussian releases whose noise is correlated over `bands` steps, each unit having its turn in one step of
+    /// `bands` in a row ([`crate::banded`]). `event` is a unit's turn: what it costs that all the steps which a turn reaches
+    /// are released, with the noise multiplier relative to a turn's l2_sensitivity. A unit has at most ⌈steps/bands⌉ turns.
+    Banded {
+        /// Steps from one turn of a unit to its next; at least 1.
+        bands: u64,
+        /// Releases.
+        steps: u64,
+        /// A Gaussian on a sample of the units that have their turn.
+        event: Box<DpEvent>,
+    },
 }
 
 impl DpEvent {
@@ -194,6 +205,16 @@ mod tests {
                     standard_deviation: 8.0,
                 },
                 r#"{"histograms":{"histograms":2,"standard_deviation":8.0}}"#,
+            ),
+            (
+                DpEvent::Banded {
+                    bands: 4,
+                    steps: 10,
+                    event: Box::new(DpEvent::Gaussian {
+                        noise_multiplier: 2.0,
+                    }),
+                },
+                r#"{"banded":{"bands":4,"steps":10,"event":{"gaussian":{"noise_multiplier":2.0}}}}"#,
             ),
         ] {
             assert_eq!(serde_json::to_string(&event).unwrap(), written);

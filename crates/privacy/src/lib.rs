@@ -2,12 +2,14 @@
 //!
 //! In call order: [`event`] (what a mechanism is; [`specification`] reads it from a file) → [`joint`] and [`truncation`] (what the trainer's
 //! mechanism adds to the textbook one) → [`accountant`] (what it costs), [`renyi`] (the same by Rényi divergences) → [`calibrate`] (how much noise
-//! a price needs) → [`filter`] (how runs add up) → [`cap`] and [`planner`] (how large a sample may be; which batch size and steps) →
+//! a price needs) → [`filter`] (how runs add up) → [`cap`], [`planner`] and [`banded`] (how large a sample may be; which batch size
+//! and steps; whether noise is correlated over steps) →
 //! [`sampling`], [`order`] and [`noise`] (what the trainer draws, on [`vectors`]); [`histogram`] (what an evaluation counts).
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod accountant;
+pub mod banded;
 pub mod calibrate;
 pub mod cap;
 pub mod event;

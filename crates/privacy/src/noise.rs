@@ -11,16 +11,19 @@
 //! integer is therefore the exact rounding of the exact Gaussian but for an event of probability below
 //! [`total_variation_per_value`]. Which path is taken depends on the noise alone, never on the sums.
 
+mod banded;
 mod double_double;
 mod exact;
 mod vector;
+
+pub use banded::{BandedNoise, NoisePlace};
 
 use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::stream::{BLOCK_BYTES, Purpose, STREAM_BYTES, SubKey};
 use crate::vectors::{Baseline, Pass, Vectors};
-use vector::{BLOCK_VALUES, Round, RoundedBlock};
+use vector::{BLOCK_VALUES, Round, RoundLess, RoundedBlock};
 
 /// Why noise could not be drawn. Nothing has been added then.
 #[derive(Clone, Copy, Debug, PartialEq, Error)]
@@ -43,6 +46,24 @@ pub enum NoiseError {
         first_index: u64,
         /// How many.
         length: u64,
+    },
+    /// Correlated noise whose sums may not fit into an i64.
+    #[error(
+        "noise of standard deviation {standard_deviation} (in grid units) over {bands} bands is beyond 64-bit sums; choose fewer bands"
+    )]
+    TooCorrelated {
+        /// Bands of the matrix.
+        bands: u64,
+        /// Of a step's own draw.
+        standard_deviation: f64,
+    },
+    /// Memory of other values' noise.
+    #[error("the noise of earlier steps has {values} values, the sums need {wanted}")]
+    Memory {
+        /// What was passed.
+        values: usize,
+        /// What it must be.
+        wanted: usize,
     },
 }
 
@@ -98,24 +119,68 @@ impl NoiseStream {
         sums: &mut [i64],
         standard_deviation: f64,
     ) -> Result<(), NoiseError> {
+        self.add(
+            vectors,
+            (step, tensor, first_index),
+            sums,
+            standard_deviation,
+            None,
+        )
+    }
+
+    /// Adds round(N(0, `standard_deviation`²) − fraction) to each of `sums`, for fractions in [0, 1) and a standard
+    /// deviation of at least 1, below which the error of the subtraction is not covered by the bound.
+    fn add_rounded_gaussian_less<V: Vectors>(
+        &self,
+        vectors: &V,
+        place: (u64, u32, u64),
+        sums: &mut [i64],
+        standard_deviation: f64,
+        fractions: &[f64],
+    ) -> Result<(), NoiseError> {
+        self.add(vectors, place, sums, standard_deviation, Some(fractions))
+    }
+
+    fn add<V: Vectors>(
+        &self,
+        vectors: &V,
+        (step, tensor, first_index): (u64, u32, u64),
+        sums: &mut [i64],
+        standard_deviation: f64,
+        fractions: Option<&[f64]>,
+    ) -> Result<(), NoiseError> {
         check(first_index, sums.len() as u64, standard_deviation)?;
         let mut key_block = first_index / VALUES_OF_KEY_BLOCK;
         let mut skip = (first_index % VALUES_OF_KEY_BLOCK) as usize;
         let mut words = Zeroizing::new([0_u8; BLOCK_VALUES * 8]);
         let mut block = RoundedBlock::new(standard_deviation);
+        let mut less = [0.0; BLOCK_VALUES];
+        let mut fractions = fractions;
         let mut rest = sums;
         while !rest.is_empty() {
             let wanted = rest.len().min(BLOCK_VALUES - skip);
             let bytes = &mut words[..(skip + wanted).div_ceil(2) * PAIR_BYTES as usize];
             // Within [`MAX_VALUES`] block numbers are below 2^32.
             vectors.keystream(&self.head.blocks(step, tensor, key_block as u32), bytes);
-            let round = Round {
-                words: &words,
-                block: &mut block,
+            let settled = match fractions.as_mut() {
+                None => vectors.run(Round {
+                    words: &words,
+                    block: &mut block,
+                }),
+                Some(fractions) => {
+                    let (now, later) = fractions.split_at(wanted);
+                    less[skip..skip + wanted].copy_from_slice(now);
+                    *fractions = later;
+                    vectors.run(RoundLess {
+                        words: &words,
+                        less: &less,
+                        block: &mut block,
+                    })
+                }
             };
-            if !vectors.run(round) {
+            if !settled {
                 let pair = key_block * VALUES_OF_KEY_BLOCK / 2;
-                self.settle(step, tensor, pair, &words, skip..skip + wanted, &mut block);
+                self.settle(step, tensor, pair, &words, &less, skip..skip + wanted, &mut block);
             }
             let (now, later) = rest.split_at_mut(wanted);
             vectors.run(Add {
@@ -148,12 +213,14 @@ impl NoiseStream {
     }
 
     /// Replaces the values of a block that 64 bits did not settle by the exact ones.
+    #[allow(clippy::too_many_arguments)]
     fn settle(
         &self,
         step: u64,
         tensor: u32,
         first_pair: u64,
         words: &[u8; BLOCK_VALUES * 8],
+        less: &[f64; BLOCK_VALUES],
         wanted: std::ops::Range<usize>,
         block: &mut RoundedBlock,
     ) {
@@ -166,8 +233,8 @@ impl NoiseStream {
                 self.tail
                     .stream(step, tensor, (first_pair + pair as u64) * PAIR_BYTES)
                     .fill(&mut tail);
-                block.values[position] =
-                    exact::rounded_value(&head, &tail, position % 2 == 1, block.standard_deviation);
+                let value = exact::value(&head, &tail, position % 2 == 1);
+                block.values[position] = exact::rounded(value, block.standard_deviation, less[position]);
             }
         }
     }

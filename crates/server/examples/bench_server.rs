@@ -231,6 +231,8 @@ impl Bench {
             model_id: model,
             initial_weights: None,
             ema_decay: None,
+            tail_average: None,
+            bands: Default::default(),
             keep_steps: vec![],
             keep_every: None,
             dataset_ids: vec![dataset.id],

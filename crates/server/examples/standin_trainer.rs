@@ -134,7 +134,7 @@ fn main() -> io::Result<()> {
             since = Instant::now();
             state[0][..4].copy_from_slice(&(step as f32).to_le_bytes());
             state[0][4..8].copy_from_slice(&(base + step as f32).to_le_bytes());
-            if job.ema_decay.is_some() {
+            if job.average.is_some() {
                 let average = state.len() - state.len() / job.state_groups();
                 state[average][..4].copy_from_slice(&(-(step as f32)).to_le_bytes());
             }

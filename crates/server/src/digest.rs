@@ -4,7 +4,7 @@
 use crate::plan::Plan;
 use crate::spec::RunRequest;
 use bastionai_ledger::{BootId, DatasetId, Digest32, EntryHash, Principal};
-use bastionai_wire::{Adam, Compute, Decay, Optimizer, Schedule};
+use bastionai_wire::{Adam, Average, Compute, Decay, Optimizer, Schedule};
 use sha2::{Digest, Sha256};
 
 /// A dataset as a run uses it.
@@ -66,6 +66,7 @@ impl Agreement<'_> {
             fields.add(b"compute");
             fields.add(self.request.compute.name().as_bytes());
         }
+        self.add_band(&mut fields);
         fields.finish()
     }
 
@@ -124,20 +125,49 @@ impl Agreement<'_> {
             }
             Optimizer::AdamW(numbers) => add_adam(fields, b"adamw", numbers),
             Optimizer::Adam(numbers) => add_adam(fields, b"adam", numbers),
+            Optimizer::NoiseCorrected {
+                adam,
+                decoupled,
+                floor,
+            } => {
+                let name: &[u8] = if decoupled { b"adamw_bc" } else { b"adam_bc" };
+                add_adam(fields, name, adam);
+                fields.float(floor);
+            }
         }
     }
 
     fn add_kept(&self, fields: &mut Fields) {
         let request = self.request;
-        if let Some(decay) = request.ema_decay {
-            fields.add(b"ema");
-            fields.float(decay);
+        match request.average {
+            None => {}
+            Some(Average::Exponential { decay }) => {
+                fields.add(b"ema");
+                fields.float(decay);
+            }
+            Some(Average::Tail { share }) => {
+                fields.add(b"tail");
+                fields.float(share);
+            }
         }
         if !request.keep_steps.is_empty() {
             fields.add(b"keep");
             fields.count(request.keep_steps.len());
             request.keep_steps.iter().for_each(|&step| fields.integer(step));
         }
+    }
+
+    /// The matrix that correlates noise; classes and their turns follow from its size.
+    fn add_band(&self, fields: &mut Fields) {
+        let numerators = self.plan.band.numerators();
+        if numerators.is_empty() {
+            return;
+        }
+        fields.add(b"bands");
+        fields.count(numerators.len());
+        numerators
+            .iter()
+            .for_each(|&each| fields.integer(u64::from(each)));
     }
 
     fn add_plan(&self, fields: &mut Fields) {
@@ -216,6 +246,7 @@ mod tests {
     use crate::plan::RELATION;
     use crate::spec::{LossRequest, Privacy};
     use bastionai_ledger::{Amount, Delta, Epsilon};
+    use bastionai_privacy::banded::BandedMatrix;
     use bastionai_privacy::event::{DpEvent, NeighboringRelation};
     use bastionai_wire::{Clipping, Warmup};
 
@@ -260,6 +291,8 @@ mod tests {
                 physical_batch_size: 100,
                 micro_batches: 1,
                 event: DpEvent::NoOp,
+                band: BandedMatrix::from_numerators(vec![]).unwrap(),
+                noise_ratio: 1.0,
                 amount: Amount::new(Epsilon::from_units(5), Delta::from_units(7)),
             },
             scientist: Principal::from_bytes([3; 32]),
@@ -285,6 +318,21 @@ mod tests {
             expires_unix_ms: example.expires,
         }
         .digest()
+    }
+
+    fn corrected(decoupled: bool, floor: f64) -> Optimizer {
+        let adam = Adam {
+            lr: 0.1,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.0,
+        };
+        Optimizer::NoiseCorrected {
+            adam,
+            decoupled,
+            floor,
+        }
     }
 
     #[test]
@@ -338,8 +386,28 @@ mod tests {
             ("cosine", |e| {
                 e.request.schedule.decay = Decay::Cosine { final_ratio: 0.0 }
             }),
-            ("average", |e| e.request.ema_decay = Some(0.9)),
-            ("its decay", |e| e.request.ema_decay = Some(0.99)),
+            ("average", |e| {
+                e.request.average = Some(Average::Exponential { decay: 0.9 })
+            }),
+            ("its decay", |e| {
+                e.request.average = Some(Average::Exponential { decay: 0.99 })
+            }),
+            ("an average of the tail", |e| {
+                e.request.average = Some(Average::Tail { share: 0.9 })
+            }),
+            ("bands", |e| {
+                e.plan.band = BandedMatrix::from_numerators(vec![2048]).unwrap()
+            }),
+            ("their coefficients", |e| {
+                e.plan.band = BandedMatrix::from_numerators(vec![2047]).unwrap()
+            }),
+            ("correction for noise", |e| {
+                e.request.optimizer = corrected(false, 1e-8)
+            }),
+            ("its floor", |e| e.request.optimizer = corrected(false, 1e-9)),
+            ("its weight decay decoupled", |e| {
+                e.request.optimizer = corrected(true, 1e-8)
+            }),
             ("kept step", |e| e.request.keep_steps = vec![3]),
             ("two kept steps", |e| e.request.keep_steps = vec![3, 4]),
             ("σ of the gradient", |e| e.plan.noise_multiplier = 1.5),

@@ -10,7 +10,7 @@ use bastionai_graph::archive::{Archive, Limits};
 use bastionai_graph::contract::DataContract;
 use bastionai_graph::typed::TypedGraph;
 use bastionai_ledger::{DatasetId, Digest32};
-use bastionai_wire::{Clipping, Compute, Optimizer, Schedule};
+use bastionai_wire::{Bands, Clipping, Compute, Optimizer, Schedule};
 
 pub(crate) const MLP: &[u8] = include_bytes!("../tests/fixtures/mlp.pt2");
 pub(crate) const CONTRACT: &str = include_str!("../tests/fixtures/contract.json");
@@ -47,7 +47,8 @@ pub(crate) fn request(
         optimizer: sgd(0.1, 0.0, false),
         schedule: Schedule::default(),
         initial_weights: None,
-        ema_decay: None,
+        average: None,
+        bands: Bands::default(),
         keep_steps: vec![],
     }
 }

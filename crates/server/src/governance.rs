@@ -174,7 +174,7 @@ pub(crate) fn has_weights(run: &Run, at: WeightsAt) -> Result<(), Failure> {
     let what = if at.ema { "average" } else { "weights" };
     let message = format!(
         "run {} has no {what} of step {step}: it has its last weights{there}; what else a run keeps is agreed before it \
-         starts (keep_steps, ema_decay)",
+         starts (keep_steps, ema_decay, tail_average)",
         run.id()
     );
     Err(Failure::new(Reason::NotReleasable, message))

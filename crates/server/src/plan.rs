@@ -4,9 +4,11 @@ use crate::errors::{Failure, Reason};
 use crate::spec::{LossRequest, MAX_NOISE, Privacy, RunRequest};
 use bastionai_graph::typed::TypedGraph;
 use bastionai_ledger::{Amount, Delta, Epsilon};
-use bastionai_privacy::cap::SampledSteps;
+use bastionai_privacy::banded::{BandedMatrix, BandedSteps, Planner, Workload};
 use bastionai_privacy::event::{DpEvent, NeighboringRelation};
+use bastionai_privacy::noise::BandedNoise;
 use bastionai_privacy::{accountant, calibrate, joint, planner, sampling};
+use bastionai_wire::{Bands, Optimizer};
 
 /// The relation every price is for.
 pub(crate) const RELATION: NeighboringRelation = NeighboringRelation::AddOrRemoveOne;
@@ -20,9 +22,9 @@ pub(crate) struct Plan {
     pub(crate) loss_noise_multiplier: Option<f64>,
     /// Of both releases seen as one Gaussian: `1/σ² = 1/σ_grad² + 1/σ_loss²`.
     pub(crate) joint_noise_multiplier: f64,
-    /// A record enters a sample when a uniform u64 is below this.
+    /// A record enters the sample of its turn when a uniform u64 is below this; without bands every step is its turn.
     pub(crate) sample_threshold: u64,
-    /// The probability that is.
+    /// The probability with which a record enters a step's sample, its turns taken into account.
     pub(crate) sample_rate: f64,
     /// Σ declared_size: public, never the row count (rule D10).
     pub(crate) declared_size: u64,
@@ -30,6 +32,10 @@ pub(crate) struct Plan {
     pub(crate) physical_batch_size: u32,
     /// Micro-batches per step, always all of them (rule D8).
     pub(crate) micro_batches: u32,
+    /// How the gradient's noise is correlated over steps.
+    pub(crate) band: BandedMatrix,
+    /// The noise in the weights over that of independent noise at the same price, by the planner's measure.
+    pub(crate) noise_ratio: f64,
     /// The mechanism as every owner is charged for it.
     pub(crate) event: DpEvent,
     /// Its price.
@@ -37,12 +43,18 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Plans a run over `declared_size` records for `delta`.
+    /// Plans a run over `declared_size` records for `delta`, for a trainer that has room for the noise of `most_bands`
+    /// steps: what is planned keeps to that, and what was asked for is the caller's to check.
     ///
     /// # Guarantee
     /// `amount` is an upper bound of the (ε, δ) of `event` under add-or-remove-one, truncation included; a
     /// calibrated plan never costs more than the target.
-    pub(crate) fn new(request: &RunRequest, declared_size: u64, delta: Delta) -> Result<Self, Failure> {
+    pub(crate) fn new(
+        request: &RunRequest,
+        declared_size: u64,
+        delta: Delta,
+        most_bands: u64,
+    ) -> Result<Self, Failure> {
         if request.batch_size > declared_size {
             let message = format!(
                 "batch_size {} is above the datasets' declared size {declared_size}: choose at most that",
@@ -50,17 +62,22 @@ impl Plan {
             );
             return Err(Failure::new(Reason::RunSpecInvalid, message));
         }
-        let sample_threshold =
-            sampling::threshold(request.batch_size as f64 / declared_size as f64).map_err(unpriceable)?;
-        let sample_rate = sampling::probability(sample_threshold);
         // δ is exact in the ledger; the accountant gets the next float below, so that the price never rounds down.
         let accounted_delta = delta.to_f64().next_down();
-        let sampled = SampledSteps {
+        let band = band(request, declared_size, accounted_delta, most_bands)?;
+        let steps = BandedSteps {
             dataset_size: declared_size,
-            sampling_probability: sample_rate,
+            batch_size: request.batch_size,
             steps: request.steps,
+            bands: band.bands(),
         };
-        let event = |cap: u64, noise| sampled.event(Some(cap.min(declared_size)), noise);
+        steps
+            .check()
+            .map_err(|error| Failure::of(Reason::RunSpecInvalid, error))?;
+        let sample_threshold = steps.threshold().map_err(unpriceable)?;
+        let sample_rate = sampling::probability(sample_threshold) / steps.bands as f64;
+        let sampled = steps.turns_of_a_unit().map_err(unpriceable)?;
+        let event = |cap: u64, noise| steps.event(Some(cap.min(sampled.dataset_size)), noise);
         let cap = match request.privacy {
             Privacy::TargetEpsilon(epsilon) => sampled
                 .truncated_batch_size_for(epsilon, accounted_delta)
@@ -74,7 +91,8 @@ impl Plan {
         let joint_noise_multiplier = match request.privacy {
             Privacy::NoiseMultiplier(multiplier) => joint_of(multiplier, request.loss),
             Privacy::TargetEpsilon(epsilon) => {
-                calibrate::noise_multiplier(epsilon, accounted_delta, RELATION, &|noise| event(cap, noise))
+                let turns = |noise| sampled.event(Some(cap.min(sampled.dataset_size)), noise);
+                calibrate::noise_multiplier(epsilon, accounted_delta, RELATION, &turns)
                     .map_err(unpriceable)?
             }
         };
@@ -86,10 +104,22 @@ impl Plan {
                 (gradient, Some(loss))
             }
         };
-        within_the_trainers_grid("noise_multiplier", noise_multiplier)?;
+        within_the_trainers_grid("noise_multiplier", noise_multiplier * band.column_norm())?;
+        if band.bands() > 1 {
+            BandedNoise::new(&band, noise_multiplier * band.column_norm() * LARGEST_SENSITIVITY)
+                .map_err(unpriceable)?;
+        }
         within_the_trainers_grid("loss noise_multiplier", loss_noise_multiplier.unwrap_or(0.0))?;
-        let event = event(cap, joint_noise_multiplier);
+        let event = event(cap, joint_noise_multiplier).map_err(unpriceable)?;
         let epsilon = accountant::epsilon(&event, RELATION, accounted_delta).map_err(unpriceable)?;
+        let noise_ratio = noise_ratio(
+            request,
+            &band,
+            declared_size,
+            joint_noise_multiplier,
+            epsilon,
+            accounted_delta,
+        )?;
         let epsilon = Epsilon::from_f64_round_up(epsilon).map_err(unpriceable)?;
         Ok(Self {
             noise_multiplier,
@@ -100,6 +130,8 @@ impl Plan {
             declared_size,
             physical_batch_size,
             micro_batches,
+            band,
+            noise_ratio,
             event,
             amount: Amount::new(epsilon, delta),
         })
@@ -114,13 +146,13 @@ impl Plan {
     pub(crate) fn warnings(&self, request: &RunRequest, trainable_parameters: u64) -> Vec<String> {
         let mut warnings = Vec::new();
         let steps = request.steps as f64;
-        let noise_to_signal =
-            planner::noise_to_signal(self.noise_multiplier, trainable_parameters, request.batch_size);
+        let felt = self.felt_noise_multiplier(request);
+        let noise_to_signal = planner::noise_to_signal(felt, trainable_parameters, request.batch_size);
         if noise_to_signal > DROWNED {
             warnings.push(format!(
                 "noise drowns the signal: the noise of a step's averaged gradient is {noise_to_signal:.1} times its \
                  clipped norm (noise_multiplier {:.3} x sqrt({trainable_parameters} trainable parameters) / batch_size {}); {}",
-                self.noise_multiplier,
+                felt,
                 request.batch_size,
                 self.what_would_help(request, trainable_parameters),
             ));
@@ -143,6 +175,21 @@ impl Plan {
 }
 
 impl Plan {
+    /// The multiplier of independent noise that would leave as much in the weights; the plan's own without bands.
+    fn felt_noise_multiplier(&self, request: &RunRequest) -> f64 {
+        let workload = workload(&request.optimizer);
+        let felt = |band: &BandedMatrix| band.rms_error(workload, request.steps);
+        match self.band.bands() {
+            1 => self.noise_multiplier,
+            _ => self.noise_multiplier * felt(&self.band) / felt(&BandedMatrix::independent()),
+        }
+    }
+
+    /// Bytes of the noise of earlier steps that the trainer keeps.
+    pub(crate) fn noise_bytes(&self, trainable_parameters: u64) -> u64 {
+        noise_bytes(self.band.bands(), trainable_parameters)
+    }
+
     /// The larger batch that would do, at the same price and number of steps, with what it would bring.
     fn what_would_help(&self, request: &RunRequest, trainable_parameters: u64) -> String {
         let plan = planner::Chosen {
@@ -198,6 +245,87 @@ pub(crate) fn elements(shape: &[u64]) -> u64 {
         .fold(1, |product, &extent| product.saturating_mul(extent))
 }
 
+/// Bytes of the noise of so many steps but one.
+pub(crate) fn noise_bytes(bands: u64, trainable_parameters: u64) -> u64 {
+    let each = trainable_parameters.saturating_mul(size_of::<i64>() as u64);
+    bands.saturating_sub(1).saturating_mul(each)
+}
+
+/// The band asked for, or the best for the target. Given noise has no price to compare bands at: independent noise.
+fn band(
+    request: &RunRequest,
+    declared_size: u64,
+    delta: f64,
+    most_bands: u64,
+) -> Result<BandedMatrix, Failure> {
+    let workload = workload(&request.optimizer);
+    match (request.bands, request.privacy) {
+        (Bands::Planned, Privacy::TargetEpsilon(target_epsilon)) => {
+            let planner = Planner {
+                dataset_size: declared_size,
+                batch_size: request.batch_size,
+                steps: request.steps,
+                target_epsilon,
+                target_delta: delta,
+                workload,
+                most_bands,
+            };
+            planner.choose().map(|plan| plan.matrix).map_err(unpriceable)
+        }
+        (Bands::Planned, Privacy::NoiseMultiplier(_)) => Ok(BandedMatrix::independent()),
+        (Bands::Fixed(bands), _) => BandedMatrix::square_root(workload, u64::from(bands))
+            .map_err(|error| Failure::of(Reason::RunSpecInvalid, error)),
+    }
+}
+
+/// Noise in the weights over that of independent noise at the price of the run.
+fn noise_ratio(
+    request: &RunRequest,
+    band: &BandedMatrix,
+    declared_size: u64,
+    noise_multiplier: f64,
+    target_epsilon: f64,
+    target_delta: f64,
+) -> Result<f64, Failure> {
+    if band.bands() == 1 || target_epsilon <= 0.0 {
+        return Ok(1.0);
+    }
+    let workload = workload(&request.optimizer);
+    let planner = Planner {
+        dataset_size: declared_size,
+        batch_size: request.batch_size,
+        steps: request.steps,
+        target_epsilon,
+        target_delta,
+        workload,
+        most_bands: 1,
+    };
+    let plain = planner.with_bands(1).map_err(unpriceable)?;
+    Ok(noise_multiplier * band.rms_error(workload, request.steps) / plain.rms_error)
+}
+
+/// What the noise does in an optimizer, at its full rate. Adam's division is left out, as are schedules.
+fn workload(optimizer: &Optimizer) -> Workload {
+    let keep = |lr: f64, decay: f64| (1.0 - lr * decay).clamp(0.0, 1.0);
+    let (momentum, keep) = match *optimizer {
+        Optimizer::Sgd {
+            lr,
+            momentum,
+            weight_decay,
+            ..
+        } => (momentum, keep(lr, weight_decay)),
+        Optimizer::AdamW(adam)
+        | Optimizer::NoiseCorrected {
+            adam,
+            decoupled: true,
+            ..
+        } => (adam.beta1, keep(adam.lr, adam.weight_decay)),
+        Optimizer::Adam(adam) | Optimizer::NoiseCorrected { adam, .. } => (adam.beta1, 1.0),
+    };
+    // The request's numbers were checked; anything else would be plain descent.
+    Workload::new(momentum, keep).unwrap_or(Workload::PREFIX_SUMS)
+}
+
 /// Joint multiplier of a gradient release with this multiplier and the loss release that goes with it.
 fn joint_of(gradient: f64, loss: Option<LossRequest>) -> f64 {
     loss.map_or(gradient, |loss| gradient * (1.0 - loss.share).sqrt())
@@ -232,6 +360,8 @@ fn unpriceable(error: impl std::error::Error) -> Failure {
     Failure::of(Reason::Unpriceable, error)
 }
 
+/// Above the l2_sensitivity charged in grid units, which is 2^30 and a hundredth at most.
+const LARGEST_SENSITIVITY: f64 = 1.05 * 1_073_741_824.0;
 /// Physical batch when the scientist names none.
 pub(crate) const DEFAULT_PHYSICAL_BATCH: u32 = 256;
 /// Noise norm over the largest norm of a step's mean gradient, beyond which a warning is due.
@@ -242,6 +372,11 @@ const WEAK_EPSILON: f64 = 10.0;
 mod tests {
     use super::*;
     use crate::fixture::request;
+    use bastionai_privacy::banded::MAX_BANDS;
+
+    fn planned(request: &RunRequest, declared_size: u64, delta: Delta) -> Result<Plan, Failure> {
+        Plan::new(request, declared_size, delta, MAX_BANDS)
+    }
 
     const LOSS: Option<LossRequest> = Some(LossRequest {
         max_loss: 4.0,
@@ -255,7 +390,7 @@ mod tests {
     #[test]
     fn a_calibrated_run_costs_at_most_its_target_and_close_to_it() {
         for (batch, steps, target) in [(16, 30, 0.5), (64, 100, 2.0), (192, 10, 8.0)] {
-            let plan = Plan::new(
+            let plan = planned(
                 &request(batch, steps, Privacy::TargetEpsilon(target), LOSS),
                 192,
                 delta(),
@@ -270,9 +405,80 @@ mod tests {
         }
     }
 
+    fn with_bands(
+        bands: Bands,
+        batch: u64,
+        steps: u64,
+        privacy: Privacy,
+        loss: Option<LossRequest>,
+    ) -> RunRequest {
+        RunRequest {
+            bands,
+            ..request(batch, steps, privacy, loss)
+        }
+    }
+
+    /// 64 steps of 1/64 of the records: each of them once.
+    #[test]
+    fn planned_bands_leave_less_noise_at_the_same_price() {
+        let target = Privacy::TargetEpsilon(8.0);
+        let wish = with_bands(Bands::Planned, 96, 64, target, LOSS);
+        let plan = planned(&wish, 6144, delta()).unwrap();
+        assert!(plan.band.bands() > 4, "{}", plan.band.bands());
+        assert!((0.3..0.8).contains(&plan.noise_ratio), "{}", plan.noise_ratio);
+        let cost = plan.amount.epsilon.to_f64();
+        assert!(cost <= 8.0 && cost > 0.98 * 8.0, "{cost}");
+        let plain = planned(&request(96, 64, target, LOSS), 6144, delta()).unwrap();
+        assert_eq!((plain.band.bands(), plain.noise_ratio), (1, 1.0));
+        assert!(plan.felt_noise_multiplier(&wish) < plain.noise_multiplier * 0.8);
+        let DpEvent::Banded { bands, steps, event } = &plan.event else {
+            panic!("{:?}", plan.event)
+        };
+        assert_eq!((*bands, *steps), (plan.band.bands(), 64));
+        let DpEvent::TruncatedSubsampledGaussian {
+            dataset_size,
+            sampling_probability,
+            truncated_batch_size,
+            noise_multiplier,
+        } = **event
+        else {
+            panic!("{event:?}")
+        };
+        assert_eq!(dataset_size, 6144_u64.div_ceil(*bands));
+        assert_eq!(noise_multiplier, plan.joint_noise_multiplier);
+        assert!((sampling_probability / plan.sample_rate - *bands as f64).abs() < 1e-9);
+        assert!(
+            (plan.sample_rate - 96.0 / 6144.0).abs() < 1e-12,
+            "as large batches as without"
+        );
+        assert!(truncated_batch_size <= plan.truncated_batch_size());
+    }
+
+    #[test]
+    fn bands_keep_to_the_memory_and_given_ones_to_what_there_can_be() {
+        let target = Privacy::TargetEpsilon(8.0);
+        let wish = with_bands(Bands::Planned, 96, 64, target, None);
+        let tight = Plan::new(&wish, 6144, delta(), 3).unwrap();
+        assert!((2..=3).contains(&tight.band.bands()));
+        let none = Plan::new(&wish, 6144, delta(), 1).unwrap();
+        assert_eq!(none.band.bands(), 1);
+        let given = with_bands(Bands::Planned, 96, 64, Privacy::NoiseMultiplier(1.0), None);
+        assert_eq!(planned(&given, 6144, delta()).unwrap().band.bands(), 1);
+        for (bands, says) in [(65, "at most 64"), (2000, "1024")] {
+            let request = with_bands(Bands::Fixed(bands), 96, 64, target, None);
+            let refused = planned(&request, 6144, delta()).unwrap_err();
+            let said = tonic::Status::from(refused).message().to_owned();
+            assert!(said.contains(says), "{said}");
+        }
+        let fixed = with_bands(Bands::Fixed(5), 96, 64, Privacy::NoiseMultiplier(1.0), None);
+        let fixed = planned(&fixed, 6144, delta()).unwrap();
+        assert_eq!((fixed.band.bands(), fixed.noise_multiplier), (5, 1.0));
+        assert_eq!(fixed.noise_bytes(10), 4 * 8 * 10);
+    }
+
     #[test]
     fn the_trainers_two_releases_are_no_sharper_than_what_was_charged() {
-        let plan = Plan::new(&request(64, 100, Privacy::TargetEpsilon(2.0), LOSS), 192, delta()).unwrap();
+        let plan = planned(&request(64, 100, Privacy::TargetEpsilon(2.0), LOSS), 192, delta()).unwrap();
         let loss = plan.loss_noise_multiplier.unwrap();
         let rejoined = joint::joint_noise_multiplier(plan.noise_multiplier, loss).unwrap();
         assert!(rejoined >= plan.joint_noise_multiplier);
@@ -301,10 +507,9 @@ mod tests {
 
     #[test]
     fn given_noise_is_priced_the_same_as_when_it_was_calibrated() {
-        let calibrated =
-            Plan::new(&request(16, 30, Privacy::TargetEpsilon(1.0), LOSS), 192, delta()).unwrap();
+        let calibrated = planned(&request(16, 30, Privacy::TargetEpsilon(1.0), LOSS), 192, delta()).unwrap();
         let given = Privacy::NoiseMultiplier(calibrated.noise_multiplier);
-        let priced = Plan::new(&request(16, 30, given, LOSS), 192, delta()).unwrap();
+        let priced = planned(&request(16, 30, given, LOSS), 192, delta()).unwrap();
         let (one, other) = (calibrated.amount.epsilon.to_f64(), priced.amount.epsilon.to_f64());
         assert!((one - other).abs() < 1e-3, "{one} and {other}");
         assert!(
@@ -332,7 +537,7 @@ mod tests {
     fn more_noise_or_fewer_steps_never_cost_more() {
         let cost = |steps, noise| {
             let request = request(32, steps, Privacy::NoiseMultiplier(noise), None);
-            Plan::new(&request, 192, delta()).unwrap().amount.epsilon
+            planned(&request, 192, delta()).unwrap().amount.epsilon
         };
         assert!(cost(50, 2.0) <= cost(50, 1.0));
         assert!(cost(25, 1.0) <= cost(50, 1.0));
@@ -341,7 +546,7 @@ mod tests {
     #[test]
     fn a_choice_that_drowns_the_signal_is_told_with_numbers_and_a_batch_that_would_not() {
         let drowned = request(16, 200, Privacy::TargetEpsilon(2.0), LOSS);
-        let plan = Plan::new(&drowned, 6144, delta()).unwrap();
+        let plan = planned(&drowned, 6144, delta()).unwrap();
         let warning = plan.warnings(&drowned, 400_000).remove(0);
         let before = plan.noise_multiplier * 400_000f64.sqrt() / 16.0;
         assert!(warning.contains(&format!("{before:.1} times")), "{warning}");
@@ -350,7 +555,7 @@ mod tests {
         let batch: u64 = words[suggested - 1].parse().unwrap();
         let promised: f64 = words[suggested + 3].parse().unwrap();
         let larger = request(batch, 200, Privacy::TargetEpsilon(2.0), LOSS);
-        let plan = Plan::new(&larger, 6144, delta()).unwrap();
+        let plan = planned(&larger, 6144, delta()).unwrap();
         let found = plan.noise_multiplier * 400_000f64.sqrt() / batch as f64;
         assert!((found / promised - 1.0).abs() < 0.05, "{warning}: {found}");
         let fine = request(batch, 200, Privacy::TargetEpsilon(2.0), LOSS);
@@ -369,7 +574,7 @@ mod tests {
             max_loss: 4.0,
             share: 1e-6,
         });
-        let refused = Plan::new(
+        let refused = planned(
             &request(16, 30, Privacy::NoiseMultiplier(100.0), loss),
             192,
             delta(),
@@ -380,7 +585,7 @@ mod tests {
 
     #[test]
     fn a_batch_above_the_declared_size_is_refused() {
-        let refused = Plan::new(&request(193, 10, Privacy::TargetEpsilon(1.0), None), 192, delta());
+        let refused = planned(&request(193, 10, Privacy::TargetEpsilon(1.0), None), 192, delta());
         assert_eq!(refused.unwrap_err().reason, Reason::RunSpecInvalid);
     }
 }

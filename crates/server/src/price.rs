@@ -4,7 +4,7 @@
 use crate::charges::{self, PricedCharge};
 use crate::digest::{Agreement, tensors_digest};
 use crate::errors::{Failure, Reason};
-use crate::memory::Needs;
+use crate::memory::{self, Needs};
 use crate::plan::{self, Plan};
 use crate::spec::{Privacy, RunRequest};
 use crate::terms::{self, Grounds, check_frames, read_archive, refused};
@@ -12,8 +12,8 @@ use crate::throughput::Throughput;
 use crate::warm_start::{self, WeightsSource};
 use bastionai_graph::typed::TypedGraph;
 use bastionai_ledger::{BootId, Delta, Digest32, Ledger, NoiseMode, Principal, RunId, RunReserved};
-use bastionai_wire::trainer::{DatasetShape, Job, LossRelease, TRAINER_PROTOCOL_VERSION};
-use bastionai_wire::v1;
+use bastionai_wire::trainer::{Band, ClassKey, DatasetShape, Job, LossRelease, TRAINER_PROTOCOL_VERSION};
+use bastionai_wire::{Average, v1};
 use std::sync::Arc;
 
 /// A run that was priced for one scientist and can be started until it expires.
@@ -96,14 +96,29 @@ fn fitting_plan(
     allowed: u64,
 ) -> Result<(Plan, u64), Failure> {
     let records = declared_sizes.iter().copied().fold(0, u64::saturating_add);
-    let average = request.ema_decay.map_or(0, |_| plan::weight_bytes(graph));
+    let average = request.average.map_or(0, |_| plan::weight_bytes(graph));
+    let trainable = plan::trainable_parameters(graph);
     let allowed = allowed.saturating_sub(average);
+    // Noise that is remembered takes a quarter of the memory at most, unless it was asked for.
+    let most_bands = 1 + allowed / 4 / plan::noise_bytes(2, trainable).max(1);
     let needs = Needs {
         graph,
         declared_sizes,
         compute: request.compute,
     };
-    let plan = Plan::new(request, records, delta)?;
+    let plan = Plan::new(request, records, delta, most_bands)?;
+    let noise = plan.noise_bytes(trainable);
+    if noise > allowed {
+        let message = format!(
+            "the noise of {} bands takes {} of memory (8 bytes a trainable parameter for each but one), the server allows \
+             {}: choose fewer bands",
+            plan.band.bands(),
+            memory::in_words(noise),
+            memory::in_words(allowed)
+        );
+        return Err(Failure::new(Reason::RunSpecInvalid, message));
+    }
+    let (allowed, beside) = (allowed - noise, average + noise);
     let wanted = plan.physical_batch_size;
     let fitting = terms::fitting_batch(needs, wanted, request.max_batch_size, allowed)?;
     let plan = if fitting == wanted {
@@ -113,16 +128,16 @@ fn fitting_plan(
             max_batch_size: Some(fitting),
             ..request.clone()
         };
-        Plan::new(&smaller, records, delta)?
+        Plan::new(&smaller, records, delta, most_bands)?
     };
     let bytes = needs.memory(plan.physical_batch_size).total();
-    Ok((plan, bytes + average))
+    Ok((plan, bytes + beside))
 }
 
 /// Sets of weights that a run keeps besides its last: iterates, each with the average if there is one, and the last
 /// average.
 fn kept_sets(request: &RunRequest) -> u64 {
-    let average = u64::from(request.ema_decay.is_some());
+    let average = u64::from(request.average.is_some());
     request.keep_steps.len() as u64 * (1 + average) + average
 }
 
@@ -143,6 +158,7 @@ impl PricedRun {
             physical_batch_size: self.plan.physical_batch_size,
             memory_bytes: self.memory_bytes,
             kept_bytes: self.kept_bytes,
+            noise_ratio: self.plan.noise_ratio,
             trainable_parameters,
             charges: self.charges.iter().map(|charge| charge.to_wire(ledger)).collect(),
             expires_unix_ms: self.expires_unix_ms,
@@ -174,8 +190,9 @@ impl PricedRun {
         }
     }
 
-    /// The trainer's job. `rows` are filled in when the records are opened: they are private.
-    pub(crate) fn job(&self, rows: &[u64], threads: u32) -> Job {
+    /// The trainer's job. `rows` are filled in when the records are opened: they are private. `class_key` is the run's own,
+    /// and of use with bands only.
+    pub(crate) fn job(&self, rows: &[u64], threads: u32, class_key: ClassKey) -> Job {
         let datasets = self.declared_sizes.iter().zip(rows);
         Job {
             version: TRAINER_PROTOCOL_VERSION,
@@ -197,7 +214,11 @@ impl PricedRun {
             loss: self.loss_release(),
             optimizer: self.request.optimizer,
             schedule: self.request.schedule,
-            ema_decay: self.request.ema_decay,
+            average: self.request.average,
+            band: (self.plan.band.bands() > 1).then(|| Band {
+                numerators: self.plan.band.numerators().to_vec(),
+                class_key,
+            }),
             keep_steps: self.request.keep_steps.clone(),
             threads,
         }
@@ -234,7 +255,16 @@ impl PricedRun {
             optimizer: Some(request.optimizer.into()),
             schedule: Some(request.schedule.into()),
             initial_weights: request.initial_weights.map(WeightsSource::to_wire),
-            ema_decay: request.ema_decay.unwrap_or(0.0),
+            ema_decay: match request.average {
+                Some(Average::Exponential { decay }) => decay,
+                _ => 0.0,
+            },
+            tail_average: match request.average {
+                Some(Average::Tail { share }) => share,
+                _ => 0.0,
+            },
+            bands: self.plan.band.bands() as u32,
+            plan_bands: false,
             keep_steps: request.keep_steps.clone(),
             keep_every: 0,
         }
@@ -303,6 +333,27 @@ mod tests {
             };
             assert_eq!(truncated_batch_size, tight.truncated_batch_size());
         }
+    }
+
+    #[test]
+    fn bands_that_were_asked_for_are_counted_and_refused_where_they_do_not_fit() {
+        let with = |bands, batch: u64, allowed| {
+            let request = RunRequest {
+                bands: bastionai_wire::Bands::Fixed(bands),
+                ..request(batch, 300, Privacy::NoiseMultiplier(1.0), None)
+            };
+            let delta = "1e-6".parse().expect("a constant");
+            fitting_plan(&request, &mlp(), &RECORDS, delta, allowed)
+        };
+        let parameters = plan::trainable_parameters(&mlp());
+        for bands in [1, 101] {
+            let (plan, bytes) = with(bands, 64, u64::MAX).unwrap();
+            let noise = u64::from(bands - 1) * 8 * parameters;
+            assert_eq!(bytes, bytes_at(plan.physical_batch_size) + noise, "{bands} bands");
+        }
+        let refused = with(200, 64, 199 * 8 * parameters - 1).err().unwrap();
+        let said = tonic::Status::from(refused).message().to_owned();
+        assert!(said.contains("fewer bands"), "{said}");
     }
 
     #[test]

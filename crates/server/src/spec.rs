@@ -5,7 +5,9 @@ use crate::config::Limits;
 use crate::errors::{Failure, Reason};
 use crate::warm_start::WeightsSource;
 use bastionai_ledger::{DatasetId, Delta, Digest32};
-use bastionai_wire::{Adam, Clipping, Compute, DEFAULT_LOSS_SHARE, Decay, Optimizer, Schedule, Warmup, v1};
+use bastionai_wire::{
+    Adam, Average, Bands, Clipping, Compute, DEFAULT_LOSS_SHARE, Decay, Optimizer, Schedule, Warmup, v1,
+};
 use std::collections::BTreeSet;
 
 /// A run as asked for, checked.
@@ -30,8 +32,10 @@ pub(crate) struct RunRequest {
     pub(crate) optimizer: Optimizer,
     /// Its warm-up in steps.
     pub(crate) schedule: Schedule,
-    /// Decay of the average of the iterates, in (0, 1).
-    pub(crate) ema_decay: Option<f64>,
+    /// The average of the iterates that is kept, if one is.
+    pub(crate) average: Option<Average>,
+    /// Steps over which the gradient's noise is correlated.
+    pub(crate) bands: Bands,
     /// Steps before the last whose weights are kept, rising.
     pub(crate) keep_steps: Vec<u64>,
     /// `None`: the archive's own weights.
@@ -75,7 +79,9 @@ impl RunRequest {
             loss: loss(spec.max_loss, spec.loss_share)?,
             optimizer: optimizer(spec.optimizer.as_ref())?,
             schedule: schedule(spec.schedule, spec.steps)?,
-            ema_decay: ema_decay(spec.ema_decay)?,
+            average: average(spec.ema_decay, spec.tail_average)?,
+            bands: Bands::from_wire(spec.bands, spec.plan_bands)
+                .map_err(|error| invalid(error.to_string()))?,
             keep_steps: keep_steps(spec, limits.kept_iterates)?,
             initial_weights: spec
                 .initial_weights
@@ -210,7 +216,9 @@ fn optimizer(wire: Option<&v1::Optimizer>) -> Result<Optimizer, Failure> {
                 ));
             }
         }
-        Optimizer::AdamW(numbers) | Optimizer::Adam(numbers) => {
+        Optimizer::AdamW(numbers)
+        | Optimizer::Adam(numbers)
+        | Optimizer::NoiseCorrected { adam: numbers, .. } => {
             let Adam {
                 lr,
                 beta1,
@@ -224,6 +232,9 @@ fn optimizer(wire: Option<&v1::Optimizer>) -> Result<Optimizer, Failure> {
             positive("eps", eps)?;
             rate("weight_decay", weight_decay)?;
         }
+    }
+    if let Optimizer::NoiseCorrected { floor, .. } = optimizer {
+        positive("noise_correction", floor)?;
     }
     Ok(optimizer)
 }
@@ -253,13 +264,23 @@ fn schedule(wire: Option<v1::Schedule>, steps: u64) -> Result<Schedule, Failure>
     })
 }
 
-fn ema_decay(value: f64) -> Result<Option<f64>, Failure> {
-    if !(0.0..1.0).contains(&value) {
+fn average(ema_decay: f64, tail_average: f64) -> Result<Option<Average>, Failure> {
+    if !(0.0..1.0).contains(&ema_decay) {
         return Err(invalid(format!(
-            "ema_decay = {value} must be from 0 (no average) to below 1, e.g. 0.999"
+            "ema_decay = {ema_decay} must be from 0 (no average) to below 1, e.g. 0.999"
         )));
     }
-    Ok((value > 0.0).then_some(value))
+    if !(0.0..=1.0).contains(&tail_average) {
+        return Err(invalid(format!(
+            "tail_average = {tail_average} must be from 0 (no average) to 1 (of all steps), e.g. 0.25"
+        )));
+    }
+    match (ema_decay > 0.0, tail_average > 0.0) {
+        (true, true) => Err(invalid("set ema_decay or tail_average, not both")),
+        (true, false) => Ok(Some(Average::Exponential { decay: ema_decay })),
+        (false, true) => Ok(Some(Average::Tail { share: tail_average })),
+        (false, false) => Ok(None),
+    }
 }
 
 /// The steps to keep, rising. The last step's weights are the run's own, so that keeping them means nothing more.
@@ -377,6 +398,9 @@ mod tests {
             schedule: None,
             initial_weights: None,
             ema_decay: 0.0,
+            tail_average: 0.0,
+            bands: 0,
+            plan_bands: false,
             keep_steps: vec![],
             keep_every: 0,
         }
@@ -398,6 +422,66 @@ mod tests {
         assert_eq!(request.max_batch_size, None);
         assert_eq!(request.clipping, Clipping::Flat);
         assert_eq!(request.schedule, Schedule::default());
+    }
+
+    #[test]
+    fn there_is_one_average_or_none_and_bands_are_given_or_planned() {
+        let parse = |ema_decay, tail_average, bands, plan_bands| {
+            let spec = v1::RunSpec {
+                ema_decay,
+                tail_average,
+                bands,
+                plan_bands,
+                ..spec()
+            };
+            RunRequest::parse(&spec, &limits()).map(|request| (request.average, request.bands))
+        };
+        assert_eq!(parse(0.0, 0.0, 0, false).unwrap(), (None, Bands::Fixed(1)));
+        let decay = Average::Exponential { decay: 0.9 };
+        assert_eq!(parse(0.9, 0.0, 4, false).unwrap(), (Some(decay), Bands::Fixed(4)));
+        let tail = Average::Tail { share: 1.0 };
+        assert_eq!(parse(0.0, 1.0, 0, true).unwrap(), (Some(tail), Bands::Planned));
+        for (ema, tail, bands, plan) in [
+            (0.9, 0.5, 0, false),
+            (1.0, 0.0, 0, false),
+            (0.0, 1.1, 0, false),
+            (0.0, -0.1, 0, false),
+            (0.0, f64::NAN, 0, false),
+            (0.0, 0.0, 2, true),
+        ] {
+            assert!(
+                parse(ema, tail, bands, plan).is_err(),
+                "{ema} {tail} {bands} {plan}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_noise_correction_has_a_floor_above_zero() {
+        let parse = |noise_correction| {
+            let adam = v1::Adam {
+                lr: 0.1,
+                beta1: 0.9,
+                beta2: 0.99,
+                eps: 1e-8,
+                weight_decay: 0.0,
+                noise_correction,
+            };
+            let kind = Some(v1::optimizer::Kind::Adam(adam));
+            let spec = v1::RunSpec {
+                optimizer: Some(v1::Optimizer { kind }),
+                ..spec()
+            };
+            RunRequest::parse(&spec, &limits()).map(|request| request.optimizer)
+        };
+        assert!(matches!(parse(0.0).unwrap(), Optimizer::Adam(_)));
+        assert!(matches!(
+            parse(1e-9).unwrap(),
+            Optimizer::NoiseCorrected { floor: 1e-9, .. }
+        ));
+        for bad in [-1e-9, f64::NAN, f64::INFINITY] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

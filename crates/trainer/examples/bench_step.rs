@@ -181,7 +181,8 @@ fn job(engine: &Engine, batch: u32, cap: u32, threads: u32, optimizer: &str) -> 
         loss: None,
         optimizer,
         schedule: Schedule::default(),
-        ema_decay: None,
+        average: None,
+        band: None,
         keep_steps: vec![],
         threads,
     }

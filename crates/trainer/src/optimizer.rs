@@ -9,7 +9,8 @@ use crate::ffi::{self, Element};
 use crate::grid::in_parallel;
 use crate::schedule::LearningRates;
 use crate::vectors::{Pass, Vectors, Widest};
-use bastionai_privacy::noise::NoiseStream;
+use bastionai_privacy::banded::BandedMatrix;
+use bastionai_privacy::noise::{BandedNoise, NoisePlace, NoiseStream};
 use bastionai_wire::{Adam, Optimizer};
 use tch::{Kind, Tensor};
 
@@ -28,6 +29,21 @@ pub struct OptimizerState {
     rates: LearningRates,
     steps: u64,
     slots: Vec<Slots>,
+    correlated: Option<Correlated>,
+    /// What [`Optimizer::NoiseCorrected`] takes off: the noise's variance in a gradient's coordinate, averaged as squares are.
+    noise_variance: f64,
+}
+
+/// Noise that earlier steps' is part of.
+struct Correlated {
+    noise: BandedNoise,
+    /// Of a gradient's noise after so many steps, over that of one draw.
+    variances: Vec<f64>,
+    /// For each parameter the noise of earlier steps in grid units, chunk after chunk. Secret, so part of no state: it
+    /// starts at zero with every start of the trainer.
+    memory: Vec<Vec<i64>>,
+    /// Steps taken by this trainer.
+    taken: u64,
 }
 
 /// Momentum or moments of one parameter, in its own precision; empty where the optimizer has none.
@@ -45,6 +61,8 @@ struct Chunk<'c, T> {
     sums: &'c mut [i64],
     first: &'c mut [T],
     second: &'c mut [T],
+    /// Noise of earlier steps, if that matters.
+    memory: &'c mut [i64],
 }
 
 /// A chunk in its parameter's precision.
@@ -59,6 +77,7 @@ struct StepOf<'a> {
     step: u64,
     mean: NoisyMean,
     rule: Rule,
+    correlated: Option<&'a BandedNoise>,
 }
 
 impl OptimizerState {
@@ -70,7 +89,7 @@ impl OptimizerState {
         check(&optimizer)?;
         let (first, second) = match optimizer {
             Optimizer::Sgd { momentum, .. } => (momentum != 0.0, false),
-            Optimizer::AdamW(_) | Optimizer::Adam(_) => (true, true),
+            Optimizer::AdamW(_) | Optimizer::Adam(_) | Optimizer::NoiseCorrected { .. } => (true, true),
         };
         let length = |tensor: &Tensor, wanted: bool| if wanted { tensor.numel() } else { 0 };
         let slots = parameters
@@ -91,7 +110,34 @@ impl OptimizerState {
             rates,
             steps: 0,
             slots,
+            correlated: None,
+            noise_variance: 0.0,
         })
+    }
+
+    /// Correlates the noise of the steps to come. `standard_deviation`: of a step's own draw, in grid units, which
+    /// [`Self::step`] is then to be given too.
+    ///
+    /// # Errors
+    /// [`EngineError::Job`] for noise that is too large for the band, or values that cannot be counted.
+    pub fn correlate(
+        &mut self,
+        matrix: &BandedMatrix,
+        standard_deviation: f64,
+        parameters: &[&Tensor],
+    ) -> Result<()> {
+        let noise = BandedNoise::new(matrix, standard_deviation)
+            .map_err(|error| EngineError::Job(error.to_string()))?;
+        let values = |tensor: &&Tensor| tensor.numel().checked_mul(noise.memory());
+        let zeros = |values: Option<usize>| values.map(|values| vec![0; values]);
+        let memory = parameters.iter().map(values).map(zeros).collect::<Option<_>>();
+        self.correlated = Some(Correlated {
+            noise,
+            variances: matrix.variances(),
+            memory: memory.ok_or_else(|| EngineError::Job("the bands of noise are too many".into()))?,
+            taken: 0,
+        });
+        Ok(())
     }
 
     /// Adds noise to the sums and updates the parameters. The sums are gone then: no step begins with another's.
@@ -112,17 +158,27 @@ impl OptimizerState {
         }
         let factor = self.rates.factor(self.steps);
         self.steps += 1;
-        let rule = Rule::new(&self.optimizer, factor, self.steps);
+        let correction = self.learn_variance(mean);
+        let rule = Rule::new(&self.optimizer, factor, self.steps, correction);
+        let (correlated, memory) = match &mut self.correlated {
+            None => (None, &mut [][..]),
+            Some(correlated) => (Some(&correlated.noise), &mut correlated.memory[..]),
+        };
+        let rows = correlated.map_or(0, BandedNoise::memory);
+        let mut memory = memory.iter_mut();
         let mut work = Vec::new();
         let each = parameters.iter_mut().zip(&mut sums.0).zip(&mut self.slots);
         for (position, ((tensor, sums), slots)) in (0..).zip(each) {
+            let memory = memory.next().map_or(&mut [][..], |memory| &mut memory[..]);
             match slots {
                 Slots::F32 { first, second } => {
-                    let chunks = chunks(position, ffi::elements_mut(tensor), sums, first, second)?;
+                    let slots = (&mut first[..], &mut second[..]);
+                    let chunks = chunks(position, ffi::elements_mut(tensor), sums, slots, (rows, memory))?;
                     work.extend(chunks.map(Work::F32));
                 }
                 Slots::F64 { first, second } => {
-                    let chunks = chunks(position, ffi::elements_mut(tensor), sums, first, second)?;
+                    let slots = (&mut first[..], &mut second[..]);
+                    let chunks = chunks(position, ffi::elements_mut(tensor), sums, slots, (rows, memory))?;
                     work.extend(chunks.map(Work::F64));
                 }
             }
@@ -132,12 +188,31 @@ impl OptimizerState {
             step,
             mean,
             rule,
+            correlated,
         };
         let done = in_parallel(work, threads, |work| match work {
             Work::F32(chunk) => of_step.update(chunk),
             Work::F64(chunk) => of_step.update(chunk),
         });
         done.into_iter().collect()
+    }
+
+    /// Takes in the variance of this step's noise, as Adam does its square; returns their average so far.
+    fn learn_variance(&mut self, mean: NoisyMean) -> f64 {
+        let Optimizer::NoiseCorrected { adam, .. } = self.optimizer else {
+            return 0.0;
+        };
+        let share = match &mut self.correlated {
+            None => 1.0,
+            Some(correlated) => {
+                correlated.taken += 1;
+                let (last, taken) = (correlated.variances.len() - 1, correlated.taken - 1);
+                correlated.variances[last.min(taken as usize)]
+            }
+        };
+        let variance = share * (mean.standard_deviation * mean.scale).powi(2);
+        self.noise_variance = adam.beta2 * self.noise_variance + (1.0 - adam.beta2) * variance;
+        self.noise_variance / (1.0 - adam.beta2.powf(self.steps as f64))
     }
 }
 
@@ -157,11 +232,13 @@ impl OptimizerState {
         })
     }
 
-    /// Continues after `steps` steps with the tensors of all groups, one group after the other.
+    /// Continues after `steps` steps with the tensors of all groups, one group after the other. `mean`: of these steps'
+    /// noise, whose variance an average of squares has in it. That of correlated noise is taken to have started at the
+    /// first step; a start in between, of which nothing is stored, made the variance of a few steps smaller by a quarter.
     ///
     /// # Errors
     /// [`EngineError::Job`] unless they are exactly this optimizer's tensors.
-    pub fn restore(&mut self, steps: u64, tensors: &[Vec<u8>]) -> Result<()> {
+    pub fn restore(&mut self, steps: u64, tensors: &[Vec<u8>], mean: NoisyMean) -> Result<()> {
         let fit = || EngineError::Job("the optimizer's state is not that of the run's parameters".into());
         if tensors.len() != self.groups() * self.slots.len() {
             return Err(fit());
@@ -177,7 +254,14 @@ impl OptimizerState {
                 fits.ok_or_else(fit)?;
             }
         }
+        for step in 1..=steps {
+            self.steps = step;
+            self.learn_variance(mean);
+        }
         self.steps = steps;
+        if let Some(correlated) = &mut self.correlated {
+            correlated.taken = 0;
+        }
         Ok(())
     }
 }
@@ -212,7 +296,9 @@ fn check(optimizer: &Optimizer) -> Result<()> {
                 return refuse("nesterov needs a momentum and zero dampening");
             }
         }
-        Optimizer::AdamW(numbers) | Optimizer::Adam(numbers) => {
+        Optimizer::AdamW(numbers)
+        | Optimizer::Adam(numbers)
+        | Optimizer::NoiseCorrected { adam: numbers, .. } => {
             let Adam {
                 lr,
                 beta1,
@@ -220,6 +306,11 @@ fn check(optimizer: &Optimizer) -> Result<()> {
                 eps,
                 weight_decay,
             } = numbers;
+            if let Optimizer::NoiseCorrected { floor, .. } = *optimizer
+                && !(floor > 0.0 && floor.is_finite())
+            {
+                return refuse("noise_correction must be finite and above 0");
+            }
             if ![lr, eps, weight_decay].into_iter().all(not_negative) {
                 return refuse("lr, eps and weight_decay must be finite and not negative");
             }
@@ -237,6 +328,7 @@ trait Real: Element + Send + Sync {
     fn multiply_add(self, factor: Self, add: Self) -> Self;
     fn root(self) -> Self;
     fn over(self, divisor: Self) -> Self;
+    fn at_least(self, floor: Self) -> Self;
 }
 
 macro_rules! real {
@@ -257,6 +349,10 @@ macro_rules! real {
             #[inline(always)]
             fn over(self, divisor: Self) -> Self {
                 self / divisor
+            }
+            #[inline(always)]
+            fn at_least(self, floor: Self) -> Self {
+                self.max(floor)
             }
         }
     };
@@ -283,11 +379,22 @@ enum Rule {
         root_correction: f64,
         eps: f64,
     },
+    /// Adam's step over `√max(v·scale − variance, floor)`.
+    NoiseCorrected {
+        penalty: f64,
+        keep: f64,
+        beta1: f64,
+        beta2: f64,
+        rate: f64,
+        scale: f64,
+        variance: f64,
+        floor: f64,
+    },
 }
 
 impl Rule {
-    /// `factor` of the learning rate at step `step`, from 1.
-    fn new(optimizer: &Optimizer, factor: f64, step: u64) -> Self {
+    /// `factor` of the learning rate at step `step`, from 1; `variance` of the noise in an average of squares.
+    fn new(optimizer: &Optimizer, factor: f64, step: u64, variance: f64) -> Self {
         let correction = |beta: f64| 1.0 - beta.powf(step as f64);
         match *optimizer {
             Optimizer::Sgd {
@@ -312,6 +419,27 @@ impl Rule {
                 Self::adam(numbers, 0.0, keep, factor, correction)
             }
             Optimizer::Adam(numbers) => Self::adam(numbers, numbers.weight_decay, 1.0, factor, correction),
+            Optimizer::NoiseCorrected {
+                adam,
+                decoupled,
+                floor,
+            } => {
+                let decay = if decoupled {
+                    adam.lr * factor * adam.weight_decay
+                } else {
+                    0.0
+                };
+                Self::NoiseCorrected {
+                    penalty: if decoupled { 0.0 } else { adam.weight_decay },
+                    keep: 1.0 - decay,
+                    beta1: adam.beta1,
+                    beta2: adam.beta2,
+                    rate: adam.lr * factor / correction(adam.beta1),
+                    scale: 1.0 / correction(adam.beta2),
+                    variance,
+                    floor,
+                }
+            }
         }
     }
 
@@ -391,6 +519,33 @@ impl Rule {
                     *weight = mean.over(size).multiply_add(rate, decayed);
                 }
             }
+            Self::NoiseCorrected {
+                penalty,
+                keep,
+                beta1,
+                beta2,
+                rate,
+                scale,
+                variance,
+                floor,
+            } => {
+                let zero = real(0.0);
+                let (penalty, keep, rate) = (real(penalty), real(keep), real(-rate));
+                let (scale, variance, floor) = (real(scale), real(-variance), real(floor));
+                let (beta1, rest1, beta2, rest2) =
+                    (real(beta1), real(1.0 - beta1), real(beta2), real(1.0 - beta2));
+                for (((weight, &gradient), mean), square) in
+                    weights.iter_mut().zip(gradients).zip(first).zip(second)
+                {
+                    let gradient = weight.multiply_add(penalty, gradient);
+                    *mean = mean.multiply_add(beta1, gradient.multiply_add(rest1, zero));
+                    let squared = gradient.multiply_add(gradient, zero).multiply_add(rest2, zero);
+                    *square = square.multiply_add(beta2, squared);
+                    let size = square.multiply_add(scale, variance).at_least(floor).root();
+                    let decayed = weight.multiply_add(keep, zero);
+                    *weight = mean.over(size).multiply_add(rate, decayed);
+                }
+            }
         }
     }
 }
@@ -400,12 +555,13 @@ fn chunks<'c, T>(
     tensor: u32,
     weights: Option<&'c mut [T]>,
     sums: &'c mut [i64],
-    first: &'c mut [T],
-    second: &'c mut [T],
+    (first, second): (&'c mut [T], &'c mut [T]),
+    (rows, memory): (usize, &'c mut [i64]),
 ) -> Result<impl Iterator<Item = Chunk<'c, T>>> {
     let weights = weights.filter(|weights| weights.len() == sums.len());
     let weights = weights.ok_or(EngineError::SumOutOfBound)?;
     let (mut first, mut second) = (first.chunks_mut(CHUNK), second.chunks_mut(CHUNK));
+    let mut memory = memory.chunks_mut(CHUNK * rows.max(1));
     let pieces = weights.chunks_mut(CHUNK).zip(sums.chunks_mut(CHUNK));
     Ok((0..).zip(pieces).map(move |(chunk, (weights, sums))| Chunk {
         tensor,
@@ -414,22 +570,31 @@ fn chunks<'c, T>(
         sums,
         first: first.next().unwrap_or_default(),
         second: second.next().unwrap_or_default(),
+        memory: memory.next().unwrap_or_default(),
     }))
 }
 
 impl StepOf<'_> {
     fn update<T: Real>(&self, chunk: Chunk<'_, T>) -> Result<()> {
         let deviation = self.mean.standard_deviation;
-        self.stream
-            .add_rounded_gaussian_by(
-                &Widest,
-                self.step,
-                chunk.tensor,
-                chunk.index,
-                chunk.sums,
-                deviation,
-            )
-            .map_err(|_| EngineError::SumOutOfBound)?;
+        let place = NoisePlace {
+            step: self.step,
+            tensor: chunk.tensor,
+            first_index: chunk.index,
+        };
+        let added = match self.correlated {
+            Some(noise) => noise.add_by(&Widest, self.stream, place, chunk.sums, chunk.memory),
+            None => {
+                let NoisePlace {
+                    step,
+                    tensor,
+                    first_index,
+                } = place;
+                self.stream
+                    .add_rounded_gaussian_by(&Widest, step, tensor, first_index, chunk.sums, deviation)
+            }
+        };
+        added.map_err(|_| EngineError::SumOutOfBound)?;
         Widest.run(Update {
             rule: &self.rule,
             scale: self.mean.scale,

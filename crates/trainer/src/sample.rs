@@ -1,6 +1,6 @@
 //! Which records a step uses, and where in its batches they stand.
 //!
-//! Every slot of every dataset is drawn independently; the sample is cut to the cap; each record then gets a place,
+//! Every slot of every dataset is drawn independently, with correlated noise of one class of them; the sample is cut to the cap; each record then gets a place,
 //! uniformly at random without repetition, among all places of all micro-batches. The rest is padding.
 //!
 //! # Why random places
@@ -12,6 +12,13 @@
 //! for each such pair the sums differ by `j`'s term alone (at a fixed place, rows do not influence one another),
 //! and a mixture over places keeps the bound, since hockey-stick divergences are jointly convex. Places come from
 //! a pseudo-random function, as the sample itself does ([`RandomOrder`]).
+//!
+//! # Why random classes
+//! With a band of noise each record has its turn in one step of `b` only: it is of one of `b` classes. Were the class a
+//! matter of its slot's number, a record removed would move all after it into other classes. So the slots are put into
+//! a uniformly random order of a key of the run's, and class `c` are those at places `c, c + b, …` of it: a uniformly random
+//! placement of the records, of which the same holds as of places in a batch. No class has more than `⌈n/b⌉` slots,
+//! and as the key is the same at every start of the run's trainer, no record has more than `⌈T/b⌉` turns.
 
 use crate::error::{EngineError, Result};
 use bastionai_privacy::order::RandomOrder;
@@ -24,6 +31,13 @@ pub struct PooledSampler {
     order: RandomOrder,
     datasets: Vec<DatasetShape>,
     cap: usize,
+    classes: Option<Classes>,
+}
+
+/// In which of the classes that have their turn one after the other each slot is, counted through all datasets.
+struct Classes {
+    count: u64,
+    of_slot: Vec<u32>,
 }
 
 impl PooledSampler {
@@ -40,6 +54,38 @@ impl PooledSampler {
             order: RandomOrder::new(*order_key),
             datasets,
             cap,
+            classes: None,
+        }
+    }
+
+    /// The same with `count` classes, of which class `step mod count` has its turn: the threshold is the probability at a
+    /// turn. `key`: of the run, not of this start.
+    ///
+    /// # Errors
+    /// [`EngineError::Job`] without a class, with more classes than slots, or more slots than can be ordered.
+    pub fn in_classes(mut self, count: u64, key: [u8; 32]) -> Result<Self> {
+        let slots: u64 = self.datasets.iter().map(|shape| shape.capacity).sum();
+        let fits = |count: &u32| (1..=slots).contains(&u64::from(*count));
+        let Some(classes) = u32::try_from(count).ok().filter(fits) else {
+            return Err(EngineError::Job(
+                "there are fewer records than bands of noise".into(),
+            ));
+        };
+        let order = usize::try_from(slots).ok();
+        let order = order.and_then(|slots| RandomOrder::new(key).of(0, Purpose::Class as u32, slots));
+        let mut of_slot = vec![0; slots as usize];
+        for (place, slot) in (0..classes).cycle().zip(order.ok_or_else(too_many)?) {
+            of_slot[slot] = place;
+        }
+        self.classes = Some(Classes { count, of_slot });
+        Ok(self)
+    }
+
+    /// Whether a slot's class has its turn.
+    fn has_turn(&self, step: u64, slot: u64) -> bool {
+        match &self.classes {
+            None => true,
+            Some(classes) => u64::from(classes.of_slot[slot as usize]) == step % classes.count,
         }
     }
 
@@ -80,7 +126,8 @@ impl PooledSampler {
                 drawn
                     .iter()
                     .filter(|&&row| row < shape.rows)
-                    .map(|row| row + offset),
+                    .map(|row| row + offset)
+                    .filter(|&slot| self.has_turn(step, slot)),
             );
             offset += shape.capacity;
         }
@@ -105,6 +152,8 @@ fn too_many() -> EngineError {
 enum Purpose {
     Cut = 0,
     Place = 1,
+    /// Under the key of the run, which orders nothing else.
+    Class = 2,
 }
 
 #[cfg(test)]
@@ -195,6 +244,90 @@ mod tests {
         }
         // Row 0 is at each of 80 places 50 times, ± 7 (one standard deviation).
         assert!(first.iter().all(|&count| (15..90).contains(&count)), "{first:?}");
+    }
+
+    /// Each record in every third step at most, always the same ones; a new start of the trainer changes nothing of that.
+    #[test]
+    fn a_record_has_its_turn_once_in_so_many_steps_at_every_start() {
+        let classes = 3;
+        let mut turn = [None; 96];
+        for (start, steps) in [([3; 32], 0..50), ([5; 32], 50..101)] {
+            let mut sampler = sampler(u64::MAX / 2, 1000);
+            sampler.sampler = PoissonSampler::new(start, u64::MAX / 2);
+            let sampler = sampler.in_classes(classes, [9; 32]).unwrap();
+            for step in steps {
+                for row in sampler.draw(step).unwrap() {
+                    let turn = turn[row as usize].get_or_insert(step % classes);
+                    assert_eq!(*turn, step % classes, "row {row} at step {step}");
+                }
+            }
+        }
+        let records = (0..40).chain(64..96).map(|row: usize| turn[row].unwrap());
+        let mut sizes = [0; 3];
+        records.for_each(|class| sizes[class as usize] += 1);
+        assert_eq!(sizes.iter().sum::<i32>(), 72);
+        assert!(
+            sizes.iter().all(|&size| size <= 32),
+            "classes are of 32 slots: {sizes:?}"
+        );
+    }
+
+    /// Marginals within turns, and that what is drawn at one turn says nothing of another.
+    #[test]
+    fn at_its_turn_a_record_is_drawn_with_the_threshold_and_independently() {
+        let (classes, steps) = (4, 8000);
+        let sampler = sampler(1 << 62, 1000).in_classes(classes, [9; 32]).unwrap();
+        let (mut drawn, mut twice, mut before) = ([0_u32; 96], [0_u32; 96], [false; 96]);
+        for step in 0..steps {
+            let rows = sampler.draw(step).unwrap();
+            for slot in 0..96 {
+                if !sampler.has_turn(step, slot) {
+                    assert!(!rows.contains(&slot));
+                    continue;
+                }
+                let (slot, now) = (slot as usize, rows.contains(&slot));
+                drawn[slot] += u32::from(now);
+                twice[slot] += u32::from(now && before[slot]);
+                before[slot] = now;
+            }
+        }
+        for row in (0..40).chain(64..96) {
+            // 2000 turns: 500 ± 19 draws, 125 ± 11 (one standard deviation) right after another.
+            assert!((400..600).contains(&drawn[row]), "{row}: {}", drawn[row]);
+            assert!((65..185).contains(&twice[row]), "{row}: {}", twice[row]);
+        }
+        assert_eq!(drawn[40..64], [0; 24], "padding");
+    }
+
+    /// Over the key, each record is as likely in one class as in another, and with one record less the others are too.
+    #[test]
+    fn classes_are_a_uniformly_random_placement() {
+        for fewer in [0, 1] {
+            let mut counts = vec![[0_u32; 3]; 96];
+            for key in 0..=255 {
+                let mut sampler = sampler(u64::MAX, 1000);
+                sampler.datasets[0].rows -= fewer;
+                let sampler = sampler.in_classes(3, [key; 32]).unwrap();
+                for step in 0..3 {
+                    sampler
+                        .draw(step)
+                        .unwrap()
+                        .iter()
+                        .for_each(|&row| counts[row as usize][step as usize] += 1);
+                }
+            }
+            for row in (0..40 - fewer as usize).chain(64..96) {
+                // 256/3 ± 7.5 (one standard deviation).
+                assert!(
+                    counts[row].iter().all(|count| (50..120).contains(count)),
+                    "{row}: {:?}",
+                    counts[row]
+                );
+            }
+        }
+        assert!(
+            sampler(1, 1).in_classes(97, [0; 32]).is_err() && sampler(1, 1).in_classes(0, [0; 32]).is_err()
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The steps of a run: sample, micro-batches, noise and update, loss release.
 
-use crate::average::{IterateAverage, is_decay};
+use crate::average::{IterateAverage, NOT_AN_AVERAGE};
 use crate::engine::{Engine, RecordResults};
 use crate::error::{EngineError, Result};
 use crate::optimizer::{NoisyMean, OptimizerState};
@@ -9,8 +9,9 @@ use crate::records::Records;
 use crate::sample::PooledSampler;
 use crate::schedule::LearningRates;
 use crate::state::with_bytes;
+use bastionai_privacy::banded::BandedMatrix;
 use bastionai_privacy::noise::NoiseStream;
-use bastionai_wire::trainer::{Job, LossRelease};
+use bastionai_wire::trainer::{Band, Job, LossRelease};
 use ring::rand::{SecureRandom, SystemRandom};
 use tch::Tensor;
 use zeroize::Zeroizing;
@@ -54,8 +55,14 @@ pub fn check_job(job: &Job) -> Result<()> {
     if job.start_step >= job.steps {
         return refuse("the run has taken all its steps already");
     }
-    if job.ema_decay.is_some_and(|decay| !is_decay(decay)) {
-        return refuse("ema_decay must be between 0 and 1");
+    if job.average.is_some_and(|average| !average.is_valid()) {
+        return refuse(NOT_AN_AVERAGE);
+    }
+    if let Some(band) = &job.band {
+        matrix(band)?;
+        if band.bands() > job.datasets.iter().map(|shape| shape.capacity).sum() {
+            return refuse("there are fewer records than bands of noise");
+        }
     }
     let rising = job.keep_steps.windows(2).all(|pair| pair[0] < pair[1]);
     if !rising || job.keep_steps.iter().any(|step| !(1..=job.steps).contains(step)) {
@@ -94,18 +101,27 @@ impl Training {
             seed[..8].try_into().expect("a key has 32 bytes"),
         ));
         let rates = LearningRates::new(job.schedule, job.steps)?;
-        let optimizer = OptimizerState::new(job.optimizer, rates, &engine.trainable())?;
+        let mut optimizer = OptimizerState::new(job.optimizer, rates, &engine.trainable())?;
         let average = job
-            .ema_decay
-            .map(|decay| IterateAverage::new(decay, &engine.trainable()));
+            .average
+            .map(|average| IterateAverage::new(average, job.steps, &engine.trainable()));
         let average = average.transpose()?;
+        let matrix = job.band.as_ref().map(matrix).transpose()?;
+        // A turn of a record reaches the sums of several steps: it moves them together by its sensitivity times this.
+        let column_norm = matrix.as_ref().map_or(1.0, BandedMatrix::column_norm);
         let mean = NoisyMean {
-            standard_deviation: job.noise_multiplier * engine.l2_sensitivity() / engine.grid().width(),
+            standard_deviation: job.noise_multiplier * column_norm * engine.l2_sensitivity()
+                / engine.grid().width(),
             scale: engine.grid().width() / job.expected_batch_size,
         };
+        let mut sampler = PooledSampler::new(*key, &order, job.sample_threshold, job.datasets.clone(), cap);
+        if let (Some(matrix), Some(band)) = (matrix, &job.band) {
+            sampler = sampler.in_classes(band.bands(), band.class_key.0)?;
+            optimizer.correlate(&matrix, mean.standard_deviation, &engine.trainable())?;
+        }
         let frozen = engine.frozen_digest()?;
         Ok(Self {
-            sampler: PooledSampler::new(*key, &order, job.sample_threshold, job.datasets.clone(), cap),
+            sampler,
             noise: NoiseStream::new(*key),
             loss: job.loss,
             expected_batch_size: job.expected_batch_size,
@@ -175,7 +191,7 @@ impl Training {
             None => 0,
         };
         let (moments, averages) = tensors.split_at(tensors.len().saturating_sub(averages));
-        self.optimizer.restore(steps, moments)?;
+        self.optimizer.restore(steps, moments, self.mean)?;
         match &mut self.average {
             Some(average) => average.restore(steps, averages),
             None => Ok(()),
@@ -250,6 +266,11 @@ fn clipped_losses(results: &RecordResults, max_loss: f64) -> i64 {
     let both = results.losses.iter().zip(&results.counted);
     both.map(|(&loss, &counted)| if counted && !loss.is_nan() { units(loss) } else { 0 })
         .sum()
+}
+
+fn matrix(band: &Band) -> Result<BandedMatrix> {
+    BandedMatrix::from_numerators(band.numerators.clone())
+        .map_err(|error| EngineError::Job(error.to_string()))
 }
 
 fn fresh() -> Result<Zeroizing<[u8; 32]>> {

@@ -5,10 +5,10 @@ mod support;
 
 use bastionai_graph::dtype::DType;
 use bastionai_wire::trainer::{
-    Control, DatasetShape, EvaluationJob, Job, LossRelease, Report, TRAINER_ENVIRONMENT,
+    Band, ClassKey, Control, DatasetShape, EvaluationJob, Job, LossRelease, Report, TRAINER_ENVIRONMENT,
     TRAINER_PROTOCOL_VERSION, Task, read_frame, read_message, write_frame, write_message,
 };
-use bastionai_wire::{Adam, Clipping, Compute, Optimizer, Schedule};
+use bastionai_wire::{Adam, Average, Clipping, Compute, Optimizer, Schedule};
 use std::io::{BufReader, Read};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -121,9 +121,18 @@ fn job(model: &Model) -> Job {
             nesterov: false,
         },
         schedule: Schedule::default(),
-        ema_decay: None,
+        average: None,
+        band: None,
         keep_steps: vec![],
         threads: 2,
+    }
+}
+
+/// Four bands, of which each record has its turn once in four steps.
+fn band() -> Band {
+    Band {
+        numerators: vec![2048, 1536, 1280],
+        class_key: ClassKey([5; 32]),
     }
 }
 
@@ -302,7 +311,7 @@ fn steps_to_keep_end_with_a_checkpoint_that_holds_the_average_of_the_iterates() 
     let decay = 0.7;
     let job = Job {
         checkpoint_ms: 3_600_000,
-        ema_decay: Some(decay),
+        average: Some(Average::Exponential { decay }),
         keep_steps: vec![1, 2, 3, 4, 7],
         ..job(&model)
     };
@@ -370,13 +379,21 @@ fn a_run_that_continues_from_its_state_ends_where_it_would_have() {
             weight_decay: 0.01,
         }),
     ];
-    for optimizer in optimizers {
+    let ema = Average::Exponential { decay: 0.9 };
+    let cases = [
+        (optimizers[0], 1e-9, ema, None),
+        (optimizers[1], 1e-9, ema, None),
+        // Noise that is correlated has at least a unit of the grid; a record's turns go on as they were.
+        (optimizers[0], 1e-8, Average::Tail { share: 0.75 }, Some(band())),
+    ];
+    for (optimizer, noise_multiplier, average, band) in cases {
         let whole = Job {
             optimizer,
             sample_threshold: u64::MAX,
             micro_batches: 8,
-            noise_multiplier: 1e-9,
-            ema_decay: Some(0.9),
+            noise_multiplier,
+            average: Some(average),
+            band,
             ..job(&model)
         };
         let (_, expected) = run_to_state(&whole, &model, &records);
@@ -530,10 +547,26 @@ fn a_job_that_cannot_be_run_is_refused_with_its_reason() {
         assert!(refusal(&keep, &model).contains("keep_steps"));
     }
     let average = Job {
-        ema_decay: Some(1.0),
+        average: Some(Average::Exponential { decay: 1.0 }),
         ..good.clone()
     };
     assert!(refusal(&average, &model).contains("ema_decay"));
+    let steep = Job {
+        band: Some(Band {
+            numerators: vec![4097],
+            ..band()
+        }),
+        ..good.clone()
+    };
+    assert!(refusal(&steep, &model).contains("coefficients"));
+    let many = Job {
+        band: Some(Band {
+            numerators: vec![1; 2 * CAPACITY as usize],
+            ..band()
+        }),
+        ..good.clone()
+    };
+    assert!(refusal(&many, &model).contains("fewer records than bands"));
     let mut graph = good.graph.clone();
     graph.truncate(graph.len() - 3);
     assert!(refusal(&Job { graph, ..good }, &model).contains("typed graph"));

@@ -1,5 +1,6 @@
 //! Messages only, no logic: [`v1`] is the gRPC contract between clients and server, generated from
-//! `proto/`; [`trainer`] is what server and trainer say to each other over pipes; [`clipping`], [`compute`], [`optimizer`] and [`schedule`] are in both.
+//! `proto/`; [`trainer`] is what server and trainer say to each other over pipes; [`average`], [`bands`], [`clipping`], [`compute`],
+//! [`optimizer`] and [`schedule`] are in both.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -9,6 +10,8 @@ pub mod v1 {
     tonic::include_proto!("bastionai.v1");
 }
 
+pub mod average;
+pub mod bands;
 pub mod clipping;
 pub mod compute;
 pub mod optimizer;
@@ -30,6 +33,8 @@ pub const CALLS: &[Call] = include!(concat!(env!("OUT_DIR"), "/calls.rs"));
 
 pub mod trainer;
 
+pub use average::Average;
+pub use bands::Bands;
 pub use clipping::Clipping;
 pub use compute::Compute;
 pub use optimizer::{Adam, Optimizer};

@@ -26,6 +26,17 @@ pub enum Optimizer {
     AdamW(Adam),
     /// `torch.optim.Adam`, without amsgrad: weight decay is an L2 penalty that enters the moments.
     Adam(Adam),
+    /// Either of them with its second moment corrected for the noise's variance: the step is
+    /// `m̂/√max(v̂ − Φ, floor)`, Φ being the public variance of the noise in a coordinate of the gradient. `eps` has no
+    /// part in it. DP-AdamBC (Tang, Shpilevskiy and Lécuyer 2023, <https://arxiv.org/abs/2312.14334>).
+    NoiseCorrected {
+        /// The numbers of Adam.
+        adam: Adam,
+        /// Whether weight decay is decoupled, as AdamW's.
+        decoupled: bool,
+        /// Least value under the root, above 0: γ′ of the paper.
+        floor: f64,
+    },
 }
 
 /// The numbers of `torch.optim.Adam` and `AdamW`, which share their names, defaults but for the decay, and bytes.
@@ -49,7 +60,7 @@ impl Optimizer {
     pub fn moments(&self) -> usize {
         match *self {
             Self::Sgd { momentum, .. } => usize::from(momentum != 0.0),
-            Self::AdamW(_) | Self::Adam(_) => 2,
+            Self::AdamW(_) | Self::Adam(_) | Self::NoiseCorrected { .. } => 2,
         }
     }
 }
@@ -75,32 +86,16 @@ impl From<Optimizer> for v1::Optimizer {
                 weight_decay,
                 nesterov,
             }),
-            Optimizer::AdamW(Adam {
-                lr,
-                beta1,
-                beta2,
-                eps,
-                weight_decay,
-            }) => v1::optimizer::Kind::Adamw(v1::AdamW {
-                lr,
-                beta1,
-                beta2,
-                eps,
-                weight_decay,
-            }),
-            Optimizer::Adam(Adam {
-                lr,
-                beta1,
-                beta2,
-                eps,
-                weight_decay,
-            }) => v1::optimizer::Kind::Adam(v1::Adam {
-                lr,
-                beta1,
-                beta2,
-                eps,
-                weight_decay,
-            }),
+            Optimizer::AdamW(adam) => v1::optimizer::Kind::Adamw(adamw_to_wire(adam, 0.0)),
+            Optimizer::Adam(adam) => v1::optimizer::Kind::Adam(adam_to_wire(adam, 0.0)),
+            Optimizer::NoiseCorrected {
+                adam,
+                decoupled: true,
+                floor,
+            } => v1::optimizer::Kind::Adamw(adamw_to_wire(adam, floor)),
+            Optimizer::NoiseCorrected { adam, floor, .. } => {
+                v1::optimizer::Kind::Adam(adam_to_wire(adam, floor))
+            }
         };
         Self { kind: Some(kind) }
     }
@@ -131,27 +126,81 @@ impl TryFrom<v1::Optimizer> for Optimizer {
                 beta2,
                 eps,
                 weight_decay,
-            }) => Self::AdamW(Adam {
-                lr,
-                beta1,
-                beta2,
-                eps,
-                weight_decay,
-            }),
+                noise_correction,
+            }) => {
+                let adam = Adam {
+                    lr,
+                    beta1,
+                    beta2,
+                    eps,
+                    weight_decay,
+                };
+                corrected(adam, true, noise_correction).unwrap_or(Self::AdamW(adam))
+            }
             v1::optimizer::Kind::Adam(v1::Adam {
                 lr,
                 beta1,
                 beta2,
                 eps,
                 weight_decay,
-            }) => Self::Adam(Adam {
-                lr,
-                beta1,
-                beta2,
-                eps,
-                weight_decay,
-            }),
+                noise_correction,
+            }) => {
+                let adam = Adam {
+                    lr,
+                    beta1,
+                    beta2,
+                    eps,
+                    weight_decay,
+                };
+                corrected(adam, false, noise_correction).unwrap_or(Self::Adam(adam))
+            }
         })
+    }
+}
+
+/// `None` without a floor.
+fn corrected(adam: Adam, decoupled: bool, floor: f64) -> Option<Optimizer> {
+    (floor != 0.0).then_some(Optimizer::NoiseCorrected {
+        adam,
+        decoupled,
+        floor,
+    })
+}
+
+fn adamw_to_wire(adam: Adam, noise_correction: f64) -> v1::AdamW {
+    let Adam {
+        lr,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+    } = adam;
+    v1::AdamW {
+        lr,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+        noise_correction,
+    }
+}
+
+fn adam_to_wire(adam: Adam, noise_correction: f64) -> v1::Adam {
+    let v1::AdamW {
+        lr,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+        noise_correction,
+    } = adamw_to_wire(adam, noise_correction);
+    v1::Adam {
+        lr,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+        noise_correction,
     }
 }
 
@@ -199,7 +248,13 @@ mod tests {
             weight_decay: 0.4,
             nesterov: true,
         };
-        for optimizer in [sgd, Optimizer::AdamW(NUMBERS), Optimizer::Adam(NUMBERS)] {
+        let corrected = |decoupled| Optimizer::NoiseCorrected {
+            adam: NUMBERS,
+            decoupled,
+            floor: 5e-8,
+        };
+        let adams = [Optimizer::AdamW(NUMBERS), Optimizer::Adam(NUMBERS)];
+        for optimizer in adams.into_iter().chain([sgd, corrected(true), corrected(false)]) {
             assert_eq!(Optimizer::try_from(v1::Optimizer::from(optimizer)), Ok(optimizer));
         }
         assert_eq!(

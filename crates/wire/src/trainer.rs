@@ -14,8 +14,10 @@
 //! The **state** of a run is all that its next step depends on beside the job: [`Job::state_groups`] groups of
 //! tensors, each group one tensor per trainable parameter, in graph order, of that parameter's shape and dtype.
 //! First the parameters themselves, then the optimizer's groups in the order of [`Optimizer::moments`], last the average
-//! of the iterates, if there is one. Randomness is not part of it: each start of a trainer draws its own (rule D1).
+//! of the iterates, if there is one. Randomness is not part of it: each start of a trainer draws its own (rule D1), and
+//! correlated noise starts from none.
 
+use crate::average::Average;
 use crate::clipping::Clipping;
 use crate::compute::Compute;
 use crate::optimizer::Optimizer;
@@ -24,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 
 /// Version of these messages; server and trainer must be of one build.
-pub const TRAINER_PROTOCOL_VERSION: u32 = 2;
+pub const TRAINER_PROTOCOL_VERSION: u32 = 3;
 
 /// Environment a trainer is started with (and nothing else): its threads wait for work about 30 µs awake, then asleep.
 /// libgomp's default of milliseconds multiplies a run's time by ten where other processes want the same cores.
@@ -136,12 +138,42 @@ pub struct Job {
     pub optimizer: Optimizer,
     /// Factor of its learning rate at each step.
     pub schedule: Schedule,
-    /// Decay of the average of the iterates, in (0, 1), if one is kept.
-    pub ema_decay: Option<f64>,
+    /// The average of the iterates, if one is kept.
+    pub average: Option<Average>,
+    /// Correlation of the gradient's noise over steps; none: independent.
+    pub band: Option<Band>,
     /// Steps whose weights are kept, rising: each ends with a checkpoint, besides those that are due.
     pub keep_steps: Vec<u64>,
     /// Threads for libtorch and for the noise.
     pub threads: u32,
+}
+
+/// Noise that is correlated over a band of steps, and the classes of records that have their turn one after the other
+/// (`bastionai_privacy::banded`). The noise multiplier is relative to what a turn can change in all steps it reaches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Band {
+    /// The matrix' coefficients below its diagonal, in units of 2^−12; one for each earlier step that is remembered.
+    pub numerators: Vec<u32>,
+    /// Puts records into classes. The same for every start of a run's trainer.
+    pub class_key: ClassKey,
+}
+
+impl Band {
+    /// Bands, and classes.
+    pub fn bands(&self) -> u64 {
+        self.numerators.len() as u64 + 1
+    }
+}
+
+/// Secret: who knew it could tell which steps of a run may have used a record. Not randomness of a step (rule D1): drawn once
+/// for a run, and sealed with its order, as records must not change classes when a trainer starts again.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassKey(pub [u8; 32]);
+
+impl std::fmt::Debug for ClassKey {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("ClassKey")
+    }
 }
 
 /// Rows of a dataset as handed over: always the declared size, padded.
@@ -167,7 +199,7 @@ pub struct LossRelease {
 impl Job {
     /// Groups of tensors in the state (module documentation).
     pub fn state_groups(&self) -> usize {
-        1 + self.optimizer.moments() + usize::from(self.ema_decay.is_some())
+        1 + self.optimizer.moments() + usize::from(self.average.is_some())
     }
 }
 
@@ -279,6 +311,11 @@ mod fixed_length {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_class_key_is_not_shown() {
+        assert_eq!(format!("{:?}", ClassKey([7; 32])), "ClassKey");
+    }
 
     #[test]
     fn the_size_of_a_message_does_not_depend_on_the_row_count() {

@@ -12,8 +12,8 @@ use anyhow::{Context, bail};
 use bastionai_client::blocking::Client;
 use bastionai_client::planning::{Fixed, plan};
 use bastionai_client::{
-    Adam, Clipping, Compute, DEFAULT_LOSS_SHARE, Decay, Digest32, LossRelease, Optimizer, Privacy, Quote,
-    RunSpec, Schedule, Warmup,
+    Adam, Bands, Clipping, Compute, DEFAULT_LOSS_SHARE, Decay, Digest32, LossRelease, Optimizer, Privacy,
+    Quote, RunSpec, Schedule, Warmup,
 };
 
 /// Price first, always shown; a run that no budget covers is not started.
@@ -47,29 +47,7 @@ fn spec(
     model_name: String,
 ) -> anyhow::Result<RunSpec> {
     let datasets = datasets_named(client, &arguments.datasets)?;
-    let optimizer = match arguments.optimizer {
-        OptimizerArgument::Sgd => Optimizer::Sgd {
-            lr: arguments.lr,
-            momentum: arguments.momentum,
-            dampening: 0.0,
-            weight_decay: arguments.weight_decay,
-            nesterov: false,
-        },
-        OptimizerArgument::Adamw => Optimizer::AdamW(Adam {
-            lr: arguments.lr,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: arguments.weight_decay,
-        }),
-        OptimizerArgument::Adam => Optimizer::Adam(Adam {
-            lr: arguments.lr,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: arguments.weight_decay,
-        }),
-    };
+    let optimizer = optimizer(arguments)?;
     let privacy = Privacy::TargetEpsilon(arguments.epsilon);
     let fixed = Fixed {
         target_delta: arguments.delta,
@@ -106,8 +84,45 @@ fn spec(
         schedule: schedule(arguments)?,
         initial_weights: weights_source(arguments.initial_weights.as_deref(), client)?,
         ema_decay: arguments.ema_decay,
+        tail_average: arguments.tail_average,
+        bands: arguments.bands,
         keep_steps: arguments.keep_steps.clone(),
         keep_every: arguments.keep_every,
+    })
+}
+
+fn optimizer(arguments: &RunStartArguments) -> anyhow::Result<Optimizer> {
+    let adam = Adam {
+        lr: arguments.lr,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: arguments.weight_decay,
+    };
+    let decoupled = match arguments.optimizer {
+        OptimizerArgument::Sgd if arguments.noise_correction.is_some() => {
+            bail!("--noise-correction is of Adam's second moment: choose --optimizer adam or adamw")
+        }
+        OptimizerArgument::Sgd => {
+            return Ok(Optimizer::Sgd {
+                lr: arguments.lr,
+                momentum: arguments.momentum,
+                dampening: 0.0,
+                weight_decay: arguments.weight_decay,
+                nesterov: false,
+            });
+        }
+        OptimizerArgument::Adam => false,
+        OptimizerArgument::Adamw => true,
+    };
+    Ok(match arguments.noise_correction {
+        Some(floor) => Optimizer::NoiseCorrected {
+            adam,
+            decoupled,
+            floor,
+        },
+        None if decoupled => Optimizer::AdamW(adam),
+        None => Optimizer::Adam(adam),
     })
 }
 
@@ -141,6 +156,17 @@ fn print_quote(quote: &Quote) {
         fact("memory", format!("about {} MiB", quote.memory_bytes >> 20)),
         fact("expected time", expected_time(quote.expected_seconds)),
     ];
+    if let Bands::Fixed(bands) = quote.spec.bands
+        && bands > 1
+    {
+        facts.push(fact(
+            "noise correlated over",
+            format!(
+                "{bands} steps: {:.0}% of independent noise",
+                100.0 * quote.noise_ratio
+            ),
+        ));
+    }
     if quote.kept_bytes > 0 {
         facts.push(fact(
             "weights kept on the way",

@@ -1,8 +1,8 @@
 //! Runs, prices and specifications to and from the wire. No decisions.
 
 use super::{
-    Charge, LossRelease, Privacy, Progress, Quote, RenyiPrice, Run, RunKind, RunSpec, RunState, RunWeights,
-    WeightsSource,
+    Bands, Charge, LossRelease, Privacy, Progress, Quote, RenyiPrice, Run, RunKind, RunSpec, RunState,
+    RunWeights, WeightsSource,
 };
 use crate::convert::{all, amount, dataset_id, digest, meant, number, principal, required, run_id};
 use crate::datasets::parse_budget;
@@ -10,6 +10,7 @@ use crate::errors::ClientError;
 use bastionai_wire::v1;
 
 pub(super) fn spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
+    let (bands, plan_bands) = spec.bands.to_wire();
     v1::RunSpec {
         model_id: spec.model_id.as_bytes().to_vec(),
         dataset_ids: spec.dataset_ids.iter().map(|id| id.as_bytes().to_vec()).collect(),
@@ -32,6 +33,9 @@ pub(super) fn spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
         schedule: Some(spec.schedule.into()),
         initial_weights: spec.initial_weights.map(source_to_wire),
         ema_decay: spec.ema_decay.unwrap_or(0.0),
+        tail_average: spec.tail_average.unwrap_or(0.0),
+        bands,
+        plan_bands,
         keep_steps: spec.keep_steps.clone(),
         keep_every: spec.keep_every.unwrap_or(0),
     }
@@ -97,6 +101,9 @@ fn parse_spec(call: &'static str, wire: v1::RunSpec) -> Result<RunSpec, ClientEr
         optimizer: meant(call, required(call, "the spec's optimizer", wire.optimizer)?)?,
         schedule: schedule.transpose()?.unwrap_or_default(),
         ema_decay: (wire.ema_decay != 0.0).then_some(wire.ema_decay),
+        tail_average: (wire.tail_average != 0.0).then_some(wire.tail_average),
+        bands: Bands::from_wire(wire.bands, wire.plan_bands)
+            .map_err(|error| ClientError::protocol(call, error.to_string()))?,
         keep_steps: wire.keep_steps,
         keep_every: (wire.keep_every != 0).then_some(wire.keep_every),
         initial_weights: wire
@@ -120,6 +127,7 @@ pub(super) fn parse_quote(call: &'static str, wire: v1::Quote) -> Result<Quote, 
         physical_batch_size: wire.physical_batch_size,
         memory_bytes: wire.memory_bytes,
         kept_bytes: wire.kept_bytes,
+        noise_ratio: wire.noise_ratio,
         trainable_parameters: wire.trainable_parameters,
         charges: all(call, wire.charges, parse_charge)?,
         expires_unix_ms: wire.expires_unix_ms,
@@ -249,6 +257,8 @@ mod tests {
             schedule: Schedule::default(),
             initial_weights: None,
             ema_decay: None,
+            tail_average: None,
+            bands: Bands::Fixed(1),
             keep_steps: vec![],
             keep_every: None,
         }
@@ -273,6 +283,7 @@ mod tests {
             },
             initial_weights: Some(WeightsSource::Model(Digest32::from_bytes([7; 32]))),
             ema_decay: Some(0.999),
+            bands: Bands::Planned,
             keep_steps: vec![3, 5],
             clipping: Clipping::Automatic,
             compute: Compute::Bfloat16,
@@ -280,6 +291,8 @@ mod tests {
         };
         let from_run = RunSpec {
             clipping: Clipping::PerLayer,
+            tail_average: Some(0.25),
+            bands: Bands::Fixed(12),
             initial_weights: Some(WeightsSource::Run(RunWeights {
                 run: RunId::from_bytes([8; 16]),
                 step: Some(3),

@@ -204,6 +204,26 @@ impl Mechanism {
                 let total = count.checked_mul(*times).ok_or(AccountingError::TooManySteps)?;
                 self.include(event, total, depth + 1)
             }
+            DpEvent::Banded { bands, steps, event } => {
+                let turns = steps
+                    .checked_div(*bands)
+                    .map(|whole| whole + u64::from(steps % bands != 0));
+                let is_gaussian = match &**event {
+                    DpEvent::Gaussian { .. } | DpEvent::TruncatedSubsampledGaussian { .. } => true,
+                    DpEvent::PoissonSampled { event, .. } => matches!(**event, DpEvent::Gaussian { .. }),
+                    _ => false,
+                };
+                match turns {
+                    Some(turns) if is_gaussian => {
+                        let total = count.checked_mul(turns).ok_or(AccountingError::TooManySteps)?;
+                        self.include(event, total, depth + 1)
+                    }
+                    _ => Err(AccountingError::Unsupported {
+                        event: "Banded of no bands, or of something else than a Gaussian on a sample",
+                        reason: "the turns of a unit are one Gaussian release each, of the units that have their turn",
+                    }),
+                }
+            }
             DpEvent::Composed { events } => events
                 .iter()
                 .try_for_each(|event| self.include(event, count, depth + 1)),

@@ -2,15 +2,18 @@
 
 use super::double_double::{DoubleDouble, PI};
 
-/// The integer nearest to `standard_deviation` × the cosine (or, if `odd`, sine) value of a pair.
-///
-/// `head` holds the first 64 bits of the radius' and the angle's uniform, `tail` the next 64 of each.
-pub(super) fn rounded_value(head: &[u8; 16], tail: &[u8; 16], odd: bool, standard_deviation: f64) -> i64 {
-    value(head, tail, odd).scale(standard_deviation).round()
+/// The integer nearest to `standard_deviation` × a value, less a fraction.
+pub(super) fn rounded(value: DoubleDouble, standard_deviation: f64, less: f64) -> i64 {
+    value
+        .scale(standard_deviation)
+        .add(DoubleDouble::new(-less, 0.0))
+        .round()
 }
 
-/// The value in standard deviations, absolute error below 2^−96.
-fn value(head: &[u8; 16], tail: &[u8; 16], odd: bool) -> DoubleDouble {
+/// The cosine (or, if `odd`, sine) value of a pair in standard deviations, absolute error below 2^−96.
+///
+/// `head` holds the first 64 bits of the radius' and the angle's uniform, `tail` the next 64 of each.
+pub(super) fn value(head: &[u8; 16], tail: &[u8; 16], odd: bool) -> DoubleDouble {
     let (head, tail) = (u128::from_le_bytes(*head), u128::from_le_bytes(*tail));
     let radius_bits = (head << 64) | (tail & u128::from(u64::MAX));
     let angle_bits = ((head >> 64) << 64) | (tail >> 64);
@@ -43,7 +46,7 @@ fn turned(bits: u128) -> (DoubleDouble, DoubleDouble) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::noise::vector::{BLOCK_VALUES, ERROR_BOUND, Round, RoundedBlock};
+    use crate::noise::vector::{BLOCK_VALUES, ERROR_BOUND, Round, RoundLess, RoundedBlock};
     use crate::stream::{Purpose, SubKey};
     use crate::vectors::Pass;
 
@@ -58,19 +61,30 @@ mod tests {
         for standard_deviation in [1.0, 1e3, 2.0_f64.powi(30), 2.0_f64.powi(42), 2.0_f64.powi(44)] {
             let mut block = RoundedBlock::new(standard_deviation);
             let mut settled = 0;
-            for _ in 0..100 {
+            for round in 0..100 {
                 stream.fill(&mut words);
-                let round = Round {
-                    words: &words,
-                    block: &mut block,
-                };
-                round.run();
+                let block = &mut block;
+                // Half of them less a fraction, as correlated noise has it.
+                let mut less = [0.0; BLOCK_VALUES];
+                if round % 2 == 0 {
+                    Round { words: &words, block }.run();
+                } else {
+                    let fraction = |position: usize| (position * 37 % 4096) as f64 / 4096.0;
+                    less = std::array::from_fn(fraction);
+                    RoundLess {
+                        words: &words,
+                        less: &less,
+                        block,
+                    }
+                    .run();
+                }
                 for position in 0..BLOCK_VALUES {
                     if block.settled[position] == 1 {
                         settled += 1;
                         let head = words.as_chunks::<16>().0[position / 2];
                         for tail in [[0; 16], [0xff; 16]] {
-                            let exact = rounded_value(&head, &tail, position % 2 == 1, standard_deviation);
+                            let exact = value(&head, &tail, position % 2 == 1);
+                            let exact = rounded(exact, standard_deviation, less[position]);
                             assert_eq!(block.values[position], exact, "sd {standard_deviation}");
                         }
                     }

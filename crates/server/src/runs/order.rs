@@ -22,7 +22,10 @@ use bastionai_ledger::{DatasetId, WeightTensor};
 use bastionai_privacy::histogram::HistogramShape;
 use bastionai_vault::Weights;
 use bastionai_wire::Compute;
-use bastionai_wire::trainer::{DatasetShape, MAX_FRAME_BYTES, Task, read_message, write_message};
+use bastionai_wire::trainer::{
+    Band, ClassKey, DatasetShape, MAX_FRAME_BYTES, Task, read_message, write_message,
+};
+use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 use std::io;
 use zeroize::Zeroizing;
@@ -77,7 +80,7 @@ impl RunOrder {
         let archive = terms::read_archive(&model.archive, limits.model_bytes)?;
         let no_rows = vec![0; priced.datasets().len()];
         let task = match priced {
-            Priced::Training(run) => Task::Train(run.job(&no_rows, threads)),
+            Priced::Training(run) => Task::Train(run.job(&no_rows, threads, class_key()?)),
             Priced::Evaluation(evaluation) => Task::Evaluate(evaluation.job(&no_rows, threads)),
         };
         Ok(Self {
@@ -132,10 +135,16 @@ impl RunOrder {
 
     /// What its trainer was estimated to need when it was priced.
     pub(crate) fn memory_bytes(&self, declared_sizes: &[u64]) -> u64 {
-        let (compute, physical_batch_size, average) = match &self.agreed.task {
+        let (compute, physical_batch_size, beside) = match &self.agreed.task {
             Task::Train(job) => {
-                let average = job.ema_decay.map_or(0, |_| plan::weight_bytes(&self.graph));
-                (job.compute, job.physical_batch_size, average)
+                let average = job.average.map_or(0, |_| plan::weight_bytes(&self.graph));
+                let bands = job.band.as_ref().map_or(1, Band::bands);
+                let noise = plan::noise_bytes(bands, plan::trainable_parameters(&self.graph));
+                (
+                    job.compute,
+                    job.physical_batch_size,
+                    average.saturating_add(noise),
+                )
             }
             Task::Evaluate(job) => (Compute::Float32, job.physical_batch_size, 0),
         };
@@ -144,7 +153,7 @@ impl RunOrder {
             declared_sizes,
             compute,
         };
-        needs.memory(physical_batch_size).total().saturating_add(average)
+        needs.memory(physical_batch_size).total().saturating_add(beside)
     }
 
     pub(crate) fn steps(&self) -> u64 {
@@ -197,7 +206,7 @@ impl RunOrder {
         match &self.agreed.task {
             Task::Train(job) => Keeping {
                 steps: job.keep_steps.clone(),
-                average: job.ema_decay.is_some(),
+                average: job.average.is_some(),
                 last_step: job.steps,
                 weights,
             },
@@ -223,6 +232,21 @@ impl RunOrder {
         Weights { tensors, data }
     }
 }
+
+/// Which classes a run's records are in stays the same however often its trainer starts: sealed with the order, and
+/// known to nobody.
+fn class_key() -> Result<ClassKey, Failure> {
+    let mut key = [0; 32];
+    match SystemRandom::new().fill(&mut key) {
+        Ok(()) => Ok(ClassKey(key)),
+        Err(_) => Err(Failure::internal(NoRandomness)),
+    }
+}
+
+/// The operating system gave none.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the system gave no randomness")]
+struct NoRandomness;
 
 /// What the trainer hands over at the end, in order: trained parameters, or histograms.
 fn results(priced: &Priced) -> Vec<ResultTensor> {

@@ -210,6 +210,8 @@ pub fn spec(model: Digest32, datasets: &[DatasetId], epsilon: f64, steps: u64) -
         schedule: Schedule::default(),
         initial_weights: None,
         ema_decay: None,
+        tail_average: None,
+        bands: Default::default(),
         keep_steps: vec![],
         keep_every: None,
     }

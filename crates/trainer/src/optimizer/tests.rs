@@ -96,6 +96,133 @@ fn updates_equal_torch_optim_to_rounding() {
     }
 }
 
+/// Against NumPy. The sums are made such that with the noise that the step adds they are the goldens' units.
+#[test]
+fn moments_are_corrected_for_the_noise_as_the_paper_has_it() {
+    let goldens = goldens();
+    let scale = goldens["scale"].as_f64().unwrap();
+    let mean = NoisyMean {
+        standard_deviation: 1.0 / scale,
+        scale,
+    };
+    let stream = NoiseStream::new([1; 32]);
+    let mut floors = 0;
+    for case in goldens["corrected"].as_array().unwrap() {
+        let Optimizer::Adam(adam) =
+            optimizer(&serde_json::json!({"kind": "Adam", "numbers": case["numbers"]}))
+        else {
+            panic!("{case}")
+        };
+        let corrected = Optimizer::NoiseCorrected {
+            adam,
+            decoupled: case["decoupled"].as_bool().unwrap(),
+            floor: case["floor"].as_f64().unwrap(),
+        };
+        let bands: Vec<u32> = floats(&case["bands"]).iter().map(|&each| each as u32).collect();
+        let matrix = BandedMatrix::from_numerators(bands).unwrap();
+        let noise = BandedNoise::new(&matrix, mean.standard_deviation).unwrap();
+        for (kind, name, tolerance) in [(Kind::Double, "float64", 1e-12), (Kind::Float, "float32", 1e-5)] {
+            let mut weight = Tensor::from_slice(&floats(&goldens["start"])).to_kind(kind);
+            let mut state = OptimizerState::new(corrected, constant(), &[&weight]).unwrap();
+            if matrix.bands() > 1 {
+                state
+                    .correlate(&matrix, mean.standard_deviation, &[&weight])
+                    .unwrap();
+            }
+            let mut memory = vec![0; noise.memory() * weight.numel()];
+            for (step, expected) in (1..).zip(case[name].as_array().unwrap()) {
+                let mut added = vec![0; weight.numel()];
+                let place = NoisePlace {
+                    step,
+                    tensor: 0,
+                    first_index: 0,
+                };
+                noise
+                    .add_by(&Widest, &stream, place, &mut added, &mut memory)
+                    .unwrap();
+                let units = floats(&goldens["units"][step as usize - 1]);
+                let sums = units
+                    .iter()
+                    .zip(added)
+                    .map(|(&units, added)| units as i64 - added);
+                let sums = Sums(vec![sums.collect()]);
+                state
+                    .step(&mut [&mut weight], sums, &stream, step, mean, 1)
+                    .unwrap();
+                let actual = Vec::<f64>::try_from(weight.to_kind(Kind::Double)).unwrap();
+                for (actual, expected) in actual.iter().zip(floats(expected)) {
+                    assert!(
+                        (actual - expected).abs() < tolerance * expected.abs().max(1.0),
+                        "{step} {kind:?}: {actual} {expected}"
+                    );
+                    floors += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(floors, 2 * 2 * 5 * 6);
+}
+
+/// The released noise of a whole run, over all pairs of its steps, against C⁻¹C⁻ᵀ of a dense inverse; and that it is one
+/// pass whatever the threads.
+#[test]
+fn correlated_noise_has_the_covariance_of_the_inverse_matrix() {
+    let (size, steps, deviation) = (40_000_i64, 6_usize, 1e6);
+    let coefficients = [0.5, 0.375];
+    let numerators = coefficients.iter().map(|each| (each * 4096.0) as u32).collect();
+    let matrix = BandedMatrix::from_numerators(numerators).unwrap();
+    let mean = NoisyMean {
+        standard_deviation: deviation,
+        scale: 1.0 / deviation,
+    };
+    let run = |threads| {
+        let mut weight = Tensor::zeros([size], (Kind::Double, Device::Cpu));
+        let mut state = OptimizerState::new(sgd(1.0), constant(), &[&weight]).unwrap();
+        state.correlate(&matrix, deviation, &[&weight]).unwrap();
+        let stream = NoiseStream::new([9; 32]);
+        let mut noise = Vec::new();
+        for step in 1..=steps as u64 {
+            let before = weight.copy();
+            let sums = Sums(vec![vec![0; size as usize]]);
+            state
+                .step(&mut [&mut weight], sums, &stream, step, mean, threads)
+                .unwrap();
+            noise.push(before - &weight);
+        }
+        noise
+    };
+    let noise = run(1);
+    for (one, other) in noise.iter().zip(run(3)) {
+        assert_eq!(*one, other);
+    }
+    let mut inverse = [[0.0; 6]; 6];
+    for column in 0..steps {
+        for row in column..steps {
+            let earlier = coefficients
+                .iter()
+                .enumerate()
+                .filter(|(back, _)| row > column + back);
+            let rest: f64 = earlier
+                .map(|(back, each)| each * inverse[row - back - 1][column])
+                .sum();
+            inverse[row][column] = f64::from(u8::from(row == column)) - rest;
+        }
+    }
+    for one in 0..steps {
+        for other in 0..=one {
+            let found = f64::try_from((&noise[one] * &noise[other]).mean(Kind::Double)).unwrap();
+            let expected: f64 = (0..=other)
+                .map(|from| inverse[one][from] * inverse[other][from])
+                .sum();
+            // A product has a standard deviation of at most √2·1.3.
+            assert!(
+                (found - expected).abs() < 5.0 * 1.85 / (size as f64).sqrt(),
+                "{one} {other}: {found} {expected}"
+            );
+        }
+    }
+}
+
 fn sgd(lr: f64) -> Optimizer {
     Optimizer::Sgd {
         lr,

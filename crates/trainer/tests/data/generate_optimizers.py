@@ -7,6 +7,7 @@ import json
 import math
 import pathlib
 
+import numpy as np
 import torch
 
 STEPS, SIZE, SCALE = 5, 6, 2.0**-20
@@ -78,6 +79,24 @@ CASES = {
         {"lr": 0.02, "beta1": 0.7, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.5},
     ),
 }
+#: DP-AdamBC: the variance of the noise in a gradient's coordinate at each step, which later steps know to be so.
+CORRECTED = [
+    {
+        "decoupled": False,
+        "numbers": {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
+        "floor": 0.5,
+        "bands": [],
+        "variances": [1.0] * STEPS,
+    },
+    {
+        "decoupled": True,
+        "numbers": {"lr": 0.02, "beta1": 0.7, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.3},
+        "floor": 1e-2,
+        # Noise that takes back half of the step before: h = 1, -1/2, 1/4, ...
+        "bands": [2048],
+        "variances": [sum(0.25**i for i in range(t + 1)) for t in range(STEPS)],
+    },
+]
 CONSTANT = {"decay": "constant", "warmup": {"steps": 0}}
 #: Cases run under another schedule than the constant one.
 SCHEDULED = {
@@ -160,6 +179,28 @@ def run(
     return trajectory
 
 
+def corrected(case: dict, dtype: type, units: torch.Tensor, start: torch.Tensor) -> list:
+    """Tang, Shpilevskiy and Lecuyer 2023, algorithm 1, in NumPy; Phi is averaged as the squares it is part of."""
+    lr, b1, b2 = (case["numbers"][name] for name in ("lr", "beta1", "beta2"))
+    decay = case["numbers"]["weight_decay"]
+    weight = start.numpy().astype(dtype)
+    mean, square, phi, trajectory = np.zeros_like(weight), np.zeros_like(weight), 0.0, []
+    for step in range(STEPS):
+        gradient = (units[step].double().numpy() * SCALE).astype(dtype)
+        if not case["decoupled"]:
+            gradient = gradient + dtype(decay) * weight
+        mean = dtype(b1) * mean + dtype(1 - b1) * gradient
+        square = dtype(b2) * square + dtype(1 - b2) * gradient * gradient
+        phi = b2 * phi + (1 - b2) * case["variances"][step]
+        mean_hat = mean / dtype(1 - b1 ** (step + 1))
+        square_hat, phi_hat = square / dtype(1 - b2 ** (step + 1)), phi / (1 - b2 ** (step + 1))
+        if case["decoupled"]:
+            weight = weight * dtype(1 - lr * decay)
+        weight = weight - dtype(lr) * mean_hat / np.sqrt(np.maximum(square_hat - dtype(phi_hat), dtype(case["floor"])))
+        trajectory.append(weight.astype(np.float64).tolist())
+    return trajectory
+
+
 def averages(iterates: list, decay: float) -> list:
     """The mean of the first t iterates for every t, the one after step s weighted by decay ** (t - s)."""
     iterates = torch.tensor(iterates, dtype=torch.float64)
@@ -190,6 +231,14 @@ def main() -> None:
             "float32": run(kind, numbers, torch.float32, units, start, SCHEDULED.get(name, CONSTANT)),
             "float64": run(kind, numbers, torch.float64, units, start, SCHEDULED.get(name, CONSTANT)),
         }
+    out["corrected"] = [
+        {
+            **case,
+            "float32": corrected(case, np.float32, units, start),
+            "float64": corrected(case, np.float64, units, start),
+        }
+        for case in CORRECTED
+    ]
     iterates = out["cases"]["sgd_momentum"]["float64"]
     out["averages"] = [{"decay": decay, "averages": averages(iterates, decay)} for decay in (0.5, 0.9, 0.9999)]
     pathlib.Path(__file__).with_name("optimizers.json").write_text(json.dumps(out, indent=1) + "\n")
