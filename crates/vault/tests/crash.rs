@@ -88,7 +88,11 @@ impl Oracle {
         self.asked.insert(name.clone(), (count, seed));
         // Every other one adds its runs up in Rényi divergences.
         let header = UploadHeader {
-            policy: if seed % 2 == 0 { renyi_policy() } else { policy() },
+            policy: if seed.is_multiple_of(2) {
+                renyi_policy()
+            } else {
+                policy()
+            },
             ..header(&name)
         };
         let id = upload_under(vault, header, count, seed).map_err(failed)?;

@@ -106,7 +106,7 @@ impl Order {
     pub fn to_f64_round_up(self) -> f64 {
         let nearest = f64::from(self.0) / 1000.0;
         // Multiples of an eighth are floats.
-        if self.0 % 125 == 0 {
+        if self.0.is_multiple_of(125) {
             nearest
         } else {
             nearest.next_up()

@@ -105,7 +105,7 @@ const HABITS: [(&str, Habit); 6] = [
     ("loud while it goes well", |loss, _| loss < 0.0),
     ("loud while it goes badly", |loss, _| loss > 0.3),
     ("quiet first", |_, round| round < 5),
-    ("by turns", |_, round| round % 2 == 0),
+    ("by turns", |_, round| round.is_multiple_of(2)),
 ];
 
 /// An unbiased estimate of the δ at ε of the transcript, by the losses of `TRIALS` transcripts under D, and its error.
