@@ -13,7 +13,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock rust-toolchain.toml .cargo/config.toml $(s
 
 say = @printf '\033[1m==> %s\033[0m\n' $(1)
 
-.PHONY: demo test test-all test-gpu check coverage bench fuzz-smoke docs setup binaries package wheel clean-setup
+.PHONY: demo test test-all mutants test-gpu check coverage bench fuzz-smoke docs setup binaries package wheel clean-setup
 
 demo: setup
 	$(call say,"demo: three hospitals train one cancer model")
@@ -32,6 +32,11 @@ test: setup
 test-all: setup check
 	@BASTIONAI_SLOW=1 cargo test $(CARGO_FLAGS) --workspace -- --include-ignored
 	@BASTIONAI_SLOW=1 $(PY) -m pytest -q
+	@$(PY) scripts/mutants.py
+
+# Breaks sum, norm, noise, divisor and sample one at a time: the test that is about it must fail each time.
+mutants: setup
+	@$(PY) scripts/mutants.py $(MUTANTS)
 
 # Needs a CUDA device; fails where there is none.
 test-gpu: setup

@@ -126,38 +126,6 @@ fn an_empty_batch_adds_exactly_zero() {
     }
 }
 
-/// `x [2] → scale·x`, two tokens whose output gradients are constants of the model: the adversary of G1 chooses both.
-fn cancelling(tokens: &[f64], gradients: &[f64]) -> Model {
-    let mut g = Builder::default();
-    let x = g.input("x", DType::F32, &[2, 2]);
-    let w = g.parameter("w", DType::F32, &[2, 2], true);
-    let factor = g.constant("factor", DType::F32, &[2, 2]);
-    let shape = [b(1), n(2), n(2)];
-    let h = g.linear(x, w, None, &shape);
-    let scaled = g.node(
-        "mul.Tensor",
-        &[("self", Argument::Value(h)), ("other", Argument::Value(factor))],
-        DType::F32,
-        &shape,
-    );
-    let dims = ("dim", Argument::Ints(vec![1, 2]));
-    let loss = g.node(
-        "sum.dim_IntList",
-        &[("self", Argument::Value(scaled)), dims],
-        DType::F32,
-        &[b(1)],
-    );
-    let of = |values: &[f64], shape: &[i64]| Tensor::from_slice(values).to_kind(Kind::Float).reshape(shape);
-    Model {
-        name: "cancelling",
-        graph: g.finish(loss),
-        parameters: vec![of(&[0.0; 4], &[2, 2])],
-        constants: vec![of(gradients, &[2, 2])],
-        inputs: vec![of(tokens, &[1, 2, 2]).expand([BATCH, 2, 2], false).contiguous()],
-        reference: Box::new(|_, _| unreachable!("compared with the closed form")),
-    }
-}
-
 #[test]
 fn two_cancelling_tokens_cannot_smuggle_a_large_gradient_past_the_clip() {
     // G1: x1 = x2 = a·u, g1 = b·v + δ·w, g2 = −b·v with a = b = 1e3. Ghost norm² in f32: 0; true norm a·δ = 100.
@@ -165,7 +133,7 @@ fn two_cancelling_tokens_cannot_smuggle_a_large_gradient_past_the_clip() {
         .into_iter()
         .flat_map(|delta| CLIPPINGS.map(|clipping| (delta, clipping)))
     {
-        let model = cancelling(&[1e3, 0.0, 1e3, 0.0], &[1e3, delta, -1e3, 0.0]);
+        let model = models::cancelling(&[1e3, 0.0, 1e3, 0.0], &[1e3, delta, -1e3, 0.0], BATCH);
         let engine = model.engine(settings_clipping(BATCH as u32, 1.0, clipping));
         let whole = sum_without(&engine, &model.inputs, None);
         let moved = distance(&whole, &sum_without(&engine, &model.inputs, Some(4)));
@@ -184,7 +152,7 @@ fn two_cancelling_tokens_cannot_smuggle_a_large_gradient_past_the_clip() {
 #[test]
 fn tokens_that_cancel_almost_fully_are_clipped_for_it() {
     // In f64 too there is an a where the norm is lost; κ then bounds what the contraction can get wrong.
-    let model = cancelling(&[3e15, 0.0, 3e15, 0.0], &[3e15, 1e-3, -3e15, 0.0]);
+    let model = models::cancelling(&[3e15, 0.0, 3e15, 0.0], &[3e15, 1e-3, -3e15, 0.0], BATCH);
     for clipping in CLIPPINGS {
         let engine = model.engine(settings_clipping(BATCH as u32, 1.0, clipping));
         let whole = sum_without(&engine, &model.inputs, None);
@@ -197,7 +165,7 @@ fn tokens_that_cancel_almost_fully_are_clipped_for_it() {
 fn automatic_clipping_of_tiny_gradients_stays_finite_and_within_the_sensitivity() {
     // Factors above 1: gradients of about 1e-12 and 1e-30 are scaled up by C/γ_s = 100.
     for scale in [1e-6, 1e-15, 1e-25] {
-        let model = cancelling(&[scale, 0.0, 0.0, scale], &[scale, 0.0, 0.0, 2.0 * scale]);
+        let model = models::cancelling(&[scale, 0.0, 0.0, scale], &[scale, 0.0, 0.0, 2.0 * scale], BATCH);
         let engine = model.engine(settings_clipping(BATCH as u32, 1.0, Clipping::Automatic));
         let whole = sum_without(&engine, &model.inputs, None);
         assert!(whole.iter().all(|sum| sum.is_finite()));

@@ -337,6 +337,38 @@ pub fn all(dtype: DType, batch: i64) -> Vec<Model> {
     all
 }
 
+/// `x [2] → scale·x`, two tokens whose output gradients are constants of the model: the adversary of G1 chooses both.
+pub fn cancelling(tokens: &[f64], gradients: &[f64], batch: i64) -> Model {
+    let mut g = Builder::default();
+    let x = g.input("x", DType::F32, &[2, 2]);
+    let w = g.parameter("w", DType::F32, &[2, 2], true);
+    let factor = g.constant("factor", DType::F32, &[2, 2]);
+    let shape = [b(1), n(2), n(2)];
+    let h = g.linear(x, w, None, &shape);
+    let scaled = g.node(
+        "mul.Tensor",
+        &[("self", v(h)), ("other", v(factor))],
+        DType::F32,
+        &shape,
+    );
+    let dims = ("dim", Argument::Ints(vec![1, 2]));
+    let loss = g.node(
+        "sum.dim_IntList",
+        &[("self", v(scaled)), dims],
+        DType::F32,
+        &[b(1)],
+    );
+    let of = |values: &[f64], shape: &[i64]| Tensor::from_slice(values).to_kind(Kind::Float).reshape(shape);
+    Model {
+        name: "cancelling",
+        graph: g.finish(loss),
+        parameters: vec![of(&[0.0; 4], &[2, 2])],
+        constants: vec![of(gradients, &[2, 2])],
+        inputs: vec![of(tokens, &[1, 2, 2]).expand([batch, 2, 2], false).contiguous()],
+        reference: Box::new(|_, _| unreachable!("compared with the closed form")),
+    }
+}
+
 /// T2's attack: the same product by two kernels, their rounding difference blown up. The loss is nothing but rounding,
 /// so it changes with the batch size; at one physical batch size it must not change with the other rows.
 pub fn amplified_rounding(batch: i64) -> Model {
