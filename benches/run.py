@@ -18,6 +18,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 import accounting
 import contenders
 import machine
+import noise
 import private_step
 import server
 from models import ROWS_OF_BENCH
@@ -45,6 +46,7 @@ def main() -> int:
         print(f"{task.name}: {results[-1]['rounds']} rounds, {results[-1]['kernels']} kernels", flush=True)
         RESULTS.write_text(json.dumps({"machine": facts, "rows": results}, indent=1) + "\n")
     print("\n" + private_step.table(results), end="\n\n")
+    print(noise.table(noise.measure(max(3.0, seconds / 4))), end="\n\n", flush=True)
     served = server.measure(max(3, int(seconds) // 6))
     print(server.table(served), end="\n\n")
     SERVER_RESULTS.write_text(json.dumps(served, indent=1) + "\n")

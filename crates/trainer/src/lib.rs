@@ -59,7 +59,7 @@ mod state;
 mod table;
 mod taps;
 pub mod training;
-mod vectors;
+pub mod vectors;
 
 pub use device::Device;
 pub use engine::{Batch, Engine, RecordResults, Settings, Sums};

@@ -5,11 +5,11 @@
 #![allow(unsafe_code)]
 
 use bastionai_privacy::vectors::{Baseline, KeystreamBlocks};
-pub(crate) use bastionai_privacy::vectors::{Pass, Vectors};
+pub use bastionai_privacy::vectors::{Pass, Vectors};
 
 /// Runs loops on the widest vectors there are.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Widest;
+pub struct Widest;
 
 impl Vectors for Widest {
     fn run<P: Pass>(&self, pass: P) -> P::Output {
