@@ -307,6 +307,7 @@ class Connection:
         clipping: learner.Clipping = "flat",
         compute: learner.Compute = "float32",
         bands: int | Literal["auto"] = 1,
+        noise_mode: learner.NoiseMode = "standard",
         max_loss: float | None = None,
         loss_share: float = _internal.DEFAULT_LOSS_SHARE,
         inputs: Sequence[str] | None = None,
@@ -349,6 +350,10 @@ class Connection:
                 ε is not small. ``"auto"`` plans the number for ``eps``, never to be worse than 1, independent noise;
                 the price shows it with the noise that is left. Takes 8 bytes of the server's memory a trainable scalar
                 for each but one.
+            noise_mode: What the sensitivity of a step's sum rests on. ``"standard"`` sums in floating point and pays
+                for what rounding may change with a little more noise (``Quote.noise_slack``); ``"hardened"`` writes
+                every record's gradient out, rounds it to the integer grid by itself and checks and sums it in
+                integers: for heads and adapters (LoRA). The price is the same.
             max_loss: Clip of the loss that is shown while training; 0 shows none and costs nothing.
             loss_share: Share of the privacy spent on showing it.
             inputs: Columns to pass to the model, in order; by default all but the label. By name where they are
@@ -380,6 +385,7 @@ class Connection:
             clipping=clipping,
             compute=compute,
             bands=bands,
+            noise_mode=noise_mode,
             max_loss=max_loss,
             loss_share=loss_share,
             inputs=inputs,

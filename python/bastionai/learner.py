@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 Clipping: TypeAlias = Literal["flat", "per_layer", "automatic"]
 #: Precision of a graph's matrix products and convolutions.
 Compute: TypeAlias = Literal["float32", "bfloat16"]
+#: What the sensitivity of a step's sum rests on.
+NoiseMode: TypeAlias = Literal["standard", "hardened"]
 
 #: Most synthetic records of a rehearsal.
 _REHEARSAL_ROWS = 2048
@@ -64,6 +66,7 @@ class RemoteLearner:
         clipping: Clipping = "flat",
         compute: Compute = "float32",
         bands: int | Literal["auto"] = 1,
+        noise_mode: NoiseMode = "standard",
         max_loss: float | None = None,
         loss_share: float = _internal.DEFAULT_LOSS_SHARE,
         inputs: Sequence[str] | None = None,
@@ -86,6 +89,7 @@ class RemoteLearner:
         self._clipping = _one_name("clipping", clipping, get_args(Clipping))
         self._compute = _one_name("compute", compute, get_args(Compute))
         self._bands = _checked_bands(bands)
+        self._noise_mode = _one_name("noise_mode", noise_mode, get_args(NoiseMode))
         self._loss_release = self._choose_loss_release(max_loss, loss_share, label)
         self._inputs = inputs
         self._label = label
@@ -394,6 +398,7 @@ class RemoteLearner:
             "max_grad_norm": self._max_grad_norm,
             "clipping": self._clipping,
             "compute": self._compute,
+            "noise_mode": self._noise_mode,
             "privacy": _privacy(eps, noise_multiplier),
             "target_delta": target_delta,
             "loss_release": self._loss_release,

@@ -88,6 +88,16 @@ class Quote:
         return all(charge.affordable for charge in self.charges)
 
     @property
+    def noise_mode(self) -> str:
+        """``"standard"`` or ``"hardened"``: what the sensitivity of a step's sum rests on."""
+        return str(self.document["spec"]["noise_mode"])
+
+    @property
+    def noise_slack(self) -> float:
+        """Most noise beyond ``noise_multiplier * max_grad_norm``, over it, that rounding costs; 0 if hardened."""
+        return float(self.document["noise_slack"])
+
+    @property
     def expected_minutes(self) -> float | None:
         """The same in minutes."""
         return None if self.expected_seconds is None else self.expected_seconds / 60
@@ -113,6 +123,7 @@ class Quote:
             ("sample rate q", f"{self.sample_rate:.4g}"),
             ("noise multiplier σ", f"{self.noise_multiplier:.4g}"),
             *correlated,
+            ("noise mode", _noise_mode(self.noise_mode, self.noise_slack)),
             ("trainable parameters", f"{self.trainable_parameters}"),
             ("memory", f"{self.memory_bytes / 2**20:.0f} MiB"),
             ("expected time", _time(self.expected_seconds)),
@@ -148,6 +159,11 @@ def _both_row(charge: Charge) -> tuple[str, ...] | None:
     lefts = (before.remaining.epsilon - charge.cost.epsilon, before.lifetime.epsilon - price.epsilon_after)
     shown = (f"{left}" if left >= 0 else "does not suffice" for left in lefts)
     return (charge.dataset_name, "Rényi divergences" if charge.by_renyi else "sums", *shown)
+
+
+def _noise_mode(name: str, slack: float) -> str:
+    cost = f"rounding adds at most {100 * slack:.0f}% of noise" if slack else "sensitivity is the clipping norm exactly"
+    return f"{name}: {cost}"
 
 
 def _time(seconds: float | None) -> str:

@@ -85,6 +85,7 @@ class Receipt:
             ("run digest", run["run_digest"]),
             ("graph digest", run["graph_digest"]),
             ("weights digest", run["weights_digest"] or "none"),
+            ("noise mode", str(run["noise_mode"])),
             ("freshness", str(self.statement["freshness"])),
         ]
         for dataset in self.statement["datasets"]:

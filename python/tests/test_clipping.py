@@ -1,4 +1,4 @@
-"""Per-layer and automatic clipping: what the engine sums is what Opacus' optimizer and the paper's formula give."""
+"""Clipping and noise mode: the engine's sums are those of Opacus, of the paper's formula and of Python's integers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from zoo import all_cases, harness
@@ -71,3 +72,32 @@ def test_automatic_sums_are_those_of_auto_s(model, tmp_path):
     assert harness.length(flat[name] - expected[name] for name in flat) > 1e-3, (
         "nothing that flat clipping would not do"
     )
+
+
+def test_hardened_sums_are_the_integers_that_python_makes_of_each_records_gradient(model, tmp_path):
+    """Record by record and without tolerance: truncated to the grid, and no longer than C."""
+    batches = harness.neighbours(model).batches
+    batches = {name: batches[name] for name in ("all", "removed", "alone")}
+    results = harness.engine(model, batches, tmp_path, "flat", "hardened")
+    unit = harness.MAX_GRAD_NORM / 2**30
+
+    def integers(batch: str) -> np.ndarray:
+        joined = torch.cat([each.flatten() for each in harness.of(results, batch, "sums").values()]).numpy()
+        assert (joined == np.rint(joined / unit) * unit).all(), "all are on the grid"
+        return np.rint(joined / unit).astype(np.int64)
+
+    alone, removed, everybody = integers("alone"), integers("removed"), integers("all")
+    changed = harness.neighbours(model).changed
+    assert (everybody - removed == alone).all()
+    assert sum(int(units) ** 2 for units in alone) <= 2**60
+    # The engine's factor is C/norm rounded down to float32, the norm being an upper bound: it is one of the next below.
+    gradients = harness.of(results, "all", "gradients").values()
+    values = np.concatenate([each[changed].flatten().double().numpy() for each in gradients])
+    exact = harness.MAX_GRAD_NORM / math.sqrt(math.fsum(value * value for value in values))
+    factor = np.float32(min(1.0, exact))
+    candidates = []
+    for _ in range(4):
+        if float(factor) <= exact:
+            candidates.append(np.trunc(values * (float(factor) * (1.0 / unit))).astype(np.int64))
+        factor = np.nextafter(factor, np.float32(0.0))
+    assert any((alone == candidate).all() for candidate in candidates)

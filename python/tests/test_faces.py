@@ -62,7 +62,8 @@ def dataset() -> RemoteDataset:
 def quote(**other: Any) -> Quote:
     document = {
         "run_digest": "ef" * 32,
-        "spec": {"steps": 120, "batch_size": 64},
+        "spec": {"steps": 120, "batch_size": 64, "noise_mode": "standard"},
+        "noise_slack": 0.02,
         "sample_rate": 1 / 12,
         "noise_multiplier": 1.25,
         "loss_noise_multiplier": 0.0,
@@ -112,6 +113,7 @@ def receipt() -> bastionai.Receipt:
             "run_digest": "",
             "graph_digest": "",
             "weights_digest": None,
+            "noise_mode": "standard",
         },
         "freshness": "none",
         "datasets": [{"name": HOSTILE, "epsilon": "1", "delta": "0", "budget": None}],
@@ -177,6 +179,9 @@ def test_a_price_is_a_table_with_everything_that_is_paid() -> None:
     assert unknown.expected_minutes is None
     assert "not known" in str(unknown)
     assert "kept on the way" not in text
+    assert "standard: rounding adds at most 2% of noise" in text
+    spec = {"steps": 120, "batch_size": 64, "noise_mode": "hardened"}
+    assert "hardened: sensitivity is the clipping norm exactly" in str(quote(spec=spec, noise_slack=0.0))
     keeping = quote(kept_bytes=3 << 19)
     assert "kept on the way" in str(keeping)
     assert "1.5 MiB" in str(keeping)

@@ -137,6 +137,24 @@ def test_every_clipping_trains_and_is_a_run_of_its_own(connect, dataset, clippin
 
 
 @e2e
+def test_adapters_train_hardened_and_digest_price_and_receipt_say_so(connect, dataset):
+    client, model = connect("scientist"), adapted(bert())
+    learner, run = fitted(client, model, dataset, noise_mode="hardened")
+    assert run.state == "succeeded"
+    assert all(torch.isfinite(each).all() for each in run.state_dict().values())
+    assert run.receipt().statement["run"]["noise_mode"] == "hardened"
+    hardened = learner.price(steps=3, eps=8.0, delta=1e-5)
+    assert (hardened.noise_mode, hardened.noise_slack) == ("hardened", 0.0)
+    other, _ = fitted(client, model, dataset)
+    standard = other.price(steps=3, eps=8.0, delta=1e-5)
+    assert (standard.noise_mode, standard.noise_slack) == ("standard", 0.02)
+    assert standard.run_digest != hardened.run_digest
+    assert [charge.cost for charge in standard.charges] == [charge.cost for charge in hardened.charges]
+    with pytest.raises(InvalidRequest, match="'standard', 'hardened'"):
+        fitted(client, model, dataset, noise_mode="fast")
+
+
+@e2e
 def test_products_in_bfloat16_train(connect, dataset):
     client, model = connect("scientist"), adapted(bert())
     learner, run = fitted(client, model, dataset, compute="bfloat16")

@@ -485,6 +485,9 @@ pub(crate) struct RunStartArguments {
     /// Precision of the graph's matrix products and convolutions: speed, not privacy.
     #[arg(long, value_enum, default_value_t = ComputeArgument::Float32)]
     pub(crate) compute: ComputeArgument,
+    /// What the sum's sensitivity rests on: bounded rounding, or integers record by record (for heads and adapters).
+    #[arg(long, value_enum, default_value_t = NoiseModeArgument::Standard)]
+    pub(crate) noise_mode: NoiseModeArgument,
     /// Clip of the released per-sample loss; 0 releases no loss.
     #[arg(long, default_value_t = 0.0)]
     pub(crate) max_loss: f64,
@@ -618,6 +621,14 @@ pub(crate) enum ComputeArgument {
     Float32,
     /// Operands rounded to bfloat16, sums in float32; for processors with instructions for it.
     Bfloat16,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum NoiseModeArgument {
+    /// Sums in floating point; what rounding may change is bounded and paid for in noise.
+    Standard,
+    /// Each record's clipped gradient rounded by itself, checked and summed in integers.
+    Hardened,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

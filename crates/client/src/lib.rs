@@ -72,8 +72,9 @@ pub use ledger::{LedgerEntry, LedgerView};
 pub use receipts::{AuditedReceipt, audit_receipt};
 pub use rows::{CheckedRecords, RecordBatch, Transfer};
 pub use runs::{
-    Adam, Bands, Charge, Clipping, Compute, Decay, LossRelease, Optimizer, Privacy, Progress, Quote,
-    RenyiPrice, Run, RunKind, RunSpec, RunState, RunWatch, RunWeights, Schedule, Warmup, WeightsSource,
+    Adam, Bands, Charge, Clipping, Compute, Decay, LossRelease, NoiseMode, Optimizer, Privacy, Progress,
+    Quote, RenyiPrice, Run, RunKind, RunSpec, RunState, RunWatch, RunWeights, Schedule, Warmup,
+    WeightsSource,
 };
 pub use session::{AppraisedPeer, ConnectOptions, ServerInfo, UnappraisedSession, connect};
 pub use terms::AppraisalTerms;

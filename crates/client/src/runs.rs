@@ -11,7 +11,7 @@ use bastionai_ledger::id::{DatasetId, Digest32, Principal, RunId};
 pub use bastionai_ledger::policy::RunKind;
 use bastionai_privacy::filter::terms::Order;
 use bastionai_wire::v1;
-pub use bastionai_wire::{Adam, Bands, Clipping, Compute, Decay, Optimizer, Schedule, Warmup};
+pub use bastionai_wire::{Adam, Bands, Clipping, Compute, Decay, NoiseMode, Optimizer, Schedule, Warmup};
 use serde::{Deserialize, Serialize};
 use tonic::Streaming;
 pub(crate) use wire::{parse_charge, parse_source, source_to_wire};
@@ -42,6 +42,9 @@ pub struct RunSpec {
     /// Precision of the graph's products.
     #[serde(default)]
     pub compute: Compute,
+    /// What the sum's sensitivity rests on.
+    #[serde(default)]
+    pub noise_mode: NoiseMode,
     /// Privacy asked for, or noise.
     pub privacy: Privacy,
     /// Absent: a tenth of the smallest lifetime δ.
@@ -129,6 +132,8 @@ pub struct Quote {
     pub loss_noise_multiplier: f64,
     /// 1/σ² = 1/σ_grad² + 1/σ_loss².
     pub joint_noise_multiplier: f64,
+    /// Most noise beyond `noise_multiplier · max_grad_norm`, over it, that rounding costs.
+    pub noise_slack: f64,
     /// Probability with which each record enters a step.
     pub sample_rate: f64,
     /// Declared records over all datasets.

@@ -30,11 +30,15 @@ pub enum Freshness {
 }
 
 /// How noise is made; the mode is in the run digest and the receipt (rule D2).
+///
+/// The order of variants is the format (reservations are ledger entries): append only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NoiseMode {
     /// Rounded Gaussian on an integer grid from ChaCha20, float slack in the charged sensitivity.
     Standard,
+    /// The same noise on sums of integers: each record's clipped gradient is rounded and checked by itself, no slack.
+    Hardened,
 }
 
 /// Principals that may train. Who may train may also evaluate: both are releases under the same account.

@@ -15,7 +15,7 @@
 
 use bastionai_client::datasets::{DatasetKind, MayTrain, NewDataset, Policy};
 use bastionai_client::runs::{
-    Clipping, Compute, LossRelease, Optimizer, Privacy, RunSpec, RunState, Schedule,
+    Clipping, Compute, LossRelease, NoiseMode, Optimizer, Privacy, RunSpec, RunState, Schedule,
 };
 use bastionai_client::session::AppraisedPeer;
 use bastionai_client::{
@@ -244,6 +244,7 @@ impl Bench {
             max_grad_norm: 1.0,
             clipping: Clipping::Flat,
             compute: Compute::Float32,
+            noise_mode: NoiseMode::Standard,
             privacy: Privacy::NoiseMultiplier(1.0),
             target_delta: None,
             schedule: Schedule::default(),

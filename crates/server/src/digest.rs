@@ -101,7 +101,7 @@ impl Agreement<'_> {
         // Modes of this version; another value here is another run (rule D2).
         for mode in [
             &format!("clipping={}", request.clipping.name()),
-            "noise=standard",
+            &format!("noise={}", request.noise_mode.name()),
             "optimizer_state=zero",
             "evaluation_sets=none",
             "retirement=none",
@@ -248,7 +248,7 @@ mod tests {
     use bastionai_ledger::{Amount, Delta, Epsilon};
     use bastionai_privacy::banded::BandedMatrix;
     use bastionai_privacy::event::{DpEvent, NeighboringRelation};
-    use bastionai_wire::{Clipping, Warmup};
+    use bastionai_wire::{Clipping, NoiseMode, Warmup};
 
     struct Example {
         request: RunRequest,
@@ -352,6 +352,7 @@ mod tests {
             ("C", |e| e.request.max_grad_norm = 2.0),
             ("clipping per layer", |e| e.request.clipping = Clipping::PerLayer),
             ("bfloat16", |e| e.request.compute = Compute::Bfloat16),
+            ("hardened", |e| e.request.noise_mode = NoiseMode::Hardened),
             ("automatic clipping", |e| e.request.clipping = Clipping::Automatic),
             ("max_loss", |e| e.request.loss.as_mut().unwrap().max_loss = 5.0),
             ("no loss", |e| e.request.loss = None),

@@ -10,7 +10,7 @@ use bastionai_graph::archive::{Archive, Limits};
 use bastionai_graph::contract::DataContract;
 use bastionai_graph::typed::TypedGraph;
 use bastionai_ledger::{DatasetId, Digest32};
-use bastionai_wire::{Bands, Clipping, Compute, Optimizer, Schedule};
+use bastionai_wire::{Bands, Clipping, Compute, NoiseMode, Optimizer, Schedule};
 
 pub(crate) const MLP: &[u8] = include_bytes!("../tests/fixtures/mlp.pt2");
 pub(crate) const CONTRACT: &str = include_str!("../tests/fixtures/contract.json");
@@ -41,6 +41,7 @@ pub(crate) fn request(
         max_grad_norm: 1.0,
         clipping: Clipping::Flat,
         compute: Compute::Float32,
+        noise_mode: NoiseMode::Standard,
         privacy,
         delta: None,
         loss,

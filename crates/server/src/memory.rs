@@ -8,7 +8,7 @@
 use crate::plan::elements;
 use bastionai_graph::dtype::DType;
 use bastionai_graph::typed::{Argument, Dependence, Extent, Tap, TypedGraph, TypedNode, Value, ValueId};
-use bastionai_wire::Compute;
+use bastionai_wire::{Compute, NoiseMode};
 
 /// Bytes, by what takes them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +35,7 @@ pub(crate) struct Needs<'a> {
     pub(crate) graph: &'a TypedGraph,
     pub(crate) declared_sizes: &'a [u64],
     pub(crate) compute: Compute,
+    pub(crate) noise_mode: NoiseMode,
 }
 
 impl Needs<'_> {
@@ -44,7 +45,7 @@ impl Needs<'_> {
         Memory {
             runtime: RUNTIME_BYTES,
             parameters: parameter_bytes(self.graph),
-            batch: batch_bytes(self.graph, batch).saturating_add(lowered_bytes(
+            batch: batch_bytes(self.graph, batch, self.noise_mode).saturating_add(lowered_bytes(
                 self.graph,
                 batch,
                 self.compute,
@@ -101,7 +102,7 @@ fn largest_trained(graph: &TypedGraph) -> u64 {
     trained.map(|each| elements(&each.shape)).max().unwrap_or(0)
 }
 
-fn batch_bytes(graph: &TypedGraph, batch: u64) -> u64 {
+fn batch_bytes(graph: &TypedGraph, batch: u64, noise_mode: NoiseMode) -> u64 {
     let size = |id: ValueId| value_bytes(&graph.values()[id.0 as usize], batch);
     let (mut forward, mut taps, mut widest) = (0u64, 0u64, 0u64);
     for node in graph.nodes() {
@@ -139,9 +140,10 @@ fn batch_bytes(graph: &TypedGraph, batch: u64) -> u64 {
         .saturating_mul(batch)
         .min(BLOCK_BYTES)
         .max(one_gradient);
-    let [kept, unfolded] = gradient_bytes(graph, batch);
+    let [kept, unfolded] = gradient_bytes(graph, batch, noise_mode);
     let pulled_back = pulled_back_bytes(graph, batch);
-    let blocks = block.saturating_mul(2);
+    // Rounding record by record reads a block as it lies in memory: one more copy of a permuted one.
+    let blocks = block.saturating_mul(if noise_mode == NoiseMode::Hardened { 3 } else { 2 });
     sum(inputs.chain([forward, taps, widest, blocks, kept, unfolded, pulled_back]))
 }
 
@@ -252,8 +254,9 @@ fn recurrent_bytes(node: &TypedNode, graph: &TypedGraph, batch: u64) -> [u64; 3]
 }
 
 /// Gradients of single records that are kept from norm to sum, and twice the largest convolution's unfolded input: of a
-/// block of records, at least of one. Weights with one row a record and tables need neither.
-fn gradient_bytes(graph: &TypedGraph, batch: u64) -> [u64; 2] {
+/// block of records, at least of one. Weights with one row a record and tables need neither, unless all gradients are
+/// written out.
+fn gradient_bytes(graph: &TypedGraph, batch: u64, noise_mode: NoiseMode) -> [u64; 2] {
     let (mut kept, mut unfolded) = (0u64, 0u64);
     for node in graph.nodes() {
         let Some(tap) = &node.tap else { continue };
@@ -267,6 +270,7 @@ fn gradient_bytes(graph: &TypedGraph, batch: u64) -> [u64; 2] {
         let width = output.dtype.size_bytes() as u64;
         let one_row = output.shape.len() == 2 && output.shape[0] == Extent::Batch(1);
         let by_rows = match tap {
+            _ if noise_mode == NoiseMode::Hardened => false,
             Tap::Linear { .. } | Tap::MatMul { .. } => one_row,
             Tap::Embedding { .. } => true,
             _ => false,
@@ -412,7 +416,26 @@ mod tests {
             graph,
             declared_sizes,
             compute: Compute::Float32,
+            noise_mode: NoiseMode::Standard,
         }
+    }
+
+    #[test]
+    fn gradients_that_are_written_out_need_their_memory() {
+        let graph = mlp();
+        let standard = needs(&graph, &[64]);
+        let hardened = Needs {
+            noise_mode: NoiseMode::Hardened,
+            ..standard
+        };
+        let (standard, hardened) = (standard.memory(64), hardened.memory(64));
+        // 4 → 8 → 2 with biases in f32, kept for 64 records, and one more block of the larger weight in f64.
+        let gradients = 64 * 4 * (4 * 8 + 8 + 8 * 2 + 2);
+        assert_eq!(hardened.batch - standard.batch, gradients + 64 * 8 * 32);
+        assert_eq!(
+            (hardened.parameters, hardened.records),
+            (standard.parameters, standard.records)
+        );
     }
 
     #[test]

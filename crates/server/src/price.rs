@@ -42,6 +42,7 @@ pub(crate) fn price(request: RunRequest, grounds: &Grounds) -> Result<PricedRun,
             "no parameter requires a gradient: there is nothing to train",
         ));
     }
+    check_written_out(request.noise_mode, &graph)?;
     let declared_sizes = terms.declared_sizes();
     check_frames(&inputs, &declared_sizes)?;
     let delta = terms.delta(request.delta);
@@ -86,6 +87,29 @@ pub(crate) fn price(request: RunRequest, grounds: &Grounds) -> Result<PricedRun,
     })
 }
 
+/// In mode `hardened` the trainer writes the gradient of every record out, a tensor at a time.
+fn check_written_out(mode: bastionai_wire::NoiseMode, graph: &TypedGraph) -> Result<(), Failure> {
+    if mode != bastionai_wire::NoiseMode::Hardened {
+        return Ok(());
+    }
+    let trained = graph.parameters().iter().filter(|each| each.trainable);
+    let Some((parameter, elements)) = trained
+        .map(|each| (each, plan::elements(&each.shape)))
+        .find(|(_, elements)| *elements > MOST_WRITTEN_OUT)
+    else {
+        return Ok(());
+    };
+    let message = format!(
+        "noise_mode hardened writes the gradient of every record out: parameter {} has {elements} elements, at most \
+         {MOST_WRITTEN_OUT} are sensible. Freeze it and train adapters (LoRA) or a head, or use noise_mode standard",
+        parameter.names.join(" = ")
+    );
+    Err(Failure::new(Reason::RunSpecInvalid, message))
+}
+
+/// `MOST_INSTANTIATED` of the trainer (taps/method.rs): 64 MiB a record in f32.
+const MOST_WRITTEN_OUT: u64 = 1 << 24;
+
 /// The plan whose trainer fits into memory, with its estimate: in smaller physical batches where the scientist
 /// named none.
 fn fitting_plan(
@@ -105,6 +129,7 @@ fn fitting_plan(
         graph,
         declared_sizes,
         compute: request.compute,
+        noise_mode: request.noise_mode,
     };
     let plan = Plan::new(request, records, delta, most_bands)?;
     let noise = plan.noise_bytes(trainable);
@@ -151,6 +176,7 @@ impl PricedRun {
             noise_multiplier: self.plan.noise_multiplier,
             loss_noise_multiplier: self.plan.loss_noise_multiplier.unwrap_or(0.0),
             joint_noise_multiplier: self.plan.joint_noise_multiplier,
+            noise_slack: self.request.noise_mode.most_slack(),
             sample_rate: self.plan.sample_rate,
             declared_size: self.plan.declared_size,
             truncated_batch_size: self.plan.truncated_batch_size(),
@@ -167,6 +193,7 @@ impl PricedRun {
             expected_seconds: machine.map_or(0.0, |machine| {
                 machine.expected_seconds(
                     &self.graph,
+                    self.request.noise_mode,
                     self.plan.physical_batch_size,
                     self.plan.micro_batches,
                     self.request.steps,
@@ -185,7 +212,10 @@ impl PricedRun {
             scientist: self.scientist,
             model_name: self.request.model_name.clone(),
             steps: self.request.steps,
-            noise_mode: NoiseMode::Standard,
+            noise_mode: match self.request.noise_mode {
+                bastionai_wire::NoiseMode::Standard => NoiseMode::Standard,
+                bastionai_wire::NoiseMode::Hardened => NoiseMode::Hardened,
+            },
             charges: charges::charges(&self.charges),
         }
     }
@@ -210,6 +240,7 @@ impl PricedRun {
             max_grad_norm: self.request.max_grad_norm,
             clipping: self.request.clipping,
             compute: self.request.compute,
+            noise_mode: self.request.noise_mode,
             noise_multiplier: self.plan.noise_multiplier,
             loss: self.loss_release(),
             optimizer: self.request.optimizer,
@@ -245,6 +276,7 @@ impl PricedRun {
             max_grad_norm: request.max_grad_norm,
             clipping: v1::Clipping::from(request.clipping).into(),
             compute: v1::Compute::from(request.compute).into(),
+            noise_mode: v1::NoiseMode::from(request.noise_mode).into(),
             privacy: Some(match request.privacy {
                 Privacy::TargetEpsilon(epsilon) => v1::run_spec::Privacy::TargetEpsilon(epsilon),
                 Privacy::NoiseMultiplier(multiplier) => v1::run_spec::Privacy::NoiseMultiplier(multiplier),
@@ -294,6 +326,7 @@ mod tests {
             graph: &mlp(),
             declared_sizes: &RECORDS,
             compute: bastionai_wire::Compute::Float32,
+            noise_mode: bastionai_wire::NoiseMode::Standard,
         };
         needs.memory(physical_batch_size).total()
     }

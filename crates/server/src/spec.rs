@@ -6,7 +6,8 @@ use crate::errors::{Failure, Reason};
 use crate::warm_start::WeightsSource;
 use bastionai_ledger::{DatasetId, Delta, Digest32};
 use bastionai_wire::{
-    Adam, Average, Bands, Clipping, Compute, DEFAULT_LOSS_SHARE, Decay, Optimizer, Schedule, Warmup, v1,
+    Adam, Average, Bands, Clipping, Compute, DEFAULT_LOSS_SHARE, Decay, NoiseMode, Optimizer, Schedule,
+    Warmup, v1,
 };
 use std::collections::BTreeSet;
 
@@ -25,6 +26,7 @@ pub(crate) struct RunRequest {
     pub(crate) max_grad_norm: f64,
     pub(crate) clipping: Clipping,
     pub(crate) compute: Compute,
+    pub(crate) noise_mode: NoiseMode,
     pub(crate) privacy: Privacy,
     /// `None`: a tenth of the smallest lifetime δ (rule D6).
     pub(crate) delta: Option<Delta>,
@@ -74,6 +76,7 @@ impl RunRequest {
             max_grad_norm: positive("max_grad_norm", spec.max_grad_norm)?,
             clipping: Clipping::try_from(spec.clipping).map_err(|error| invalid(error.to_string()))?,
             compute: Compute::try_from(spec.compute).map_err(|error| invalid(error.to_string()))?,
+            noise_mode: NoiseMode::try_from(spec.noise_mode).map_err(|error| invalid(error.to_string()))?,
             privacy: privacy(spec.privacy.as_ref())?,
             delta: delta(spec.target_delta)?,
             loss: loss(spec.max_loss, spec.loss_share)?,
@@ -385,6 +388,7 @@ mod tests {
             max_grad_norm: 1.0,
             clipping: 0,
             compute: 0,
+            noise_mode: 0,
             privacy: Some(v1::run_spec::Privacy::TargetEpsilon(2.0)),
             target_delta: 1e-6,
             max_loss: 4.0,
@@ -421,6 +425,7 @@ mod tests {
         assert_eq!(request.loss.unwrap().share, DEFAULT_LOSS_SHARE);
         assert_eq!(request.max_batch_size, None);
         assert_eq!(request.clipping, Clipping::Flat);
+        assert_eq!(request.noise_mode, NoiseMode::Standard);
         assert_eq!(request.schedule, Schedule::default());
     }
 
@@ -576,6 +581,7 @@ mod tests {
             ("C = NaN", |s| s.max_grad_norm = f64::NAN),
             ("C = 0", |s| s.max_grad_norm = 0.0),
             ("unknown clipping", |s| s.clipping = 4),
+            ("unknown noise mode", |s| s.noise_mode = 3),
             ("unknown precision", |s| s.compute = 3),
             ("no privacy", |s| s.privacy = None),
             ("ε < 0", |s| {

@@ -12,6 +12,7 @@ use crate::memory::is_view;
 use crate::plan;
 use crate::program::arguments;
 use bastionai_graph::typed::{Argument, Extent, TypedGraph, TypedNode, ValueId};
+use bastionai_wire::NoiseMode;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -77,6 +78,7 @@ impl Throughput {
     pub(crate) fn expected_seconds(
         &self,
         graph: &TypedGraph,
+        noise_mode: NoiseMode,
         physical_batch_size: u32,
         micro_batches: u32,
         steps: u64,
@@ -102,8 +104,15 @@ impl Throughput {
             + PASSES_OVER_VALUES * moved / self.bytes
             + OPERATORS_OF_A_NODE * graph.nodes().len() as f64 / self.operators;
         let parameters = plan::trainable_parameters(graph) as f64;
+        // Gradients of single records are made twice where they are too many to keep.
+        let written_out = match noise_mode {
+            NoiseMode::Standard => 0.0,
+            NoiseMode::Hardened => {
+                parameters * f64::from(physical_batch_size) * WRITTEN_OUT_BYTES / self.bytes
+            }
+        };
         let update = parameters / (self.noise_values * self.threads) + parameters * UPDATE_BYTES / self.bytes;
-        let step = micro_batch * f64::from(micro_batches) + update;
+        let step = (micro_batch + written_out) * f64::from(micro_batches) + update;
         // The self-test runs the graph a dozen times before the first step.
         self.start_seconds + step * (steps as f64 + SELF_TEST_STEPS)
     }
@@ -202,6 +211,9 @@ const PASSES_OVER_VALUES: f64 = 6.0;
 const OPERATORS_OF_A_NODE: f64 = 6.0;
 /// Clipped sum in f64, its conversion, optimizer state and weight, read and written.
 const UPDATE_BYTES: f64 = 64.0;
+/// An element of a record's gradient in f32: written, read for its norm, and both again; read for what it costs in squares,
+/// read as it is added.
+const WRITTEN_OUT_BYTES: f64 = 24.0;
 const SELF_TEST_STEPS: f64 = 12.0;
 /// What `--probe` spends measuring; the rest of its time is the start.
 const PROBE_SECONDS: f64 = 0.65;
@@ -262,14 +274,17 @@ mod tests {
     fn a_run_takes_as_long_as_its_steps_and_batches_on_this_machine() {
         let graph = mlp();
         let machine = Throughput::parse(LINES, 1, PROBE_SECONDS).unwrap();
-        let of =
-            |machine: Throughput, batch, micro, steps| machine.expected_seconds(&graph, batch, micro, steps);
+        let of = |machine: Throughput, batch, micro, steps| {
+            machine.expected_seconds(&graph, NoiseMode::Standard, batch, micro, steps)
+        };
         let once = of(machine, 64, 1, 1000);
         assert!(once > 0.0 && once.is_finite());
         let self_test = of(machine, 64, 1, 0);
         let twice = of(machine, 64, 1, 2000);
         assert!(((twice - self_test) / (once - self_test) - 2.0).abs() < 1e-9);
         assert!(of(machine, 128, 1, 1000) > once && of(machine, 64, 4, 1000) > once);
+        let hardened = machine.expected_seconds(&graph, NoiseMode::Hardened, 64, 1, 1000);
+        assert!(hardened > once, "gradients of records are written and read");
         let faster = Throughput {
             matmul_flops: 2.0 * machine.matmul_flops,
             bytes: 2.0 * machine.bytes,

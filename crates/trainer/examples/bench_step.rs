@@ -16,7 +16,7 @@ use bastionai_trainer::records::Records;
 use bastionai_trainer::training::Training;
 use bastionai_trainer::{Device, Engine, Settings, phases, selftest};
 use bastionai_wire::trainer::{DatasetShape, Job, TRAINER_PROTOCOL_VERSION};
-use bastionai_wire::{Adam, Clipping, Compute, Optimizer, Schedule};
+use bastionai_wire::{Adam, Clipping, Compute, NoiseMode, Optimizer, Schedule};
 use std::io::{BufRead, Write};
 use std::ops::Range;
 use std::time::Instant;
@@ -115,6 +115,7 @@ fn training(
         max_grad_norm: 1.0,
         clipping: Clipping::Flat,
         compute: Compute::Float32,
+        noise_mode: NoiseMode::Standard,
         threads,
     };
     let mut engine = Engine::consuming(graph, parameters, constants, settings)?;
@@ -177,6 +178,7 @@ fn job(engine: &Engine, batch: u32, cap: u32, threads: u32, optimizer: &str) -> 
         max_grad_norm: 1.0,
         clipping: Clipping::Flat,
         compute: Compute::Float32,
+        noise_mode: NoiseMode::Standard,
         noise_multiplier: 1.0,
         loss: None,
         optimizer,

@@ -1,7 +1,8 @@
 //! Private gradients of an exported model on given batches, in full: the engine's side of `python/tests/test_zoo.py`.
 //!
 //! Arguments: a `.pt2` archive; its contract (JSON); the contract's columns in the order of the graph's inputs, joined
-//! by commas; max_grad_norm; a safetensors file of batches; the safetensors file to write; and how to clip, if not flat.
+//! by commas; max_grad_norm; a safetensors file of batches; the safetensors file to write; how to clip, if not flat; and
+//! `hardened` for the other noise mode.
 //!
 //! In: for each batch `NAME/COLUMN`, `[rows, column shape]`, and `NAME/present`, `[rows]` bool; all of one row count,
 //! which is the run's physical batch size. Out, in f64: `NAME/losses`, `NAME/norm_bounds` and `NAME/counted`, `[rows]`;
@@ -12,7 +13,7 @@ use anyhow::Context as _;
 use bastionai_graph::archive::{Archive, Limits};
 use bastionai_graph::contract::DataContract;
 use bastionai_trainer::{Engine, Settings, selftest};
-use bastionai_wire::{Clipping, Compute};
+use bastionai_wire::{Clipping, Compute, NoiseMode};
 use std::collections::{BTreeMap, BTreeSet};
 use tch::{Kind, Tensor};
 
@@ -29,7 +30,7 @@ fn main() -> anyhow::Result<()> {
     ] = &arguments[..]
     else {
         anyhow::bail!(
-            "usage: zoo_step MODEL.pt2 CONTRACT.json COLUMN,COLUMN 1.0 BATCHES.safetensors RESULTS.safetensors [per_layer]"
+            "usage: zoo_step MODEL.pt2 CONTRACT.json COLUMN,COLUMN 1.0 BATCHES.safetensors RESULTS.safetensors [per_layer [hardened]]"
         );
     };
     selftest::prepare_process(1)?;
@@ -49,6 +50,11 @@ fn main() -> anyhow::Result<()> {
         max_grad_norm: max_grad_norm.parse()?,
         clipping: clipping_named(clipping.first().map_or("flat", String::as_str))?,
         compute: Compute::Float32,
+        noise_mode: match clipping.get(1).map(String::as_str) {
+            None => NoiseMode::Standard,
+            Some("hardened") => NoiseMode::Hardened,
+            Some(other) => anyhow::bail!("no noise mode is called {other}"),
+        },
         threads: 1,
     };
     let contract = DataContract::parse_json(&std::fs::read(contract)?)?;

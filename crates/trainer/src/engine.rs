@@ -7,6 +7,7 @@ use crate::error::{EngineError, Result};
 use crate::executor::{self, Randomness};
 use crate::ffi;
 use crate::ffi::products::{Contraction, Lanes, contract, contract_fresh};
+use crate::gradients::exact::Allowances;
 use crate::gradients::gram::in_f32;
 use crate::gradients::instantiated::weighted_sum;
 use crate::gradients::{self, Instantiated, Norms, TapValues, pulled};
@@ -21,7 +22,7 @@ use crate::table;
 use crate::taps::{Method, ParameterPlan, Plan, Role, TapKind, TapPlan, Use, ViewBack};
 use bastionai_graph::typed::{TypedGraph, ValueId};
 use bastionai_privacy::sensitivity::{ClipRule, charged_sensitivity};
-use bastionai_wire::{Clipping, Compute};
+use bastionai_wire::{Clipping, Compute, NoiseMode};
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
@@ -42,6 +43,8 @@ pub struct Settings {
     pub clipping: Clipping,
     /// Precision of the graph's products.
     pub compute: Compute,
+    /// How clipped gradients become an integer sum.
+    pub noise_mode: NoiseMode,
     /// Threads of libtorch and of the engine's own passes.
     pub threads: u32,
 }
@@ -86,6 +89,8 @@ struct Gradients {
     losses: Tensor,
     taps: Vec<TapValues>,
     norms: Norms,
+    /// What each record may still add, in noise mode `hardened`.
+    allowances: Option<Allowances>,
     /// For each tap the position of the last parameter whose sum needs it.
     last_sums: Vec<usize>,
 }
@@ -148,7 +153,10 @@ impl Engine {
         if settings.compute == Compute::Bfloat16 {
             program.lower_products(&graph);
         }
-        let plan = Plan::new(&graph, &program)?;
+        let mut plan = Plan::new(&graph, &program)?;
+        if settings.noise_mode == NoiseMode::Hardened {
+            plan.write_out(&graph, program.batch_size)?;
+        }
         let state = State::new(&graph, parameters, constants)?;
         state.check_trainable(&plan)?;
         let grid = Grid::new(settings.max_grad_norm, settings.physical_batch_size);
@@ -196,7 +204,8 @@ impl Engine {
         self.grid
     }
 
-    /// L2 sensitivity of a step's sum (in the gradient's unit, not in grid units): C and every rounding error.
+    /// L2 sensitivity of a step's sum (in the gradient's unit, not in grid units): C and every rounding error; in noise
+    /// mode `hardened` there is none.
     pub fn l2_sensitivity(&self) -> f64 {
         self.sensitivity
     }
@@ -320,7 +329,8 @@ impl Engine {
         match gradients.norms.instantiated[position].take() {
             Some(found) => {
                 let sums = allocated(sums, parameter);
-                self.add_instantiated(parameter, found, &gradients.taps, &factors.list, sums)?
+                let allowances = gradients.allowances.as_mut();
+                self.add_instantiated(parameter, found, &gradients.taps, &factors.list, allowances, sums)?
             }
             None => self.add_by_rows(parameter, gradients, &factors.tensor, sums)?,
         }
@@ -548,10 +558,13 @@ impl Engine {
         phases::end("rows of taps");
         let mut norms = gradients::norms(&self.plan, &taps, &self.precision, threads)?;
         norms.usable = norms.usable.f_logical_and(&to_host(&forward.counted)?)?;
+        let hardened = self.settings.noise_mode == NoiseMode::Hardened;
+        let allowances = hardened.then(|| Allowances::new(norms.norm_squared.numel()));
         Ok(Gradients {
             losses: to_host(&forward.results[0].f_detach()?)?.f_to_kind(Kind::Double)?,
             taps,
             norms,
+            allowances,
             last_sums: self.last_sums(),
         })
     }
@@ -625,7 +638,7 @@ impl Engine {
         table::add_clipped(ids, &tap.gradient, factors, &self.grid, sums, threads)
     }
 
-    /// `Σ_i c_i G_i` from instantiated gradients, in f64, block by block.
+    /// `Σ_i c_i G_i` from instantiated gradients, block by block: in f64, or where there are allowances in integers.
     ///
     /// What was not kept is computed again, by the same calls on the same blocks. Should a library round it otherwise
     /// the second time, it is held to the norm of the first: no record moves the sum by more than its clipped norm.
@@ -635,23 +648,40 @@ impl Engine {
         found: Instantiated,
         taps: &[TapValues],
         factors: &[f64],
+        mut allowances: Option<&mut Allowances>,
         sums: &mut [i64],
     ) -> Result<()> {
         let threads = self.threads();
         for (block, (first, count)) in self.precision.blocks(parameter).into_iter().enumerate() {
             let records = first as usize..(first + count) as usize;
             let factors = &factors[records.clone()];
-            let sum = match found.kept.get(block) {
-                Some(gradients) => weighted_sum(gradients, factors, threads)?,
+            let (gradients, factors) = match found.kept.get(block) {
+                Some(gradients) => (gradients.shallow_clone(), factors.to_vec()),
                 None => {
                     let (again, norms) =
                         gradients::measured(parameter, &self.plan, taps, first, count, threads)?;
                     let held = factors.iter().zip(&found.squared[records]).zip(norms);
                     let held = held.map(|((&factor, &first), again)| hold(factor, first, again));
-                    weighted_sum(&again, &held.collect::<Vec<_>>(), threads)?
+                    (again, held.collect())
                 }
             };
-            self.grid.add(&sum, sums, threads)?;
+            match &mut allowances {
+                Some(left) => {
+                    let (units, _) = self.grid.units();
+                    left.add(
+                        &to_host(&gradients)?,
+                        first as usize,
+                        &factors,
+                        units,
+                        sums,
+                        threads,
+                    )?;
+                }
+                None => {
+                    let sum = weighted_sum(&gradients, &factors, threads)?;
+                    self.grid.add(&sum, sums, threads)?;
+                }
+            }
         }
         Ok(())
     }
@@ -817,7 +847,11 @@ fn rounding(
     };
     let precision = precision(plan, settings, products)?;
     let rule = precision.clip_rule(settings, plan.parameters.len())?;
-    let sensitivity = charged_sensitivity(&precision.sum_error(plan, settings, grid.width()));
+    let sensitivity = match settings.noise_mode {
+        NoiseMode::Standard => charged_sensitivity(&precision.sum_error(plan, settings, grid.width())),
+        // Counted in integers: `gradients::exact`.
+        NoiseMode::Hardened => settings.max_grad_norm,
+    };
     Ok((precision, rule, sensitivity))
 }
 

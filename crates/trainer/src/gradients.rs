@@ -3,6 +3,7 @@
 
 mod channels;
 mod convolution;
+pub(crate) mod exact;
 mod factored;
 pub(crate) mod gram;
 pub(crate) mod instantiated;

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tch::{Kind, Tensor};
 
 /// Grid units per clipping norm: `g = C·2^-30`.
-const UNITS_PER_NORM: f64 = 1_073_741_824.0;
+pub(crate) const UNITS_PER_NORM: f64 = 1_073_741_824.0;
 
 /// `1.5·2^52`: adding it rounds an f64 below 2^51 to an integer, ties to even, and leaves that integer in the low bits.
 const ROUNDING_SHIFT: f64 = 6_755_399_441_055_744.0;

@@ -231,14 +231,31 @@ fn prepare(job: &Job, input: &mut impl Read, device: Device) -> Result<(Engine, 
         max_grad_norm: job.max_grad_norm,
         clipping: job.clipping,
         compute: job.compute,
+        noise_mode: job.noise_mode,
         threads: job.threads,
     };
     let mut engine = Engine::consuming(graph, parameters, constants, settings)?;
     engine.run_on(device)?;
+    check_slack(&engine)?;
     selftest::self_test(&mut engine)?;
     // libtorch has opened and started all it needs. Records come after this.
     confine(device).map_err(|error| EngineError::Job(error.to_string()))?;
     Ok((engine, moments))
+}
+
+/// The noise is what the price showed, and at most its slack more.
+fn check_slack(engine: &Engine) -> Result<(), EngineError> {
+    let settings = engine.settings();
+    let slack = engine.l2_sensitivity() / settings.max_grad_norm - 1.0;
+    if slack <= settings.noise_mode.most_slack() {
+        return Ok(());
+    }
+    Err(EngineError::Job(format!(
+        "rounding inside a step's sums would cost {:.1}% of noise, at most {:.0}% are priced: use noise_mode hardened, a \
+         larger max_grad_norm or a smaller batch",
+        100.0 * slack,
+        100.0 * settings.noise_mode.most_slack()
+    )))
 }
 
 /// Before libtorch has threads: it sets the environment that NVIDIA's libraries read.

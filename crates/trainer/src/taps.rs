@@ -179,6 +179,8 @@ pub(crate) struct Plan {
     pub(crate) parameters: Vec<ParameterPlan>,
     /// Whether any value is f64: then everything is.
     pub(crate) in_f64: bool,
+    /// Whether the gradient of every parameter is written out for each record: noise mode `hardened`.
+    pub(crate) written_out: bool,
     /// As in the program. Their pulled-back gradients are the last of `taps`.
     pub(crate) functions: Vec<FunctionPlan>,
 }
@@ -196,6 +198,7 @@ impl Plan {
                 .values()
                 .iter()
                 .any(|value| value.value_type.dtype == DType::F64),
+            written_out: false,
             functions: vec![FunctionPlan::default(); program.functions.len()],
         };
         for node in graph.nodes() {

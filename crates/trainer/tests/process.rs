@@ -8,7 +8,7 @@ use bastionai_wire::trainer::{
     Band, ClassKey, Control, DatasetShape, EvaluationJob, Job, LossRelease, Report, TRAINER_ENVIRONMENT,
     TRAINER_PROTOCOL_VERSION, Task, read_frame, read_message, write_frame, write_message,
 };
-use bastionai_wire::{Adam, Average, Clipping, Compute, Optimizer, Schedule};
+use bastionai_wire::{Adam, Average, Clipping, Compute, NoiseMode, Optimizer, Schedule};
 use std::io::{BufReader, Read};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -108,6 +108,7 @@ fn job(model: &Model) -> Job {
         max_grad_norm: 1.0,
         clipping: Clipping::Flat,
         compute: Compute::Float32,
+        noise_mode: NoiseMode::Standard,
         noise_multiplier: 1.0,
         loss: Some(LossRelease {
             max_loss: 8.0,

@@ -5,40 +5,13 @@ mod support;
 
 use bastionai_graph::dtype::DType;
 use bastionai_graph::typed::{Argument, Tap};
+use support::hostile::{HOSTILE, with_hostile_row};
 use support::models::{self, Model};
 use support::*;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 const BATCH: i64 = 16;
 const MAX_GRAD_NORM: f64 = 0.5;
-
-/// Values that break arithmetic: not finite, huge, tiny, opposite.
-const HOSTILE: [f64; 9] = [
-    f64::NAN,
-    f64::INFINITY,
-    f64::NEG_INFINITY,
-    3e38,
-    -3e38,
-    1e19,
-    1e-45,
-    0.0,
-    -0.0,
-];
-
-/// The model with record `row` of its float input set to `value`.
-fn with_hostile_row(model: &Model, row: i64, value: f64) -> Vec<Tensor> {
-    model
-        .inputs
-        .iter()
-        .map(|input| {
-            if input.kind() == Kind::Int64 {
-                input.copy()
-            } else {
-                with_row(input, row, value)
-            }
-        })
-        .collect()
-}
 
 /// Every model under every clipping.
 fn models_and_clippings() -> impl Iterator<Item = (Model, Clipping)> {

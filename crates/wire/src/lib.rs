@@ -1,6 +1,6 @@
 //! Messages only, no logic: [`v1`] is the gRPC contract between clients and server, generated from
 //! `proto/`; [`trainer`] is what server and trainer say to each other over pipes; [`average`], [`bands`], [`clipping`], [`compute`],
-//! [`optimizer`] and [`schedule`] are in both.
+//! [`noise_mode`], [`optimizer`] and [`schedule`] are in both.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -14,6 +14,7 @@ pub mod average;
 pub mod bands;
 pub mod clipping;
 pub mod compute;
+pub mod noise_mode;
 pub mod optimizer;
 pub mod schedule;
 
@@ -37,6 +38,7 @@ pub use average::Average;
 pub use bands::Bands;
 pub use clipping::Clipping;
 pub use compute::Compute;
+pub use noise_mode::{MOST_SENSITIVITY_SLACK, NoiseMode};
 pub use optimizer::{Adam, Optimizer};
 pub use schedule::{Decay, Schedule, Warmup};
 

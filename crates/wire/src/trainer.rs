@@ -20,6 +20,7 @@
 use crate::average::Average;
 use crate::clipping::Clipping;
 use crate::compute::Compute;
+use crate::noise_mode::NoiseMode;
 use crate::optimizer::Optimizer;
 use crate::schedule::Schedule;
 use serde::{Deserialize, Serialize};
@@ -130,6 +131,8 @@ pub struct Job {
     pub clipping: Clipping,
     /// Precision of the graph's products.
     pub compute: Compute,
+    /// How clipped gradients become an integer sum.
+    pub noise_mode: NoiseMode,
     /// Noise standard deviation of the gradient sum over its charged sensitivity.
     pub noise_multiplier: f64,
     /// The loss release, if any.

@@ -134,7 +134,11 @@ def clipped_sum(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def engine(
-    model: Model, batches: Mapping[str, tuple[Mapping[str, Tensor], Tensor]], folder: Path, clipping: str = "flat"
+    model: Model,
+    batches: Mapping[str, tuple[Mapping[str, Tensor], Tensor]],
+    folder: Path,
+    clipping: str = "flat",
+    noise_mode: str = "standard",
 ) -> dict[str, Tensor]:
     """What the engine computes of each batch of records and ``present`` (``crates/trainer/examples/zoo_step.rs``)."""
     assert ENGINE.exists(), f"{ENGINE} is missing: cargo build --release -p bastionai-trainer --example zoo_step"
@@ -151,6 +155,7 @@ def engine(
     save_file(tensors, given)
     columns = ",".join(prepared.input_columns)
     command = [ENGINE, archive, contract, columns, str(MAX_GRAD_NORM), given, results, clipping]
+    command += [noise_mode] if noise_mode != "standard" else []
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return load_file(results)

@@ -4,7 +4,8 @@ use super::priced::{
     datasets_named, input_columns, print_charges, refuse_unaffordable, show, weights_source,
 };
 use crate::arguments::{
-    ClippingArgument, ComputeArgument, OptimizerArgument, RunStartArguments, ScheduleArgument,
+    ClippingArgument, ComputeArgument, NoiseModeArgument, OptimizerArgument, RunStartArguments,
+    ScheduleArgument,
 };
 use crate::connect::connect;
 use crate::output;
@@ -12,8 +13,8 @@ use anyhow::{Context, bail};
 use bastionai_client::blocking::Client;
 use bastionai_client::planning::{Fixed, plan};
 use bastionai_client::{
-    Adam, Bands, Clipping, Compute, DEFAULT_LOSS_SHARE, Decay, Digest32, LossRelease, Optimizer, Privacy,
-    Quote, RunSpec, Schedule, Warmup,
+    Adam, Bands, Clipping, Compute, DEFAULT_LOSS_SHARE, Decay, Digest32, LossRelease, NoiseMode, Optimizer,
+    Privacy, Quote, RunSpec, Schedule, Warmup,
 };
 
 /// Price first, always shown; a run that no budget covers is not started.
@@ -73,6 +74,10 @@ fn spec(
         compute: match arguments.compute {
             ComputeArgument::Float32 => Compute::Float32,
             ComputeArgument::Bfloat16 => Compute::Bfloat16,
+        },
+        noise_mode: match arguments.noise_mode {
+            NoiseModeArgument::Standard => NoiseMode::Standard,
+            NoiseModeArgument::Hardened => NoiseMode::Hardened,
         },
         privacy,
         target_delta: arguments.delta,
@@ -152,6 +157,7 @@ fn print_quote(quote: &Quote) {
         ),
         fact("sample rate q", format!("{:.5}", quote.sample_rate)),
         fact("noise multiplier σ", format!("{:.4}", quote.noise_multiplier)),
+        fact("noise mode", noise_mode(quote)),
         fact("trainable parameters", quote.trainable_parameters.to_string()),
         fact("memory", format!("about {} MiB", quote.memory_bytes >> 20)),
         fact("expected time", expected_time(quote.expected_seconds)),
@@ -178,6 +184,17 @@ fn print_quote(quote: &Quote) {
     print_charges(&quote.charges);
     for warning in &quote.warnings {
         eprintln!("warning: {warning}");
+    }
+}
+
+/// With what rounding may cost.
+fn noise_mode(quote: &Quote) -> String {
+    let name = quote.spec.noise_mode.name();
+    if quote.noise_slack == 0.0 {
+        format!("{name}: sensitivity is the clipping norm exactly")
+    } else {
+        let percent = 100.0 * quote.noise_slack;
+        format!("{name}: rounding adds at most {percent:.0}% of noise")
     }
 }
 

@@ -22,6 +22,7 @@ pub(super) fn spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
         max_grad_norm: spec.max_grad_norm,
         clipping: v1::Clipping::from(spec.clipping).into(),
         compute: v1::Compute::from(spec.compute).into(),
+        noise_mode: v1::NoiseMode::from(spec.noise_mode).into(),
         privacy: Some(match spec.privacy {
             Privacy::TargetEpsilon(epsilon) => v1::run_spec::Privacy::TargetEpsilon(epsilon),
             Privacy::NoiseMultiplier(multiplier) => v1::run_spec::Privacy::NoiseMultiplier(multiplier),
@@ -92,6 +93,7 @@ fn parse_spec(call: &'static str, wire: v1::RunSpec) -> Result<RunSpec, ClientEr
         max_grad_norm: wire.max_grad_norm,
         clipping: meant(call, wire.clipping)?,
         compute: meant(call, wire.compute)?,
+        noise_mode: meant(call, wire.noise_mode)?,
         privacy,
         target_delta: (wire.target_delta != 0.0).then_some(wire.target_delta),
         loss_release: (wire.max_loss != 0.0).then_some(LossRelease {
@@ -120,6 +122,7 @@ pub(super) fn parse_quote(call: &'static str, wire: v1::Quote) -> Result<Quote, 
         noise_multiplier: wire.noise_multiplier,
         loss_noise_multiplier: wire.loss_noise_multiplier,
         joint_noise_multiplier: wire.joint_noise_multiplier,
+        noise_slack: wire.noise_slack,
         sample_rate: wire.sample_rate,
         declared_size: wire.declared_size,
         truncated_batch_size: wire.truncated_batch_size,
@@ -224,7 +227,7 @@ pub(super) fn parse_progress(call: &'static str, wire: v1::RunProgress) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runs::{Clipping, Compute, Optimizer, Schedule};
+    use crate::runs::{Clipping, Compute, NoiseMode, Optimizer, Schedule};
     use bastionai_ledger::id::DatasetId;
     use bastionai_ledger::id::{Digest32, RunId};
     use bastionai_wire::{Adam, Decay, Warmup};
@@ -241,6 +244,7 @@ mod tests {
             max_grad_norm: 1.0,
             clipping: Clipping::Flat,
             compute: Compute::Float32,
+            noise_mode: NoiseMode::Standard,
             privacy: Privacy::TargetEpsilon(2.0),
             target_delta: Some(1e-6),
             loss_release: Some(LossRelease {
@@ -287,6 +291,7 @@ mod tests {
             keep_steps: vec![3, 5],
             clipping: Clipping::Automatic,
             compute: Compute::Bfloat16,
+            noise_mode: NoiseMode::Hardened,
             ..spec()
         };
         let from_run = RunSpec {

@@ -85,6 +85,7 @@ pub(crate) fn price(request: EvaluationRequest, grounds: &Grounds) -> Result<Pri
         graph: &graph,
         declared_sizes: &declared_sizes,
         compute: Compute::Float32,
+        noise_mode: bastionai_wire::NoiseMode::Standard,
     };
     let asked = request.max_batch_size;
     let wanted = asked.unwrap_or(plan::DEFAULT_PHYSICAL_BATCH);

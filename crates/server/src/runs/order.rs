@@ -21,10 +21,10 @@ use bastionai_graph::typed::{Parameter, TypedGraph};
 use bastionai_ledger::{DatasetId, WeightTensor};
 use bastionai_privacy::histogram::HistogramShape;
 use bastionai_vault::Weights;
-use bastionai_wire::Compute;
 use bastionai_wire::trainer::{
     Band, ClassKey, DatasetShape, MAX_FRAME_BYTES, Task, read_message, write_message,
 };
+use bastionai_wire::{Compute, NoiseMode};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -135,23 +135,25 @@ impl RunOrder {
 
     /// What its trainer was estimated to need when it was priced.
     pub(crate) fn memory_bytes(&self, declared_sizes: &[u64]) -> u64 {
-        let (compute, physical_batch_size, beside) = match &self.agreed.task {
+        let (compute, noise_mode, physical_batch_size, beside) = match &self.agreed.task {
             Task::Train(job) => {
                 let average = job.average.map_or(0, |_| plan::weight_bytes(&self.graph));
                 let bands = job.band.as_ref().map_or(1, Band::bands);
                 let noise = plan::noise_bytes(bands, plan::trainable_parameters(&self.graph));
                 (
                     job.compute,
+                    job.noise_mode,
                     job.physical_batch_size,
                     average.saturating_add(noise),
                 )
             }
-            Task::Evaluate(job) => (Compute::Float32, job.physical_batch_size, 0),
+            Task::Evaluate(job) => (Compute::Float32, NoiseMode::Standard, job.physical_batch_size, 0),
         };
         let needs = Needs {
             graph: &self.graph,
             declared_sizes,
             compute,
+            noise_mode,
         };
         needs.memory(physical_batch_size).total().saturating_add(beside)
     }

@@ -7,7 +7,7 @@ pub mod raw;
 
 use bastionai_client::datasets::{DatasetKind, MayTrain, NewDataset, Policy};
 use bastionai_client::runs::{
-    Clipping, Compute, LossRelease, Optimizer, Privacy, RunSpec, RunState, Schedule,
+    Clipping, Compute, LossRelease, NoiseMode, Optimizer, Privacy, RunSpec, RunState, Schedule,
 };
 use bastionai_client::session::AppraisedPeer;
 use bastionai_client::{
@@ -194,6 +194,7 @@ pub fn spec(model: Digest32, datasets: &[DatasetId], epsilon: f64, steps: u64) -
         max_grad_norm: 1.0,
         clipping: Clipping::Flat,
         compute: Compute::Float32,
+        noise_mode: NoiseMode::Standard,
         privacy: Privacy::TargetEpsilon(epsilon),
         target_delta: None,
         loss_release: Some(LossRelease {

@@ -36,9 +36,18 @@ impl Plan {
             let elements = parameter.shape.iter().product::<i64>().max(1);
             let all = elements.saturating_mul(batch_size);
             let keep = all <= kept;
-            parameter.method = method(parameter, &self.taps, keep);
+            parameter.method = if self.written_out {
+                Method::Instantiate { kept: keep }
+            } else {
+                method(parameter, &self.taps, keep)
+            };
             parameter.block =
                 (BLOCK_ELEMENTS / elements.max(scratch(parameter, &self.taps))).clamp(1, batch_size);
+            if self.written_out {
+                // Blocks of one length: kernels then round a record alike wherever it stands.
+                let whole = (1..=parameter.block).rev().find(|block| batch_size % block == 0);
+                parameter.block = whole.unwrap_or(1);
+            }
             match parameter.method {
                 Method::Instantiate { kept: true } => kept -= all,
                 Method::Instantiate { kept: false } => {}
@@ -53,6 +62,31 @@ impl Plan {
                     tap.needs_row_norms |= parameter.method == Method::Rows || self.in_f64;
                 }
             }
+        }
+    }
+
+    /// Every parameter's gradient is instantiated for each record, whatever it costs.
+    ///
+    /// # Errors
+    /// [`EngineError::Unsupported`] for a parameter whose gradient is too large for that.
+    pub(crate) fn write_out(&mut self, graph: &TypedGraph, batch_size: i64) -> Result<()> {
+        self.written_out = true;
+        self.choose_methods(batch_size, KEPT_ELEMENTS);
+        let elements = |each: &ParameterPlan| each.shape.iter().product::<i64>();
+        match self
+            .parameters
+            .iter()
+            .find(|each| elements(each) > MOST_INSTANTIATED)
+        {
+            None => Ok(()),
+            Some(large) => Err(EngineError::Unsupported {
+                node: graph.parameters()[large.parameter].names.join(" = "),
+                reason: format!(
+                    "noise_mode hardened writes the gradient of every record out, and this parameter has {} elements: \
+                     freeze it and train adapters or a head, or use noise_mode standard",
+                    elements(large)
+                ),
+            }),
         }
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod convolutions;
 pub mod devices;
+pub mod hostile;
 pub mod models;
 pub mod text;
 
@@ -10,7 +11,7 @@ use bastionai_graph::dtype::DType;
 use bastionai_graph::schema::{self, DefaultValue};
 use bastionai_graph::typed::*;
 use bastionai_trainer::{Batch, Engine, Settings, selftest};
-pub use bastionai_wire::{Clipping, Compute};
+pub use bastionai_wire::{Clipping, Compute, NoiseMode};
 use std::sync::Once;
 use tch::{Device, Kind, Tensor};
 
@@ -295,6 +296,7 @@ pub fn settings(physical_batch_size: u32, max_grad_norm: f64) -> Settings {
         max_grad_norm,
         clipping: Clipping::Flat,
         compute: Compute::Float32,
+        noise_mode: NoiseMode::Standard,
         threads: 2,
     }
 }
