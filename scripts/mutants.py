@@ -44,8 +44,8 @@ MUTANTS = [
     Mutant(
         "no-noise",
         f"{TRAINER}/optimizer.rs",
-        "                chunk.sums,\n                deviation,",
-        "                &mut chunk.sums.to_vec(),\n                deviation,",
+        "first_index, chunk.sums, deviation)",
+        "first_index, &mut chunk.sums.to_vec(), deviation)",
         "released::the_noise_of_a_released_sum_has_the_deviation_that_was_priced",
     ),
     Mutant(

@@ -93,6 +93,7 @@ pub fn job(rows: usize, capacity: usize) -> Job {
         max_grad_norm: MAX_GRAD_NORM,
         clipping: Clipping::Flat,
         compute: Compute::Float32,
+        noise_mode: NoiseMode::Standard,
         noise_multiplier: NEXT_TO_NOTHING,
         loss: None,
         optimizer: Optimizer::Sgd {
@@ -103,7 +104,8 @@ pub fn job(rows: usize, capacity: usize) -> Job {
             nesterov: false,
         },
         schedule: Schedule::default(),
-        ema_decay: None,
+        average: None,
+        band: None,
         keep_steps: vec![],
         threads: 1,
     }
@@ -143,6 +145,7 @@ impl Audited {
             max_grad_norm: job.max_grad_norm,
             clipping: job.clipping,
             compute: job.compute,
+            noise_mode: job.noise_mode,
             threads: job.threads,
         });
         let mut records = Records::new(engine.graph().inputs(), &job.datasets).unwrap();
