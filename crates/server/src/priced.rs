@@ -12,6 +12,8 @@ use bastionai_ledger::{
 use bastionai_vault::{RunOrder, TransactError, Vault};
 
 /// A quote that was given.
+// A few hundred of them at most are held, behind pointers or in a map: their sizes may differ.
+#[allow(clippy::large_enum_variant)]
 pub(crate) enum Priced {
     Training(PricedRun),
     Evaluation(PricedEvaluation),

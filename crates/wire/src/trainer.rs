@@ -34,6 +34,8 @@ pub const TRAINER_PROTOCOL_VERSION: u32 = 3;
 pub const TRAINER_ENVIRONMENT: [(&str, &str); 1] = [("GOMP_SPINCOUNT", "10000")];
 
 /// What a trainer is started for.
+// There is one in a process: its size is nobody's matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Task {
     /// Train a model.

@@ -59,7 +59,7 @@ impl BandedNoise {
             .map(|h| h.abs())
             .sum();
         let largest = matrix.sum() * response * (14.0 * standard_deviation + 1.0);
-        if !(largest * ONE as f64 <= LARGEST_SUM) {
+        if largest.is_nan() || largest * ONE as f64 > LARGEST_SUM {
             return Err(NoiseError::TooCorrelated {
                 bands: matrix.bands(),
                 standard_deviation,
