@@ -62,8 +62,9 @@ def dataset() -> RemoteDataset:
 def quote(**other: Any) -> Quote:
     document = {
         "run_digest": "ef" * 32,
-        "spec": {"steps": 120, "batch_size": 64, "noise_mode": "standard"},
+        "spec": {"steps": 120, "batch_size": 64, "noise_mode": "standard", "bands": {"fixed": 1}},
         "noise_slack": 0.02,
+        "noise_ratio": 1.0,
         "sample_rate": 1 / 12,
         "noise_multiplier": 1.25,
         "loss_noise_multiplier": 0.0,
@@ -180,7 +181,7 @@ def test_a_price_is_a_table_with_everything_that_is_paid() -> None:
     assert "not known" in str(unknown)
     assert "kept on the way" not in text
     assert "standard: rounding adds at most 2% of noise" in text
-    spec = {"steps": 120, "batch_size": 64, "noise_mode": "hardened"}
+    spec = {"steps": 120, "batch_size": 64, "noise_mode": "hardened", "bands": {"fixed": 1}}
     assert "hardened: sensitivity is the clipping norm exactly" in str(quote(spec=spec, noise_slack=0.0))
     keeping = quote(kept_bytes=3 << 19)
     assert "kept on the way" in str(keeping)
