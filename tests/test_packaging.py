@@ -51,7 +51,7 @@ def test_what_the_manual_promises_of_the_unit_is_in_it() -> None:
 
 
 def test_the_unit_waits_longer_than_a_drain_takes() -> None:
-    source = (ROOT / "crates/server/src/config.rs").read_text()
+    source = (ROOT / "crates/server/src/config/trainer.rs").read_text()
     drain = re.search(r"drain_timeout_ms: ([0-9_]+),", source)
     assert drain is not None
     assert settings()["KillSignal"] == "SIGTERM"

@@ -21,7 +21,7 @@ def test_the_stub_names_exactly_what_the_module_has():
     assert described == public(dir(_internal))
     for node in STUB.body:
         if isinstance(node, ast.ClassDef):
-            members = {member.name for member in node.body if isinstance(member, ast.FunctionDef)}
+            members = public(member.name for member in node.body if isinstance(member, ast.FunctionDef))
             assert members == public(dir(getattr(_internal, node.name))), node.name
 
 
