@@ -192,7 +192,7 @@ def test_a_batch_that_cannot_fit_is_said_with_the_one_that_would(tight):
     client = tight
     dataset = uploaded(client, "images", (784,), 16384)
     options = {"loss": "cross_entropy", "optimizer": Adam(lr=1e-3), "batch_size": 8192}
-    model = mlp(784, 1024)
+    model = mlp(784, 2048)
     with pytest.raises(bastionai.InvalidRequest, match=r"max_batch_size 8192 .* the server allows 1\.0 GiB") as refused:
         client.RemoteLearner(model, dataset, max_batch_size=8192, **options).price(steps=2, eps=2.0)
     fitting = int(str(refused.value).split("choose max_batch_size ")[1].split()[0])

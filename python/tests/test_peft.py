@@ -142,7 +142,7 @@ def test_adapters_train_hardened_and_digest_price_and_receipt_say_so(connect, da
     learner, run = fitted(client, model, dataset, noise_mode="hardened")
     assert run.state == "succeeded"
     assert all(torch.isfinite(each).all() for each in run.state_dict().values())
-    assert run.receipt().statement["run"]["noise_mode"] == "hardened"
+    assert run.receipt.statement["run"]["noise_mode"] == "hardened"
     hardened = learner.price(steps=3, eps=8.0, delta=1e-5)
     assert (hardened.noise_mode, hardened.noise_slack) == ("hardened", 0.0)
     other, _ = fitted(client, model, dataset)
