@@ -508,11 +508,10 @@ def _checked_bands(bands: int | Literal["auto"]) -> int | Literal["auto"]:
 
 def _bands(bands: int | Literal["auto"], plan: Plan, rehearsed_size: int | None) -> str | dict[str, int]:
     """What the server's specification says of the bands; a rehearsal has no more than there is room for."""
-    if bands == "auto":
+    if isinstance(bands, str):
         return "planned"
-    if rehearsed_size is not None:
-        bands = max(1, min(bands, plan.steps, rehearsed_size // plan.batch_size))
-    return {"fixed": bands}
+    most = bands if rehearsed_size is None else min(plan.steps, rehearsed_size // plan.batch_size)
+    return {"fixed": max(1, min(bands, most))}
 
 
 def _one_name(option: str, name: str, names: tuple[str, ...]) -> str:

@@ -295,7 +295,7 @@ pub(crate) enum KindArgument {
 #[derive(Debug, Subcommand)]
 pub(crate) enum DatasetVerb {
     /// Check a CSV file against a data contract, row by row, and upload it sealed.
-    Put(DatasetPutArguments),
+    Put(Box<DatasetPutArguments>),
     /// Check a CSV file against a data contract, row by row, on this machine alone.
     Check {
         /// CSV with a header; a column of the contract is `name`, or `name_0 … name_{n-1}` for n elements.

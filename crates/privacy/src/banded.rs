@@ -257,6 +257,7 @@ mod tests {
                 .map_or(0.0, |&each| f64::from(each) / ONE),
         };
         let mut inverse = vec![vec![0.0; steps]; steps];
+        #[allow(clippy::needless_range_loop, reason = "columns of a matrix")]
         for column in 0..steps {
             for row in 0..steps {
                 let rest: f64 = (0..row).map(|k| entry(row, k) * inverse[k][column]).sum();
@@ -264,6 +265,7 @@ mod tests {
             }
         }
         let mut total = 0.0;
+        #[allow(clippy::needless_range_loop, reason = "columns of a matrix")]
         for column in 0..steps {
             let noise = (0..steps).map(|row| inverse[row][column]);
             total += workload.respond(noise).map(|weight| weight * weight).sum::<f64>();

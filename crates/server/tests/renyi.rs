@@ -1,5 +1,6 @@
 //! Datasets whose runs add up in Rényi divergences, from upload to receipt: prices in both currencies, one that decides.
-#![allow(clippy::unwrap_used)]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+
 mod common;
 
 use bastionai_client::{

@@ -1,5 +1,5 @@
 //! Noise mode `hardened`: sums of integers, one record at a time. What holds is checked in integers, without tolerance.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod support;
 

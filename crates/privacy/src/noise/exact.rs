@@ -78,6 +78,7 @@ mod tests {
                     }
                     .run();
                 }
+                #[allow(clippy::needless_range_loop, reason = "positions of several arrays")]
                 for position in 0..BLOCK_VALUES {
                     if block.settled[position] == 1 {
                         settled += 1;

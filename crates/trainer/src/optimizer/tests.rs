@@ -196,6 +196,7 @@ fn correlated_noise_has_the_covariance_of_the_inverse_matrix() {
         assert_eq!(*one, other);
     }
     let mut inverse = [[0.0; 6]; 6];
+    #[allow(clippy::needless_range_loop, reason = "columns of a matrix")]
     for column in 0..steps {
         for row in column..steps {
             let earlier = coefficients

@@ -16,14 +16,14 @@ use std::sync::Mutex;
 use tch::{Device, Kind, Tensor};
 
 /// Length of a canary before clipping.
-pub const LONG: f32 = 16.0;
+pub(crate) const LONG: f32 = 16.0;
 /// The clipping norm of all jobs here.
-pub const MAX_GRAD_NORM: f64 = 1.0;
+pub(crate) const MAX_GRAD_NORM: f64 = 1.0;
 /// Noise that hides nothing: the job must have some.
-pub const NEXT_TO_NOTHING: f64 = 1e-6;
+pub(crate) const NEXT_TO_NOTHING: f64 = 1e-6;
 
 /// One input and one weight vector of each width; all weights are `start`.
-pub fn linear(widths: &[u64], start: f64) -> Model {
+pub(crate) fn linear(widths: &[u64], start: f64) -> Model {
     let mut g = Builder::default();
     let inputs: Vec<ValueId> = (0..)
         .zip(widths)
@@ -65,7 +65,7 @@ pub fn linear(widths: &[u64], start: f64) -> Model {
 }
 
 /// Rows that are zero but for `value` at the coordinate that each names.
-pub fn diracs(coordinates: &[usize], capacity: usize, width: usize, value: f32) -> Tensor {
+pub(crate) fn diracs(coordinates: &[usize], capacity: usize, width: usize, value: f32) -> Tensor {
     let mut values = vec![0.0f32; capacity * width];
     for (row, &coordinate) in coordinates.iter().enumerate() {
         values[row * width + coordinate] = value;
@@ -75,7 +75,7 @@ pub fn diracs(coordinates: &[usize], capacity: usize, width: usize, value: f32) 
 
 /// One dataset, everything in the sample of every step, SGD with a learning rate of 1, divisor 1: a step subtracts the
 /// noisy sum from the weights.
-pub fn job(rows: usize, capacity: usize) -> Job {
+pub(crate) fn job(rows: usize, capacity: usize) -> Job {
     Job {
         version: TRAINER_PROTOCOL_VERSION,
         graph: vec![],
@@ -115,30 +115,30 @@ pub fn job(rows: usize, capacity: usize) -> Job {
 static GENERATOR: Mutex<()> = Mutex::new(());
 
 /// What `draw` makes with the generator seeded.
-pub fn drawn<T>(seed: i64, draw: impl FnOnce() -> T) -> T {
+pub(crate) fn drawn<T>(seed: i64, draw: impl FnOnce() -> T) -> T {
     let _alone = GENERATOR.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     tch::manual_seed(seed);
     draw()
 }
 
 /// A training whose steps are read off its weights.
-pub struct Audited {
+pub(crate) struct Audited {
     training: Training,
     divisor: f64,
     step: u64,
 }
 
 /// What a step released, undivided.
-pub struct Released {
+pub(crate) struct Released {
     /// The noisy sum of each parameter.
-    pub sums: Vec<Vec<f64>>,
+    pub(crate) sums: Vec<Vec<f64>>,
     /// The noisy loss sum; NaN where none is released.
-    pub loss: f64,
+    pub(crate) loss: f64,
 }
 
 impl Audited {
     /// `columns`: the records of all datasets, one tensor for each input.
-    pub fn new(model: &Model, job: &Job, columns: &[Tensor]) -> Self {
+    pub(crate) fn new(model: &Model, job: &Job, columns: &[Tensor]) -> Self {
         let engine = model.engine(Settings {
             physical_batch_size: job.physical_batch_size,
             micro_batches: job.micro_batches,
@@ -162,19 +162,19 @@ impl Audited {
     }
 
     /// The L2 sensitivity that the run's noise is a multiple of.
-    pub fn l2_sensitivity(&self) -> f64 {
+    pub(crate) fn l2_sensitivity(&self) -> f64 {
         self.training.engine().l2_sensitivity()
     }
 
     /// The weights, one vector a parameter.
-    pub fn weights(&self) -> Vec<Vec<f64>> {
+    pub(crate) fn weights(&self) -> Vec<Vec<f64>> {
         let flat =
             |tensor: Tensor| Vec::<f64>::try_from(tensor.flatten(0, -1).to_kind(Kind::Double)).unwrap();
         self.training.parameters().into_iter().map(flat).collect()
     }
 
     /// Takes the next step.
-    pub fn step(&mut self) -> Released {
+    pub(crate) fn step(&mut self) -> Released {
         let before = self.weights();
         self.step += 1;
         let loss = self.training.step(self.step).unwrap();

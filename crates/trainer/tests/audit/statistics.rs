@@ -1,12 +1,12 @@
 //! Confidence bounds, written apart from `bastionai_privacy`: an auditor shares no arithmetic with the audited.
 
 /// Tails of binomial distributions with up to `trials` trials.
-pub struct Binomials {
+pub(crate) struct Binomials {
     log_factorials: Vec<f64>,
 }
 
 impl Binomials {
-    pub fn new(trials: usize) -> Self {
+    pub(crate) fn new(trials: usize) -> Self {
         let mut log_factorials = vec![0.0];
         let mut sum = 0.0;
         for each in 1..=trials {
@@ -25,13 +25,13 @@ impl Binomials {
     }
 
     /// P[X ≥ successes].
-    pub fn at_least(&self, trials: usize, successes: usize, p: f64) -> f64 {
+    pub(crate) fn at_least(&self, trials: usize, successes: usize, p: f64) -> f64 {
         let tail = (successes..=trials).map(|each| self.mass(trials, each, p));
         tail.sum::<f64>().min(1.0)
     }
 
     /// Clopper and Pearson 1934: a probability that is above the true one with probability `failure` at most.
-    pub fn lower(&self, successes: usize, trials: usize, failure: f64) -> f64 {
+    pub(crate) fn lower(&self, successes: usize, trials: usize, failure: f64) -> f64 {
         if successes == 0 {
             return 0.0;
         }
@@ -39,13 +39,13 @@ impl Binomials {
     }
 
     /// The same from above.
-    pub fn upper(&self, successes: usize, trials: usize, failure: f64) -> f64 {
+    pub(crate) fn upper(&self, successes: usize, trials: usize, failure: f64) -> f64 {
         1.0 - self.lower(trials - successes, trials, failure)
     }
 
     /// Steinke, Nasr and Jagielski 2023, theorem 5.2 (arXiv 2305.08846): the probability, at most, that an (ε, δ)-private
     /// training lets `correct` or more of `guesses` guesses at the coins of `canaries` canaries be right.
-    pub fn one_run_p_value(&self, run: &OneRun, epsilon: f64, delta: f64) -> f64 {
+    pub(crate) fn one_run_p_value(&self, run: &OneRun, epsilon: f64, delta: f64) -> f64 {
         let right = 1.0 / (1.0 + (-epsilon).exp());
         let (guesses, correct) = (run.guesses, run.correct);
         let mut below = 0.0;
@@ -59,7 +59,7 @@ impl Binomials {
     }
 
     /// The ε that the training exceeds, but for a probability of `failure`; 0 when nothing can be said.
-    pub fn one_run_epsilon(&self, run: &OneRun, delta: f64, failure: f64) -> f64 {
+    pub(crate) fn one_run_epsilon(&self, run: &OneRun, delta: f64, failure: f64) -> f64 {
         bisect(0.0, 30.0, |epsilon| {
             self.one_run_p_value(run, epsilon, delta) < failure
         })
@@ -67,7 +67,7 @@ impl Binomials {
 
     /// The ε that two mechanisms' outputs exceed at `delta`: an event seen `hits` times under one, `misses` times under the
     /// other, each of `trials` times. Fails with probability 2·`failure` at most; 0 when nothing can be said.
-    pub fn epsilon(&self, hits: usize, misses: usize, trials: usize, delta: f64, failure: f64) -> f64 {
+    pub(crate) fn epsilon(&self, hits: usize, misses: usize, trials: usize, delta: f64, failure: f64) -> f64 {
         let often = self.lower(hits, trials, failure) - delta;
         let seldom = self.upper(misses, trials, failure);
         (often.max(0.0) / seldom).ln().max(0.0)
@@ -75,10 +75,10 @@ impl Binomials {
 }
 
 /// A whole training audited at once.
-pub struct OneRun {
-    pub canaries: usize,
-    pub guesses: usize,
-    pub correct: usize,
+pub(crate) struct OneRun {
+    pub(crate) canaries: usize,
+    pub(crate) guesses: usize,
+    pub(crate) correct: usize,
 }
 
 /// The point where `holds` stops, given that it holds below it and nowhere above; the lower end if it never does.
@@ -95,12 +95,12 @@ fn bisect(mut low: f64, mut high: f64, holds: impl Fn(f64) -> bool) -> f64 {
 }
 
 /// P[N(0,1) > x].
-pub fn normal_tail(x: f64) -> f64 {
+pub(crate) fn normal_tail(x: f64) -> f64 {
     0.5 * libm::erfc(x / std::f64::consts::SQRT_2)
 }
 
 /// Σ z² of independent standard scores is χ²: within five standard deviations of its mean, and no score beyond six.
-pub fn assert_chi_squared(what: &str, scores: impl Iterator<Item = f64>) {
+pub(crate) fn assert_chi_squared(what: &str, scores: impl Iterator<Item = f64>) {
     let scores: Vec<f64> = scores.collect();
     let (n, sum) = (scores.len() as f64, scores.iter().map(|z| z * z).sum::<f64>());
     assert!(
@@ -111,7 +111,7 @@ pub fn assert_chi_squared(what: &str, scores: impl Iterator<Item = f64>) {
 }
 
 /// Of two samples with mean 0.
-pub fn correlation(left: &[f64], right: &[f64]) -> f64 {
+pub(crate) fn correlation(left: &[f64], right: &[f64]) -> f64 {
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     dot(left, right) / (dot(left, left) * dot(right, right)).sqrt()
 }
