@@ -502,22 +502,11 @@ impl Rule {
                 root_correction,
                 eps,
             } => {
-                let zero = real(0.0);
-                let (penalty, keep, rate) = (real(penalty), real(keep), real(-rate));
                 let (eps, root_correction) = (real(eps), real(root_correction));
-                let (beta1, rest1, beta2, rest2) =
-                    (real(beta1), real(1.0 - beta1), real(beta2), real(1.0 - beta2));
-                for (((weight, &gradient), mean), square) in
-                    weights.iter_mut().zip(gradients).zip(first).zip(second)
-                {
-                    let gradient = weight.multiply_add(penalty, gradient);
-                    *mean = mean.multiply_add(beta1, gradient.multiply_add(rest1, zero));
-                    let squared = gradient.multiply_add(gradient, zero).multiply_add(rest2, zero);
-                    *square = square.multiply_add(beta2, squared);
-                    let size = square.root().over(root_correction).multiply_add(real(1.0), eps);
-                    let decayed = weight.multiply_add(keep, zero);
-                    *weight = mean.over(size).multiply_add(rate, decayed);
-                }
+                let numbers = Moments::new(penalty, keep, beta1, beta2, rate);
+                numbers.update(weights, gradients, first, second, |square| {
+                    square.root().over(root_correction).multiply_add(real(1.0), eps)
+                });
             }
             Self::NoiseCorrected {
                 penalty,
@@ -529,23 +518,62 @@ impl Rule {
                 variance,
                 floor,
             } => {
-                let zero = real(0.0);
-                let (penalty, keep, rate) = (real(penalty), real(keep), real(-rate));
                 let (scale, variance, floor) = (real(scale), real(-variance), real(floor));
-                let (beta1, rest1, beta2, rest2) =
-                    (real(beta1), real(1.0 - beta1), real(beta2), real(1.0 - beta2));
-                for (((weight, &gradient), mean), square) in
-                    weights.iter_mut().zip(gradients).zip(first).zip(second)
-                {
-                    let gradient = weight.multiply_add(penalty, gradient);
-                    *mean = mean.multiply_add(beta1, gradient.multiply_add(rest1, zero));
-                    let squared = gradient.multiply_add(gradient, zero).multiply_add(rest2, zero);
-                    *square = square.multiply_add(beta2, squared);
-                    let size = square.multiply_add(scale, variance).at_least(floor).root();
-                    let decayed = weight.multiply_add(keep, zero);
-                    *weight = mean.over(size).multiply_add(rate, decayed);
-                }
+                let numbers = Moments::new(penalty, keep, beta1, beta2, rate);
+                numbers.update(weights, gradients, first, second, |square| {
+                    square.multiply_add(scale, variance).at_least(floor).root()
+                });
             }
+        }
+    }
+}
+
+/// What Adam's variants share: all but how a second moment becomes a step's size.
+struct Moments<T> {
+    penalty: T,
+    keep: T,
+    beta1: T,
+    rest1: T,
+    beta2: T,
+    rest2: T,
+    rate: T,
+}
+
+impl<T: Real> Moments<T> {
+    #[inline(always)]
+    fn new(penalty: f64, keep: f64, beta1: f64, beta2: f64, rate: f64) -> Self {
+        let real = T::from_f64;
+        Self {
+            penalty: real(penalty),
+            keep: real(keep),
+            beta1: real(beta1),
+            rest1: real(1.0 - beta1),
+            beta2: real(beta2),
+            rest2: real(1.0 - beta2),
+            rate: real(-rate),
+        }
+    }
+
+    #[inline(always)]
+    fn update(
+        &self,
+        weights: &mut [T],
+        gradients: &[T],
+        first: &mut [T],
+        second: &mut [T],
+        size: impl Fn(T) -> T,
+    ) {
+        let zero = T::from_f64(0.0);
+        for (((weight, &gradient), mean), square) in weights.iter_mut().zip(gradients).zip(first).zip(second)
+        {
+            let gradient = weight.multiply_add(self.penalty, gradient);
+            *mean = mean.multiply_add(self.beta1, gradient.multiply_add(self.rest1, zero));
+            let squared = gradient
+                .multiply_add(gradient, zero)
+                .multiply_add(self.rest2, zero);
+            *square = square.multiply_add(self.beta2, squared);
+            let decayed = weight.multiply_add(self.keep, zero);
+            *weight = mean.over(size(*square)).multiply_add(self.rate, decayed);
         }
     }
 }
