@@ -142,6 +142,41 @@ MUTANTS = [
         "        let ranks = pooled\n",
         "released::the_sample_of_a_step_is_a_poisson_sample",
     ),
+    Mutant(
+        "no-clipping-of-losses",
+        f"{TRAINER}/training.rs",
+        "(loss.clamp(0.0, max_loss) / max_loss * LOSS_UNITS)",
+        "(loss / max_loss * LOSS_UNITS)",
+        "step::a_hostile_record_moves_what_a_training_releases_by_no_more_than_is_charged",
+    ),
+    Mutant(
+        "noise-of-a-band-for-one-step",
+        f"{TRAINER}/training.rs",
+        "job.noise_multiplier * column_norm",
+        "job.noise_multiplier",
+        "banded::the_noise_of_a_band_is_independent_and_as_large_as_was_priced_once_the_band_is_undone",
+    ),
+    Mutant(
+        "a-band-that-forgets",
+        f"{TRAINER}/optimizer.rs",
+        "place, chunk.sums, chunk.memory)",
+        "place, chunk.sums, &mut vec![0; chunk.memory.len()])",
+        "banded::the_noise_of_a_band_is_independent_and_as_large_as_was_priced_once_the_band_is_undone",
+    ),
+    Mutant(
+        "a-turn-at-every-step",
+        f"{TRAINER}/sample.rs",
+        "u64::from(classes.of_slot[slot as usize]) == step % classes.count",
+        "u64::from(classes.of_slot[slot as usize]) < classes.count.max(step)",
+        "banded::turns_are_told_apart_no_better_than_priced_and_nearly_as_well",
+    ),
+    Mutant(
+        "new-classes-at-every-start",
+        f"{TRAINER}/training.rs",
+        "band.class_key.0",
+        "*fresh()?",
+        "banded::a_record_has_one_turn_in_a_band_of_steps_at_every_start_and_is_then_drawn_independently",
+    ),
 ]
 
 

@@ -86,7 +86,9 @@ impl Study {
     }
 
     fn check(&self) {
+        println!("{} values", self.powers[0].terms);
         for (k, drift) in (1..).zip(&self.powers) {
+            println!("moment {k}: {:.2} standard errors", drift.errors());
             assert!(
                 drift.errors().abs() < 5.0,
                 "moment {k}: {} standard errors",
@@ -100,6 +102,7 @@ impl Study {
                 .map(|&count| (count as f64 - expected).powi(2) / expected);
             let (chi_squared, freedom): (f64, f64) = (parts.sum(), cells.len() as f64 - 1.0);
             let errors = (chi_squared - freedom) / (2.0 * freedom).sqrt();
+            println!("{what}: χ² {chi_squared:.0} for {freedom} degrees of freedom");
             assert!(
                 errors.abs() < 5.0,
                 "{what}: χ² is {errors} standard deviations off"
@@ -114,10 +117,12 @@ impl Study {
             (below as f64 / n - (cell + 1) as f64 / CELLS as f64).abs()
         });
         let distance = distances.fold(0.0, f64::max) * n.sqrt();
+        println!("Kolmogorov–Smirnov {distance:.2}");
         assert!(distance < 2.3, "Kolmogorov–Smirnov {distance}"); // p ≈ 5e-5
         for (of, correlations) in ["values", "sizes"].into_iter().zip(&self.correlations) {
             let with = ["next coordinate", "next but one", "next step", "next tensor"];
             for (with, drift) in with.into_iter().zip(correlations) {
+                println!("{of} and the {with}: {:.2} standard errors", drift.errors());
                 assert!(
                     drift.errors().abs() < 5.0,
                     "{of} and the {with}: {}",

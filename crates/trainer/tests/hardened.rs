@@ -6,6 +6,7 @@ mod support;
 use bastionai_graph::dtype::DType;
 use bastionai_graph::typed::Argument;
 use bastionai_trainer::{Engine, Settings};
+use support::convolutions::deep;
 use support::hostile::{HOSTILE, with_hostile_row};
 use support::models::{self, Model};
 use support::*;
@@ -139,30 +140,67 @@ fn any_order_and_any_split_into_batches_gives_the_same_integers() {
             "{} {clipping:?}: two batches",
             model.name
         );
-        let order = Tensor::from_slice(&(0..BATCH).map(|row| (row * 5 + 2) % BATCH).collect::<Vec<_>>());
-        let moved: Vec<Tensor> = model
-            .inputs
-            .iter()
-            .map(|input| input.index_select(0, &order))
-            .collect();
-        // That a record's gradient is the same in another place is libtorch's matter (T2), and each run's self-test; here it is
-        // what becomes of gradients that are.
-        let gradients = |inputs: &[Tensor]| engine.per_sample_gradients(&full(&engine, inputs)).unwrap();
-        let both = gradients(&moved).into_iter().zip(gradients(&model.inputs));
-        let are_same = both
-            .into_iter()
-            .all(|(moved, own)| moved.equal(&own.index_select(0, &order)));
-        models += 1;
-        if are_same {
+        let order: Vec<i64> = (0..BATCH).map(|row| (row * 5 + 2) % BATCH).collect();
+        let moved = in_order(&model, &order);
+        let others = rounded_otherwise(&engine, &model, &order);
+        if others.is_empty() {
             compared += 1;
             let again = units(&engine, &moved, |_| true);
             assert_eq!(again, whole, "{} {clipping:?}: another order", model.name);
         }
+        models += 1;
     }
     assert!(
         4 * compared >= 3 * models,
         "{compared} of {models} could be compared in another order"
     );
+}
+
+fn in_order(model: &Model, order: &[i64]) -> Vec<Tensor> {
+    let order = Tensor::from_slice(order);
+    let inputs = model.inputs.iter();
+    inputs.map(|input| input.index_select(0, &order)).collect()
+}
+
+/// Places of `order` whose record has other bits in its gradient than where it stood before.
+fn rounded_otherwise(engine: &Engine, model: &Model, order: &[i64]) -> Vec<usize> {
+    let gradients = |inputs: &[Tensor]| engine.per_sample_gradients(&full(engine, inputs)).unwrap();
+    let (own, moved) = (gradients(&model.inputs), gradients(&in_order(model, order)));
+    let is_same = |place: usize| {
+        let of = |tensor: &Tensor, row: i64| tensor.get(row);
+        let mut both = moved.iter().zip(&own);
+        both.all(|(moved, own)| of(moved, place as i64).equal(&of(own, order[place])))
+    };
+    (0..order.len()).filter(|&place| !is_same(place)).collect()
+}
+
+/// Rule T2 wants no record's values to depend on another's; that they depend on its place in the batch is known, and why records stand
+/// at random places. Where it comes from, in the one model here that shows it: libtorch's elementwise loops take two vectors (32 values
+/// with AVX-512) at a time, and what is left over at the end of the *batch's* buffer one by one, for which `sigmoid`
+/// calls another exponential. 6 records of 60 values leave 8 over, all of the last record's; of 16 records nothing is left.
+#[test]
+fn a_place_changes_roundings_where_the_batch_is_no_multiple_of_the_vectors_of_an_elementwise_loop() {
+    let mut changed = 0;
+    for _ in 0..20 {
+        let (model, whole) = (deep(DType::F32, BATCH), deep(DType::F32, 16));
+        let engine = hardened(&model, 0.5, Clipping::Flat);
+        for shift in 1..BATCH {
+            let order: Vec<i64> = (0..BATCH).map(|place| (place + shift) % BATCH).collect();
+            let others = rounded_otherwise(&engine, &model, &order);
+            let was_or_is_last = |&place: &usize| order[place] == BATCH - 1 || place as i64 == BATCH - 1;
+            assert!(others.iter().all(was_or_is_last), "{order:?}: {others:?}");
+            changed += others.len();
+        }
+        let engine = whole.engine(Settings {
+            noise_mode: NoiseMode::Hardened,
+            ..settings(16, 0.5)
+        });
+        for shift in [1, 5, 8] {
+            let order: Vec<i64> = (0..16).map(|place| (place * 3 + shift) % 16).collect();
+            assert_eq!(rounded_otherwise(&engine, &whole, &order), [0; 0], "{order:?}");
+        }
+    }
+    println!("{changed} gradients changed with their place, of 200 that came to or left the last one");
 }
 
 /// C above every norm: each factor is 1, and the integers are those of the gradients, truncated.

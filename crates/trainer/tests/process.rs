@@ -382,12 +382,19 @@ fn a_run_that_continues_from_its_state_ends_where_it_would_have() {
     ];
     let ema = Average::Exponential { decay: 0.9 };
     let cases = [
-        (optimizers[0], 1e-9, ema, None),
-        (optimizers[1], 1e-9, ema, None),
+        (optimizers[0], 1e-9, ema, None, NoiseMode::Standard),
+        (optimizers[1], 1e-9, ema, None, NoiseMode::Standard),
         // Noise that is correlated has at least a unit of the grid; a record's turns go on as they were.
-        (optimizers[0], 1e-8, Average::Tail { share: 0.75 }, Some(band())),
+        (
+            optimizers[0],
+            1e-8,
+            Average::Tail { share: 0.75 },
+            Some(band()),
+            NoiseMode::Standard,
+        ),
+        (optimizers[1], 1e-8, ema, Some(band()), NoiseMode::Hardened),
     ];
-    for (optimizer, noise_multiplier, average, band) in cases {
+    for (optimizer, noise_multiplier, average, band, noise_mode) in cases {
         let whole = Job {
             optimizer,
             sample_threshold: u64::MAX,
@@ -395,6 +402,7 @@ fn a_run_that_continues_from_its_state_ends_where_it_would_have() {
             noise_multiplier,
             average: Some(average),
             band,
+            noise_mode,
             ..job(&model)
         };
         let (_, expected) = run_to_state(&whole, &model, &records);

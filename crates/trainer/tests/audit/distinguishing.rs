@@ -4,6 +4,7 @@
 
 use crate::canaries::{Audited, LONG, diracs, job, linear};
 use crate::statistics::{Binomials, normal_tail};
+use crate::support::NoiseMode;
 use crate::{FAILURE, short_or_long};
 use bastionai_privacy::accountant;
 use bastionai_privacy::event::{DpEvent, NeighboringRelation};
@@ -30,16 +31,16 @@ fn sampled(sampling_probability: f64, noise_multiplier: f64) -> DpEvent {
 
 /// How often the test said "with" of outputs with the record and of outputs without it.
 #[derive(Clone, Copy, Debug)]
-struct Verdicts {
-    with: usize,
-    without: usize,
-    trials: usize,
+pub(crate) struct Verdicts {
+    pub(crate) with: usize,
+    pub(crate) without: usize,
+    pub(crate) trials: usize,
 }
 
 impl Verdicts {
     /// The ε that these outputs exceed at the δ that the price has at `epsilon`: of a tight price the answer is `epsilon`,
     /// less what the number of trials leaves open.
-    fn epsilon(self, event: &DpEvent, epsilon: f64) -> f64 {
+    pub(crate) fn epsilon(self, event: &DpEvent, epsilon: f64) -> f64 {
         let delta = priced_delta(event, epsilon);
         BINOMIALS.epsilon(self.with, self.without, self.trials, delta, FAILURE)
     }
@@ -47,7 +48,13 @@ impl Verdicts {
 
 /// Canaries at every coordinate, of which the first half is in the dataset: each step is a trial of all of them.
 /// "With" is said of a coordinate that is above `cut` times the sensitivity.
-fn trials_of_steps(rate: f64, noise_multiplier: f64, steps: u64, cut: f64) -> Verdicts {
+fn trials_of_steps(
+    noise_mode: NoiseMode,
+    rate: f64,
+    noise_multiplier: f64,
+    steps: u64,
+    cut: f64,
+) -> Verdicts {
     let (rows, width) = (128, 256);
     let model = linear(&[width as u64], 0.0);
     let canaries: Vec<usize> = (0..rows).collect();
@@ -55,6 +62,7 @@ fn trials_of_steps(rate: f64, noise_multiplier: f64, steps: u64, cut: f64) -> Ve
         steps,
         sample_threshold: threshold(rate).unwrap(),
         noise_multiplier,
+        noise_mode,
         ..job(rows, rows)
     };
     let mut audited = Audited::new(&model, &with_canaries, &[diracs(&canaries, rows, width, -LONG)]);
@@ -74,29 +82,37 @@ fn trials_of_steps(rate: f64, noise_multiplier: f64, steps: u64, cut: f64) -> Ve
 }
 
 /// Where the likelihood ratio (1−q) + q·exp((x − ½)/σ²) of one step is e^ε.
-fn best_cut(rate: f64, noise_multiplier: f64, epsilon: f64) -> f64 {
+pub(crate) fn best_cut(rate: f64, noise_multiplier: f64, epsilon: f64) -> f64 {
     ((epsilon.exp() - 1.0 + rate) / rate).ln() * noise_multiplier.powi(2) + 0.5
 }
 
-/// Rate, noise multiplier, and the ε of the price at which they are audited.
-const STEPS: [(f64, f64, f64); 3] = [(1.0, 1.0, 1.0), (0.5, 1.0, 1.0), (0.5, 0.6, 2.0)];
+/// Noise mode, rate, noise multiplier, and the ε of the price at which they are audited.
+const STEPS: [(NoiseMode, f64, f64, f64); 5] = [
+    (NoiseMode::Standard, 1.0, 1.0, 1.0),
+    (NoiseMode::Standard, 0.5, 1.0, 1.0),
+    (NoiseMode::Standard, 0.5, 0.6, 2.0),
+    (NoiseMode::Hardened, 1.0, 1.0, 1.0),
+    (NoiseMode::Hardened, 0.5, 0.6, 2.0),
+];
 
 #[test]
 fn single_steps_are_told_apart_no_better_than_priced_and_nearly_as_well() {
     let steps = short_or_long(200, 5000);
-    for (rate, noise_multiplier, epsilon) in STEPS {
+    for (mode, rate, noise_multiplier, epsilon) in STEPS {
         let cut = best_cut(rate, noise_multiplier, epsilon);
-        let verdicts = trials_of_steps(rate, noise_multiplier, steps, cut);
+        let verdicts = trials_of_steps(mode, rate, noise_multiplier, steps, cut);
         let audited = verdicts.epsilon(&sampled(rate, noise_multiplier), epsilon);
-        println!("q = {rate}, σ = {noise_multiplier}: audited ε {audited:.3} of {epsilon}; {verdicts:?}");
+        println!(
+            "{mode:?}, q = {rate}, σ = {noise_multiplier}: audited ε {audited:.3} of {epsilon}; {verdicts:?}"
+        );
         assert!(
             audited <= epsilon,
-            "q = {rate}, σ = {noise_multiplier}: {audited}"
+            "{mode:?}, q = {rate}, σ = {noise_multiplier}: {audited}"
         );
         let share = audited / epsilon;
         assert!(
             share > short_or_long(0.4, 0.85),
-            "q = {rate}, σ = {noise_multiplier}: the audit sees {share} of ε"
+            "{mode:?}, q = {rate}, σ = {noise_multiplier}: the audit sees {share} of ε"
         );
     }
 }
@@ -104,9 +120,9 @@ fn single_steps_are_told_apart_no_better_than_priced_and_nearly_as_well() {
 #[test]
 fn the_audit_of_steps_finds_nine_tenths_of_the_noise() {
     let steps = short_or_long(1000, 5000);
-    let (rate, noise_multiplier, epsilon) = STEPS[0];
+    let (mode, rate, noise_multiplier, epsilon) = STEPS[0];
     let cut = best_cut(rate, noise_multiplier, epsilon);
-    let verdicts = trials_of_steps(rate, 0.9 * noise_multiplier, steps, cut);
+    let verdicts = trials_of_steps(mode, rate, 0.9 * noise_multiplier, steps, cut);
     let audited = verdicts.epsilon(&sampled(rate, noise_multiplier), epsilon);
     assert!(audited > epsilon, "ε = {epsilon} was claimed, {audited} found");
 }

@@ -5,12 +5,13 @@
 //! In order of strength: [`released`] (sum, divisor, noise and sample are those of the mechanism that is priced; each of
 //! `scripts/mutants.py`'s mutants dies by one of these or of [`step`]), [`step`] (no hostile record moves a step's sum by more
 //! than is charged), [`distinguishing`] (the best test there is tells datasets apart no better than priced, and nearly as
-//! well), [`one_run`] (a whole training, audited from its final weights).
+//! well), [`banded`] (the same of noise that is correlated over steps), [`one_run`] (a whole training, audited from its final weights).
 #![allow(clippy::unwrap_used, missing_docs)]
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod banded;
 mod canaries;
 mod distinguishing;
 mod one_run;

@@ -3,7 +3,7 @@
 
 use crate::canaries::{Audited, LONG, MAX_GRAD_NORM, NEXT_TO_NOTHING, diracs, job, linear};
 use crate::short_or_long;
-use crate::statistics::{assert_chi_squared, correlation};
+use crate::statistics::{assert_chi_squared, assert_normal, assert_unrelated, correlation, score};
 use crate::support::*;
 use bastionai_wire::trainer::{Job, LossRelease};
 use tch::{Device, Kind, Tensor};
@@ -40,17 +40,7 @@ fn the_noise_of_a_released_sum_has_the_deviation_that_was_priced() {
             .iter()
             .flat_map(|step| step[tensor].clone())
             .collect();
-        let n = values.len() as f64;
-        let moment = |power: i32| values.iter().map(|value| value.powi(power)).sum::<f64>() / n;
-        // Of N(0,1): means 0, 1, 0, 3 with variances 1, 2, 15, 96.
-        for (power, mean, variance) in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)] {
-            let found = moment(power);
-            let bound = 5.0 * f64::sqrt(variance / n);
-            assert!(
-                (found - mean).abs() < bound,
-                "tensor {tensor}, moment {power}: {found}"
-            );
-        }
+        assert_normal(&format!("tensor {tensor}"), &values);
     }
 }
 
@@ -74,11 +64,6 @@ fn the_noise_of_a_released_loss_has_the_deviation_that_was_priced() {
     assert_chi_squared("losses", scores.iter().copied());
     let lagged = correlation(&scores[1..], &scores[..scores.len() - 1]);
     assert!(lagged.abs() < 5.0 / (steps as f64).sqrt(), "{lagged}");
-}
-
-fn assert_unrelated(what: &str, left: &[f64], right: &[f64]) {
-    let found = correlation(left, right);
-    assert!(found.abs() < 5.0 / (left.len() as f64).sqrt(), "{what}: {found}");
 }
 
 #[test]
@@ -199,12 +184,6 @@ const ROWS: usize = 24;
 const CAPACITY: usize = 32;
 /// The rate of [`samples`].
 const RATE: f64 = 0.25;
-
-/// Scores of a count that is Binomial(trials, p).
-fn score(count: usize, trials: usize, p: f64) -> f64 {
-    let n = trials as f64;
-    (count as f64 - n * p) / (n * p * (1.0 - p)).sqrt()
-}
 
 #[test]
 fn the_sample_of_a_step_is_a_poisson_sample() {

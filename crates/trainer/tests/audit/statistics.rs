@@ -110,6 +110,29 @@ pub(crate) fn assert_chi_squared(what: &str, scores: impl Iterator<Item = f64>) 
     assert!(scores.iter().all(|z| z.abs() < 6.0), "{what}: {scores:?}");
 }
 
+/// Four moments of values that are to be N(0,1), each within five standard deviations.
+pub(crate) fn assert_normal(what: &str, values: &[f64]) {
+    let n = values.len() as f64;
+    let moment = |power: i32| values.iter().map(|value| value.powi(power)).sum::<f64>() / n;
+    // Means 0, 1, 0, 3 with variances 1, 2, 15, 96.
+    for (power, mean, variance) in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)] {
+        let found = moment(power);
+        let bound = 5.0 * f64::sqrt(variance / n);
+        assert!((found - mean).abs() < bound, "{what}, moment {power}: {found}");
+    }
+}
+
+/// How far a count that is Binomial(trials, p) is from its mean, in standard deviations.
+pub(crate) fn score(count: usize, trials: usize, p: f64) -> f64 {
+    let n = trials as f64;
+    (count as f64 - n * p) / (n * p * (1.0 - p)).sqrt()
+}
+
+pub(crate) fn assert_unrelated(what: &str, left: &[f64], right: &[f64]) {
+    let found = correlation(left, right);
+    assert!(found.abs() < 5.0 / (left.len() as f64).sqrt(), "{what}: {found}");
+}
+
 /// Of two samples with mean 0.
 pub(crate) fn correlation(left: &[f64], right: &[f64]) -> f64 {
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();

@@ -23,7 +23,7 @@ const VICTIM: u64 = SHAPES[0].0 + SHAPES[1].1 - 1;
 const PHYSICAL_BATCH_SIZE: u32 = 4;
 
 /// Not finite, huge, tiny, opposite, ordinary.
-const HOSTILE: [f64; 13] = [
+pub(crate) const HOSTILE: [f64; 13] = [
     f64::NAN,
     f64::INFINITY,
     f64::NEG_INFINITY,
