@@ -129,6 +129,64 @@ def test_a_run_from_a_csv_file_to_safetensors(person: Callable[[str], Person], f
     assert "budget exceeded: cli" in json.loads(again.stdout)["error"]
 
 
+def test_a_lifetime_of_renyi_divergences_is_shown_priced_in_both_currencies_and_exhausted(
+    person: Callable[[str], Person], files: Path
+) -> None:
+    owner, scientist = person("cli-owner"), person("cli-scientist")
+    terms = ["--epsilon", "6.0", "--may-train", "anyone", "--composition", "renyi"]
+    put(owner, files, "orders", *terms, "--renyi-order", "4", "--renyi-order", "10.5:3")
+    shown = owner.asks("dataset", "show", "orders")
+    assert [each["order"] for each in shown["renyi_budget"]["orders"]] == ["4", "10.5"]
+    assert shown["policy"]["composition"]["renyi"][1]["weight"] == 3
+    assert shown["renyi_budget"]["remaining_epsilon"] == "6.0"
+    assert "one order has enough" in owner.does("dataset", "show", "orders").stdout
+    start = [
+        "run",
+        "start",
+        files / "mlp.pt2",
+        "--dataset",
+        "orders",
+        "--batch-size",
+        "16",
+        "--steps",
+        "3",
+        "--lr",
+        "1",
+    ]
+    priced = scientist.does(*start, "--epsilon", "1", "--price-only").stdout
+    assert "by Rényi divergences" in priced
+    [charge] = scientist.asks(*start, "--epsilon", "1", "--price-only")["charges"]
+    assert charge["by_renyi"]
+    assert charge["renyi"]["orders"] == ["4", "10.5"]
+    assert float(charge["renyi"]["epsilon_before"]) == 0 < float(charge["renyi"]["epsilon_after"])
+    run = scientist.asks(*start, "--epsilon", "1")["id"]
+    scientist.does("run", "watch", run)
+    used = owner.asks("dataset", "show", "orders")["renyi_budget"]["used_epsilon"]
+    assert used == charge["renyi"]["epsilon_after"]
+    refused = scientist.does(*start, "--epsilon", "5.9", code=1).stderr
+    assert "budget exceeded: orders" in refused
+    for more, reason in (
+        (["--renyi-order", "1"], "1.1"),
+        (["--renyi-order", "8", "--renyi-order", "4"], "ris"),
+        (["--renyi-order", "8:0"], "weight"),
+    ):
+        assert reason in put(owner, files, "never", *terms, *more, code=1).stderr
+    basic = put(owner, files, "never", *terms[:-1], "basic", "--renyi-order", "8", code=1)
+    assert "--composition renyi" in basic.stderr
+
+
+def test_an_owner_may_require_noise_mode_hardened(person: Callable[[str], Person], files: Path) -> None:
+    owner, scientist = person("cli-owner"), person("cli-scientist")
+    put(owner, files, "strict", "--epsilon", "6", "--may-train", "anyone", "--require-hardened")
+    assert owner.asks("dataset", "show", "strict")["policy"]["require_hardened"]
+    assert "hardened" in owner.does("dataset", "show", "strict").stdout
+    start = ["run", "start", files / "mlp.pt2", "--dataset", "strict", "--batch-size", "16", "--steps", "3"]
+    start += ["--lr", "0.1", "--epsilon", "1", "--price-only"]
+    refused = scientist.does(*start, code=1).stderr
+    assert "`strict` requires noise_mode hardened" in refused
+    assert scientist.asks(*start, "--noise-mode", "hardened")["spec"]["noise_mode"] == "hardened"
+
+
 def test_a_value_outside_the_contract_is_refused_locally_with_its_row(
     person: Callable[[str], Person], files: Path
 ) -> None:

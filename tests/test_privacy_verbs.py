@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import subprocess
@@ -80,6 +81,45 @@ def test_a_lower_bound_shows_how_tight_the_answer_is() -> None:
     assert [float(line) for line in lines] == [found["epsilon"], found["epsilon_lower_bound"]]
 
 
+def test_a_profile_is_the_whole_curve_as_table_csv_and_json() -> None:
+    query = ["epsilon", "--noise-multiplier", "1", "--sample-rate", "0.01", "--steps", "1000"]
+    whole = answer(*query, "--profile", "--points", "20")
+    points = [(point["delta"], point["epsilon"]) for point in whole["points"]]
+    assert len(points) == 20
+    assert points[0][0] == 0.5
+    assert points[-1][0] == pytest.approx(1e-10)
+    assert all(a[0] > b[0] and a[1] <= b[1] for a, b in itertools.pairwise(points))
+    for delta, epsilon in points[5::5]:
+        assert epsilon == pytest.approx(answer(*query, "--delta", str(delta))["epsilon"], rel=1e-3, abs=1e-4)
+    rows = list(csv.DictReader(io.StringIO(bastionai(*query, "--profile=csv", "--points", "20").stdout)))
+    assert [(float(row["delta"]), float(row["eps"])) for row in rows] == points
+    table = bastionai(*query, "--profile", "--points", "20", "--delta", "1e-6").stdout.splitlines()
+    assert table[0].split() == ["δ", "ε"]
+    assert len(table) == 22
+    assert float(table[-1].split()[0]) == pytest.approx(1e-6, rel=1e-3)
+
+
+def test_a_composition_has_a_profile() -> None:
+    parts = [{"type": "sg", "sigma": 1.1, "q": 0.01, "steps": 500}, {"type": "laplace", "scale": 20, "count": 2}]
+    listed = json.dumps(parts)
+    points = answer("epsilon", "--composition", "-", "--profile", "--points", "3", stdin=listed)["points"]
+    alone = answer("epsilon", "--composition", "-", "--delta", "1e-10", stdin=listed)["epsilon"]
+    assert points[-1]["epsilon"] == pytest.approx(alone, rel=1e-3)
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+def test_csv_and_json_go_together_with_either_accountant(accountant: str) -> None:
+    rows = "sigma,q,steps,delta\n1.5,0.04,2249,1e-5\n1,0.01,100,1e-6\n"
+    form = ["--csv", "-", "--accountant", accountant]
+    found = answer("epsilon", *form, stdin=rows)
+    assert [row["steps"] for row in found] == [2249, 100]
+    back = "eps,q,steps,delta\n" + "".join(f"{r['eps']},{r['q']},{r['steps']},{r['delta']}\n" for r in found)
+    noise = [row["sigma"] for row in answer("calibrate", *form, stdin=back)]
+    assert noise == pytest.approx([1.5, 1.0], rel=1e-3)
+    done = bastionai("calibrate", *form, stdin=back)
+    assert next(csv.reader(io.StringIO(done.stdout))) == ["eps", "q", "steps", "delta", "sigma"]
+
+
 @pytest.mark.parametrize("accountant", ["pld", "rdp"])
 def test_rate_steps_and_epochs_meet_their_target(accountant: str) -> None:
     target = ["calibrate", "--target-epsilon", "3", "--delta", "1e-5", "--accountant", accountant]
@@ -113,6 +153,10 @@ def test_replacing_a_record_is_refused_not_priced() -> None:
         ["epsilon", "--noise-multiplier", "nan", "--delta", "1e-5"],
         ["calibrate", "--target-epsilon", "0", "--delta", "1e-5"],
         ["epsilon", "--csv", "/nonexistent.csv"],
+        ["epsilon", "--noise-multiplier", "1", "--profile", "--accountant", "rdp"],
+        ["epsilon", "--noise-multiplier", "1", "--profile", "--lower-bound"],
+        ["epsilon", "--noise-multiplier", "1", "--profile", "--points", "1"],
+        ["epsilon", "--noise-multiplier", "1", "--delta", "1e-5", "--points", "7"],
     ],
 )
 def test_impossible_queries_are_refused_with_a_reason(arguments: list[str]) -> None:

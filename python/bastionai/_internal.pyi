@@ -66,6 +66,23 @@ def steps(
 ) -> int:
     """The most steps that meet the target. Raises InvalidRequest."""
 
+def plan_bands(
+    target_epsilon: float,
+    target_delta: float,
+    dataset_size: int,
+    batch_size: int,
+    steps: int,
+    momentum: float,
+    keep: float,
+    bands: int | None,
+    most_bands: int,
+) -> tuple[int, float, float, float, float]:
+    """The band of least noise, or a given one.
+
+    Returns bands, noise multiplier, that of independent noise, share of the noise left, sampling probability of a turn.
+    Raises InvalidRequest.
+    """
+
 def plan(
     dataset_size: int,
     epsilon: float | None,

@@ -137,6 +137,7 @@ class Connection:
         evaluation_only: bool = False,
         composition: str = "basic",
         renyi_orders: RenyiOrders | None = None,
+        require_hardened: bool = False,
         verbose: bool = True,
     ) -> remote.RemoteDataset:
         """Lends a dataset for training. Nobody, not even the operator, gets to see a row.
@@ -172,6 +173,9 @@ class Connection:
                 the steps it had started.
             renyi_orders: Instead of the server's: orders from 1.1 to 1024, rising, or a mapping to their weights in the
                 split of δ. About ``1 + 2·ln(1/δ)/ε`` serves best.
+            require_hardened: Training runs sum in integers, record by record (``noise_mode="hardened"``), so that no
+                bound on rounding is left in the argument: for heads, adapters and small models. Others are refused
+                when priced.
             verbose: Say on stderr what becomes public.
 
         Raises:
@@ -195,6 +199,7 @@ class Connection:
                 held_out,
                 composition,
                 renyi_orders,
+                require_hardened,
             )
 
         terms = policy(privacy_limit, evaluation_only)

@@ -30,6 +30,7 @@ def policy_document(
     evaluation_only: bool = False,
     composition: str = "basic",
     renyi_orders: RenyiOrders | None = None,
+    require_hardened: bool = False,
 ) -> dict[str, Any]:
     """The policy as the server keeps it.
 
@@ -44,6 +45,7 @@ def policy_document(
         evaluation_only: Nobody may train: the dataset is held out.
         composition: How runs add up to the lifetime: ``basic`` or ``renyi``.
         renyi_orders: Of ``renyi``: orders, or orders with their weights in the split of δ.
+        require_hardened: Training runs have ``noise_mode="hardened"``.
 
     Raises:
         InvalidRequest: If the terms contradict themselves.
@@ -57,6 +59,8 @@ def policy_document(
         )
     if kind != "private" and privacy_limit is not None:
         raise InvalidRequest(f"a {kind} dataset has no privacy limit: leave privacy_limit out")
+    if kind != "private" and require_hardened:
+        raise InvalidRequest(f"a {kind} dataset needs no noise: leave require_hardened out")
     if expires is not None and expires.tzinfo is None:
         raise InvalidRequest("expires needs a time zone, e.g. datetime.timezone.utc")
     lifetime = None
@@ -70,6 +74,7 @@ def policy_document(
         "expires_unix_ms": None if expires is None else int(expires.timestamp() * 1000),
         "evaluation_only": evaluation_only,
         "composition": _composition(kind, composition, renyi_orders),
+        "require_hardened": require_hardened,
     }
 
 

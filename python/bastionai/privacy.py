@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from bastionai import _internal
 from bastionai.display import svg_curve
+from bastionai.exceptions import InvalidRequest
 
 #: By privacy loss distributions (tight), or by Rényi divergences (what most papers report).
 Accountant = Literal["pld", "rdp"]
@@ -174,6 +175,23 @@ class TruncatedSubsampledGaussian(Event):
 
 
 @dataclasses.dataclass(frozen=True)
+class Banded(Event):
+    """Steps that draw from ``bands`` classes of units in turn, their noise correlated over as many: BandMF.
+
+    It costs as much as ``ceil(steps / bands)`` times the event.
+
+    Args:
+        bands: Classes, and steps from one turn of a unit to its next.
+        steps: Steps of the run.
+        event: What a unit takes part in when it has a turn: :class:`PoissonSampled` at ``bands`` times a step's rate.
+    """
+
+    bands: int
+    steps: int
+    event: Event
+
+
+@dataclasses.dataclass(frozen=True)
 class SelfComposed(Event):
     """A mechanism several times.
 
@@ -203,6 +221,7 @@ _NAMES: dict[type[Event], str] = {
     Histograms: "histograms",
     PoissonSampled: "poisson_sampled",
     TruncatedSubsampledGaussian: "truncated_subsampled_gaussian",
+    Banded: "banded",
     SelfComposed: "self_composed",
     Composed: "composed",
 }
@@ -382,3 +401,73 @@ def steps(
         InvalidRequest: If an argument is out of range, a single step costs too much, or no number of steps does.
     """
     return _internal.steps(target_epsilon, target_delta, noise_multiplier, sample_rate, accountant)
+
+
+@dataclasses.dataclass(frozen=True)
+class BandPlan:
+    """What noise that is correlated over a band of steps brings a run, before a cap of the sample.
+
+    Attributes:
+        bands: Steps over which it is correlated; 1: independent noise is best.
+        noise_multiplier: That meets the target, in units of the l2_sensitivity of a unit's turn.
+        plain_noise_multiplier: The same for independent noise.
+        noise_ratio: Noise in the weights, root mean square over the steps, over that of independent noise; at most 1
+            where the band was chosen.
+        event: The run as a mechanism.
+    """
+
+    bands: int
+    noise_multiplier: float
+    plain_noise_multiplier: float
+    noise_ratio: float
+    event: Event
+
+
+def plan_bands(
+    target_epsilon: float,
+    target_delta: float,
+    dataset_size: int,
+    batch_size: int,
+    *,
+    steps: int | None = None,
+    epochs: float | None = None,
+    momentum: float = 0.0,
+    decay: float = 0.0,
+    bands: int | None = None,
+    most_bands: int = 1024,
+) -> BandPlan:
+    """Which band leaves the least noise at (ε, δ), or what a given one leaves: the planner of ``bands="auto"``.
+
+    >>> plan = plan_bands(8.0, 1e-5, dataset_size=50_000, batch_size=500, epochs=2)
+    >>> plan.bands > 1 and plan.noise_ratio < 0.8
+    True
+
+    Args:
+        target_epsilon: ε.
+        target_delta: δ.
+        dataset_size: Upper bound on the number of units: the declared size.
+        batch_size: Expected units of a step.
+        steps: Optimizer steps.
+        epochs: Instead: passes over the units.
+        momentum: Of the optimizer; β₁ of Adam, whose division is left out.
+        decay: Share of the weights that a step takes off: lr times a decoupled weight decay.
+        bands: A band to judge; chosen if left out.
+        most_bands: None wider than this: each but one takes 8 bytes a trainable parameter.
+
+    Raises:
+        InvalidRequest: If an argument is out of range, a band too wide, or no noise reaches the target.
+    """
+    if (steps is None) == (epochs is None):
+        raise InvalidRequest("give either steps= or epochs=")
+    if steps is None:
+        exact = (epochs or 0.0) * dataset_size / max(batch_size, 1)
+        if not 0 < exact < 2**53:
+            raise InvalidRequest(f"epochs={epochs!r}: expected a number above 0")
+        steps = max(1, round(exact))
+    found = _internal.plan_bands(
+        target_epsilon, target_delta, dataset_size, batch_size, steps, momentum, 1.0 - decay, bands, most_bands
+    )
+    chosen, noise, plain, ratio, rate = found
+    step = PoissonSampled(rate, Gaussian(noise))
+    event = Banded(chosen, steps, step) if chosen > 1 else SelfComposed(step, steps)
+    return BandPlan(chosen, noise, plain, ratio, event)

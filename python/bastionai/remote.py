@@ -75,6 +75,8 @@ class RemoteDataset:
         facts = [("owner", f"{self.owner[:16]}…"), (may[0], "yes" if may[1] else "no")]
         if self.evaluation_only:
             facts.append(("held out", "for evaluation only"))
+        if self.policy["require_hardened"]:
+            facts.append(("noise mode", "hardened required"))
         if self.state != "offered":
             facts.append(("state", self.state))
         if self.budget is not None:

@@ -34,7 +34,7 @@ mod _internal {
     #[pymodule_export]
     use super::privacy::{
         PrivacyProfile, event_delta, event_epsilon, event_epsilon_lower_bound, noise_multiplier, plan,
-        sample_rate, steps,
+        plan_bands, sample_rate, steps,
     };
     #[pymodule_export]
     use super::receipt::verify_receipt;

@@ -2,6 +2,7 @@
 
 use crate::errors::exception;
 use bastionai_privacy::accountant::{self, Accountant};
+use bastionai_privacy::banded::{BandedSteps, PlanError, Planner, Workload};
 use bastionai_privacy::calibrate::Target;
 use bastionai_privacy::event::{DpEvent, NeighboringRelation};
 use bastionai_privacy::planner::{self, NoiseWish, Wish};
@@ -180,4 +181,56 @@ pub(crate) fn plan(
     py.detach(|| planner::choose(&wish))
         .map(|chosen| (chosen.batch_size, chosen.steps))
         .map_err(|error| invalid(py, error))
+}
+
+/// The band of least noise, or a given one: (bands, noise multiplier, its multiplier without bands, share of the noise that is
+/// left, sampling probability of a turn); see `bastionai_privacy::banded`.
+#[pyfunction]
+#[pyo3(signature = (target_epsilon, target_delta, dataset_size, batch_size, steps, momentum, keep, bands, most_bands))]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn plan_bands(
+    py: Python<'_>,
+    target_epsilon: f64,
+    target_delta: f64,
+    dataset_size: u64,
+    batch_size: u64,
+    steps: u64,
+    momentum: f64,
+    keep: f64,
+    bands: Option<u64>,
+    most_bands: u64,
+) -> PyResult<(u64, f64, f64, f64, f64)> {
+    let planner = Planner {
+        dataset_size,
+        batch_size,
+        steps,
+        target_epsilon,
+        target_delta,
+        workload: Workload::new(momentum, keep).map_err(|error| invalid(py, error))?,
+        most_bands,
+    };
+    let planned = py.detach(|| {
+        let plain = planner.with_bands(1)?;
+        let plan = match bands {
+            None => planner.choose()?,
+            Some(bands) => planner.with_bands(bands)?,
+        };
+        Ok((plain, plan))
+    });
+    let (plain, plan) = planned.map_err(|error: PlanError| invalid(py, error))?;
+    let turns = BandedSteps {
+        dataset_size,
+        batch_size,
+        steps,
+        bands: plan.matrix.bands(),
+    }
+    .turns_of_a_unit()
+    .map_err(|error| invalid(py, error))?;
+    Ok((
+        plan.matrix.bands(),
+        plan.noise_multiplier,
+        plain.noise_multiplier,
+        plan.rms_error / plain.rms_error,
+        turns.sampling_probability,
+    ))
 }

@@ -43,7 +43,7 @@ def dataset() -> RemoteDataset:
         "name": HOSTILE,
         "kind": "private",
         "owner": "cd" * 32,
-        "policy": {"evaluation_only": False},
+        "policy": {"evaluation_only": False, "require_hardened": False},
         "budget": BUDGET,
     }
     declared = json.loads(contract.to_json())

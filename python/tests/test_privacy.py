@@ -7,9 +7,11 @@ import math
 import random
 
 import dp_accounting
+import numpy as np
 import pytest
 from dp_accounting import pld, rdp
 from dp_accounting.pld import privacy_loss_distribution
+from scipy.linalg import toeplitz
 
 from bastionai import InvalidRequest, privacy
 
@@ -138,6 +140,67 @@ def test_events_describe_mechanisms_and_price_them():
     assert cut.epsilon(1e-6) > privacy.epsilon(1.0, 0.0625, 1, 1e-6)
     both = privacy.PoissonSampled(0.1, privacy.Composed([privacy.Gaussian(2.0), privacy.Gaussian(2.0)]))
     assert both.epsilon(1e-5) == pytest.approx(privacy.epsilon(math.sqrt(2), 0.1, 1, 1e-5))
+
+
+def test_a_planned_band_leaves_less_noise_and_its_event_meets_the_target():
+    plan = privacy.plan_bands(8.0, 1e-5, 10_000, 100, epochs=4)
+    assert 1 < plan.bands <= 100
+    assert plan.noise_ratio < 0.98
+    assert plan.noise_multiplier > plan.plain_noise_multiplier
+    assert plan.plain_noise_multiplier == pytest.approx(privacy.noise_multiplier(8.0, 1e-5, 0.01, 400), rel=1e-4)
+    assert plan.event.epsilon(1e-5) == pytest.approx(8.0, rel=1e-3)
+    assert plan.event.epsilon(1e-5) <= 8.0
+    # ceil(400 / b) turns at b times the rate: what dp-accounting prices as plain DP-SGD.
+    turns, rate = -(-400 // plan.bands), plan.bands * 0.01
+    step = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(plan.noise_multiplier))
+    assert pld.PLDAccountant().compose(step, turns).get_epsilon(1e-5) == pytest.approx(8.0, rel=1e-2)
+
+
+def dense_ratio(plan: privacy.BandPlan, steps: int, momentum: float) -> float:
+    """Noise in the weights by dense matrices, with unrounded coefficients, over that of independent noise."""
+    lags = np.arange(steps)
+    workload = toeplitz(np.cumsum(momentum**lags), np.zeros(steps))
+    # The square root of 1/((1-x)(1-mx)): the coefficients of 1/sqrt(1-x) convolved with those of 1/sqrt(1-mx).
+    root = np.array([math.comb(2 * j, j) / 4.0**j for j in range(plan.bands)])
+    band = np.zeros(steps)
+    band[: plan.bands] = np.convolve(root, root * momentum ** lags[: plan.bands])[: plan.bands]
+    spread = workload @ np.linalg.inv(toeplitz(band, np.zeros(steps)))
+    ours = plan.noise_multiplier * np.linalg.norm(band) * np.linalg.norm(spread)
+    return float(ours / (plan.plain_noise_multiplier * np.linalg.norm(workload)))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("bands", [None, 4])
+def test_the_share_of_the_noise_that_is_left_is_that_of_dense_matrices(bands, momentum):
+    plan = privacy.plan_bands(6.0, 1e-5, 6400, 64, steps=200, momentum=momentum, bands=bands)
+    assert plan.bands == (bands or plan.bands)
+    assert plan.noise_ratio == pytest.approx(dense_ratio(plan, 200, momentum), rel=1e-3)
+
+
+def test_a_chosen_band_is_never_worse_than_none_and_a_given_one_may_be():
+    many_epochs = {"target_epsilon": 0.5, "target_delta": 1e-6, "dataset_size": 2000, "batch_size": 200, "epochs": 60}
+    plan = privacy.plan_bands(**many_epochs)
+    assert (plan.bands, plan.noise_ratio) == (1, 1.0)
+    assert plan.event.epsilon(1e-6) <= 0.5
+    assert privacy.plan_bands(**many_epochs, bands=8).noise_ratio > 1.0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"steps": 10, "epochs": 1.0},
+        {"epochs": -1.0},
+        {"epochs": math.nan},
+        {"steps": 10, "bands": 0},
+        {"steps": 10, "bands": 11},
+        {"steps": 10, "momentum": 1.0},
+        {"steps": 10, "decay": 2.0},
+    ],
+)
+def test_senseless_bands_are_refused(wrong):
+    with pytest.raises(InvalidRequest):
+        privacy.plan_bands(1.0, 1e-5, 1000, 10, **wrong)
 
 
 def test_what_no_proof_covers_is_refused_with_a_reason():

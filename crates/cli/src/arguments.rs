@@ -196,8 +196,8 @@ pub(crate) struct EpsilonArguments {
     /// Number of steps.
     #[arg(long, default_value_t = 1)]
     pub(crate) steps: u64,
-    /// Target δ.
-    #[arg(long, required_unless_present = "csv")]
+    /// Target δ; of a --profile the smallest, by default 1e-10.
+    #[arg(long, required_unless_present_any = ["csv", "profile"])]
     pub(crate) delta: Option<f64>,
     /// Cap of the sample (truncated Poisson); needs --dataset-size.
     #[arg(long, requires = "dataset_size")]
@@ -210,6 +210,14 @@ pub(crate) struct EpsilonArguments {
     /// Also say an ε that certainly does not suffice: how tight the answer is.
     #[arg(long, conflicts_with = "csv")]
     pub(crate) lower_bound: bool,
+    /// The whole curve instead of one ε: δ from ½ down by equal factors, with its ε, composed once. `--profile=csv` for a
+    /// CSV file, --json for JSON.
+    #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "table", require_equals = true,
+          conflicts_with_all = ["csv", "lower_bound"])]
+    pub(crate) profile: Option<ProfileForm>,
+    /// Points of a --profile.
+    #[arg(long, requires = "profile", default_value_t = 50, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    pub(crate) points: u32,
     /// Price what a JSON file (`-`: stdin) lists: `[{"type":"sg","sigma":1.1,"q":0.01,"steps":5000}, …]`; further types
     /// are gaussian (sigma, count), laplace (scale, count), sl (scale, q, steps), tsg (sigma, q, steps, size, cap) and
     /// histograms (histograms, deviation, count).
@@ -218,6 +226,14 @@ pub(crate) struct EpsilonArguments {
     /// Read queries from a CSV file (`-`: stdin) with columns sigma,q,steps,delta; writes the same rows plus eps.
     #[arg(long, conflicts_with_all = ["noise_multiplier", "delta"])]
     pub(crate) csv: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProfileForm {
+    /// Columns for people.
+    Table,
+    /// Comma-separated, with a header.
+    Csv,
 }
 
 #[derive(Debug, Args)]
@@ -365,6 +381,9 @@ pub(crate) struct DatasetPutArguments {
     /// by default the server's.
     #[arg(long, value_name = "ORDER[:WEIGHT]")]
     pub(crate) renyi_order: Vec<String>,
+    /// Training runs sum in integers, record by record (--noise-mode hardened): for heads, adapters and small models.
+    #[arg(long)]
+    pub(crate) require_hardened: bool,
     /// A principal that may train on it (repeatable), or `anyone`; who may evaluate, with --evaluation-only.
     #[arg(long, required = true)]
     pub(crate) may_train: Vec<String>,

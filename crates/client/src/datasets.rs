@@ -79,6 +79,9 @@ pub struct Policy {
     /// Held out: nobody may train on it.
     #[serde(default)]
     pub evaluation_only: bool,
+    /// Training runs have noise mode hardened; never unless private.
+    #[serde(default)]
+    pub require_hardened: bool,
 }
 
 /// A dataset to be uploaded.
@@ -431,6 +434,7 @@ fn parse_policy(call: &'static str, wire: v1::Policy) -> Result<Policy, ClientEr
         scientist_receives: wire.scientist_receives,
         expires_unix_ms: (wire.expires_unix_ms != 0).then_some(wire.expires_unix_ms),
         evaluation_only: wire.evaluation_only,
+        require_hardened: wire.require_hardened,
     })
 }
 
@@ -455,6 +459,7 @@ fn policy_to_wire(policy: &Policy) -> v1::Policy {
         scientist_receives: policy.scientist_receives,
         expires_unix_ms: policy.expires_unix_ms.unwrap_or(0),
         evaluation_only: policy.evaluation_only,
+        require_hardened: policy.require_hardened,
         composition: match policy.composition {
             Composition::Basic => v1::Composition::Basic,
             Composition::Renyi(_) => v1::Composition::Renyi,
@@ -516,6 +521,7 @@ mod tests {
             scientist_receives: true,
             expires_unix_ms: Some(7),
             evaluation_only: true,
+            require_hardened: true,
         };
         assert_eq!(parse_policy("test", policy_to_wire(&policy)).unwrap(), policy);
         let open = Policy {
@@ -524,6 +530,7 @@ mod tests {
             may_train: MayTrain::Anyone,
             expires_unix_ms: None,
             evaluation_only: false,
+            require_hardened: false,
             ..policy
         };
         assert_eq!(parse_policy("test", policy_to_wire(&open)).unwrap(), open);

@@ -39,6 +39,7 @@ fn dataset() -> NewDataset {
             may_train: MayTrain::Anyone,
             recipients: vec![],
             scientist_receives: true,
+            require_hardened: false,
             expires_unix_ms: None,
             evaluation_only: false,
         },

@@ -105,6 +105,9 @@ pub struct Policy {
     pub lifetime: Option<Amount>,
     /// How runs add up to it; basic unless private.
     pub composition: Composition,
+    /// Training runs sum in integers, [`NoiseMode::Hardened`] (rule D2); never unless private. Evaluations count in integers
+    /// in any case.
+    pub require_hardened: bool,
     /// Who may train.
     pub may_train: MayTrain,
     /// Who receives weights, beside the scientist.
@@ -138,6 +141,9 @@ pub enum PolicyError {
     /// Orders where nothing is added up.
     #[error("a public or synthetic dataset has no budget: leave the orders of its composition out")]
     UnneededComposition,
+    /// A noise mode where there is no noise to speak of.
+    #[error("a public or synthetic dataset has no budget: leave require_hardened out")]
+    UnneededNoiseMode,
     /// Orders that make no account.
     #[error("composition by Rényi divergences: {0}")]
     Composition(#[from] TermsError),
@@ -176,6 +182,7 @@ impl Policy {
             (_, None) if self.composition != Composition::Basic => {
                 return Err(PolicyError::UnneededComposition);
             }
+            (_, None) if self.require_hardened => return Err(PolicyError::UnneededNoiseMode),
             (_, None) => {}
         }
         let trainers = match &self.may_train {
@@ -220,6 +227,11 @@ impl Policy {
     /// Whether `principal` may receive the weights of a run started by `scientist`.
     pub fn allows_release_to(&self, principal: &Principal, scientist: &Principal) -> bool {
         self.recipients.contains(principal) || (self.scientist_receives && principal == scientist)
+    }
+
+    /// Whether a training run may make its noise like this.
+    pub fn allows_noise_mode(&self, mode: NoiseMode) -> bool {
+        !self.require_hardened || mode == NoiseMode::Hardened
     }
 
     /// Whether the policy has expired at this time.

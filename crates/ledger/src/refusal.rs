@@ -89,6 +89,14 @@ pub enum Refusal {
         /// The dataset.
         name: String,
     },
+    /// The owner lends to runs whose sums are made in integers alone (rule D2).
+    #[error(
+        "the policy of `{name}` requires noise_mode hardened: each record's gradient rounded and summed in integers"
+    )]
+    NoiseMode {
+        /// The dataset.
+        name: String,
+    },
     /// The policy does not name this principal for evaluations.
     #[error("the policy of `{name}` does not allow {principal} to evaluate on it")]
     MayNotEvaluate {

@@ -153,6 +153,10 @@ impl Ledger {
             }
             let dataset = self.existing_dataset(charge.dataset)?;
             dataset.check_usable(&reserved.scientist, kind, time_unix_ms)?;
+            if kind == RunKind::Training && !dataset.policy().allows_noise_mode(reserved.noise_mode) {
+                let name = dataset.name().to_owned();
+                return Err(Refusal::NoiseMode { name });
+            }
             dataset.check_charge(charge)?;
             if let Some(account) = dataset.renyi_account() {
                 let charge = renyi.next().filter(|renyi| renyi.dataset == charge.dataset);

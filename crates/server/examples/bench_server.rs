@@ -324,6 +324,7 @@ fn free_policy() -> Policy {
         may_train: MayTrain::Anyone,
         recipients: Vec::new(),
         scientist_receives: true,
+        require_hardened: false,
         expires_unix_ms: None,
         evaluation_only: false,
     }

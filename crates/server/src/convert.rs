@@ -37,6 +37,7 @@ pub(crate) fn policy_from_wire(
     let policy = Policy {
         lifetime: lifetime(policy)?,
         composition: composition(policy)?,
+        require_hardened: policy.require_hardened,
         may_train,
         recipients: principals("recipients", &policy.recipients)?,
         scientist_receives: policy.scientist_receives,
@@ -74,6 +75,7 @@ pub(crate) fn policy_to_wire(policy: &Policy) -> v1::Policy {
             Composition::Basic => Vec::new(),
             Composition::Renyi(terms) => orders(terms),
         },
+        require_hardened: policy.require_hardened,
     }
 }
 

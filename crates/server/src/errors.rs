@@ -248,6 +248,7 @@ impl From<Refusal> for Failure {
             | Refusal::Removed { .. }
             | Refusal::MayNotTrain { .. }
             | Refusal::EvaluationOnly { .. }
+            | Refusal::NoiseMode { .. }
             | Refusal::MayNotEvaluate { .. }
             | Refusal::MayNotReceive { .. } => Reason::NotPermitted,
             Refusal::InUse { .. } => Reason::DatasetInUse,

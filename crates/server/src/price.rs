@@ -33,6 +33,7 @@ pub(crate) struct PricedRun {
 /// Prices a run. CPU-bound: reads the archive, proves the graph, calibrates the noise.
 pub(crate) fn price(request: RunRequest, grounds: &Grounds) -> Result<PricedRun, Failure> {
     let (terms, boot, limits) = (&grounds.terms, grounds.boot, grounds.limits);
+    terms.check_noise_mode(request.noise_mode)?;
     let inputs = terms.inputs(&request.input_columns)?;
     let archive = read_archive(&grounds.model.archive, limits.model_bytes)?;
     let graph = bastionai_graph::check(&archive, &inputs).map_err(refused)?;

@@ -15,6 +15,7 @@ use bastionai_ledger::{
 };
 use bastionai_privacy::event::DpEvent;
 use bastionai_vault::Weights;
+use bastionai_wire::NoiseMode;
 use std::sync::Arc;
 
 /// All that a price depends on beside the request.
@@ -41,6 +42,7 @@ struct DatasetTerms {
     contract_json: String,
     declared_size: u64,
     lifetime_delta: Option<Delta>,
+    require_hardened: bool,
     renyi: Option<RenyiGrounds>,
 }
 
@@ -75,6 +77,7 @@ impl Terms {
             contract_json: dataset.contract_json().to_owned(),
             declared_size: dataset.declared_size(),
             lifetime_delta: dataset.policy().lifetime.map(|lifetime| lifetime.delta),
+            require_hardened: dataset.policy().require_hardened,
             renyi: RenyiGrounds::of(ledger, dataset),
         });
         Self {
@@ -116,6 +119,21 @@ impl Terms {
         asked
             .or_else(|| lifetimes.min().map(Delta::tenth))
             .unwrap_or(REHEARSAL_DELTA)
+    }
+
+    /// # Errors
+    /// [`Reason::NotPermitted`] where an owner asks for more than this of the noise of a training run (rule D2).
+    pub(crate) fn check_noise_mode(&self, mode: NoiseMode) -> Result<(), Failure> {
+        let asks = |dataset: &&DatasetTerms| dataset.require_hardened && mode != NoiseMode::Hardened;
+        let Some(dataset) = self.datasets.iter().find(asks) else {
+            return Ok(());
+        };
+        let message = format!(
+            "the policy of `{}` requires noise_mode hardened, in which each record's gradient is rounded, checked and summed \
+             in integers; this run asks for standard: choose hardened, or leave the dataset out",
+            dataset.name
+        );
+        Err(Failure::new(Reason::NotPermitted, message))
     }
 
     /// The inputs' columns, which every dataset must declare alike.

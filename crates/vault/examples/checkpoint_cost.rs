@@ -81,6 +81,7 @@ fn started(vault: &Vault) -> Result<StartedRun, Box<dyn Error>> {
             may_train: MayTrain::Anyone,
             recipients: [].into(),
             scientist_receives: true,
+            require_hardened: false,
             expires_unix_ms: None,
             freshness: Freshness::None,
             limits: RunLimits::default(),

@@ -315,6 +315,7 @@ mod tests {
             may_train: MayTrain::Anyone,
             recipients: [].into(),
             scientist_receives: true,
+            require_hardened: false,
             expires_unix_ms: None,
             freshness: Freshness::None,
             limits: RunLimits::default(),

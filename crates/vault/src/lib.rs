@@ -45,6 +45,7 @@
 //!         may_train: MayTrain::Anyone,
 //!         recipients: Default::default(),
 //!         scientist_receives: true,
+//!         require_hardened: false,
 //!         expires_unix_ms: None,
 //!         freshness: Freshness::None,
 //!         limits: RunLimits::default(),

@@ -217,6 +217,7 @@ fn policy(
         scientist_receives: true,
         expires_unix_ms: None,
         evaluation_only,
+        require_hardened: arguments.require_hardened,
     })
 }
 
@@ -305,6 +306,10 @@ fn print_one(dataset: &Dataset) {
         })
         .collect();
     output::table(&["column", "dtype", "shape", "declared values"], &rows);
+    if dataset.policy.require_hardened {
+        println!();
+        println!("Training runs have noise mode hardened: others are refused.");
+    }
     if let Some(budget) = dataset.budget {
         println!();
         let line = |what: &str, amount: Amount| {

@@ -1,11 +1,12 @@
 //! `bastionai epsilon` and `bastionai calibrate`: the accountants without a server.
 
 use crate::arguments::{
-    AccountantArgument, AccountingArguments, CalibrateArguments, EpsilonArguments, SoughtArgument,
+    AccountantArgument, AccountingArguments, CalibrateArguments, EpsilonArguments, ProfileForm,
+    SoughtArgument,
 };
 use crate::output;
 use anyhow::{Context, bail};
-use bastionai_privacy::accountant::{self, Accountant};
+use bastionai_privacy::accountant::{self, Accountant, PrivacyProfile};
 use bastionai_privacy::calibrate::Target;
 use bastionai_privacy::event::{DpEvent, NeighboringRelation};
 use bastionai_privacy::specification::{Release, composed};
@@ -34,6 +35,15 @@ pub(crate) fn epsilon(arguments: &EpsilonArguments, json: bool) -> anyhow::Resul
         });
     }
     let event = asked_event(arguments)?;
+    if let Some(form) = arguments.profile {
+        if accountant != Accountant::Pld {
+            bail!("--profile is that of privacy loss distributions: leave --accountant out");
+        }
+        let smallest_delta = arguments.delta.unwrap_or(SMALLEST_DELTA);
+        let points =
+            PrivacyProfile::new(&event, relation, smallest_delta)?.points(arguments.points as usize)?;
+        return print_profile(&event, relation, &points, form, json);
+    }
     let delta = arguments.delta.context("--delta is needed, or --csv FILE")?;
     let epsilon = accountant.epsilon(&event, relation, delta)?;
     let lower_bound = arguments
@@ -60,6 +70,61 @@ pub(crate) fn epsilon(arguments: &EpsilonArguments, json: bool) -> anyhow::Resul
     }
     Ok(())
 }
+
+#[derive(Serialize)]
+struct ProfileAnswer<'a> {
+    event: &'a DpEvent,
+    points: Vec<ProfilePoint>,
+    accountant: &'static str,
+    neighboring_relation: NeighboringRelation,
+}
+
+#[derive(Serialize)]
+struct ProfilePoint {
+    delta: f64,
+    epsilon: f64,
+}
+
+fn print_profile(
+    event: &DpEvent,
+    relation: NeighboringRelation,
+    points: &[(f64, f64)],
+    form: ProfileForm,
+    json: bool,
+) -> anyhow::Result<()> {
+    if json {
+        if let Some((_, delta)) = points.iter().find(|(epsilon, _)| !epsilon.is_finite()) {
+            bail!("no ε holds for this at δ = {delta}");
+        }
+        return output::json(&ProfileAnswer {
+            event,
+            points: points
+                .iter()
+                .map(|&(epsilon, delta)| ProfilePoint { delta, epsilon })
+                .collect(),
+            accountant: Accountant::Pld.name(),
+            neighboring_relation: relation,
+        });
+    }
+    match form {
+        ProfileForm::Table => {
+            let row = |&(epsilon, delta): &(f64, f64)| vec![format!("{delta:.4e}"), format!("{epsilon:.6}")];
+            output::table(&["δ", "ε"], &points.iter().map(row).collect::<Vec<_>>());
+        }
+        ProfileForm::Csv => {
+            let mut writer = csv::Writer::from_writer(std::io::stdout().lock());
+            writer.write_record(["delta", "eps"])?;
+            for (epsilon, delta) in points {
+                writer.write_record([delta.to_string(), epsilon.to_string()])?;
+            }
+            writer.flush()?;
+        }
+    }
+    Ok(())
+}
+
+/// From here up a profile is tight where none is named.
+const SMALLEST_DELTA: f64 = 1e-10;
 
 fn accountant_of(arguments: AccountingArguments) -> Accountant {
     match arguments.accountant {

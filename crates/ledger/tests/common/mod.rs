@@ -58,6 +58,7 @@ pub fn policy(lifetime: Amount) -> Policy {
         may_train: MayTrain::Anyone,
         recipients: [principal(200)].into(),
         scientist_receives: true,
+        require_hardened: false,
         expires_unix_ms: None,
         freshness: Freshness::None,
         limits: RunLimits::default(),

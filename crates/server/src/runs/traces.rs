@@ -127,6 +127,7 @@ fn policy() -> Policy {
         may_train: MayTrain::Anyone,
         recipients: [].into(),
         scientist_receives: true,
+        require_hardened: false,
         expires_unix_ms: None,
         freshness: Freshness::None,
         limits: RunLimits::default(),

@@ -147,6 +147,7 @@ pub fn open_policy(epsilon: &str, delta: &str) -> Policy {
         may_train: MayTrain::Anyone,
         recipients: Vec::new(),
         scientist_receives: true,
+        require_hardened: false,
         expires_unix_ms: None,
         evaluation_only: false,
     }
