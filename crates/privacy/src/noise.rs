@@ -5,15 +5,19 @@
 //! there are no floating-point outputs whose gaps could betray f (Mironov 2012).
 //!
 //! **How exact it is** (soundness.md D11). Value pair (2p, 2p+1) of (step, tensor) is a Box–Muller pair
-//! of two uniforms of 128 bits from ChaCha20. The vectorised path computes it from their first 64 bits
+//! of two uniforms of 192 bits from ChaCha20. The vectorised path computes it from their first 64 bits
 //! in f64 with a proven error bound, and is used only where no value within that bound rounds otherwise;
-//! the rest, about one value in thirty thousand, are redone with all 128 bits in 106-bit arithmetic. The
+//! the rest, about one value in thirty thousand, are redone with 128 bits in 106-bit arithmetic, and what that
+//! does not decide either, about one in a billion, with all bits in fixed point of 320. The
 //! integer is therefore the exact rounding of the exact Gaussian but for an event of probability below
-//! [`total_variation_per_value`]. Which path is taken depends on the noise alone, never on the sums.
+//! [`total_variation_per_value`], which is nothing in any run there can be. Which path is taken depends on the noise
+//! alone, never on the sums.
 
 mod banded;
 mod double_double;
 mod exact;
+mod finest;
+mod fixed;
 mod vector;
 
 pub use banded::{BandedNoise, NoisePlace};
@@ -71,6 +75,7 @@ pub enum NoiseError {
 pub struct NoiseStream {
     head: SubKey,
     tail: SubKey,
+    end: SubKey,
 }
 
 impl NoiseStream {
@@ -81,6 +86,7 @@ impl NoiseStream {
         Self {
             head: SubKey::derive(&key, Purpose::Noise),
             tail: SubKey::derive(&key, Purpose::NoiseTail),
+            end: SubKey::derive(&key, Purpose::NoiseEnd),
         }
     }
 
@@ -229,12 +235,19 @@ impl NoiseStream {
                 let pair = position / 2;
                 let mut head = [0_u8; 16];
                 head.copy_from_slice(&words[16 * pair..16 * pair + 16]);
-                let mut tail = [0_u8; 16];
-                self.tail
-                    .stream(step, tensor, (first_pair + pair as u64) * PAIR_BYTES)
-                    .fill(&mut tail);
-                let value = exact::value(&head, &tail, position % 2 == 1);
-                block.values[position] = exact::rounded(value, block.standard_deviation, less[position]);
+                let further = |key: &SubKey| {
+                    let mut bits = [0_u8; 16];
+                    let at = (first_pair + pair as u64) * PAIR_BYTES;
+                    key.stream(step, tensor, at).fill(&mut bits);
+                    bits
+                };
+                let (tail, odd) = (further(&self.tail), position % 2 == 1);
+                let (standard_deviation, less) = (block.standard_deviation, less[position]);
+                block.values[position] = exact::settled(&head, &tail, odd, standard_deviation, less)
+                    .unwrap_or_else(|| {
+                        let parts = [head, tail, further(&self.end)];
+                        finest::Value::new(&parts, odd).rounded(standard_deviation, less)
+                    });
             }
         }
     }
@@ -242,12 +255,13 @@ impl NoiseStream {
 
 /// Bound on the total variation between one value and the exact rounded Gaussian, ChaCha20 being ideal.
 ///
-/// A value differs only if the exact Gaussian lies within the error of the 106-bit arithmetic (2^−96
-/// standard deviations) of a rounding boundary, or beyond the 13 standard deviations that 128 bits
-/// reach. At 2^30 grid units: 2^−65. A run of T steps over d values is then within T·d times this of the
-/// ideal one, which adds that times (1 + e^ε) to δ: 4e-9 at T·d = 1e8 and ε = 8.
+/// A value differs only if the exact Gaussian lies within the error of the finest path of a rounding boundary, of which
+/// there is one a grid unit. That error is what 192 bits leave of the radius' uniform U, 2^−193/(U·r) standard deviations
+/// at radius r, and of the angle's, 2π·2^−193·r; its mean is below 2^−188, since dU/(U·r) = dr and r ≤ 16.4 (the arithmetic's
+/// own 2^−300 is nothing beside). With a factor of 2^8 to spare: at 2^30 grid units, 2^−149. A run of T steps over d values is
+/// within T·d times this of the ideal one, which adds that times (1 + e^ε) to δ: below 2^−59 at T·d = 2^60 and ε = 20.
 pub fn total_variation_per_value(standard_deviation: f64) -> f64 {
-    2.0 * standard_deviation * 2.0_f64.powi(-96) + 2.0_f64.powi(-120)
+    2.0 * standard_deviation * 2.0_f64.powi(-180) + 2.0_f64.powi(-180)
 }
 
 fn check(first_index: u64, length: u64, standard_deviation: f64) -> Result<(), NoiseError> {

@@ -28,6 +28,8 @@ pub(crate) enum Purpose {
     Noise,
     /// The next 64 bits of those uniforms, drawn only where the first do not settle the rounding.
     NoiseTail,
+    /// The last 64 bits of them, drawn only where not even those do.
+    NoiseEnd,
 }
 
 impl Purpose {
@@ -37,6 +39,7 @@ impl Purpose {
             Purpose::Order => b"bastion/ordr",
             Purpose::Noise => b"bastion/nois",
             Purpose::NoiseTail => b"bastion/tail",
+            Purpose::NoiseEnd => b"bastion/last",
         }
     }
 }
@@ -116,6 +119,8 @@ mod tests {
         let tail = SubKey::derive(&run_key, Purpose::NoiseTail);
         assert_ne!(sampling.0, noise.0);
         assert_ne!(noise.0, tail.0);
+        let end = SubKey::derive(&run_key, Purpose::NoiseEnd);
+        assert!(end.0 != noise.0 && end.0 != tail.0);
         assert_ne!(sampling.0, run_key);
     }
 
