@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import bastionai
-from bastionai import SGD, Adam, Column, DataContract, schedules
+from bastionai import SGD, Adam, Column, DataContract, privacy, schedules
 
 pytestmark = pytest.mark.e2e
 
@@ -101,6 +101,9 @@ def test_noise_is_correlated_over_as_many_steps_as_the_price_says(connect, datas
     assert quote.bands > 2
     assert quote.noise_ratio < 0.9
     assert f"{quote.bands} steps" in str(quote)
+    what_if = privacy.plan_bands(8.0, 1e-6, quote.declared_size, 16, steps=16)
+    assert quote.bands == what_if.bands
+    assert quote.noise_ratio == pytest.approx(what_if.noise_ratio, rel=1e-3)
     plain = learner(connect("scientist"), dataset, batch_size=16, optimizer=SGD(lr=0.1))
     independent = plain.price(steps=16, eps=8.0, delta=1e-6)
     assert (independent.bands, independent.noise_ratio) == (1, 1.0)

@@ -10,7 +10,7 @@ from separable import CONTRACT, separable
 from torch import nn
 
 import bastionai
-from bastionai import SGD
+from bastionai import SGD, privacy
 
 pytestmark = pytest.mark.e2e
 
@@ -121,6 +121,25 @@ def test_a_pool_charges_each_dataset_by_its_own_rule_or_none(connect):
     with pytest.raises(bastionai.BudgetExceeded, match="sums"):
         scientist.fit(**wish, progress=False)
     assert now(client, "divergences").renyi_budget.used_epsilon == used, "refused on all"
+
+
+def test_correlated_noise_is_charged_in_divergences_of_a_units_turns_and_its_receipt_recomputed(connect):
+    lend(connect, "bands")
+    client = connect("scientist")
+    options = {"loss": "cross_entropy", "optimizer": SGD(lr=0.1), "model_name": "line", "batch_size": 16}
+    scientist = client.RemoteLearner(nn.Linear(4, 2), now(client, "bands"), bands=4, **options)
+    wish = {"steps": 10, "noise_multiplier": 4.0, "delta": 1e-6}
+    (charge,) = scientist.price(**wish).charges
+    assert scientist.fit(**wish, progress=False).state == "succeeded"
+    scientist.receipt.verify(allow_simulated=True, ledger_key=client.attestation.ledger_key)
+    [dataset] = scientist.receipt.statement["datasets"]
+    banded = dataset["event"]["banded"]
+    assert (banded["bands"], banded["steps"]) == (4, 10)
+    cut = privacy.TruncatedSubsampledGaussian(**banded["event"]["truncated_subsampled_gaussian"])
+    assert privacy.Banded(4, 10, cut).epsilon(1e-6) == privacy.SelfComposed(cut, 3).epsilon(1e-6)
+    assert float(charge.cost.epsilon) == pytest.approx(privacy.Banded(4, 10, cut).epsilon(1e-6), rel=1e-6)
+    after = now(client, "bands").renyi_budget
+    assert all(each.committed == charge.renyi.divergences[each.order] for each in after.orders)
 
 
 def test_a_cancelled_run_is_charged_the_steps_it_started(connect):
