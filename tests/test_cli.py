@@ -205,6 +205,41 @@ def test_a_label_that_is_no_class_is_refused_without_its_value(person: Callable[
     assert "secret" not in refused.stderr
 
 
+def by_patient(files: Path, patients: list[str]) -> None:
+    """A contract that protects patients, and a column of them in the rows."""
+    unit = {"name": "patient_id", "dtype": "string", "max_records": 3, "declared_units": 32}
+    (files / "contract.json").write_text(json.dumps({**CONTRACT, "privacy_unit": {"column": unit}}))
+    with (files / "rows.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    with (files / "rows.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*header, "patient_id"])
+        writer.writerows([*row, patient] for row, patient in zip(rows, patients, strict=False))
+
+
+def test_patients_are_protected_as_one_and_one_above_the_cap_is_refused_by_its_row(
+    person: Callable[[str], Person], files: Path
+) -> None:
+    owner, scientist = person("cli-owner"), person("cli-scientist")
+    by_patient(files, [f"zyx-{row % 30}" for row in range(80)])
+    put(owner, files, "cli-units", "--epsilon", "3.0", "--may-train", "anyone")
+    assert "all records of a patient_id together" in owner.does("dataset", "show", "cli-units").stdout
+    start = ["run", "start", files / "mlp.pt2", "--dataset", "cli-units", "--epsilon", "2", "--batch-size", "8"]
+    start += ["--steps", "5", "--lr", "0.1", "--max-loss", "4", "--price-only"]
+    assert "per patient_id" in scientist.does(*start).stdout
+    priced = scientist.asks(*start, "--records-per-unit", 2)
+    assert (priced["spec"]["records_per_unit"], priced["declared_size"]) == (2, 32)
+    write_rows(files / "rows.csv", [[0.0, 0.0, 0.0]] * 4, ["no"] * 4)
+    by_patient(files, ["zyx-1"] * 4)
+    check = ["dataset", "check", files / "rows.csv", "--contract", files / "contract.json"]
+    refused = bastionai_command(*check, code=1)
+    assert "row 3" in refused.stderr
+    assert "more than 3 records" in refused.stderr
+    assert "zyx" not in refused.stderr
+    split = put(owner, files, "never", "--epsilon", "1", "--test-fraction", "0.5", "--may-train", "anyone", code=1)
+    assert "--test-fraction splits by record" in split.stderr
+
+
 def test_simulated_evidence_is_refused_unless_named(person: Callable[[str], Person]) -> None:
     owner = person("cli-owner")
     owner.flags.remove("--allow-simulated")

@@ -10,7 +10,7 @@ Start at :class:`Connection`.
 from bastionai import privacy, schedules
 from bastionai.attestation import AppraisalPolicy, Attestation
 from bastionai.connection import Connection, keygen
-from bastionai.contract import Column, DataContract
+from bastionai.contract import Column, DataContract, UnitColumn
 from bastionai.evaluation import Estimate, Evaluation, EvaluationQuote
 from bastionai.exceptions import (
     AlreadyExists,
@@ -111,6 +111,7 @@ __all__ = [
     "ServerFailure",
     "SyntheticDataset",
     "TooManyFailures",
+    "UnitColumn",
     "UploadBroken",
     "export",
     "export_scores",

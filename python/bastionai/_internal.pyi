@@ -15,6 +15,22 @@ def declared_size_for(rows: int) -> int:
 def check_batch(json: str, first_row: int, rows: int, columns: list[bytes]) -> None:
     """Checks records against a contract. Raises RowError, counting from ``first_row``."""
 
+def encode_identifiers(json: str, first_row: int, texts: list[str]) -> bytes:
+    """Identifiers of units as a batch has them. Raises RowError, counting from ``first_row``."""
+
+class UnitCount:
+    """Records of each unit of a dataset, counted against its contract."""
+
+    def __init__(self, json: str) -> None:
+        """Raises ContractError if the contract has no column of units."""
+
+    def add(self, first_row: int, identifiers: bytes) -> None:
+        """Counts one batch. Raises RowError, counting from ``first_row``."""
+
+    @property
+    def units(self) -> int:
+        """Units seen."""
+
 def check_archive(archive: bytes, contract_json: str | None, input_columns: list[str]) -> str:
     """Proves that a ``.pt2`` archive keeps samples apart, as the server does.
 

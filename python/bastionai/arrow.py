@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bastionai import units
 from bastionai.contract import Column, DataContract
 from bastionai.exceptions import ContractError, RowError
 from bastionai.records import Batch, cast
@@ -40,15 +41,18 @@ def arrow_batches(dataset: object, contract: DataContract, rows: int) -> Iterato
         RowError: At the first null, ragged list or unknown class.
     """
     reader = open_stream(dataset)
-    for column in contract.columns:
-        if column.name not in reader.schema.names:
+    for name in contract.field_names:
+        if name not in reader.schema.names:
             names = ", ".join(reader.schema.names)
-            raise ContractError(f"the Arrow data has no column {column.name!r}; it has {names}")
+            raise ContractError(f"the Arrow data has no column {name!r}; it has {names}")
     first_row = 0
     for chunk in reader:
         for start in range(0, chunk.num_rows, rows):
             part = chunk.slice(start, rows)
             columns = [_column(part.column(c.name), c, first_row) for c in contract.columns]
+            if contract.privacy_unit is not None:
+                identifiers = part.column(contract.privacy_unit.name)
+                columns.append(units.encode(identifiers.to_pylist(), contract, first_row))
             yield Batch(part.num_rows, columns)
             first_row += part.num_rows
 

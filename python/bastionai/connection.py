@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from bastionai import _internal, learner, remote, schedules
+from bastionai import _internal, learner, remote, schedules, units
 from bastionai.attestation import UNATTESTED_GPU, AppraisalPolicy, Attestation
 from bastionai.contract import DataContract, default_declared_size
 from bastionai.detect import resolve_contract
@@ -204,6 +204,12 @@ class Connection:
 
         terms = policy(privacy_limit, evaluation_only)
         declared = resolve_contract(dataset, contract, ranges, classes)
+        if declared.privacy_unit is not None and (test_dataset is not None or test_fraction is not None):
+            raise InvalidRequest(
+                f"held-out data is counted record by record, and this contract protects all records of a "
+                f"{declared.privacy_unit.name!r} together: upload the held-out part by itself, under "
+                "contract.per_record() and with evaluation_only=True, if its owner agrees to that unit"
+            )
         if test_dataset is None and test_fraction is None:
             if test_privacy_limit is not None:
                 raise InvalidRequest("test_privacy_limit= needs test_dataset= or test_fraction=")
@@ -243,22 +249,26 @@ class Connection:
 
     def _sized(self, contract: DataContract, dataset: object, declared_size: int | None, verbose: bool) -> DataContract:
         if declared_size is not None:
-            return contract.with_declared_size(declared_size)
-        if contract.declared_size is not None:
-            return contract
-        rows = _row_count(dataset)
-        if rows is None:
-            raise ContractError(
-                "the dataset does not tell its length: give declared_size=, a public upper bound on its records"
-            )
-        size = default_declared_size(rows)
-        if verbose:
-            print(
-                f"bastionai: declared_size={size} (the next size class above the dataset's length) will be public; "
-                "give declared_size= to choose a larger one",
-                file=sys.stderr,
-            )
-        return contract.with_declared_size(size)
+            contract = contract.with_declared_size(declared_size)
+        if contract.declared_size is None:
+            rows = _row_count(dataset)
+            if rows is None:
+                raise ContractError(
+                    "the dataset does not tell its length: give declared_size=, a public upper bound on its records"
+                )
+            contract = contract.with_declared_size(default_declared_size(rows))
+            _say_public("declared_size", contract.declared_size, "the dataset's length", "declared_size=", verbose)
+        if not contract.is_complete:
+            if _row_count(dataset) is None:
+                raise ContractError(
+                    "the dataset can be read only once: give UnitColumn(..., declared_units=), a public upper bound on "
+                    "its units"
+                )
+            provisional = contract.with_declared_units(contract.declared_size)
+            found = default_declared_size(units.count(record_batches(dataset, provisional), provisional))
+            contract = contract.with_declared_units(found)
+            _say_public("declared_units", found, "the number of units", "UnitColumn(..., declared_units=)", verbose)
+        return contract
 
     def list_remote_datasets(self) -> list[remote.RemoteDataset]:
         """The datasets you may see: contract, terms, budget left.
@@ -308,6 +318,7 @@ class Connection:
         model_name: str = "model",
         batch_size: int | None = None,
         max_batch_size: int | None = None,
+        records_per_unit: int | None = None,
         max_grad_norm: float = 1.0,
         clipping: learner.Clipping = "flat",
         compute: learner.Compute = "float32",
@@ -341,8 +352,11 @@ class Connection:
                 iterates of private training are noisy already, so they cost no privacy either.
             keep_every: The same, every so many steps.
             model_name: Shown in lists.
-            batch_size: Expected number of records per step over all datasets; planned when absent.
-            max_batch_size: Physical cap, for memory; it changes neither result nor privacy.
+            batch_size: Expected number of units per step over all datasets; planned when absent. A unit is a record, or
+                all records of one identifier where a dataset's contract has a :class:`UnitColumn`.
+            max_batch_size: Physical cap in rows, for memory; it changes neither result nor privacy.
+            records_per_unit: Records of a unit that a step uses, drawn afresh each time; by default the smallest
+                ``max_records`` of the datasets. Noise and price are the same.
             max_grad_norm: Clip of each sample's gradient, L2.
             clipping: How gradients are held to it: ``"flat"`` cuts the whole gradient; ``"per_layer"`` cuts that of
                 each of K trainable tensors to ``max_grad_norm / √K``; ``"automatic"`` (AUTO-S) scales the whole
@@ -386,6 +400,7 @@ class Connection:
             model_name=model_name,
             batch_size=batch_size,
             max_batch_size=max_batch_size,
+            records_per_unit=records_per_unit,
             max_grad_norm=max_grad_norm,
             clipping=clipping,
             compute=compute,
@@ -441,6 +456,15 @@ def _check_size(rows: int, contract: DataContract) -> None:
     size = contract.declared_size or 0
     if rows > size:
         raise RowError(f"more records than the declared size class {size}; declare a larger one", size)
+
+
+def _say_public(what: str, size: int | None, of: str, remedy: str, verbose: bool) -> None:
+    if verbose:
+        print(
+            f"bastionai: {what}={size} (the next size class above {of}) will be public; "
+            f"give {remedy} to choose a larger one",
+            file=sys.stderr,
+        )
 
 
 def _row_count(dataset: object) -> int | None:

@@ -173,25 +173,99 @@ def _public_bound(name: str, bound: object) -> float | tuple[float, ...]:
 
 
 @dataclass(frozen=True)
+class UnitColumn:
+    """A column of identifiers (patients, customers) whose records are protected together: the privacy unit.
+
+    The guarantee is then about all records of one identifier at once, whether they are one or ``max_records``. The
+    column is no input of a model: its values are checked here, sealed, and never leave the server's memory; a trainer
+    gets the grouping alone. Datasets of a run whose unit columns have the same name and dtype share their units: a
+    patient of two hospitals is protected as one.
+
+    Identifiers are compared byte by byte, after white space at the ends of a text is cut off.
+
+    Attributes:
+        name: Key of dict items, or name of the Arrow or CSV column; for tuples the last field. No column of the
+            contract has it.
+        max_records: Most records of one identifier in this dataset, at most 1024. An upload with more is refused.
+        dtype: ``"string"`` (1 to 64 bytes of UTF-8) or ``"int64"``.
+        declared_units: Public number of units, a rung of the size ladder: rates are computed from it. None until
+            upload: then the next rung above their number.
+    """
+
+    name: str
+    max_records: int
+    dtype: str = "string"
+    declared_units: int | None = None
+
+    def __post_init__(self) -> None:
+        names = {"string": "string", "str": "string", "i64": "int64", "int64": "int64"}
+        if self.dtype not in names:
+            raise ContractError(f"unit column {self.name!r}: dtype {self.dtype!r} is neither 'string' nor 'int64'")
+        object.__setattr__(self, "dtype", names[self.dtype])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The unit in the contract's canonical form.
+
+        Raises:
+            ContractError: If the number of units is not declared yet.
+        """
+        if self.declared_units is None:
+            raise ContractError(f"unit column {self.name!r} has no declared_units yet; use with_declared_units(...)")
+        dtype = "i64" if self.dtype == "int64" else self.dtype
+        column = {
+            "name": self.name,
+            "dtype": dtype,
+            "max_records": self.max_records,
+            "declared_units": self.declared_units,
+        }
+        return {"column": column}
+
+
+@dataclass(frozen=True)
 class DataContract:
-    """Columns of a dataset's records, and its public size class.
+    """Columns of a dataset's records, its privacy unit, and its public size class.
 
     Attributes:
         columns: In the order of a record's fields.
         declared_size: A rung of the public size ladder, at least the number of records. Everybody
             sees it, and rates are computed from it, so that the true number stays private.
             None until upload: then the next rung above ``len(dataset)``.
+        privacy_unit: What is protected together: a :class:`UnitColumn`, or None for single records.
     """
 
     columns: Sequence[Column]
     declared_size: int | None = None
+    privacy_unit: UnitColumn | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", tuple(self.columns))
         if not self.columns:
             raise ContractError("a contract needs at least one column")
-        if self.declared_size is not None:
+        if self.privacy_unit is not None and not isinstance(self.privacy_unit, UnitColumn):
+            raise ContractError(
+                f"privacy_unit={self.privacy_unit!r}: expected bastionai.UnitColumn(name, max_records=...), "
+                "or None for single records"
+            )
+        if self.is_complete:
             self.to_json()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all sizes are declared."""
+        return self.declared_size is not None and (
+            self.privacy_unit is None or self.privacy_unit.declared_units is not None
+        )
+
+    @property
+    def field_names(self) -> list[str]:
+        """Names of a record's fields: the columns, and the identifier of its unit last, if there is one."""
+        unit = [] if self.privacy_unit is None else [self.privacy_unit.name]
+        return [*(column.name for column in self.columns), *unit]
+
+    @property
+    def declared_units(self) -> int | None:
+        """Declared number of units: that of records, where a record is the unit."""
+        return self.declared_size if self.privacy_unit is None else self.privacy_unit.declared_units
 
     def column(self, name: str) -> Column:
         """The column of that name.
@@ -208,6 +282,20 @@ class DataContract:
         """The same columns under another size class; None: one still to be chosen."""
         return replace(self, declared_size=declared_size)
 
+    def with_declared_units(self, declared_units: int | None) -> DataContract:
+        """The same with another number of units; None: one still to be chosen.
+
+        Raises:
+            ContractError: If a record is the unit.
+        """
+        if self.privacy_unit is None:
+            raise ContractError("the privacy unit of this contract is the record: declared_size counts it")
+        return replace(self, privacy_unit=replace(self.privacy_unit, declared_units=declared_units))
+
+    def per_record(self) -> DataContract:
+        """The same columns with single records as units."""
+        return replace(self, privacy_unit=None)
+
     def to_json(self) -> str:
         """The canonical JSON that the server stores and the run digest covers.
 
@@ -219,7 +307,7 @@ class DataContract:
         document = {
             "version": 1,
             "columns": [column.to_dict() for column in self.columns],
-            "privacy_unit": "record",
+            "privacy_unit": "record" if self.privacy_unit is None else self.privacy_unit.to_dict(),
             "declared_size": self.declared_size,
         }
         return _internal.canonical_contract(json.dumps(document))
@@ -232,7 +320,10 @@ class DataContract:
             ContractError: If it is not one.
         """
         document = json.loads(_internal.canonical_contract(text))
-        return cls([Column.from_dict(column) for column in document["columns"]], document["declared_size"])
+        columns = [Column.from_dict(column) for column in document["columns"]]
+        unit = document["privacy_unit"]
+        unit_column = None if unit == "record" else UnitColumn(**unit["column"])
+        return cls(columns, document["declared_size"], unit_column)
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, in hex."""
@@ -240,18 +331,27 @@ class DataContract:
 
     def __repr__(self) -> str:
         lines = [f"  {describe(column)}" for column in self.columns]
+        if self.privacy_unit is not None:
+            lines.append(f"  protected: {describe_unit(self.privacy_unit)}")
         return "\n".join([f"DataContract(declared_size={self.declared_size})", *lines])
 
     def _repr_html_(self) -> str:
         from bastionai.display import html_table
 
         rows = [(c.name, _type(c), _domain(c)) for c in self.columns]
+        if self.privacy_unit is not None:
+            rows.append((self.privacy_unit.name, "unit", describe_unit(self.privacy_unit)))
         return html_table(f"Data contract · size class {self.declared_size}", ("column", "type", "public domain"), rows)
 
 
 def describe(column: Column) -> str:
     """A column in one line, for people."""
     return f"{column.name}: {_type(column)} {_domain(column)}"
+
+
+def describe_unit(unit: UnitColumn) -> str:
+    """A privacy unit in one line, for people."""
+    return f"all records of a {unit.name} together, at most {unit.max_records} each ({unit.declared_units} declared)"
 
 
 def _type(column: Column) -> str:

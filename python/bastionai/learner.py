@@ -62,6 +62,7 @@ class RemoteLearner:
         model_name: str = "model",
         batch_size: int | None = None,
         max_batch_size: int | None = None,
+        records_per_unit: int | None = None,
         max_grad_norm: float = 1.0,
         clipping: Clipping = "flat",
         compute: Compute = "float32",
@@ -85,6 +86,7 @@ class RemoteLearner:
         self._keep_steps, self._keep_every = _kept(keep_steps, keep_every)
         self._batch_size = batch_size
         self._max_batch_size = max_batch_size
+        self._records_per_unit = records_per_unit
         self._max_grad_norm = _positive("max_grad_norm", max_grad_norm)
         self._clipping = _one_name("clipping", clipping, get_args(Clipping))
         self._compute = _one_name("compute", compute, get_args(Compute))
@@ -98,8 +100,8 @@ class RemoteLearner:
 
     @property
     def declared_size(self) -> int:
-        """Declared records over all datasets."""
-        return sum(dataset.contract.declared_size or 0 for dataset in self.datasets)
+        """Declared units over all datasets: records, where these are the unit."""
+        return sum(dataset.contract.declared_units or 0 for dataset in self.datasets)
 
     def price(
         self,
@@ -126,7 +128,15 @@ class RemoteLearner:
         """
         ids = [dataset.id for dataset in self.datasets]
         quote = self._price(
-            ids, self.declared_size, nb_epochs, eps, steps, delta, noise_multiplier, batch_size=self._batch_size
+            ids,
+            self.declared_size,
+            nb_epochs,
+            eps,
+            steps,
+            delta,
+            noise_multiplier,
+            batch_size=self._batch_size,
+            records_per_unit=self._records_per_unit,
         )
         for text in quote.warnings:
             warnings.warn(text, NoiseWarning, stacklevel=2)
@@ -166,7 +176,7 @@ class RemoteLearner:
             raise InvalidRequest(f"{on.name!r} is private: a rehearsal on it would be a run; fit() makes one")
         dataset = on or self._rehearsal_dataset()
         _check_same_columns(self.datasets[0].contract, dataset)
-        size = dataset.contract.declared_size or 0
+        size = dataset.contract.declared_units or 0
         chosen = batch_size or self._batch_size
         fitting = None if chosen is None else min(chosen, size)
         quote = self._price([dataset.id], size, None, eps, steps, delta, None, batch_size=fitting, rehearsal=True)
@@ -374,6 +384,7 @@ class RemoteLearner:
         noise_multiplier: float | None,
         batch_size: int | None = None,
         rehearsal: bool = False,
+        records_per_unit: int | None = None,
     ) -> Quote:
         eps, noise_multiplier = _one_of(eps, noise_multiplier)
         target_delta = None if delta is None else _positive("delta", delta)
@@ -394,6 +405,7 @@ class RemoteLearner:
             "model_name": self.model_name,
             "batch_size": planned.batch_size,
             "max_batch_size": self._max_batch_size or 0,  # 0: the server chooses
+            "records_per_unit": records_per_unit,
             "steps": planned.steps,
             "max_grad_norm": self._max_grad_norm,
             "clipping": self._clipping,
@@ -419,8 +431,8 @@ class RemoteLearner:
         return float(min(lifetimes)) / 10 if lifetimes else None
 
     def _rehearsal_dataset(self) -> RemoteDataset:
-        """A synthetic dataset under the datasets' contract; one per contract, used again and again."""
-        contract = self.datasets[0].contract
+        """A synthetic dataset of the datasets' columns; one per contract, used again and again."""
+        contract = self.datasets[0].contract.per_record()
         contract = contract.with_declared_size(default_declared_size(self.declared_size))
         name = f"rehearsal-{self._client.principal[:12]}-{contract.digest()[:16]}"
         for dataset in self._client.list_remote_datasets():

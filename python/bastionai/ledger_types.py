@@ -137,6 +137,7 @@ class Charge:
         affordable: Whether the budget covers it, by the rule of the dataset's policy.
         by_renyi: Whether sums of Rényi divergences are that rule; else sums of (ε, δ) are.
         renyi: What it means in Rényi divergences, whichever rule decides; None without a budget.
+        privacy_unit: What is protected: ``per record, per dataset``, or per unit, and over which datasets of the run.
     """
 
     dataset_id: str
@@ -146,6 +147,7 @@ class Charge:
     affordable: bool
     by_renyi: bool = False
     renyi: RenyiPrice | None = None
+    privacy_unit: str = ""
 
     @classmethod
     def parse(cls, document: dict[str, Any]) -> Charge:
@@ -158,6 +160,7 @@ class Charge:
             document["affordable"],
             document["by_renyi"],
             RenyiPrice.parse(document["renyi"]),
+            document["privacy_unit"],
         )
 
     def epsilon_left(self) -> tuple[Decimal, Decimal] | None:

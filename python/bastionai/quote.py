@@ -16,11 +16,11 @@ class Quote:
     Attributes:
         run_digest: Names the run exactly: graph, weights, hyper-parameters, noise, datasets, server.
         steps: Optimizer steps.
-        batch_size: Expected number of records per step, over all datasets.
-        sample_rate: Probability with which each record enters a step.
+        batch_size: Expected number of units per step, over all datasets; records, where these are the unit.
+        sample_rate: Probability with which each unit enters a step.
         noise_multiplier: Noise of the gradient, in units of ``max_grad_norm``.
         loss_noise_multiplier: Noise of the released loss; 0 when none is released.
-        declared_size: Declared records over all datasets.
+        declared_size: Declared units over all datasets; records, where these are the unit.
         physical_batch_size: Rows computed at once.
         micro_batches: Physical batches per step.
         memory_bytes: Estimate for the trainer.
@@ -137,15 +137,16 @@ class Quote:
         return html_table("Price of the run", (), facts) + charges + both
 
 
-_CHARGE_HEADER = ("dataset", "ε", "δ", "ε left before", "ε left after")
+_CHARGE_HEADER = ("dataset", "ε", "δ", "ε left before", "ε left after", "protected")
 
 
 def _charge_row(charge: Charge) -> tuple[str, ...]:
     left = charge.epsilon_left()
     if left is None:
-        return (charge.dataset_name, "0", "0", "no budget needed", "")
+        return (charge.dataset_name, "0", "0", "no budget needed", "", charge.privacy_unit)
     after = f"{left[1]}" if charge.affordable else "does not suffice"
-    return (charge.dataset_name, f"{charge.cost.epsilon}", f"{charge.cost.delta}", f"{left[0]}", after)
+    cost = (f"{charge.cost.epsilon}", f"{charge.cost.delta}")
+    return (charge.dataset_name, *cost, f"{left[0]}", after, charge.privacy_unit)
 
 
 _BOTH_HEADER = ("dataset", "rule that decides", "ε left after, by sums", "ε left after, by Rényi divergences")

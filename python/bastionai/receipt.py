@@ -96,6 +96,8 @@ class Receipt:
                 if "renyi" in budget:
                     spent = f"spent and reserved in all, by Rényi divergences, ε={budget['renyi']['epsilon']}"
                 text += f"; {spent} of {budget['lifetime_epsilon']}"
+            if "privacy_unit" in dataset:
+                text += f"; {dataset['privacy_unit']}"
             facts.append((dataset["name"], text))
         return facts
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bastionai import _internal
+from bastionai import _internal, units
 from bastionai.contract import Column, DataContract
 from bastionai.exceptions import ContractError, InvalidRequest, RowError
 
@@ -27,7 +27,8 @@ class Batch:
 
     Attributes:
         rows: How many.
-        columns: One buffer per contract column: ``rows × elements``.
+        columns: One buffer per contract column: ``rows × elements``; then the units' identifiers, if the contract has a
+            column of them.
     """
 
     rows: int
@@ -50,8 +51,11 @@ def record_batches(dataset: object, contract: DataContract) -> Iterator[Batch]:
         ContractError: If the dataset as a whole does not have the contract's columns.
     """
     first_row = 0
+    counted = None if contract.privacy_unit is None else _internal.UnitCount(contract.to_json())
     for batch in _raw_batches(dataset, contract):
         _internal.check_batch(contract.to_json(), first_row, batch.rows, batch.columns)
+        if counted is not None:
+            counted.add(first_row, batch.columns[-1])
         first_row += batch.rows
         yield batch
 
@@ -160,35 +164,45 @@ def fields(item: object, columns: Sequence[str], row: int) -> list[object]:
 
 
 def _item_batches(records: Iterator[object], contract: DataContract, rows: int) -> Iterator[Batch]:
-    names = [column.name for column in contract.columns]
-    pending: list[list[np.ndarray[Any, Any]]] = [[] for _ in names]
+    names = contract.field_names
+    pending: list[list[np.ndarray[Any, Any]]] = [[] for _ in contract.columns]
+    identifiers: list[object] = []
+    first_row = 0
     for row, item in enumerate(records):
-        for column, values, value in zip(contract.columns, pending, fields(item, names, row), strict=True):
+        found = fields(item, names, row)
+        identifiers.extend(found[len(pending) :])
+        for column, values, value in zip(contract.columns, pending, found[: len(pending)], strict=True):
             values.append(encode(value, column, row))
         if len(pending[0]) == rows:
-            yield _stack(pending, contract)
-            pending = [[] for _ in names]
+            yield _stack(pending, identifiers, contract, first_row)
+            pending, identifiers, first_row = [[] for _ in contract.columns], [], row + 1
     if pending[0]:
-        yield _stack(pending, contract)
+        yield _stack(pending, identifiers, contract, first_row)
 
 
-def _stack(pending: list[list[np.ndarray[Any, Any]]], contract: DataContract) -> Batch:
+def _stack(
+    pending: list[list[np.ndarray[Any, Any]]], identifiers: list[object], contract: DataContract, first_row: int
+) -> Batch:
     columns = [
         np.stack(values).astype(column.numpy_dtype).tobytes()
         for column, values in zip(contract.columns, pending, strict=True)
     ]
+    if contract.privacy_unit is not None:
+        columns.append(units.encode(identifiers, contract, first_row))
     return Batch(len(pending[0]), columns)
 
 
 def _tensor_batches(dataset: torch.utils.data.TensorDataset, contract: DataContract, rows: int) -> Iterator[Batch]:
     # Same result as record by record, without a Python call per record.
-    fields(dataset.tensors, [column.name for column in contract.columns], 0)
+    fields(dataset.tensors, contract.field_names, 0)
+    count = len(contract.columns)
     for start in range(0, len(dataset), rows):
         parts = [tensor[start : start + rows].detach().cpu().numpy() for tensor in dataset.tensors]
         columns = [
             cast(part, column, part.shape[1:], start).tobytes()
-            for part, column in zip(parts, contract.columns, strict=True)
+            for part, column in zip(parts[:count], contract.columns, strict=True)
         ]
+        columns.extend(units.encode(list(part), contract, start) for part in parts[count:])
         yield Batch(len(parts[0]), columns)
 
 

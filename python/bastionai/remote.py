@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from bastionai.contract import DataContract, describe
+from bastionai.contract import DataContract, describe, describe_unit
 from bastionai.display import html_table
 from bastionai.ledger_types import Budget, RenyiBudget, shown
 
@@ -77,6 +77,8 @@ class RemoteDataset:
             facts.append(("held out", "for evaluation only"))
         if self.policy["require_hardened"]:
             facts.append(("noise mode", "hardened required"))
+        if self.contract.privacy_unit is not None:
+            facts.append(("protected", describe_unit(self.contract.privacy_unit)))
         if self.state != "offered":
             facts.append(("state", self.state))
         if self.budget is not None:

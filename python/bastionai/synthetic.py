@@ -50,14 +50,14 @@ def _inside(bound: torch.Tensor, column: Column, inward: float) -> torch.Tensor:
 
 
 class SyntheticDataset(torch.utils.data.TensorDataset):
-    """A dataset of random records under a contract.
+    """A dataset of random records under a contract, each a unit of its own.
 
     Args:
-        contract: The declaration.
+        contract: The declaration; identifiers are not made.
         rows: How many records.
         seed: Of the generator.
     """
 
     def __init__(self, contract: DataContract, rows: int, seed: int = 0) -> None:
         super().__init__(*synthetic_columns(contract, rows, seed).values())
-        self.contract = contract
+        self.contract = contract.per_record()

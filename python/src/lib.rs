@@ -21,7 +21,9 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _internal {
     #[pymodule_export]
-    use super::contract::{canonical_contract, check_batch, contract_digest, declared_size_for};
+    use super::contract::{
+        UnitCount, canonical_contract, check_batch, contract_digest, declared_size_for, encode_identifiers,
+    };
     /// Share of the privacy that the released loss takes when none is named.
     #[pymodule_export]
     const DEFAULT_LOSS_SHARE: f64 = bastionai_client::DEFAULT_LOSS_SHARE;

@@ -33,7 +33,8 @@ BUDGET = {
 
 def charge(**other: Any) -> dict[str, Any]:
     base = {"dataset_id": ID, "dataset_name": HOSTILE, "cost": {"epsilon": "1.999", "delta": "0.000001"}}
-    return {**base, "budget_before": BUDGET, "affordable": True, "by_renyi": False, "renyi": None, **other}
+    unit = {"privacy_unit": f"per {HOSTILE}, joined over datasets {HOSTILE}, {HOSTILE}"}
+    return {**base, **unit, "budget_before": BUDGET, "affordable": True, "by_renyi": False, "renyi": None, **other}
 
 
 def dataset() -> RemoteDataset:

@@ -489,6 +489,9 @@ pub(crate) struct RunStartArguments {
     /// Physical batch size.
     #[arg(long, default_value_t = 64)]
     pub(crate) max_batch_size: u32,
+    /// Records of a unit that a step uses, where datasets protect a unit column; by default the fewest they declare
+    #[arg(long)]
+    pub(crate) records_per_unit: Option<u32>,
     /// Steps; from --epochs, or planned, when absent.
     #[arg(long)]
     pub(crate) steps: Option<u64>,

@@ -11,7 +11,7 @@ use std::path::Path;
 /// Rows per batch.
 const BATCH_ROWS: u64 = 4096;
 
-/// Reads every row; a column of `n > 1` elements is `name_0 … name_{n-1}`, row-major.
+/// Reads every row; a column of `n > 1` elements is `name_0 … name_{n-1}`, row-major. Identifiers of units come last.
 pub(crate) fn read_csv(path: &Path, contract: &DataContract) -> anyhow::Result<Vec<RecordBatch>> {
     let origin = || path.display().to_string();
     let mut reader = csv::ReaderBuilder::new()
@@ -24,6 +24,11 @@ pub(crate) fn read_csv(path: &Path, contract: &DataContract) -> anyhow::Result<V
         .iter()
         .map(|column| locate(&header, column))
         .collect::<anyhow::Result<Vec<_>>>()
+        .with_context(origin)?;
+    let unit = contract
+        .unit_column()
+        .map(|unit| Ok::<_, anyhow::Error>((unit, find(&header, &unit.name)?)))
+        .transpose()
         .with_context(origin)?;
     let mut batches = Vec::new();
     let mut batch = empty(contract);
@@ -43,6 +48,12 @@ pub(crate) fn read_csv(path: &Path, contract: &DataContract) -> anyhow::Result<V
                 }
             }
         }
+        if let (Some((unit, place)), Some(identifiers)) = (unit, batch.columns.last_mut()) {
+            let encoded = unit.dtype.encode(record.get(place).unwrap_or_default());
+            identifiers.extend(encoded.map_err(|reason| {
+                anyhow::anyhow!("{}: row {row}, column `{}`: {reason}", origin(), unit.name)
+            })?);
+        }
         batch.rows += 1;
         if batch.rows == BATCH_ROWS {
             batches.push(std::mem::replace(&mut batch, empty(contract)));
@@ -60,6 +71,13 @@ pub(crate) fn split(
     contract: &DataContract,
     fraction: f64,
 ) -> anyhow::Result<(RecordBatch, RecordBatch)> {
+    if let Some(unit) = contract.unit_column() {
+        bail!(
+            "--test-fraction splits by record, and would put records of one `{}` on both sides: split the file by it, and \
+             put both parts",
+            unit.name
+        );
+    }
     let rows: u64 = batches.iter().map(|batch| batch.rows).sum();
     if !(fraction > 0.0 && fraction < 1.0) || rows < 2 {
         bail!("--test-fraction {fraction}: give a share between 0 and 1, of a file with at least two rows");
@@ -93,23 +111,24 @@ pub(crate) fn split(
 fn empty(contract: &DataContract) -> RecordBatch {
     RecordBatch {
         rows: 0,
-        columns: vec![Vec::new(); contract.columns.len()],
+        columns: vec![Vec::new(); contract.stored_column_bytes().len()],
     }
 }
 
 fn locate(header: &csv::StringRecord, column: &Column) -> anyhow::Result<Vec<usize>> {
-    let find = |name: &str| {
-        header
-            .iter()
-            .position(|found| found == name)
-            .with_context(|| format!("column `{name}` of the contract is missing"))
-    };
     match column.elements() {
-        1 => Ok(vec![find(&column.name)?]),
+        1 => Ok(vec![find(header, &column.name)?]),
         elements => (0..elements)
-            .map(|element| find(&format!("{}_{element}", column.name)))
+            .map(|element| find(header, &format!("{}_{element}", column.name)))
             .collect(),
     }
+}
+
+fn find(header: &csv::StringRecord, name: &str) -> anyhow::Result<usize> {
+    header
+        .iter()
+        .position(|found| found == name)
+        .with_context(|| format!("column `{name}` of the contract is missing"))
 }
 
 /// Appends one cell, little-endian; `None` if it is no such value. Ranges are the contract's to check.

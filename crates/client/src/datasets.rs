@@ -6,7 +6,7 @@ use crate::link::Link;
 use crate::outgoing::Outgoing;
 use crate::rows::{CheckedRecords, RecordBatch, Transfer};
 use crate::session::AppraisedPeer;
-use bastionai_graph::contract::DataContract;
+use bastionai_graph::contract::{DataContract, UnitCount};
 use bastionai_ledger::amount::{Amount, Epsilon, Rho};
 use bastionai_ledger::id::{DatasetId, Principal};
 use bastionai_privacy::filter::terms::{Order, RenyiTerms};
@@ -178,6 +178,8 @@ pub struct Budget {
 pub struct DatasetUpload {
     outgoing: Outgoing<v1::UploadDatasetRequest, v1::Dataset>,
     contract: DataContract,
+    /// Records of each unit so far, where the contract has a column of units.
+    units: Option<UnitCount>,
     chunk_bytes: usize,
     rows: u64,
     sent_bytes: u64,
@@ -255,6 +257,7 @@ impl AppraisedPeer {
         let mut upload = DatasetUpload {
             outgoing: Outgoing::begin(self, "UploadDataset", start),
             contract: dataset.contract.clone(),
+            units: dataset.contract.unit_column().map(UnitCount::new),
             chunk_bytes: self.chunk_bytes(),
             rows: 0,
             sent_bytes: 0,
@@ -286,6 +289,7 @@ impl DatasetUpload {
     pub async fn push(&mut self, batch: RecordBatch) -> Result<(), ClientError> {
         self.refuse_torn()?;
         batch.check(&self.contract, self.rows)?;
+        batch.count(self.units.as_mut(), self.rows)?;
         self.push_checked(batch).await
     }
 

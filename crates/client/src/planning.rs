@@ -10,11 +10,11 @@ use bastionai_privacy::planner::{self, Chosen, NoiseWish, Wish};
 pub struct Fixed {
     /// δ of the run; absent: as the server will choose it.
     pub target_delta: Option<f64>,
-    /// Expected records per step over all datasets.
+    /// Expected units per step over all datasets: records where these are the unit.
     pub batch_size: Option<u64>,
     /// Steps.
     pub steps: Option<u64>,
-    /// Expected uses of each record.
+    /// Expected uses of each unit.
     pub epochs: Option<f64>,
 }
 
@@ -30,7 +30,7 @@ pub fn plan(datasets: &[Dataset], privacy: Privacy, fixed: &Fixed) -> Result<Cho
         },
         Privacy::NoiseMultiplier(multiplier) => NoiseWish::Multiplier(multiplier),
     };
-    let sizes = datasets.iter().map(|dataset| dataset.contract.declared_size);
+    let sizes = datasets.iter().map(|dataset| dataset.contract.declared_units());
     let wish = Wish {
         dataset_size: sizes.fold(0, u64::saturating_add),
         noise,

@@ -1,7 +1,7 @@
 //! Record batches: rows column by column, checked against the contract before anything leaves.
 
 use crate::errors::ClientError;
-use bastionai_graph::contract::{DataContract, RowError};
+use bastionai_graph::contract::{DataContract, RowError, UnitCount};
 use serde::Serialize;
 
 /// Some rows of a dataset: one byte string per contract column, `rows × elements`, row-major,
@@ -10,7 +10,8 @@ use serde::Serialize;
 pub struct RecordBatch {
     /// Number of rows.
     pub rows: u64,
-    /// One per contract column, in its order.
+    /// One per contract column, in its order; then the units' identifiers, where the contract has such a column
+    /// (`bastionai_graph::contract::UnitType`).
     pub columns: Vec<Vec<u8>>,
 }
 
@@ -50,8 +51,10 @@ impl CheckedRecords {
     /// [`ClientError::RowRefused`] with row and column, never with a value.
     pub fn check(contract: &DataContract, batches: Vec<RecordBatch>) -> Result<Self, ClientError> {
         let mut rows = 0;
+        let mut units = contract.unit_column().map(UnitCount::new);
         for batch in &batches {
             batch.check(contract, rows)?;
+            batch.count(units.as_mut(), rows)?;
             rows += batch.rows;
         }
         Ok(Self {
@@ -82,6 +85,16 @@ impl RecordBatch {
         contract
             .check_batch(self.rows, &columns)
             .map_err(|error| refused(error, first_row))
+    }
+
+    /// Counts the records of each unit of a checked batch, where the contract has a column of units.
+    pub(crate) fn count(&self, units: Option<&mut UnitCount>, first_row: u64) -> Result<(), ClientError> {
+        match (units, self.columns.last()) {
+            (Some(units), Some(identifiers)) => {
+                units.add(identifiers).map_err(|error| refused(error, first_row))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Cuts a checked batch into batches of at most `most_bytes`, at least one row each.
@@ -164,6 +177,33 @@ pub(crate) mod tests {
             matches!(error, ClientError::RowRefused { row: Some(3), .. }),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_unit_of_too_many_records_is_refused_over_all_batches_before_anything_is_sent() {
+        let unit = r#"{"column":{"name":"who","dtype":"i64","max_records":2,"declared_units":16}}"#;
+        let json = String::from_utf8(contract().to_canonical_json()).unwrap();
+        let json = json.replace(r#""privacy_unit":"record""#, &format!(r#""privacy_unit":{unit}"#));
+        let contract = DataContract::parse_json(json.as_bytes()).unwrap();
+        let of = |who: [i64; 2]| {
+            let mut batch = batch(&[([0.0, 1.0], 0), ([0.5, 0.5], 1)]);
+            batch
+                .columns
+                .push(who.iter().flat_map(|who| who.to_le_bytes()).collect());
+            batch
+        };
+        let fitting = vec![of([977, 3]), of([3, 977])];
+        assert_eq!(
+            CheckedRecords::check(&contract, fitting.clone()).unwrap().rows(),
+            4
+        );
+        let error = CheckedRecords::check(&contract, [fitting, vec![of([5, 977])]].concat()).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            matches!(&error, ClientError::RowRefused { row: Some(5), column, .. } if column == "who"),
+            "{text}"
+        );
+        assert!(text.contains("max_records") && !text.contains("977"), "{text}");
     }
 
     #[test]

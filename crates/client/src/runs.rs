@@ -28,8 +28,11 @@ pub struct RunSpec {
     pub input_columns: Vec<String>,
     /// Shown in lists.
     pub model_name: String,
-    /// Expected logical batch over all datasets.
+    /// Expected logical batch over all datasets, in units of privacy.
     pub batch_size: u64,
+    /// Records of a unit that a step uses; absent: the smallest `max_records` that the datasets declare.
+    #[serde(default)]
+    pub records_per_unit: Option<u32>,
     /// Physical batch.
     pub max_batch_size: u32,
     /// Optimizer steps.
@@ -134,11 +137,11 @@ pub struct Quote {
     pub joint_noise_multiplier: f64,
     /// Most noise beyond `noise_multiplier · max_grad_norm`, over it, that rounding costs.
     pub noise_slack: f64,
-    /// Probability with which each record enters a step.
+    /// Probability with which each unit enters a step.
     pub sample_rate: f64,
-    /// Declared records over all datasets.
+    /// Declared units over all datasets: records where these are the unit.
     pub declared_size: u64,
-    /// Cap of the sample of a step.
+    /// Cap of the sample of a step, in units.
     pub truncated_batch_size: u64,
     /// Equal physical batches per step.
     pub micro_batches: u32,
@@ -188,6 +191,8 @@ pub struct Charge {
     pub by_renyi: bool,
     /// What it means in Rényi divergences, whichever rule decides; absent unless private, and on runs.
     pub renyi: Option<RenyiPrice>,
+    /// What is protected: `per record, per dataset`, or per unit and over which datasets of the run.
+    pub privacy_unit: String,
 }
 
 impl Charge {

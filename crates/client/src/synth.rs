@@ -6,14 +6,22 @@ use bastionai_graph::dtype::DType;
 use sha2::{Digest, Sha256};
 
 /// `rows` rows drawn uniformly from each element's domain. The same contract, row count and seed give
-/// the same rows, everywhere and for ever. Every row meets the contract.
+/// the same rows, everywhere and for ever. Every row meets the contract; units of several records are filled one after the
+/// other, so that as many rows fit as the contract declares units and records of each.
 pub fn synthetic_batch(contract: &DataContract, rows: u64, seed: u64) -> RecordBatch {
     let columns = contract
         .columns
         .iter()
-        .map(|column| synthetic_column(column, rows, seed))
-        .collect();
-    RecordBatch { rows, columns }
+        .map(|column| synthetic_column(column, rows, seed));
+    let identifiers = contract.unit_column().map(|unit| {
+        let numbers = (0..rows).map(|row| (row / unit.max_records).to_string());
+        let encode = |number: String| unit.dtype.encode(&number).expect("a number is an identifier");
+        numbers.flat_map(encode).collect()
+    });
+    RecordBatch {
+        rows,
+        columns: columns.chain(identifiers).collect(),
+    }
 }
 
 fn synthetic_column(column: &Column, rows: u64, seed: u64) -> Vec<u8> {

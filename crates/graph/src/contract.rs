@@ -4,8 +4,10 @@
 //! Everything here is *public*: it is declared, never computed from private rows (rules T5, G4, D10).
 
 mod rows;
+mod unit;
 
 pub use rows::{RowError, RowReason};
+pub use unit::{MAX_IDENTIFIER_BYTES, MAX_RECORDS_PER_UNIT, PrivacyUnit, UnitColumn, UnitCount, UnitType};
 
 use crate::dtype::DType;
 use serde::{Deserialize, Serialize};
@@ -27,14 +29,6 @@ pub struct DataContract {
     pub privacy_unit: PrivacyUnit,
     /// Declared number of records, a rung of [`SIZE_LADDER`] (rule D10).
     pub declared_size: u64,
-}
-
-/// What the guarantee protects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PrivacyUnit {
-    /// One record.
-    Record,
 }
 
 /// One column: a tensor of fixed shape per record.
@@ -196,9 +190,9 @@ impl DataContract {
             }
         }
         let bytes = self
-            .columns
-            .iter()
-            .fold(0u64, |sum, column| sum.saturating_add(column.record_bytes()));
+            .stored_column_bytes()
+            .into_iter()
+            .fold(0u64, u64::saturating_add);
         if bytes > MAX_RECORD_BYTES {
             return Err(ContractError::Extent(format!(
                 "a record has {bytes} bytes, more than {MAX_RECORD_BYTES}"
@@ -209,7 +203,10 @@ impl DataContract {
                 found: self.declared_size,
             });
         }
-        Ok(())
+        match self.unit_column() {
+            Some(unit) => unit.validate(self.declared_size, names.into_iter().map(String::as_str)),
+            None => Ok(()),
+        }
     }
 
     /// The canonical JSON: fields in declaration order, no white space, shortest round-trip numbers.
@@ -222,9 +219,39 @@ impl DataContract {
         Sha256::digest(self.to_canonical_json()).into()
     }
 
-    /// Bytes of one record over all columns.
+    /// Bytes of one record over all columns, its identifier included.
     pub fn record_bytes(&self) -> u64 {
-        self.columns.iter().map(Column::record_bytes).sum()
+        self.stored_column_bytes().into_iter().sum()
+    }
+
+    /// Bytes of one record in each column as sent and stored: the contract's in order, then the unit's identifier if
+    /// there is one.
+    pub fn stored_column_bytes(&self) -> Vec<u64> {
+        let unit = self.unit_column().map(|unit| unit.dtype.size_bytes());
+        self.columns
+            .iter()
+            .map(Column::record_bytes)
+            .chain(unit)
+            .collect()
+    }
+
+    /// The column of identifiers; `None` where a record is the unit.
+    pub fn unit_column(&self) -> Option<&UnitColumn> {
+        match &self.privacy_unit {
+            PrivacyUnit::Record => None,
+            PrivacyUnit::Column(unit) => Some(unit),
+        }
+    }
+
+    /// Declared number of units (rule D10): that of records where a record is the unit.
+    pub fn declared_units(&self) -> u64 {
+        self.unit_column()
+            .map_or(self.declared_size, |unit| unit.declared_units)
+    }
+
+    /// Most records of one unit.
+    pub fn max_records_per_unit(&self) -> u64 {
+        self.unit_column().map_or(1, |unit| unit.max_records)
     }
 
     /// The column of this name.

@@ -54,6 +54,7 @@ pub mod receipt;
 pub mod refusal;
 pub mod rules;
 pub mod state;
+pub mod unit;
 pub mod weights;
 
 pub use bastionai_privacy::filter::amount;
@@ -80,4 +81,5 @@ pub use propose::Proposal;
 pub use receipt::{IssueError, Receipt, ReceiptError, RuntimeEvidence};
 pub use refusal::Refusal;
 pub use state::{Dataset, Ledger, Orphan, Run, RunStatus};
+pub use unit::privacy_units;
 pub use weights::{WeightTensor, weights_digest};

@@ -8,7 +8,8 @@ use crate::entry::{Charge, KeptWeights, Outcome};
 use crate::id::{BootId, DatasetId, Digest32, LedgerPublicKey, Principal, RunId};
 use crate::key::LedgerKey;
 use crate::policy::{Composition, DatasetKind, Freshness, NoiseMode, RunKind};
-use crate::state::{Ledger, Run, RunStatus};
+use crate::state::{Dataset, Ledger, Run, RunStatus};
+use crate::unit::{PER_RECORD, privacy_units};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bastionai_privacy::event::{DpEvent, NeighboringRelation};
@@ -110,6 +111,9 @@ pub struct DatasetStatement {
     pub root: Digest32,
     /// Declared number of records.
     pub declared_size: u64,
+    /// What is protected together in this dataset, and over which datasets of the run; left out where it is the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy_unit: Option<String>,
     /// The mechanism charged, in full.
     pub event: DpEvent,
     /// Which pairs of datasets the guarantee compares.
@@ -254,18 +258,15 @@ impl Receipt {
         let freshness = ledger
             .current_boot()
             .map_or(Freshness::None, |boot| boot.freshness);
+        let datasets = dataset_statements(ledger, run);
         Ok(Self {
             version: RECEIPT_VERSION,
             issued_unix_ms: now_unix_ms.max(ledger.last_time_unix_ms()),
             ledger_head: ledger.head(),
             freshness,
             run: run_statement(run, outcome),
-            datasets: run
-                .charges()
-                .iter()
-                .filter_map(|charge| dataset_statement(ledger, run, charge))
-                .collect(),
-            accounting: accounting_statement(!run.renyi_charges().is_empty()),
+            accounting: accounting_statement(&datasets, !run.renyi_charges().is_empty()),
+            datasets,
             issuer,
             runner,
             resumers,
@@ -474,8 +475,19 @@ fn run_statement(run: &Run, outcome: Outcome) -> RunStatement {
     }
 }
 
-fn dataset_statement(ledger: &Ledger, run: &Run, charge: &Charge) -> Option<DatasetStatement> {
-    let dataset = ledger.dataset(&charge.dataset)?;
+fn dataset_statements(ledger: &Ledger, run: &Run) -> Vec<DatasetStatement> {
+    let charged = run
+        .charges()
+        .iter()
+        .filter_map(|charge| Some((ledger.dataset(&charge.dataset)?, charge)));
+    let (datasets, charges): (Vec<&Dataset>, Vec<&Charge>) = charged.unzip();
+    let units = privacy_units(&datasets);
+    let all = datasets.into_iter().zip(charges).zip(units);
+    all.map(|((dataset, charge), unit)| dataset_statement(run, dataset, charge, unit))
+        .collect()
+}
+
+fn dataset_statement(run: &Run, dataset: &Dataset, charge: &Charge, unit: String) -> DatasetStatement {
     let renyi = match (&dataset.policy().composition, dataset.renyi_account()) {
         (Composition::Renyi(orders), Some(account)) => Some(RenyiStatement::of(orders, account)),
         _ => None,
@@ -489,7 +501,7 @@ fn dataset_statement(ledger: &Ledger, run: &Run, charge: &Charge) -> Option<Data
         lifetime_delta: budget.lifetime.delta,
         renyi,
     });
-    Some(DatasetStatement {
+    DatasetStatement {
         id: dataset.id(),
         name: dataset.name().to_owned(),
         kind: dataset.kind(),
@@ -498,25 +510,33 @@ fn dataset_statement(ledger: &Ledger, run: &Run, charge: &Charge) -> Option<Data
         policy_digest: dataset.policy_digest(),
         root: dataset.root(),
         declared_size: dataset.declared_size(),
+        privacy_unit: (unit != PER_RECORD).then_some(unit),
         event: charge.event.clone(),
         relation: charge.relation,
         epsilon: charge.amount.epsilon,
         delta: charge.amount.delta,
         renyi: run.renyi_charged(charge),
         budget,
-    })
+    }
 }
 
-fn accounting_statement(has_renyi: bool) -> AccountingStatement {
+fn accounting_statement(datasets: &[DatasetStatement], has_renyi: bool) -> AccountingStatement {
+    let by_column = datasets.iter().any(|dataset| dataset.privacy_unit.is_some());
+    let (unit, neighbours) = if by_column {
+        (UNIT_OF_EACH_DATASET, NEIGHBOURS_BY_UNIT)
+    } else {
+        (PER_RECORD, NEIGHBOURS_BY_RECORD)
+    };
     let composition = if has_renyi {
         COMPOSITION_WITH_RENYI
     } else {
         COMPOSITION
     };
+    let assumptions = std::iter::once(&neighbours).chain(ASSUMPTIONS);
     AccountingStatement {
-        privacy_unit: PRIVACY_UNIT.to_owned(),
+        privacy_unit: unit.to_owned(),
         composition: composition.to_owned(),
-        assumptions: ASSUMPTIONS.iter().map(|&text| text.to_owned()).collect(),
+        assumptions: assumptions.map(|&text| text.to_owned()).collect(),
     }
 }
 
@@ -536,8 +556,12 @@ mod base64_bytes {
 /// Version of receipts.
 pub const RECEIPT_VERSION: u32 = 1;
 
-/// Rule D9: two datasets of one run may hold the same person.
-const PRIVACY_UNIT: &str = "per record, per dataset";
+/// Rule D9, where a dataset of the run has units of several records.
+const UNIT_OF_EACH_DATASET: &str = "as stated for each dataset";
+const NEIGHBOURS_BY_RECORD: &str =
+    "neighbouring datasets differ by adding or removing one record of one dataset";
+const NEIGHBOURS_BY_UNIT: &str = "neighbouring datasets differ by adding or removing all records of one unit, in every \
+     dataset that it is joined over, or one record of a dataset that is protected per record";
 /// Rule D6.
 const COMPOSITION: &str =
     "basic composition of (epsilon, delta); the full reserve of every started run stays charged";
@@ -546,7 +570,6 @@ const COMPOSITION_WITH_RENYI: &str = "each dataset by the rule of its policy: su
      started run staying charged; or a filter on sums of Renyi divergences at fixed orders, with delta split over the orders, \
      a cancelled run being charged the steps it had started";
 const ASSUMPTIONS: &[&str] = &[
-    "neighbouring datasets differ by adding or removing one record of one dataset",
     "the rounded Gaussian is exact up to the approximation of the normal stated in docs/privacy.md",
     "at one physical batch size the loss of a record does not depend on its position or on other records",
     "code execution inside libtorch is outside the guarantee",

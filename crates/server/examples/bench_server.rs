@@ -239,6 +239,7 @@ impl Bench {
             input_columns: vec!["x".into(), "y".into()],
             model_name: "mlp".into(),
             batch_size: 16,
+            records_per_unit: None,
             max_batch_size: 0,
             steps: STEPS,
             max_grad_norm: 1.0,

@@ -16,7 +16,7 @@
 //! - `refuse`, `unready`, `mute`, `garbage`: refuses the job, dies before it is ready, never is, or answers nonsense;
 //! - `nan`, `short`, `skip`: a state that is not finite, too short, or steps out of order;
 //! - `record`: like `normal-0`, and writes every byte it was sent to `record.bin` beside the link, for benches;
-//! - `echo`: like `normal-0`, and writes the records it got to `echo.bin` beside the link;
+//! - `echo-MS`: like `normal-MS`, and writes the records it got to `echo.bin` beside the link;
 //! - `trace-MS`: like `normal-MS`, and writes the sizes of all frames it got to `trace.txt` beside the link.
 //!
 //! Asked to evaluate it counts nothing: every "noisy count" is its cell's number; with `fresh-MS`, which is like `normal-MS`,
@@ -98,7 +98,8 @@ fn main() -> io::Result<()> {
         }
         _ => say(&mut output, &Report::Ready)?,
     }
-    let records = input.frames(job.datasets.len() * graph.inputs().len())?;
+    let numbered = job.units.of_datasets.iter().flatten().count();
+    let records = input.frames(job.datasets.len() * graph.inputs().len() + numbered)?;
     match mode {
         "echo" => std::fs::write(called.with_file_name("echo.bin"), records.concat())?,
         "record" => std::fs::write(
@@ -122,7 +123,9 @@ fn main() -> io::Result<()> {
             },
             "die" if step > number => return Ok(()),
             "segv" | "abort" | "kill" | "exit" if step > number => die_of(mode),
-            "normal" | "deaf" | "trace" if number > 0 => std::thread::sleep(Duration::from_millis(number)),
+            "normal" | "deaf" | "echo" | "trace" if number > 0 => {
+                std::thread::sleep(Duration::from_millis(number))
+            }
             _ => {}
         }
         let shown = if mode == "skip" { step + 1 } else { step };

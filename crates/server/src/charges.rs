@@ -118,6 +118,13 @@ impl RenyiGrounds {
     }
 }
 
+/// All charges of a run, as the scientist sees them.
+pub(crate) fn to_wire(ledger: &Ledger, charges: &[PricedCharge]) -> Vec<v1::Charge> {
+    let charged: Vec<&Charge> = charges.iter().map(|priced| &priced.charge).collect();
+    let made = charges.iter().map(|priced| priced.to_wire(ledger));
+    convert::with_units(ledger, &charged, made)
+}
+
 impl PricedCharge {
     pub(crate) fn new(charge: Charge, grounds: Option<&RenyiGrounds>) -> Result<Self, Failure> {
         let renyi = match grounds {
@@ -128,7 +135,7 @@ impl PricedCharge {
     }
 
     /// As the scientist sees it; affordable by the rule that decides, as of now.
-    pub(crate) fn to_wire(&self, ledger: &Ledger) -> v1::Charge {
+    fn to_wire(&self, ledger: &Ledger) -> v1::Charge {
         let mut wire = convert::charge(ledger, &self.charge);
         let Some(price) = &self.renyi else {
             return wire;

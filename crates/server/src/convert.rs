@@ -167,6 +167,27 @@ fn renyi_budget(account: &RenyiAccount, policy: &Policy) -> v1::RenyiBudget {
     }
 }
 
+/// The units of a run's charges, in order; nothing where a dataset is not known any more.
+fn charged_units(ledger: &Ledger, charges: &[&bastionai_ledger::Charge]) -> Vec<String> {
+    let datasets: Option<Vec<&Dataset>> = charges.iter().map(|one| ledger.dataset(&one.dataset)).collect();
+    datasets.map_or_else(
+        || vec![String::new(); charges.len()],
+        |datasets| bastionai_ledger::privacy_units(&datasets),
+    )
+}
+
+/// Says of each of a run's charges, made by [`charge`], what it protects: that depends on all of them (rule D9).
+pub(crate) fn with_units(
+    ledger: &Ledger,
+    charges: &[&bastionai_ledger::Charge],
+    made: impl IntoIterator<Item = v1::Charge>,
+) -> Vec<v1::Charge> {
+    let units = charged_units(ledger, charges);
+    let both = made.into_iter().zip(units);
+    both.map(|(one, privacy_unit)| v1::Charge { privacy_unit, ..one })
+        .collect()
+}
+
 /// A charge by the sums of (ε, δ); [`crate::charges`] adds the other currency, and decides.
 pub(crate) fn charge(ledger: &Ledger, charge: &bastionai_ledger::Charge) -> v1::Charge {
     let dataset = ledger.dataset(&charge.dataset);
@@ -187,6 +208,7 @@ pub(crate) fn charge(ledger: &Ledger, charge: &bastionai_ledger::Charge) -> v1::
             })
             .into(),
         renyi: None,
+        privacy_unit: String::new(),
     }
 }
 
@@ -203,11 +225,15 @@ pub(crate) fn run(ledger: &Ledger, run: &Run) -> v1::Run {
         RunStatus::Committed(Outcome::Failed) | RunStatus::Refunded(_) => v1::RunState::Failed,
     };
     let refunded = matches!(run.status(), RunStatus::Refunded(_));
-    let charges = run.charges().iter().map(|one| v1::Charge {
-        budget_before: None,
-        affordable: true,
-        ..charge(ledger, one)
-    });
+    let charged: Vec<_> = run.charges().iter().collect();
+    let made = charged.iter().map(|one| charge(ledger, one));
+    let charges = with_units(ledger, &charged, made)
+        .into_iter()
+        .map(|one| v1::Charge {
+            budget_before: None,
+            affordable: true,
+            ..one
+        });
     v1::Run {
         id: run.id().as_bytes().to_vec(),
         run_digest: run.run_digest().as_bytes().to_vec(),

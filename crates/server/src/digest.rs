@@ -179,6 +179,11 @@ impl Agreement<'_> {
         fields.integer(plan.declared_size);
         fields.integer(u64::from(plan.physical_batch_size));
         fields.integer(u64::from(plan.micro_batches));
+        // Which datasets share units, their contracts say.
+        if plan.records_per_unit != 1 {
+            fields.add(b"records-per-unit");
+            fields.integer(u64::from(plan.records_per_unit));
+        }
         fields.integer(plan.amount.epsilon.units());
         fields.integer(plan.amount.delta.units());
     }
@@ -274,6 +279,7 @@ mod tests {
         };
         Example {
             request: RunRequest {
+                records_per_unit: None,
                 model: Digest32::from_bytes([1; 32]),
                 datasets: vec![DatasetId::from_bytes([2; 16])],
                 input_columns: vec!["x".into(), "y".into()],
@@ -288,6 +294,7 @@ mod tests {
                 sample_threshold: 1 << 60,
                 sample_rate: 0.0625,
                 declared_size: 1024,
+                records_per_unit: 1,
                 physical_batch_size: 100,
                 micro_batches: 1,
                 event: DpEvent::NoOp,
@@ -418,6 +425,8 @@ mod tests {
             ("declared size", |e| e.plan.declared_size += 1),
             ("physical batch", |e| e.plan.physical_batch_size += 1),
             ("micro-batches", |e| e.plan.micro_batches += 1),
+            ("records of a unit", |e| e.plan.records_per_unit = 2),
+            ("more records of a unit", |e| e.plan.records_per_unit = 3),
             ("ε", |e| e.plan.amount.epsilon = Epsilon::from_units(6)),
             ("δ", |e| e.plan.amount.delta = Delta::from_units(8)),
             ("scientist", |e| e.scientist = Principal::from_bytes([0; 32])),

@@ -31,6 +31,7 @@ pub(crate) fn request(
     loss: Option<LossRequest>,
 ) -> RunRequest {
     RunRequest {
+        records_per_unit: None,
         model: Digest32::from_bytes([0; 32]),
         datasets: vec![DatasetId::from_bytes([0; 16])],
         input_columns: vec!["x".into()],

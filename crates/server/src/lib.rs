@@ -55,6 +55,7 @@ mod storage;
 mod terms;
 mod throughput;
 mod tls;
+mod units;
 mod warm_start;
 
 pub use boot::BootError;

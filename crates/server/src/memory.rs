@@ -34,6 +34,8 @@ impl Memory {
 pub(crate) struct Needs<'a> {
     pub(crate) graph: &'a TypedGraph,
     pub(crate) declared_sizes: &'a [u64],
+    /// Rows of a unit: their gradients are added up.
+    pub(crate) records_per_unit: u32,
     pub(crate) compute: Compute,
     pub(crate) noise_mode: NoiseMode,
 }
@@ -45,12 +47,13 @@ impl Needs<'_> {
         Memory {
             runtime: RUNTIME_BYTES,
             parameters: parameter_bytes(self.graph),
-            batch: batch_bytes(self.graph, batch, self.noise_mode).saturating_add(lowered_bytes(
-                self.graph,
-                batch,
-                self.compute,
-            )),
-            records: record_bytes(self.graph, self.declared_sizes),
+            batch: sum([
+                batch_bytes(self.graph, batch, self.noise_mode),
+                lowered_bytes(self.graph, batch, self.compute),
+                unit_bytes(self.graph, batch, self.records_per_unit),
+            ]),
+            records: record_bytes(self.graph, self.declared_sizes)
+                .saturating_add(grouping_bytes(self.declared_sizes, self.records_per_unit)),
         }
     }
 
@@ -145,6 +148,27 @@ fn batch_bytes(graph: &TypedGraph, batch: u64, noise_mode: NoiseMode) -> u64 {
     // Rounding record by record reads a block as it lies in memory: one more copy of a permuted one.
     let blocks = block.saturating_mul(if noise_mode == NoiseMode::Hardened { 3 } else { 2 });
     sum(inputs.chain([forward, taps, widest, blocks, kept, unfolded, pulled_back]))
+}
+
+/// What units of several records take besides: what a tap holds once more as it is selected, a unit's gradients side by side
+/// before they are added up.
+fn unit_bytes(graph: &TypedGraph, batch: u64, records_per_unit: u32) -> u64 {
+    if records_per_unit == 1 {
+        return 0;
+    }
+    let size = |id: ValueId| value_bytes(&graph.values()[id.0 as usize], batch);
+    let tapped = graph.nodes().iter().filter(|node| node.tap.is_some());
+    let selected = tapped.map(|node| sum(operands(node).chain(node.outputs.iter().copied()).map(size)));
+    let side_by_side = largest_trained(graph).saturating_mul(8 * 2 * u64::from(records_per_unit));
+    sum(selected.chain([side_by_side]))
+}
+
+/// The number of each row's unit as it comes, its row beside it, sorted, and where each unit's begin.
+fn grouping_bytes(declared_sizes: &[u64], records_per_unit: u32) -> u64 {
+    if records_per_unit == 1 {
+        return 0;
+    }
+    sum(declared_sizes.iter().copied()).saturating_mul(32)
 }
 
 /// Of products in bfloat16: every operand's copy, kept for the backward pass (a value that feeds three products is copied
@@ -415,6 +439,7 @@ mod tests {
         Needs {
             graph,
             declared_sizes,
+            records_per_unit: 1,
             compute: Compute::Float32,
             noise_mode: NoiseMode::Standard,
         }
@@ -435,6 +460,24 @@ mod tests {
         assert_eq!(
             (hardened.parameters, hardened.records),
             (standard.parameters, standard.records)
+        );
+    }
+
+    #[test]
+    fn units_of_several_records_need_what_is_selected_and_added_up_besides() {
+        let graph = mlp();
+        let records = needs(&graph, &[64]);
+        let units = Needs {
+            records_per_unit: 8,
+            ..records
+        };
+        let (one, eight) = (records.memory(64), units.memory(64));
+        // 4 → 8 → 2 in f32: inputs, weights, biases and outputs of both layers; the larger weight eight times, twice, in f64.
+        let selected = 4 * (64 * 4 + 8 * 4 + 8 + 64 * 8) + 4 * (64 * 8 + 2 * 8 + 2 + 64 * 2);
+        assert_eq!(eight.batch - one.batch, selected + 8 * 32 * 8 * 2);
+        assert_eq!(
+            (eight.parameters, eight.records),
+            (one.parameters, one.records + 64 * 32)
         );
     }
 

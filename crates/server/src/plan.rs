@@ -26,9 +26,11 @@ pub(crate) struct Plan {
     pub(crate) sample_threshold: u64,
     /// The probability with which a record enters a step's sample, its turns taken into account.
     pub(crate) sample_rate: f64,
-    /// Σ declared_size: public, never the row count (rule D10).
+    /// Declared units of all datasets, records where these are the unit: public, never a count of rows (rule D10).
     pub(crate) declared_size: u64,
-    /// Records per micro-batch, the same for all (rule T2).
+    /// Rows of each unit in a batch.
+    pub(crate) records_per_unit: u32,
+    /// Rows of every micro-batch, whole units (rule T2).
     pub(crate) physical_batch_size: u32,
     /// Micro-batches per step, always all of them (rule D8).
     pub(crate) micro_batches: u32,
@@ -43,7 +45,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Plans a run over `declared_size` records for `delta`, for a trainer that has room for the noise of `most_bands`
+    /// Plans a run over `declared_size` units for `delta`, for a trainer that has room for the noise of `most_bands`
     /// steps: what is planned keeps to that, and what was asked for is the caller's to check.
     ///
     /// # Guarantee
@@ -86,8 +88,11 @@ impl Plan {
                 .truncated_batch_size(joint_of(multiplier, request.loss), accounted_delta)
                 .map_err(unpriceable)?,
         };
-        let (micro_batches, physical_batch_size) = micro_batches(cap.max(1), request.max_batch_size)?;
-        let cap = u64::from(micro_batches) * u64::from(physical_batch_size);
+        let records_per_unit = request.records_per_unit.unwrap_or(1);
+        let most_units = most_units(records_per_unit, request.max_batch_size)?;
+        let (micro_batches, units) = micro_batches(cap.max(1), most_units)?;
+        let cap = u64::from(micro_batches) * u64::from(units);
+        let physical_batch_size = units.checked_mul(records_per_unit).ok_or_else(too_large_batch)?;
         let joint_noise_multiplier = match request.privacy {
             Privacy::NoiseMultiplier(multiplier) => joint_of(multiplier, request.loss),
             Privacy::TargetEpsilon(epsilon) => {
@@ -128,6 +133,7 @@ impl Plan {
             sample_threshold,
             sample_rate,
             declared_size,
+            records_per_unit,
             physical_batch_size,
             micro_batches,
             band,
@@ -137,9 +143,9 @@ impl Plan {
         })
     }
 
-    /// Largest sample a step processes; what is above is cut, and paid for in ε.
+    /// Largest sample a step processes, in units; what is above is cut, and paid for in ε.
     pub(crate) fn truncated_batch_size(&self) -> u64 {
-        u64::from(self.micro_batches) * u64::from(self.physical_batch_size)
+        u64::from(self.micro_batches) * u64::from(self.physical_batch_size / self.records_per_unit)
     }
 
     /// What a scientist should know before paying, with the numbers.
@@ -331,17 +337,36 @@ fn joint_of(gradient: f64, loss: Option<LossRequest>) -> f64 {
     loss.map_or(gradient, |loss| gradient * (1.0 - loss.share).sqrt())
 }
 
-/// Equal micro-batches that hold `cap` records, each of at most `max` (T2, D8): (how many, how large).
-fn micro_batches(cap: u64, max: Option<u32>) -> Result<(u32, u32), Failure> {
-    let count = cap.div_ceil(u64::from(max.unwrap_or(DEFAULT_PHYSICAL_BATCH)));
+/// Units of a physical batch of at most so many rows.
+fn most_units(records_per_unit: u32, max_batch_size: Option<u32>) -> Result<u32, Failure> {
+    match max_batch_size {
+        None => Ok((DEFAULT_PHYSICAL_BATCH / records_per_unit).max(1)),
+        Some(rows) if rows >= records_per_unit => Ok(rows / records_per_unit),
+        Some(rows) => {
+            let message = format!(
+                "max_batch_size {rows} is below records_per_unit {records_per_unit}: the records of a unit stand in one \
+                 physical batch; raise it, or use fewer records of each unit"
+            );
+            Err(Failure::new(Reason::RunSpecInvalid, message))
+        }
+    }
+}
+
+/// Equal micro-batches that hold `cap` units, each of at most `most` (T2, D8): (how many, how large).
+fn micro_batches(cap: u64, most: u32) -> Result<(u32, u32), Failure> {
+    let count = cap.div_ceil(u64::from(most));
     let size = cap.div_ceil(count);
     match (u32::try_from(count), u32::try_from(size)) {
         (Ok(count), Ok(size)) => Ok((count, size)),
-        _ => Err(Failure::new(
-            Reason::RunSpecInvalid,
-            "the batch is too large for its max_batch_size; raise that",
-        )),
+        _ => Err(too_large_batch()),
     }
+}
+
+fn too_large_batch() -> Failure {
+    Failure::new(
+        Reason::RunSpecInvalid,
+        "the batch is too large for its max_batch_size; raise that",
+    )
 }
 
 /// Refuses noise that the trainer would refuse after the run was reserved.
@@ -521,7 +546,7 @@ mod tests {
     #[test]
     fn micro_batches_are_equal_hold_the_cap_and_respect_the_largest_size() {
         for cap in 1..600 {
-            let (count, size) = micro_batches(cap, Some(64)).unwrap();
+            let (count, size) = micro_batches(cap, 64).unwrap();
             assert!(
                 size <= 64 && u64::from(count) * u64::from(size) >= cap,
                 "{cap}: {count} x {size}"
@@ -531,6 +556,36 @@ mod tests {
                 "{cap}: {count} x {size} wastes rows"
             );
         }
+    }
+
+    #[test]
+    fn units_of_several_records_cost_what_records_do_and_stand_whole_in_a_batch() {
+        let request = request(64, 100, Privacy::NoiseMultiplier(2.0), None);
+        let records = Plan::new(&request, 1024, delta(), MAX_BANDS).unwrap();
+        for (records_per_unit, asked) in [(5, None), (5, Some(23)), (300, None), (7, Some(7))] {
+            let request = RunRequest {
+                records_per_unit: Some(records_per_unit),
+                max_batch_size: asked,
+                ..request.clone()
+            };
+            let units = Plan::new(&request, 1024, delta(), MAX_BANDS).unwrap();
+            let most = asked.unwrap_or(DEFAULT_PHYSICAL_BATCH.max(records_per_unit));
+            assert!(
+                units.physical_batch_size <= most
+                    && units.physical_batch_size.is_multiple_of(records_per_unit)
+            );
+            assert!(units.truncated_batch_size() >= 64 && units.truncated_batch_size() < 300);
+            assert_eq!(units.sample_threshold, records.sample_threshold);
+            let ratio = units.amount.epsilon.to_f64() / records.amount.epsilon.to_f64();
+            assert!((0.98..1.02).contains(&ratio), "{ratio}");
+        }
+        let small = RunRequest {
+            records_per_unit: Some(9),
+            max_batch_size: Some(8),
+            ..request
+        };
+        let refused = tonic::Status::from(Plan::new(&small, 1024, delta(), MAX_BANDS).unwrap_err());
+        assert!(refused.message().contains("records_per_unit 9"), "{refused}");
     }
 
     #[test]

@@ -9,10 +9,12 @@ use crate::plan::{self, Plan};
 use crate::spec::{Privacy, RunRequest};
 use crate::terms::{self, Grounds, check_frames, read_archive, refused};
 use crate::throughput::Throughput;
+use crate::units;
 use crate::warm_start::{self, WeightsSource};
 use bastionai_graph::typed::TypedGraph;
 use bastionai_ledger::{BootId, Delta, Digest32, Ledger, NoiseMode, Principal, RunId, RunReserved};
 use bastionai_wire::trainer::{Band, ClassKey, DatasetShape, Job, LossRelease, TRAINER_PROTOCOL_VERSION};
+use bastionai_wire::units::Units;
 use bastionai_wire::{Average, v1};
 use std::sync::Arc;
 
@@ -24,6 +26,7 @@ pub(crate) struct PricedRun {
     pub(crate) plan: Plan,
     pub(crate) graph: Arc<TypedGraph>,
     pub(crate) declared_sizes: Vec<u64>,
+    pub(crate) units: Units,
     pub(crate) charges: Vec<PricedCharge>,
     pub(crate) memory_bytes: u64,
     pub(crate) kept_bytes: u64,
@@ -31,7 +34,7 @@ pub(crate) struct PricedRun {
 }
 
 /// Prices a run. CPU-bound: reads the archive, proves the graph, calibrates the noise.
-pub(crate) fn price(request: RunRequest, grounds: &Grounds) -> Result<PricedRun, Failure> {
+pub(crate) fn price(mut request: RunRequest, grounds: &Grounds) -> Result<PricedRun, Failure> {
     let (terms, boot, limits) = (&grounds.terms, grounds.boot, grounds.limits);
     terms.check_noise_mode(request.noise_mode)?;
     let inputs = terms.inputs(&request.input_columns)?;
@@ -47,7 +50,13 @@ pub(crate) fn price(request: RunRequest, grounds: &Grounds) -> Result<PricedRun,
     let declared_sizes = terms.declared_sizes();
     check_frames(&inputs, &declared_sizes)?;
     let delta = terms.delta(request.delta);
-    let (plan, memory_bytes) = fitting_plan(&request, &graph, &declared_sizes, delta, limits.memory_bytes)?;
+    let units = terms.units(request.records_per_unit)?;
+    request.records_per_unit = Some(units.records_per_unit);
+    let sizes = Sizes {
+        records: &declared_sizes,
+        units: units::declared_units(&units, &declared_sizes),
+    };
+    let (plan, memory_bytes) = fitting_plan(&request, &graph, sizes, delta, limits.memory_bytes)?;
     let kept_bytes = plan::weight_bytes(&graph).saturating_mul(kept_sets(&request));
     if kept_bytes > limits.kept_bytes {
         let message = format!(
@@ -82,6 +91,7 @@ pub(crate) fn price(request: RunRequest, grounds: &Grounds) -> Result<PricedRun,
         plan,
         graph: Arc::new(graph),
         declared_sizes,
+        units,
         memory_bytes,
         kept_bytes,
         expires_unix_ms: limits.expires_unix_ms,
@@ -111,16 +121,23 @@ fn check_written_out(mode: bastionai_wire::NoiseMode, graph: &TypedGraph) -> Res
 /// `MOST_INSTANTIATED` of the trainer (taps/method.rs): 64 MiB a record in f32.
 const MOST_WRITTEN_OUT: u64 = 1 << 24;
 
+/// Declared sizes: of each dataset in records, and of all together in units.
+#[derive(Clone, Copy)]
+struct Sizes<'s> {
+    records: &'s [u64],
+    units: u64,
+}
+
 /// The plan whose trainer fits into memory, with its estimate: in smaller physical batches where the scientist
 /// named none.
 fn fitting_plan(
     request: &RunRequest,
     graph: &TypedGraph,
-    declared_sizes: &[u64],
+    sizes: Sizes<'_>,
     delta: Delta,
     allowed: u64,
 ) -> Result<(Plan, u64), Failure> {
-    let records = declared_sizes.iter().copied().fold(0, u64::saturating_add);
+    let records_per_unit = request.records_per_unit.unwrap_or(1);
     let average = request.average.map_or(0, |_| plan::weight_bytes(graph));
     let trainable = plan::trainable_parameters(graph);
     let allowed = allowed.saturating_sub(average);
@@ -128,11 +145,12 @@ fn fitting_plan(
     let most_bands = 1 + allowed / 4 / plan::noise_bytes(2, trainable).max(1);
     let needs = Needs {
         graph,
-        declared_sizes,
+        declared_sizes: sizes.records,
+        records_per_unit,
         compute: request.compute,
         noise_mode: request.noise_mode,
     };
-    let plan = Plan::new(request, records, delta, most_bands)?;
+    let plan = Plan::new(request, sizes.units, delta, most_bands)?;
     let noise = plan.noise_bytes(trainable);
     if noise > allowed {
         let message = format!(
@@ -154,7 +172,7 @@ fn fitting_plan(
             max_batch_size: Some(fitting),
             ..request.clone()
         };
-        Plan::new(&smaller, records, delta, most_bands)?
+        Plan::new(&smaller, sizes.units, delta, most_bands)?
     };
     let bytes = needs.memory(plan.physical_batch_size).total();
     Ok((plan, bytes + beside))
@@ -187,7 +205,7 @@ impl PricedRun {
             kept_bytes: self.kept_bytes,
             noise_ratio: self.plan.noise_ratio,
             trainable_parameters,
-            charges: self.charges.iter().map(|charge| charge.to_wire(ledger)).collect(),
+            charges: charges::to_wire(ledger, &self.charges),
             expires_unix_ms: self.expires_unix_ms,
             graph_digest: self.graph.digest().to_vec(),
             warnings: self.plan.warnings(&self.request, trainable_parameters),
@@ -231,6 +249,7 @@ impl PricedRun {
             datasets: datasets
                 .map(|(&capacity, &rows)| DatasetShape { capacity, rows })
                 .collect(),
+            units: self.units.clone(),
             steps: self.request.steps,
             start_step: 0,
             checkpoint_ms: 0, // the executor's to say
@@ -300,6 +319,12 @@ impl PricedRun {
             plan_bands: false,
             keep_steps: request.keep_steps.clone(),
             keep_every: 0,
+            // Nothing to choose where the record is the unit.
+            records_per_unit: if self.units.are_records() {
+                0
+            } else {
+                self.units.records_per_unit
+            },
         }
     }
 }
@@ -319,13 +344,18 @@ mod tests {
             ..request(4096, 10, Privacy::NoiseMultiplier(1.0), None)
         };
         let delta = "1e-6".parse().expect("a constant");
-        fitting_plan(&request, &mlp(), &RECORDS, delta, allowed)
+        let sizes = Sizes {
+            records: &RECORDS,
+            units: RECORDS[0],
+        };
+        fitting_plan(&request, &mlp(), sizes, delta, allowed)
     }
 
     fn bytes_at(physical_batch_size: u32) -> u64 {
         let needs = Needs {
             graph: &mlp(),
             declared_sizes: &RECORDS,
+            records_per_unit: 1,
             compute: bastionai_wire::Compute::Float32,
             noise_mode: bastionai_wire::NoiseMode::Standard,
         };
@@ -377,7 +407,11 @@ mod tests {
                 ..request(batch, 300, Privacy::NoiseMultiplier(1.0), None)
             };
             let delta = "1e-6".parse().expect("a constant");
-            fitting_plan(&request, &mlp(), &RECORDS, delta, allowed)
+            let sizes = Sizes {
+                records: &RECORDS,
+                units: RECORDS[0],
+            };
+            fitting_plan(&request, &mlp(), sizes, delta, allowed)
         };
         let parameters = plan::trainable_parameters(&mlp());
         for bands in [1, 101] {

@@ -12,8 +12,10 @@ use bastionai_ledger::{
 use bastionai_vault::{RunOrder, TransactError, Vault};
 
 /// A quote that was given.
-// A few hundred of them at most are held, behind pointers or in a map: their sizes may differ.
-#[allow(clippy::large_enum_variant)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there are a few, and each has a graph besides"
+)]
 pub(crate) enum Priced {
     Training(PricedRun),
     Evaluation(PricedEvaluation),

@@ -15,6 +15,8 @@ use std::collections::BTreeSet;
 #[derive(Clone, Debug)]
 pub(crate) struct RunRequest {
     pub(crate) model: Digest32,
+    /// Records of a unit that a step uses; `None`: as the contracts say.
+    pub(crate) records_per_unit: Option<u32>,
     /// Distinct (rule D3), in the order given.
     pub(crate) datasets: Vec<DatasetId>,
     pub(crate) input_columns: Vec<String>,
@@ -67,6 +69,7 @@ impl RunRequest {
     pub(crate) fn parse(spec: &v1::RunSpec, limits: &Limits) -> Result<Self, Failure> {
         Ok(Self {
             model: model(&spec.model_id)?,
+            records_per_unit: (spec.records_per_unit > 0).then_some(spec.records_per_unit),
             datasets: datasets(&spec.dataset_ids)?,
             input_columns: input_columns(&spec.input_columns)?,
             model_name: name("model_name", &spec.model_name)?,
@@ -407,6 +410,7 @@ mod tests {
             plan_bands: false,
             keep_steps: vec![],
             keep_every: 0,
+            records_per_unit: 0,
         }
     }
 

@@ -7,6 +7,7 @@ use crate::errors::{Failure, Reason};
 use crate::memory::{self, Memory, Needs};
 use crate::models::Model;
 use crate::plan::{self, RELATION};
+use crate::units;
 use bastionai_graph::archive::{Archive, Limits};
 use bastionai_graph::contract::{DataContract, InputColumn};
 use bastionai_graph::typed::TypedGraph;
@@ -16,6 +17,7 @@ use bastionai_ledger::{
 use bastionai_privacy::event::DpEvent;
 use bastionai_vault::Weights;
 use bastionai_wire::NoiseMode;
+use bastionai_wire::units::Units;
 use std::sync::Arc;
 
 /// All that a price depends on beside the request.
@@ -110,6 +112,38 @@ impl Terms {
         self.datasets
             .iter()
             .map(|dataset| dataset.declared_size)
+            .collect()
+    }
+
+    /// What the datasets' units are, and how many records of each a step uses.
+    pub(crate) fn units(&self, asked: Option<u32>) -> Result<Units, Failure> {
+        let contracts = self.contracts()?;
+        let names = self.datasets.iter().map(|dataset| dataset.name.as_str());
+        let named: Vec<(&str, &DataContract)> = names.zip(&contracts).collect();
+        units::units(&named, asked)
+    }
+
+    /// Refuses datasets whose unit has several records.
+    pub(crate) fn must_be_per_record(&self) -> Result<(), Failure> {
+        for (dataset, contract) in self.datasets.iter().zip(self.contracts()?) {
+            if let Some(unit) = contract.unit_column() {
+                let message = format!(
+                    "dataset `{}` protects all records of a `{}` together, and an evaluation counts records: evaluate on a \
+                     dataset whose privacy unit is the record",
+                    dataset.name, unit.name
+                );
+                return Err(Failure::new(Reason::RunSpecInvalid, message));
+            }
+        }
+        Ok(())
+    }
+
+    fn contracts(&self) -> Result<Vec<DataContract>, Failure> {
+        let json = self
+            .datasets
+            .iter()
+            .map(|dataset| dataset.contract_json.as_bytes());
+        json.map(|json| DataContract::parse_json(json).map_err(Failure::internal))
             .collect()
     }
 
@@ -264,8 +298,9 @@ pub(crate) fn fitting_batch(
     if needed <= allowed {
         return Ok(wanted);
     }
-    let Some(largest) = needs.largest_batch(allowed, wanted) else {
-        return Err(too_large(needs.memory(1), allowed));
+    let largest = needs.largest_batch(allowed, wanted);
+    let Some(largest) = largest.filter(|&rows| rows >= needs.records_per_unit) else {
+        return Err(too_large(needs.memory(needs.records_per_unit), allowed));
     };
     let Some(asked) = asked else {
         return Ok(largest);
@@ -281,9 +316,9 @@ pub(crate) fn fitting_batch(
 
 fn too_large(needs: Memory, allowed: u64) -> Failure {
     let message = format!(
-        "even one record at a time needs about {} of memory (the records of all datasets {}, the parameters {}, one \
-         record's activations and gradients {}, libtorch {}), the server allows {}: train a smaller model, on shorter \
-         inputs, or on fewer records",
+        "even one record at a time, or one unit of several, needs about {} of memory (the records of all datasets {}, the \
+         parameters {}, its activations and gradients {}, libtorch {}), the server allows {}: train a smaller model, on \
+         shorter inputs, or on fewer records",
         memory::in_words(needs.total()),
         memory::in_words(needs.records),
         memory::in_words(needs.parameters),

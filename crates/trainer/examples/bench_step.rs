@@ -14,8 +14,10 @@ use bastionai_graph::typed::{Input, TypedGraph};
 use bastionai_privacy::cap::SampledSteps;
 use bastionai_trainer::records::Records;
 use bastionai_trainer::training::Training;
+use bastionai_trainer::units::UnitRows;
 use bastionai_trainer::{Device, Engine, Settings, phases, selftest};
 use bastionai_wire::trainer::{DatasetShape, Job, TRAINER_PROTOCOL_VERSION};
+use bastionai_wire::units::Units;
 use bastionai_wire::{Adam, Clipping, Compute, NoiseMode, Optimizer, Schedule};
 use std::io::{BufRead, Write};
 use std::ops::Range;
@@ -111,6 +113,7 @@ fn training(
     };
     let settings = Settings {
         physical_batch_size: cap,
+        records_per_unit: 1,
         micro_batches: 1,
         max_grad_norm: 1.0,
         clipping: Clipping::Flat,
@@ -138,7 +141,7 @@ fn training(
     }
     let slack = engine.l2_sensitivity() - 1.0;
     Ok((
-        Training::new(engine, records, &job)?,
+        Training::new(engine, records, UnitRows::of_records(1), &job)?,
         format!("kernels={choice:?} cap={cap} slack={slack:.6}"),
     ))
 }
@@ -168,6 +171,7 @@ fn job(engine: &Engine, batch: u32, cap: u32, threads: u32, optimizer: &str) -> 
             rows: ROWS,
         }],
         // Never reached: hashing at the last step is not part of an ordinary one.
+        units: Units::records(1),
         steps: u64::MAX,
         start_step: 0,
         checkpoint_ms: 500,

@@ -46,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         .context("no batch: nothing is called NAME/present")?;
     let settings = Settings {
         physical_batch_size: rows.try_into()?,
+        records_per_unit: 1,
         micro_batches: 1,
         max_grad_norm: max_grad_norm.parse()?,
         clipping: clipping_named(clipping.first().map_or("flat", String::as_str))?,

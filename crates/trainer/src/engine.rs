@@ -10,6 +10,7 @@ use crate::ffi::products::{Contraction, Lanes, contract, contract_fresh};
 use crate::gradients::exact::Allowances;
 use crate::gradients::gram::in_f32;
 use crate::gradients::instantiated::weighted_sum;
+use crate::gradients::units::Units;
 use crate::gradients::{self, Instantiated, Norms, TapValues, pulled};
 use crate::grid::{Grid, MAX_PHYSICAL_BATCH_SIZE};
 use crate::guards;
@@ -33,8 +34,10 @@ const LARGEST_NORM: f64 = (1u64 << 60) as f64;
 /// Sizes and bounds that stay the same for a whole run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
-    /// Rows of every micro-batch (rule T2).
+    /// Rows of every micro-batch (rule T2), whole units.
     pub physical_batch_size: u32,
+    /// Rows of a unit, k: its records, or padding behind them. They stand together.
+    pub records_per_unit: u32,
     /// Micro-batches of every step (rule D8).
     pub micro_batches: u32,
     /// Clipping norm C over all trainable parameters.
@@ -76,17 +79,21 @@ pub struct Sums(pub Vec<Vec<i64>>);
 /// What one micro-batch told about its records. Private: stays in the engine (tests excepted).
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecordResults {
-    /// Per-sample losses; meaningless where `counted` is false.
+    /// Losses of records; meaningless where `present` is false.
     pub losses: Vec<f64>,
-    /// Present, in range, and finite.
+    /// Records that are there and in range.
+    pub present: Vec<bool>,
+    /// Units with such a record, all of them finite.
     pub counted: Vec<bool>,
-    /// Upper bounds of per-sample gradient norms before clipping.
+    /// Upper bounds of the norms of units' gradients before clipping.
     pub norm_bounds: Vec<f64>,
 }
 
 /// Forward and backward done; clipping not yet.
 struct Gradients {
     losses: Tensor,
+    /// `[B]`, bool: records that count.
+    present: Tensor,
     taps: Vec<TapValues>,
     norms: Norms,
     /// What each record may still add, in noise mode `hardened`.
@@ -133,6 +140,15 @@ impl Engine {
                 "physical_batch_size, micro_batches and threads must be at least 1".into(),
             ));
         }
+        if settings.records_per_unit == 0
+            || !settings
+                .physical_batch_size
+                .is_multiple_of(settings.records_per_unit)
+        {
+            return Err(EngineError::Job(
+                "physical_batch_size must hold whole units of at least one record".into(),
+            ));
+        }
         if settings.physical_batch_size > MAX_PHYSICAL_BATCH_SIZE {
             return Err(EngineError::Job(format!(
                 "physical_batch_size = {} is above {MAX_PHYSICAL_BATCH_SIZE}: sums would leave the exact integer grid",
@@ -153,9 +169,9 @@ impl Engine {
         if settings.compute == Compute::Bfloat16 {
             program.lower_products(&graph);
         }
-        let mut plan = Plan::new(&graph, &program)?;
+        let mut plan = Plan::new(&graph, &program, settings.records_per_unit)?;
         if settings.noise_mode == NoiseMode::Hardened {
-            plan.write_out(&graph, program.batch_size)?;
+            plan.write_out(&graph, settings.records_per_unit)?;
         }
         let state = State::new(&graph, parameters, constants)?;
         state.check_trainable(&plan)?;
@@ -278,8 +294,8 @@ impl Engine {
     /// Adds the clipped gradients of one micro-batch to `sums`.
     ///
     /// # Guarantee
-    /// Over a step of at most `physical_batch_size × micro_batches` records, adding or removing one record moves the
-    /// total by at most [`Self::l2_sensitivity`] in L2. Padding, records out of range and records with a
+    /// Over a step of at most `physical_batch_size × micro_batches` rows, adding or removing one unit, all its records at
+    /// once, moves the total by at most [`Self::l2_sensitivity`] in L2. Padding, records out of range and units with a
     /// non-finite or enormous row add exactly zero.
     /// # Errors
     /// [`EngineError`]; none of its causes is a value of a record.
@@ -287,7 +303,7 @@ impl Engine {
         self.add(batch, Randomness::Drawn, sums)
     }
 
-    /// SHA-256 of the sums of one batch when nothing random is drawn, and which records counted: the self-test's view.
+    /// SHA-256 of the sums of one batch when nothing random is drawn, and which records are in them: the self-test's view.
     /// Each parameter's sum is gone before the next is made.
     pub(crate) fn frozen_sums(&self, batch: &Batch) -> Result<([u8; 32], Vec<bool>)> {
         let mut gradients = self.gradients(batch, Randomness::Frozen)?;
@@ -298,7 +314,16 @@ impl Engine {
             self.add_parameter(position, &mut gradients, &factors, &mut sums)?;
             digest.update(ffi::as_bytes(&sums));
         }
-        Ok((digest.finalize().into(), self.results(&gradients)?.counted))
+        let results = self.results(&gradients)?;
+        let length = self.settings.records_per_unit as usize;
+        let units = results
+            .counted
+            .iter()
+            .flat_map(|&counted| std::iter::repeat_n(counted, length));
+        let added = units
+            .zip(&results.present)
+            .map(|(unit, &present)| unit && present);
+        Ok((digest.finalize().into(), added.collect()))
     }
 
     /// Adds the sum of one parameter after the other, and frees what is needed for no later one: a tap's input and output
@@ -358,7 +383,7 @@ impl Engine {
         Ok((sums.0.iter().map(in_units).collect(), results))
     }
 
-    /// Per-sample gradients before clipping, `[B, parameter shape]` in f64, for each trainable parameter.
+    /// Units' gradients before clipping, `[B/k, parameter shape]` in f64, for each trainable parameter.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -369,8 +394,7 @@ impl Engine {
             .iter()
             .map(|each| {
                 let (taps, threads) = (&gradients.taps, self.threads());
-                let all =
-                    gradients::instantiate(each, &self.plan, taps, 0, self.program.batch_size, threads)?;
+                let all = gradients::instantiate(each, &self.plan, taps, 0, self.plan.units, threads)?;
                 Ok(to_host(&all)?.f_to_kind(Kind::Double)?)
             })
             .collect()
@@ -400,11 +424,11 @@ impl Engine {
         self.state.frozen_digest(&self.graph)
     }
 
-    /// Everything about a record that must not depend on the other records of its batch: the self-test's view.
+    /// Everything about a unit that must not depend on the other units of its batch: the self-test's view.
     pub(crate) fn per_record_values(&self, batch: &Batch) -> Result<Vec<Tensor>> {
         let gradients = self.gradients(batch, Randomness::Frozen)?;
         let mut out = vec![
-            gradients.losses,
+            gradients.losses.f_reshape([self.plan.units, -1])?,
             gradients.norms.norm_squared,
             gradients.norms.magnitude_squared,
         ];
@@ -421,7 +445,7 @@ impl Engine {
             } else {
                 tap.gradient.shallow_clone()
             };
-            out.push(records.f_reshape([self.program.batch_size, -1])?);
+            out.push(records.f_reshape([self.plan.units, -1])?);
         }
         out.iter().map(to_host).collect()
     }
@@ -457,7 +481,7 @@ impl Engine {
         frozen
             .max()
             .unwrap_or(0)
-            .max(tapped.saturating_mul(self.program.batch_size))
+            .max(tapped.saturating_mul(self.plan.units))
     }
 
     /// Of layers that are not trained: most of a step beside adapters.
@@ -481,7 +505,8 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Job`] as in [`Self::new`].
     pub fn keep_gradients(&mut self, elements: i64) -> Result<()> {
-        self.plan.choose_methods(self.program.batch_size, elements);
+        self.plan
+            .choose_methods(i64::from(self.settings.records_per_unit), elements);
         self.choose_precision()
     }
 
@@ -506,7 +531,7 @@ impl Engine {
             Method::Ghost
         };
         Some(Product {
-            records: self.program.batch_size,
+            records: self.plan.units,
             rows_per_record: tap.rows_per_record,
             input_width,
             output_width,
@@ -542,26 +567,30 @@ impl Engine {
             return Err(EngineError::Mutated);
         }
         let _no_graph = tch::no_grad_guard();
+        let units = Units {
+            length: i64::from(self.settings.records_per_unit),
+            counted: forward.counted.shallow_clone(),
+        };
         // Each tap's input and output gradient go as soon as what is needed of them is made.
         let mut taps = at_taps
             .into_iter()
             .zip(&self.plan.taps)
             .zip(std::mem::take(&mut forward.taps))
             .map(|((gradient, plan), tap)| {
-                let batch_size = self.program.batch_size;
-                gradients::tap_values(plan, gradient, &tap.saved, batch_size, self.threads())
+                gradients::tap_values(plan, gradient, &tap.saved, &units, self.threads())
             })
             .collect::<Result<Vec<_>>>()?;
-        let (batch_size, threads) = (self.program.batch_size, self.threads());
+        let (batch_size, threads) = (self.plan.units, self.threads());
         let pulled = pulled::pull_back(&self.plan, &forward.functions, &taps, batch_size, threads)?;
         taps.extend(pulled);
         phases::end("rows of taps");
         let mut norms = gradients::norms(&self.plan, &taps, &self.precision, threads)?;
-        norms.usable = norms.usable.f_logical_and(&to_host(&forward.counted)?)?;
+        norms.usable = norms.usable.f_logical_and(&units.any()?)?;
         let hardened = self.settings.noise_mode == NoiseMode::Hardened;
         let allowances = hardened.then(|| Allowances::new(norms.norm_squared.numel()));
         Ok(Gradients {
             losses: to_host(&forward.results[0].f_detach()?)?.f_to_kind(Kind::Double)?,
+            present: to_host(&forward.counted)?,
             taps,
             norms,
             allowances,
@@ -604,6 +633,7 @@ impl Engine {
         let bound = |(&norm, &magnitude): (&f64, &f64)| self.rule.norm_bound(norm, magnitude.sqrt());
         Ok(RecordResults {
             losses: Vec::<f64>::try_from(&gradients.losses)?,
+            present: Vec::<bool>::try_from(&gradients.present)?,
             counted: Vec::<bool>::try_from(&gradients.norms.usable)?,
             norm_bounds: norms.iter().zip(&magnitudes).map(bound).collect(),
         })
@@ -845,7 +875,7 @@ fn rounding(
     } else {
         Products::Libtorch
     };
-    let precision = precision(plan, settings, products)?;
+    let precision = precision(plan, products)?;
     let rule = precision.clip_rule(settings, plan.parameters.len())?;
     let sensitivity = match settings.noise_mode {
         NoiseMode::Standard => charged_sensitivity(&precision.sum_error(plan, settings, grid.width())),

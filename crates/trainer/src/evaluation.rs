@@ -216,6 +216,10 @@ impl RowProof for Evaluator {
         self.batch_size as u32
     }
 
+    fn records_per_unit(&self) -> u32 {
+        1
+    }
+
     fn state_digest(&self) -> Result<[u8; 32]> {
         self.state.digest()
     }

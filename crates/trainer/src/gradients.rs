@@ -11,12 +11,14 @@ pub(crate) mod normalised;
 mod padding;
 pub(crate) mod pulled;
 mod unfold;
+pub(crate) mod units;
 mod windows;
 
 use self::channels::by_channel;
 use self::gram::{Ghost, Grams};
 use self::instantiated::squared_norms;
 use self::normalised::{Norm, Reduced, reduced};
+use self::units::Units;
 use crate::device::to_host;
 use crate::error::{EngineError, Result};
 use crate::phases;
@@ -42,6 +44,8 @@ pub(crate) struct TapValues {
     pub(crate) channels: Option<Tensor>,
     /// The gradients of a norm's weight and bias themselves: then there is neither output gradient nor input.
     pub(crate) reduced: Option<Reduced>,
+    /// Where units have several records: what is by record above, whose gradients are yet to be added up.
+    pub(crate) units: Option<Units>,
 }
 
 impl TapValues {
@@ -53,11 +57,12 @@ impl TapValues {
             row_norms: None,
             channels: None,
             reduced: None,
+            units: None,
         };
     }
 }
 
-/// Squared norms and magnitudes of all records: `[B]`, f64.
+/// Squared norms and magnitudes of all units: `[B/k]`, f64; units are called records below, as each is one where k = 1.
 pub(crate) struct Norms {
     /// Where Gram matrices are f32 their norms are upper bounds already.
     pub(crate) norm_squared: Tensor,
@@ -79,8 +84,23 @@ pub(crate) struct Instantiated {
     pub(crate) kept: Vec<Tensor>,
 }
 
-/// Brings a tap's gradient and saved input into batch order.
+/// Brings a tap's gradient and saved input into batch order, by unit.
 pub(crate) fn tap_values(
+    plan: &TapPlan,
+    gradient: Tensor,
+    saved: &[Tensor],
+    units: &Units,
+    threads: usize,
+) -> Result<TapValues> {
+    let batch_size = units.counted.size()[0];
+    units::of_units(
+        plan,
+        of_records(plan, gradient, saved, batch_size, threads)?,
+        units,
+    )
+}
+
+fn of_records(
     plan: &TapPlan,
     gradient: Tensor,
     saved: &[Tensor],
@@ -125,6 +145,7 @@ pub(crate) fn tap_values(
                 row_norms,
                 channels: None,
                 reduced: None,
+                units: None,
             }
         }
         TapKind::LayerNorm { eps, width, .. } => reduced_values(Norm::Layer { eps: *eps }, *width)?,
@@ -140,6 +161,7 @@ pub(crate) fn tap_values(
                 input: Some(ids),
                 channels: None,
                 reduced: None,
+                units: None,
             }
         }
         TapKind::RmsNorm { eps, width } => reduced_values(Norm::RootMeanSquare { eps: *eps }, *width)?,
@@ -158,6 +180,7 @@ pub(crate) fn tap_values(
                     gradient,
                     row_norms: None,
                     reduced: None,
+                    units: None,
                 },
             }
         }
@@ -168,6 +191,7 @@ pub(crate) fn tap_values(
             row_norms: None,
             channels: None,
             reduced: None,
+            units: None,
         },
     })
 }
@@ -180,6 +204,7 @@ fn of_reduced(reduced: Reduced) -> TapValues {
         row_norms: None,
         channels: None,
         reduced: Some(reduced),
+        units: None,
     }
 }
 
@@ -204,6 +229,7 @@ fn of_bias(plan: &TapPlan, gradient: &Tensor, batch_size: i64) -> Result<Option<
         row_norms: None,
         channels: channels.transpose()?,
         reduced: None,
+        units: None,
     }))
 }
 
@@ -378,7 +404,8 @@ pub(crate) fn measured(
         },
         _ => None,
     };
-    let Some((only, convolution)) = convolution else {
+    // Norms come with the gradients where each is a unit's.
+    let Some((only, convolution)) = convolution.filter(|(only, _)| taps[only.tap].units.is_none()) else {
         let gradients = instantiate(parameter, plan, taps, first, count, threads)?;
         let squared = squared_norms(&gradients, threads)?;
         return Ok((gradients, squared));
@@ -456,8 +483,23 @@ pub(crate) fn undo_views(gradient: &Tensor, back: &[ViewBack]) -> Result<Tensor>
     Ok(out)
 }
 
-/// One use's gradients of a block of records `(first, count)`, `[count, value shape]`, in the model's precision.
+/// One use's gradients of a block of units `(first, count)`, `[count, value shape]`, in the model's precision.
 fn use_gradient(
+    each: &Use,
+    plan: &TapPlan,
+    tap: &TapValues,
+    block: (i64, i64),
+    threads: usize,
+) -> Result<Tensor> {
+    // Of a convolution that is handled by rows, the bias alone is by record.
+    let by_record = !plan.as_rows || each.role == Role::ChannelSum;
+    let units = tap.units.as_ref().filter(|_| by_record);
+    units::of_block(units, block, |records| {
+        record_gradient(each, plan, tap, records, threads)
+    })
+}
+
+fn record_gradient(
     each: &Use,
     plan: &TapPlan,
     tap: &TapValues,

@@ -59,6 +59,7 @@ mod state;
 mod table;
 mod taps;
 pub mod training;
+pub mod units;
 pub mod vectors;
 
 pub use device::Device;

@@ -107,8 +107,8 @@ pub(crate) struct Precision {
 
 /// Chooses. Contractions are done in f32 as long as all of them cost at most a third of a percent of noise (a percent on
 /// libtorch's kernels).
-pub(crate) fn precision(plan: &Plan, settings: &Settings, products: Products) -> Result<Precision> {
-    let batch_size = i64::from(settings.physical_batch_size);
+pub(crate) fn precision(plan: &Plan, products: Products) -> Result<Precision> {
+    let batch_size = plan.units;
     let longest = plan.taps.iter().map(|tap| tap.rows_per_record).max().unwrap_or(1);
     batch_size
         .checked_mul(longest)
@@ -313,7 +313,7 @@ fn rows(parameter: &ParameterPlan, taps: &[TapPlan]) -> i64 {
 }
 
 fn records(settings: &Settings) -> u64 {
-    u64::from(settings.physical_batch_size) * u64::from(settings.micro_batches)
+    u64::from(settings.physical_batch_size / settings.records_per_unit) * u64::from(settings.micro_batches)
 }
 
 impl Precision {

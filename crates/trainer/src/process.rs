@@ -8,6 +8,7 @@ use crate::evaluation::Evaluator;
 use crate::records::Records;
 use crate::selftest;
 use crate::training::{Training, check_job};
+use crate::units::UnitRows;
 use bastionai_graph::dtype::DType;
 use bastionai_graph::typed::TypedGraph;
 use bastionai_wire::trainer::{
@@ -66,8 +67,9 @@ fn train(
     device: Device,
 ) -> Result<(), ProcessError> {
     let (engine, moments) = ready(prepare(job, &mut input, device), output)?;
-    let records = read_records(&mut input, engine.graph(), &job.datasets)?;
-    let mut training = Training::new(engine, records, job).map_err(ProcessError::Run)?;
+    let mut units = UnitRows::new(&job.units, job.datasets.len())?;
+    let records = read_records(&mut input, engine.graph(), &job.datasets, &mut units)?;
+    let mut training = Training::new(engine, records, units, job).map_err(ProcessError::Run)?;
     if job.start_step > 0 {
         training.restore(&moments).map_err(ProcessError::Run)?;
     }
@@ -98,7 +100,8 @@ fn evaluate(
     device: Device,
 ) -> Result<(), ProcessError> {
     let evaluator = ready(prepare_evaluation(job, &mut input, device), output)?;
-    let records = read_records(&mut input, evaluator.graph(), &job.datasets)?;
+    let mut units = UnitRows::of_records(job.datasets.len());
+    let records = read_records(&mut input, evaluator.graph(), &job.datasets, &mut units)?;
     let orders = Orders::listen(input)?;
     // A server that is gone stops it as well; which of the two it was is asked again below.
     let stopped = || orders.stop().unwrap_or(true);
@@ -227,6 +230,7 @@ fn prepare(job: &Job, input: &mut impl Read, device: Device) -> Result<(Engine, 
     selftest::prepare_process(job.threads)?;
     let settings = Settings {
         physical_batch_size: job.physical_batch_size,
+        records_per_unit: job.units.records_per_unit,
         micro_batches: job.micro_batches,
         max_grad_norm: job.max_grad_norm,
         clipping: job.clipping,
@@ -360,18 +364,24 @@ fn read_records(
     input: &mut impl Read,
     graph: &TypedGraph,
     datasets: &[DatasetShape],
+    units: &mut UnitRows,
 ) -> Result<Records, ProcessError> {
     let mut records = Records::new(graph.inputs(), datasets).map_err(ProcessError::Run)?;
     let mut offset = 0;
-    for dataset in datasets {
+    for (index, dataset) in datasets.iter().enumerate() {
         for column in 0..graph.inputs().len() {
             let frame = exact_frame(input, records.bytes_of(column, dataset.capacity))?;
             records
                 .fill(column, offset, dataset.capacity, &frame)
                 .map_err(ProcessError::Run)?;
         }
+        if units.are_numbered(index) {
+            let frame = exact_frame(input, dataset.capacity.saturating_mul(4))?;
+            units.fill(index, dataset, offset, &frame)?;
+        }
         offset += dataset.capacity;
     }
+    units.complete();
     Ok(records)
 }
 

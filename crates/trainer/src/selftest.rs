@@ -53,6 +53,7 @@ pub fn self_test(engine: &mut Engine) -> Result<KernelChoice> {
     prove_sums(engine)?;
     prove_absence(
         made_up(engine.graph(), i64::from(engine.settings().physical_batch_size))?,
+        i64::from(engine.settings().records_per_unit),
         |inputs, present| engine.frozen_sums(&engine.batch(inputs, present)?),
     )?;
     Ok(choice)
@@ -83,15 +84,18 @@ fn prove_sums(engine: &Engine) -> Result<()> {
 ///
 /// What such values make of a record is the graph's matter (`where` may make a number of NaN): held to it are the
 /// records that `added` says did not count. `added` gives the sums of a batch, or their digest, and which of its records
-/// counted.
+/// are in them: of units of `length` records, one record is made so.
 fn prove_absence<S: PartialEq>(
     inputs: Vec<Tensor>,
+    length: i64,
     added: impl Fn(Vec<Tensor>, Tensor) -> Result<(S, Vec<bool>)>,
 ) -> Result<()> {
     let size = inputs.first().map_or(0, |input| input.size()[0]);
     let floats = inputs.iter().any(|input| is_float(input.kind()));
     let rows_at = |rest: i64| -> Result<Tensor> {
-        let rows: Vec<bool> = (0..size).map(|row| row % 4 == rest).collect();
+        let rows: Vec<bool> = (0..size)
+            .map(|row| row % length == 0 && row / length % 4 == rest)
+            .collect();
         Ok(Tensor::f_from_slice(&rows)?)
     };
     let (first, second) = (rows_at(0)?, rows_at(2)?);
@@ -147,9 +151,11 @@ pub(crate) trait RowProof {
     fn graph(&self) -> &TypedGraph;
     /// Rows of every batch.
     fn batch_size(&self) -> u32;
+    /// Rows of a batch that belong together: those of a unit.
+    fn records_per_unit(&self) -> u32;
     /// Over all parameters and constants (rule T8).
     fn state_digest(&self) -> Result<[u8; 32]>;
-    /// Everything about each record that is used; axis 0 is the record.
+    /// Everything about each unit that is used; axis 0 is the unit.
     fn per_record_values(&self, inputs: Vec<Tensor>, present: Tensor) -> Result<Vec<Tensor>>;
 }
 
@@ -162,6 +168,10 @@ impl RowProof for Engine {
         self.settings().physical_batch_size
     }
 
+    fn records_per_unit(&self) -> u32 {
+        self.settings().records_per_unit
+    }
+
     fn state_digest(&self) -> Result<[u8; 32]> {
         Self::state_digest(self)
     }
@@ -171,7 +181,7 @@ impl RowProof for Engine {
     }
 }
 
-/// Replacing a row, whatever by, must leave every other row's numbers bit for bit; nothing may be written.
+/// Replacing a unit's rows, whatever by, must leave every other unit's numbers bit for bit; nothing may be written.
 ///
 /// Rows are *not* required to be the same at another place of the batch: libtorch's kernels do not promise it
 /// (MKL rounds a `[B, 6]·[6, 5]` product differently from row to row), and random places make it unnecessary
@@ -186,17 +196,19 @@ pub(crate) fn prove_rows(subject: &impl RowProof) -> Result<()> {
     let copies = inputs.iter().map(Tensor::shallow_clone).collect();
     let reference = subject.per_record_values(copies, whole()?)?;
     for (round, filling) in fillings(&inputs).into_iter().enumerate() {
-        let replaced: Vec<bool> = (0..size)
-            .map(|row| (row + row / 3) % 2 == round as i64 % 2)
+        let length = i64::from(subject.records_per_unit());
+        let units: Vec<bool> = (0..size / length)
+            .map(|unit| (unit + unit / 3) % 2 == round as i64 % 2)
             .collect();
-        let replaced = Tensor::f_from_slice(&replaced)?;
+        let units = Tensor::f_from_slice(&units)?;
+        let replaced = units.f_repeat_interleave_self_int(length, 0, None)?;
         let changed = inputs
             .iter()
             .zip(&others)
             .map(|(input, other)| replace(input, other, &replaced, filling))
             .collect::<Result<Vec<_>>>()?;
         let values = subject.per_record_values(changed, whole()?)?;
-        let kept = replaced.f_logical_not()?;
+        let kept = units.f_logical_not()?;
         for (value, reference) in values.iter().zip(&reference) {
             if !same(value, reference, &kept)? {
                 return Err(EngineError::RowsInteract {
@@ -311,13 +323,13 @@ mod tests {
     #[test]
     fn a_record_that_is_no_number_or_out_of_range_adds_what_an_absent_one_does() {
         for rows in [1, 3, 16] {
-            prove_absence(inputs(rows), engine(true)).unwrap();
+            prove_absence(inputs(rows), 1, engine(true)).unwrap();
         }
     }
 
     #[test]
     fn an_engine_that_adds_a_record_out_of_range_is_found() {
-        let found = prove_absence(inputs(16), engine(false));
+        let found = prove_absence(inputs(16), 1, engine(false));
         assert!(matches!(found, Err(EngineError::UnusableAdds)), "{found:?}");
     }
 
@@ -330,7 +342,7 @@ mod tests {
             sums.0[0][0] += i64::from(poisoned);
             Ok((sums, counted))
         };
-        let found = prove_absence(inputs(16), rounds);
+        let found = prove_absence(inputs(16), 1, rounds);
         assert!(matches!(found, Err(EngineError::UnusableAdds)), "{found:?}");
     }
 

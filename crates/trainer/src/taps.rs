@@ -69,7 +69,7 @@ pub(crate) struct TapPlan {
     pub(crate) batch: BatchAxis,
     /// Shape of the output.
     pub(crate) output_shape: Vec<i64>,
-    /// Rows of a record (T): 1 for plain `[B, width]`.
+    /// Rows of a unit: T of each of its records, 1 for plain `[B, width]`.
     pub(crate) rows_per_record: i64,
     /// Whether a convolution's weight is handled by rows ([`Method::Rows`], [`Method::Ghost`]).
     pub(crate) as_rows: bool,
@@ -183,13 +183,16 @@ pub(crate) struct Plan {
     pub(crate) written_out: bool,
     /// As in the program. Their pulled-back gradients are the last of `taps`.
     pub(crate) functions: Vec<FunctionPlan>,
+    /// Units of a batch; each is a record where the record is the unit, and called so.
+    pub(crate) units: i64,
 }
 
 impl Plan {
     /// # Errors
     /// [`EngineError::Unsupported`] when a trainable parameter reaches data other than through a tap (G2), or a tap
     /// has a form that the engine has no exact gradient for.
-    pub(crate) fn new(graph: &TypedGraph, program: &Program) -> Result<Self> {
+    pub(crate) fn new(graph: &TypedGraph, program: &Program, records_per_unit: u32) -> Result<Self> {
+        let length = i64::from(records_per_unit.max(1));
         let reaches = reaching_the_loss(graph);
         let mut plan = Self {
             taps: Vec::new(),
@@ -200,6 +203,7 @@ impl Plan {
                 .any(|value| value.value_type.dtype == DType::F64),
             written_out: false,
             functions: vec![FunctionPlan::default(); program.functions.len()],
+            units: program.batch_size / length,
         };
         for node in graph.nodes() {
             if let Some(tap) = &node.tap {
@@ -207,7 +211,8 @@ impl Plan {
                     Tap::Recurrent { cells } => recurrent::plans(node, cells, program)?,
                     _ => vec![(tap_plan(node, tap, program)?, roles(tap))],
                 };
-                for (tap, roles) in made {
+                for (mut tap, roles) in made {
+                    tap.rows_per_record = tap.rows_per_record.saturating_mul(length);
                     let tap_index = plan.taps.len();
                     plan.taps.push(tap);
                     for (tapped, role) in roles {
@@ -218,7 +223,7 @@ impl Plan {
             check_untapped(graph, node, &reaches)?;
         }
         plan.pull_back_functions(graph, program)?;
-        plan.choose_methods(program.batch_size, method::KEPT_ELEMENTS);
+        plan.choose_methods(length, method::KEPT_ELEMENTS);
         for parameter in &plan.parameters {
             method::check_instantiable(graph, parameter)?;
         }

@@ -9,6 +9,7 @@ use crate::records::Records;
 use crate::sample::PooledSampler;
 use crate::schedule::LearningRates;
 use crate::state::with_bytes;
+use crate::units::UnitRows;
 use bastionai_privacy::banded::BandedMatrix;
 use bastionai_privacy::noise::NoiseStream;
 use bastionai_wire::trainer::{Band, Job, LossRelease};
@@ -49,6 +50,10 @@ pub fn check_job(job: &Job) -> Result<()> {
     LearningRates::new(job.schedule, job.steps)?;
     let refuse = |text: &str| Err(EngineError::Job(text.into()));
     let positive = |value: f64| value > 0.0 && value.is_finite();
+    let units = UnitRows::new(&job.units, job.datasets.len())?;
+    if !(job.physical_batch_size as usize).is_multiple_of(units.records_per_unit()) {
+        return refuse("a physical batch holds whole units");
+    }
     if job.steps == 0 || job.datasets.is_empty() {
         return refuse("a run needs at least one step and one dataset");
     }
@@ -60,8 +65,8 @@ pub fn check_job(job: &Job) -> Result<()> {
     }
     if let Some(band) = &job.band {
         matrix(band)?;
-        if band.bands() > job.datasets.iter().map(|shape| shape.capacity).sum() {
-            return refuse("there are fewer records than bands of noise");
+        if band.bands() > units.declared(&job.datasets) {
+            return refuse("there are fewer units than bands of noise");
         }
     }
     let rising = job.keep_steps.windows(2).all(|pair| pair[0] < pair[1]);
@@ -89,13 +94,15 @@ pub fn check_job(job: &Job) -> Result<()> {
 }
 
 impl Training {
-    /// Draws fresh keys and sets up the first step.
+    /// Draws fresh keys and sets up the first step. `units`: of the records, complete.
     ///
     /// # Errors
     /// [`EngineError::NoRandomness`]; [`EngineError::Job`] for the optimizer's numbers.
-    pub fn new(engine: Engine, records: Records, job: &Job) -> Result<Self> {
+    pub fn new(engine: Engine, records: Records, units: UnitRows, job: &Job) -> Result<Self> {
         check_job(job)?;
-        let cap = job.physical_batch_size as usize * job.micro_batches as usize;
+        let per_unit = units.records_per_unit();
+        let cap = job.physical_batch_size as usize / per_unit * job.micro_batches as usize;
+        let datasets = job.datasets.clone();
         let (key, order, seed) = (fresh()?, fresh()?, fresh()?);
         tch::manual_seed(i64::from_le_bytes(
             seed[..8].try_into().expect("a key has 32 bytes"),
@@ -114,7 +121,7 @@ impl Training {
                 / engine.grid().width(),
             scale: engine.grid().width() / job.expected_batch_size,
         };
-        let mut sampler = PooledSampler::new(*key, &order, job.sample_threshold, job.datasets.clone(), cap);
+        let mut sampler = PooledSampler::of_units(*key, &order, job.sample_threshold, datasets, units, cap);
         if let (Some(matrix), Some(band)) = (matrix, &job.band) {
             sampler = sampler.in_classes(band.bands(), band.class_key.0)?;
             optimizer.correlate(&matrix, mean.standard_deviation, &engine.trainable())?;
@@ -259,12 +266,31 @@ impl Training {
     }
 }
 
-/// Sum of losses clipped to `[0, max_loss]`, each rounded to the integer grid: adding or removing one record moves it
-/// by at most `2^30` units. A loss that is NaN, or of a record that does not count, is zero.
+/// Sum over units of the mean of a unit's losses, each clipped to `[0, max_loss]`, rounded to the integer grid: adding or
+/// removing one unit moves it by at most `2^30` units of the grid. A loss that is NaN is zero, and so is that of a unit
+/// that does not count; the mean is over the records that were there.
 fn clipped_losses(results: &RecordResults, max_loss: f64) -> i64 {
-    let units = |loss: f64| (loss.clamp(0.0, max_loss) / max_loss * LOSS_UNITS).round() as i64;
-    let both = results.losses.iter().zip(&results.counted);
-    both.map(|(&loss, &counted)| if counted && !loss.is_nan() { units(loss) } else { 0 })
+    let share = |loss: f64| {
+        if loss.is_nan() {
+            0.0
+        } else {
+            loss.clamp(0.0, max_loss) / max_loss
+        }
+    };
+    let length = results.losses.len() / results.counted.len().max(1);
+    let units = results.losses.chunks_exact(length.max(1));
+    let units = units.zip(results.present.chunks_exact(length.max(1)));
+    units
+        .zip(&results.counted)
+        .filter(|(_, counted)| **counted)
+        .map(|((losses, present), _)| {
+            let there = losses.iter().zip(present).filter(|(_, present)| **present);
+            let (sum, records) = there.fold((0.0, 0.0), |(sum, records), (&loss, _)| {
+                (sum + share(loss), records + 1.0)
+            });
+            // At most 1 exactly: no sum of so many shares is above their number.
+            (sum / f64::max(records, 1.0) * LOSS_UNITS).round() as i64
+        })
         .sum()
 }
 
@@ -289,10 +315,24 @@ mod tests {
     fn losses_are_clipped_and_only_counted_records_add() {
         let results = RecordResults {
             losses: vec![0.5, 9.0, -3.0, f64::NAN, f64::INFINITY, 1.0],
+            present: vec![true; 6],
             counted: vec![true, true, true, true, true, false],
             norm_bounds: vec![0.0; 6],
         };
         let unit = LOSS_UNITS as i64;
         assert_eq!(clipped_losses(&results, 2.0), unit / 4 + unit + unit);
+    }
+
+    #[test]
+    fn a_units_loss_is_the_mean_of_its_records_losses_each_clipped() {
+        let results = RecordResults {
+            losses: vec![0.5, 9.0, 1.0, 77.0, f64::NAN, 2.0, 9.0, 9.0],
+            present: vec![true, true, true, false, true, true, true, true],
+            counted: vec![true, true, true, false],
+            norm_bounds: vec![0.0; 4],
+        };
+        let unit = LOSS_UNITS as i64;
+        // (0.25 + 1)/2, 0.5 alone, (0 + 1)/2.
+        assert_eq!(clipped_losses(&results, 2.0), unit * 5 / 8 + unit / 2 + unit / 2);
     }
 }

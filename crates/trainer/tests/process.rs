@@ -8,12 +8,13 @@ use bastionai_wire::trainer::{
     Band, ClassKey, Control, DatasetShape, EvaluationJob, Job, LossRelease, Report, TRAINER_ENVIRONMENT,
     TRAINER_PROTOCOL_VERSION, Task, read_frame, read_message, write_frame, write_message,
 };
+use bastionai_wire::units::Units;
 use bastionai_wire::{Adam, Average, Clipping, Compute, NoiseMode, Optimizer, Schedule};
 use std::io::{BufReader, Read};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
-use support::bytes_of;
 use support::models::{self, Model};
+use support::{bytes_of, distance};
 use tch::{Device, Kind, Tensor};
 
 const CAPACITY: u64 = 64;
@@ -98,6 +99,7 @@ fn job(model: &Model) -> Job {
                 rows: 64,
             },
         ],
+        units: Units::records(2),
         steps: 12,
         start_step: 0,
         checkpoint_ms: 500,
@@ -518,6 +520,85 @@ fn refusal_with_state(job: &Job, model: &Model) -> String {
     reason
 }
 
+/// Every record of both datasets is of one patient: together they move the weights by C over the divisor, not by C each;
+/// patients of two names by twice that.
+#[test]
+fn the_records_of_a_unit_move_the_weights_as_one_over_joined_datasets() {
+    let model = model();
+    let mut records = records();
+    // The same records in both, so that the two gradients are one.
+    records[1] = records[0].iter().map(Tensor::shallow_clone).collect();
+    let numbers = |rows: i64| {
+        let padding = Tensor::full([CAPACITY as i64 - rows], -1, (Kind::Int, Device::Cpu));
+        Tensor::cat(&[Tensor::zeros([rows], (Kind::Int, Device::Cpu)), padding], 0)
+    };
+    for (dataset, rows) in records.iter_mut().zip([50, 64]) {
+        dataset.push(numbers(rows));
+    }
+    let standard = NoiseMode::Standard;
+    let moved = |of_datasets: [u32; 2], groups: Vec<u64>, records_per_unit: u32, noise_mode, band| {
+        let job = Job {
+            units: Units {
+                records_per_unit,
+                of_datasets: of_datasets.map(Some).to_vec(),
+                groups,
+            },
+            steps: 1,
+            sample_threshold: u64::MAX,
+            expected_batch_size: 1.0,
+            physical_batch_size: 128,
+            micro_batches: 1,
+            max_grad_norm: 1e-3,
+            noise_multiplier: 1e-4,
+            noise_mode,
+            band,
+            loss: None,
+            optimizer: Optimizer::Sgd {
+                lr: 1.0,
+                momentum: 0.0,
+                dampening: 0.0,
+                weight_decay: 0.0,
+                nesterov: false,
+            },
+            ..job(&model)
+        };
+        let (_, weights) = run(&job, &model, &records);
+        let trained = [0, 2, 3]
+            .map(|index| floats(&bytes_of(&model.parameters[index])))
+            .concat();
+        distance(
+            &weights.iter().flat_map(|each| floats(each)).collect::<Vec<f64>>(),
+            &trained,
+        ) / 1e-3
+    };
+    for noise_mode in [standard, NoiseMode::Hardened] {
+        let joined = moved([0, 0], vec![16], 128, noise_mode, None);
+        assert!((joined - 1.0).abs() < 0.02, "{joined}");
+    }
+    for records_per_unit in [64, 8, 1] {
+        let joined = moved([0, 0], vec![16], records_per_unit, standard, None);
+        assert!(
+            (joined - 1.0).abs() < 0.02,
+            "{records_per_unit} records: {joined}"
+        );
+    }
+    // With fewer records of each, the two gradients may point anywhere.
+    let apart = moved([0, 1], vec![16, 16], 64, standard, None);
+    assert!(apart > 1.5 && apart < 2.02, "{apart}");
+    // In one of the four classes, it has its turn in the first step or has not: wholly.
+    let turns = (0..12).map(|key| {
+        let band = Band {
+            class_key: ClassKey([key; 32]),
+            ..band()
+        };
+        let moved = moved([0, 0], vec![16], 64, standard, Some(band));
+        assert!(moved < 0.02 || (moved - 1.0).abs() < 0.02, "{moved}");
+        moved > 0.5
+    });
+    let turns = turns.filter(|has_turn| *has_turn).count();
+    assert!((1..12).contains(&turns), "{turns} of 12 runs");
+}
+
 #[test]
 fn a_job_that_cannot_be_run_is_refused_with_its_reason() {
     let model = model();
@@ -542,6 +623,33 @@ fn a_job_that_cannot_be_run_is_refused_with_its_reason() {
         ..good.clone()
     };
     assert!(refusal(&empty, &model).contains("physical_batch_size"));
+    let torn = Job {
+        units: Units {
+            records_per_unit: 3,
+            ..good.units.clone()
+        },
+        ..good.clone()
+    };
+    assert!(refusal(&torn, &model).contains("whole units"));
+    // All records of one unit, three of which there may be, in the four classes of a band.
+    let few = Job {
+        units: Units {
+            records_per_unit: 1,
+            of_datasets: vec![Some(0), Some(0)],
+            groups: vec![3],
+        },
+        band: Some(band()),
+        ..good.clone()
+    };
+    assert!(refusal(&few, &model).contains("fewer units than bands"));
+    let unknown = Job {
+        units: Units {
+            of_datasets: vec![Some(0), None],
+            ..good.units.clone()
+        },
+        ..good.clone()
+    };
+    assert!(refusal(&unknown, &model).contains("group of units"));
     let done = Job {
         start_step: 12,
         steps: 12,
@@ -575,7 +683,7 @@ fn a_job_that_cannot_be_run_is_refused_with_its_reason() {
         }),
         ..good.clone()
     };
-    assert!(refusal(&many, &model).contains("fewer records than bands"));
+    assert!(refusal(&many, &model).contains("fewer units than bands"));
     let mut graph = good.graph.clone();
     graph.truncate(graph.len() - 3);
     assert!(refusal(&Job { graph, ..good }, &model).contains("typed graph"));

@@ -33,6 +33,7 @@ pub struct Call {
 pub const CALLS: &[Call] = include!(concat!(env!("OUT_DIR"), "/calls.rs"));
 
 pub mod trainer;
+pub mod units;
 
 pub use average::Average;
 pub use bands::Bands;

@@ -4,7 +4,8 @@
 //! graph in order (one frame each); a job that continues after a step brings its state after these. It then waits
 //! for [`Report::Ready`], makes the run's start durable, and only then sends records: for every dataset in run
 //! order, one frame per *graph input* in `TypedGraph::inputs` order (the column that input names, all rows, padding
-//! included; a column used by two inputs is sent twice). After the records it may send a [`Control`]. It keeps its
+//! included; a column used by two inputs is sent twice), and where [`Units`] puts the dataset into a group, one frame with
+//! each row's slot in it (u32; [`crate::units::NO_UNIT`] for padding). After the records it may send a [`Control`]. It keeps its
 //! end open: end of file means that the server is gone.
 //!
 //! The trainer answers with [`Report`] frames; each [`Report::Checkpoint`] is followed by the run's state in raw
@@ -23,6 +24,7 @@ use crate::compute::Compute;
 use crate::noise_mode::NoiseMode;
 use crate::optimizer::Optimizer;
 use crate::schedule::Schedule;
+use crate::units::Units;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 
@@ -34,9 +36,8 @@ pub const TRAINER_PROTOCOL_VERSION: u32 = 3;
 pub const TRAINER_ENVIRONMENT: [(&str, &str); 1] = [("GOMP_SPINCOUNT", "10000")];
 
 /// What a trainer is started for.
-// There is one in a process: its size is nobody's matter.
-#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "there is one for a whole run")]
 pub enum Task {
     /// Train a model.
     Train(Job),
@@ -110,6 +111,8 @@ pub struct Job {
     pub graph: Vec<u8>,
     /// Datasets in run order.
     pub datasets: Vec<DatasetShape>,
+    /// Which of their records are protected together.
+    pub units: Units,
     /// Steps of the whole run.
     pub steps: u64,
     /// Steps already taken: their state follows the constants. 0: none, and no state follows.
@@ -117,15 +120,15 @@ pub struct Job {
     /// A checkpoint is handed over after the first step that ends this long after the one before, after
     /// [`MAX_STEPS_PER_CHECKPOINT`] steps, and after the last step. Public, and a matter of time only (rule G6).
     pub checkpoint_ms: u64,
-    /// Probability with which each record enters a step's sample, as a threshold: a record enters when
-    /// a uniform u64 is below it (`q·2^64`, rounded up; `u64::MAX` means every record).
+    /// Probability with which each unit enters a step's sample, as a threshold: a unit enters when
+    /// a uniform u64 is below it (`q·2^64`, rounded up; `u64::MAX` means every unit).
     pub sample_threshold: u64,
     /// Public divisor of sums: expected batch size.
     pub expected_batch_size: f64,
-    /// Physical batch size, the same for every micro-batch (rule T2).
+    /// Rows of every micro-batch (rule T2), whole units: a multiple of `units.records_per_unit`.
     pub physical_batch_size: u32,
     /// Micro-batches per step, always all of them (rule D8); the sample is truncated at
-    /// `physical_batch_size * micro_batches`.
+    /// `physical_batch_size / records_per_unit * micro_batches` units.
     pub micro_batches: u32,
     /// Clipping norm C over all trainable parameters.
     pub max_grad_norm: f64,

@@ -310,6 +310,12 @@ fn print_one(dataset: &Dataset) {
         println!();
         println!("Training runs have noise mode hardened: others are refused.");
     }
+    if let Some(unit) = dataset.contract.unit_column() {
+        println!(
+            "\nprotected: all records of a {} together, at most {} of each, {} declared",
+            unit.name, unit.max_records, unit.declared_units
+        );
+    }
     if let Some(budget) = dataset.budget {
         println!();
         let line = |what: &str, amount: Amount| {

@@ -104,10 +104,12 @@ pub(super) fn print_charges(charges: &[Charge]) {
                 charge.cost.delta.to_string(),
                 before,
                 after,
+                charge.privacy_unit.clone(),
             ]
         })
         .collect();
-    output::table(&["dataset", "ε", "δ", "ε left before", "ε left after"], &rows);
+    let titles = ["dataset", "ε", "δ", "ε left before", "ε left after", "protected"];
+    output::table(&titles, &rows);
     let both: Vec<Vec<String>> = charges.iter().filter_map(in_both_currencies).collect();
     if !both.is_empty() {
         println!();

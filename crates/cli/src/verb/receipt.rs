@@ -83,10 +83,15 @@ fn print(audited: &AuditedReceipt) {
                 dataset.epsilon.to_string(),
                 dataset.delta.to_string(),
                 spent(dataset),
+                dataset
+                    .privacy_unit
+                    .clone()
+                    .unwrap_or_else(|| receipt.accounting.privacy_unit.clone()),
             ]
         })
         .collect();
-    output::table(&["dataset", "ε charged", "δ charged", "ε spent in all"], &rows);
+    let titles = ["dataset", "ε charged", "δ charged", "ε spent in all", "protected"];
+    output::table(&titles, &rows);
     eprintln!(
         "\nsignature, evidence and prices check out; what was attested of the server:\n{}",
         audited.issuer()

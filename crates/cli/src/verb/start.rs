@@ -63,6 +63,7 @@ fn spec(
         input_columns: input_columns(&arguments.columns, &datasets),
         model_name,
         batch_size: planned.batch_size,
+        records_per_unit: arguments.records_per_unit,
         max_batch_size: arguments.max_batch_size,
         steps: planned.steps,
         max_grad_norm: arguments.max_grad_norm,

@@ -206,6 +206,7 @@ mod tests {
             policy_digest: Digest32::of(b"policy"),
             root: Digest32::of(b"blocks"),
             declared_size: 64,
+            privacy_unit: None,
             event,
             relation: NeighboringRelation::AddOrRemoveOne,
             epsilon: Epsilon::ZERO,

@@ -39,6 +39,7 @@ pub(super) fn spec_to_wire(spec: &RunSpec) -> v1::RunSpec {
         plan_bands,
         keep_steps: spec.keep_steps.clone(),
         keep_every: spec.keep_every.unwrap_or(0),
+        records_per_unit: spec.records_per_unit.unwrap_or(0),
     }
 }
 
@@ -88,6 +89,7 @@ fn parse_spec(call: &'static str, wire: v1::RunSpec) -> Result<RunSpec, ClientEr
         input_columns: wire.input_columns,
         model_name: wire.model_name,
         batch_size: wire.batch_size,
+        records_per_unit: (wire.records_per_unit != 0).then_some(wire.records_per_unit),
         max_batch_size: wire.max_batch_size,
         steps: wire.steps,
         max_grad_norm: wire.max_grad_norm,
@@ -155,6 +157,7 @@ pub(crate) fn parse_charge(call: &'static str, wire: v1::Charge) -> Result<Charg
             .renyi
             .map(|price| parse_renyi_price(call, &price))
             .transpose()?,
+        privacy_unit: wire.privacy_unit,
         dataset_name: wire.dataset_name,
     })
 }
@@ -239,6 +242,7 @@ mod tests {
             input_columns: vec!["x".into(), "y".into()],
             model_name: "mlp".into(),
             batch_size: 64,
+            records_per_unit: Some(3),
             max_batch_size: 32,
             steps: 100,
             max_grad_norm: 1.0,

@@ -153,6 +153,7 @@ impl TestLedger {
                 policy_digest: Digest32::from_bytes([5; 32]),
                 root: Digest32::from_bytes([6; 32]),
                 declared_size: 16,
+                privacy_unit: None,
                 event: DpEvent::Gaussian {
                     noise_multiplier: 1.0,
                 },

@@ -70,24 +70,47 @@ pub enum RowReason {
         /// Element within the record, row-major.
         element: usize,
     },
+    /// No identifier of a unit.
+    #[error(
+        "not an identifier: every record needs one, an int64 or a text of 1 to {} bytes of UTF-8 without control characters",
+        super::MAX_IDENTIFIER_BYTES
+    )]
+    NotAnIdentifier,
+    /// A unit has more records than the contract allows.
+    #[error(
+        "its unit has more than {max_records} records, the declared max_records: declare more, or leave records of such units out"
+    )]
+    UnitTooLarge {
+        /// Declared.
+        max_records: u64,
+    },
+    /// The dataset has more units than the contract declares.
+    #[error(
+        "the dataset has more than {declared_units} units, the declared_units: declare the next published size"
+    )]
+    TooManyUnits {
+        /// Declared.
+        declared_units: u64,
+    },
 }
 
 impl DataContract {
-    /// Checks `rows` records given column by column: rows × elements, row-major, little-endian.
+    /// Checks `rows` records given column by column: rows × elements, row-major, little-endian; identifiers of units,
+    /// if there are any, last.
     ///
     /// # Errors
     /// The first [`RowError`], column by column.
     pub fn check_batch(&self, rows: u64, columns: &[&[u8]]) -> Result<(), RowError> {
-        if columns.len() != self.columns.len() {
+        let unit = self.unit_column();
+        let expected = self.columns.len() + usize::from(unit.is_some());
+        if columns.len() != expected {
             let reason = RowReason::Columns {
                 found: columns.len(),
-                expected: self.columns.len(),
+                expected,
             };
-            let column = self
-                .columns
-                .get(columns.len())
-                .map(|column| column.name.clone())
-                .unwrap_or_default();
+            let names = self.columns.iter().map(|column| &column.name);
+            let column = names.chain(unit.map(|unit| &unit.name)).nth(columns.len());
+            let column = column.cloned().unwrap_or_default();
             return Err(RowError {
                 row: None,
                 column,
@@ -97,7 +120,11 @@ impl DataContract {
         self.columns
             .iter()
             .zip(columns)
-            .try_for_each(|(column, bytes)| column.check_rows(rows, bytes))
+            .try_for_each(|(column, bytes)| column.check_rows(rows, bytes))?;
+        match (unit, columns.last()) {
+            (Some(unit), Some(identifiers)) => unit.check_rows(rows, identifiers),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -311,3 +311,63 @@ fn inputs_follow_the_order_asked_for() {
             .contains("no such column")
     );
 }
+
+fn by_patient() -> DataContract {
+    DataContract {
+        privacy_unit: PrivacyUnit::Column(UnitColumn {
+            name: "patient_id".into(),
+            dtype: UnitType::I64,
+            max_records: 5,
+            declared_units: 16,
+        }),
+        ..contract()
+    }
+}
+
+#[test]
+fn the_json_of_a_unit_column_is_pinned_and_round_trips() {
+    let json = by_patient().to_canonical_json();
+    assert_eq!(DataContract::parse_json(&json).unwrap(), by_patient());
+    let text = String::from_utf8(json).unwrap();
+    assert!(text.ends_with(
+        r#""privacy_unit":{"column":{"name":"patient_id","dtype":"i64","max_records":5,"declared_units":16}},"declared_size":24}"#
+    ));
+    assert_eq!(contract().declared_units(), 24);
+    assert_eq!(
+        (by_patient().declared_units(), by_patient().max_records_per_unit()),
+        (16, 5)
+    );
+}
+
+#[test]
+fn unit_columns_that_cannot_be_meant_are_refused() {
+    let refused = |change: fn(&mut UnitColumn)| {
+        let mut contract = by_patient();
+        let PrivacyUnit::Column(unit) = &mut contract.privacy_unit else {
+            panic!("it has a unit column")
+        };
+        change(unit);
+        contract.validate().unwrap_err().to_string()
+    };
+    assert!(refused(|unit| unit.name = "y".into()).contains("no input"));
+    assert!(refused(|unit| unit.name = String::new()).contains("name"));
+    assert!(refused(|unit| unit.max_records = 0).contains("max_records"));
+    assert!(refused(|unit| unit.max_records = 1025).contains("1024"));
+    assert!(refused(|unit| unit.declared_units = 17).contains("published"));
+    assert!(refused(|unit| unit.declared_units = 32).contains("declared_size 24"));
+}
+
+#[test]
+fn identifiers_are_one_more_column_of_a_batch() {
+    let mut columns = batch();
+    let check = |columns: &[Vec<u8>]| {
+        by_patient().check_batch(2, &columns.iter().map(Vec::as_slice).collect::<Vec<_>>())
+    };
+    let missing = check(&columns).unwrap_err();
+    assert_eq!(missing.column, "patient_id");
+    columns.push([7i64, -7].iter().flat_map(|value| value.to_le_bytes()).collect());
+    check(&columns).unwrap();
+    assert_eq!(by_patient().record_bytes(), contract().record_bytes() + 8);
+    let inputs = by_patient().inputs(&["patient_id"]).unwrap_err();
+    assert!(inputs.to_string().contains("no such column"), "{inputs}");
+}

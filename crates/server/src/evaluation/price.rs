@@ -73,6 +73,7 @@ impl Release {
 /// Prices an evaluation. CPU-bound: reads the archive and proves the graph.
 pub(crate) fn price(request: EvaluationRequest, grounds: &Grounds) -> Result<PricedEvaluation, Failure> {
     let (terms, limits) = (&grounds.terms, grounds.limits);
+    terms.must_be_per_record()?;
     let inputs = terms.inputs(&request.input_columns)?;
     let archive = read_archive(&grounds.model.archive, limits.model_bytes)?;
     let graph = bastionai_graph::check_scores(&archive, &inputs).map_err(refused)?;
@@ -84,6 +85,7 @@ pub(crate) fn price(request: EvaluationRequest, grounds: &Grounds) -> Result<Pri
     let needs = Needs {
         graph: &graph,
         declared_sizes: &declared_sizes,
+        records_per_unit: 1,
         compute: Compute::Float32,
         noise_mode: bastionai_wire::NoiseMode::Standard,
     };
@@ -201,7 +203,7 @@ impl PricedEvaluation {
             micro_batches: u32::try_from(micro_batches).unwrap_or(u32::MAX),
             physical_batch_size: self.physical_batch_size,
             memory_bytes: self.memory_bytes,
-            charges: self.charges.iter().map(|charge| charge.to_wire(ledger)).collect(),
+            charges: charges::to_wire(ledger, &self.charges),
             expires_unix_ms: self.expires_unix_ms,
             graph_digest: self.graph.digest().to_vec(),
             warnings: self.warnings(ledger, declared_size),

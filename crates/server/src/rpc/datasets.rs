@@ -8,7 +8,7 @@ use crate::errors::{Failure, Reason};
 use crate::log::{Event, Hex};
 use crate::state::{Server, UploadPlace};
 use crate::storage::{self, Claim};
-use bastionai_graph::contract::DataContract;
+use bastionai_graph::contract::{DataContract, UnitCount};
 use bastionai_ledger::{Principal, RunLimits};
 use bastionai_vault::{Upload, UploadHeader};
 use bastionai_wire::v1;
@@ -67,6 +67,8 @@ struct Progress {
     upload: Upload,
     contract: Arc<DataContract>,
     claim: Claim,
+    /// Records of each unit so far, where the contract has a column of units.
+    units: Option<UnitCount>,
     rows: u64,
     bytes: u64,
 }
@@ -127,11 +129,12 @@ async fn begin(server: Arc<Server>, owner: Principal, header: v1::UploadHeader) 
             owner,
             contract_json: String::from_utf8(contract.to_canonical_json()).map_err(Failure::internal)?,
             declared_size: contract.declared_size,
-            column_bytes: contract.columns.iter().map(|column| column.record_bytes()).collect(),
+            column_bytes: contract.stored_column_bytes(),
             policy,
         };
         let upload = server.vault.begin_upload(new)?;
-        Ok(Progress { upload, contract: Arc::new(contract), claim, rows: 0, bytes: 0 })
+        let units = contract.unit_column().map(UnitCount::new);
+        Ok(Progress { upload, contract: Arc::new(contract), claim, units, rows: 0, bytes: 0 })
     })
     .await
 }
@@ -153,7 +156,12 @@ async fn push(server: &Server, mut progress: Progress, batch: v1::RecordBatch) -
                 "a batch of an upload has no rows; leave it out",
             ));
         }
-        progress.contract.check_batch(rows, &columns).map_err(|error| {
+        let checked = progress.contract.check_batch(rows, &columns);
+        let counted = checked.and_then(|()| match (&mut progress.units, columns.last()) {
+            (Some(units), Some(identifiers)) => units.add(identifiers),
+            _ => Ok(()),
+        });
+        counted.map_err(|error| {
             let message = format!("in the batch that starts at row {}: {error}", progress.rows);
             Failure::new(Reason::OutsideContract, message)
         })?;

@@ -9,6 +9,7 @@ use crate::config::TrainerConfig;
 use crate::errors::{Failure, chain};
 use crate::log::{Event, Hex};
 use crate::state::Server;
+use crate::units::{self, Identifiers};
 use bastionai_graph::contract::DataContract;
 use bastionai_ledger::{RefundReason, RunId};
 use bastionai_vault::{RunEnd, Weights};
@@ -160,13 +161,14 @@ fn checkpoint_ms(trainer: &TrainerConfig, state_bytes: u64) -> u64 {
     }
 }
 
-/// Reads every dataset whole, whatever will be sampled (rule D8): true row counts, and one frame per dataset
-/// and graph input.
+/// Reads every dataset whole, whatever will be sampled (rule D8): true row counts, one frame per dataset and graph input,
+/// and one of the units' numbers where a dataset has units. Identifiers go no further.
 fn open_records(server: &Server, order: &RunOrder) -> Result<(Vec<DatasetShape>, Frames), Why> {
     let mut shapes = Vec::new();
-    let mut frames = Frames::new();
-    let inputs = order.graph.inputs();
-    for id in order.datasets() {
+    let mut frames = Vec::new();
+    let mut identifiers = Vec::new();
+    let (inputs, units) = (order.graph.inputs(), order.units());
+    for (dataset, id) in order.datasets().iter().enumerate() {
         let contract = server.vault.read(|ledger| {
             ledger
                 .dataset(id)
@@ -179,6 +181,7 @@ fn open_records(server: &Server, order: &RunOrder) -> Result<(Vec<DatasetShape>,
             capacity: data.declared_size,
             rows: data.rows,
         });
+        let mut own = Frames::new();
         for (at, input) in inputs.iter().enumerate() {
             let column = contract
                 .columns
@@ -191,10 +194,29 @@ fn open_records(server: &Server, order: &RunOrder) -> Result<(Vec<DatasetShape>,
             } else {
                 std::mem::take(&mut data.columns[column])
             };
-            frames.push(frame);
+            own.push(frame);
         }
+        frames.push(own);
+        let Some(group) = units.of_datasets.get(dataset).copied().flatten() else {
+            continue;
+        };
+        let width = contract
+            .unit_column()
+            .map_or(0, |unit| unit.dtype.size_bytes() as usize);
+        let bytes = data.columns.get_mut(contract.columns.len()).filter(|_| width > 0);
+        let bytes = bytes.ok_or_else(|| Why::Prepare("a dataset of the run has no units".into()))?;
+        identifiers.push(Identifiers {
+            dataset,
+            group,
+            rows: data.rows,
+            width,
+            bytes: std::mem::take(bytes),
+        });
     }
-    Ok((shapes, frames))
+    for (dataset, numbers) in units::number(&identifiers, &units, order.unit_key()).map_err(prepare)? {
+        frames[dataset].push(numbers);
+    }
+    Ok((shapes, frames.into_iter().flatten().collect()))
 }
 
 /// Seals the weights and commits, in one step; only then are they releasable. A cancellation that comes before this

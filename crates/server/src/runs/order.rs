@@ -15,6 +15,7 @@ use crate::models::Model;
 use crate::plan;
 use crate::priced::Priced;
 use crate::terms;
+use crate::units::UnitKey;
 use crate::warm_start;
 use bastionai_graph::dtype::DType;
 use bastionai_graph::typed::{Parameter, TypedGraph};
@@ -24,6 +25,7 @@ use bastionai_vault::Weights;
 use bastionai_wire::trainer::{
     Band, ClassKey, DatasetShape, MAX_FRAME_BYTES, Task, read_message, write_message,
 };
+use bastionai_wire::units::Units;
 use bastionai_wire::{Compute, NoiseMode};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
@@ -44,6 +46,7 @@ struct Agreed {
     task: Task,
     /// In run order.
     datasets: Vec<DatasetId>,
+    unit_key: UnitKey,
     results: Vec<ResultTensor>,
     facts: Option<Fact>,
 }
@@ -80,13 +83,14 @@ impl RunOrder {
         let archive = terms::read_archive(&model.archive, limits.model_bytes)?;
         let no_rows = vec![0; priced.datasets().len()];
         let task = match priced {
-            Priced::Training(run) => Task::Train(run.job(&no_rows, threads, class_key()?)),
+            Priced::Training(run) => Task::Train(run.job(&no_rows, threads, ClassKey(fresh_key()?))),
             Priced::Evaluation(evaluation) => Task::Evaluate(evaluation.job(&no_rows, threads)),
         };
         Ok(Self {
             agreed: Agreed {
                 task,
                 datasets: priced.datasets().to_vec(),
+                unit_key: UnitKey(fresh_key()?),
                 results: results(priced),
                 facts: facts(priced),
             },
@@ -135,7 +139,7 @@ impl RunOrder {
 
     /// What its trainer was estimated to need when it was priced.
     pub(crate) fn memory_bytes(&self, declared_sizes: &[u64]) -> u64 {
-        let (compute, noise_mode, physical_batch_size, beside) = match &self.agreed.task {
+        let (compute, noise_mode, physical_batch_size, records_per_unit, beside) = match &self.agreed.task {
             Task::Train(job) => {
                 let average = job.average.map_or(0, |_| plan::weight_bytes(&self.graph));
                 let bands = job.band.as_ref().map_or(1, Band::bands);
@@ -144,18 +148,39 @@ impl RunOrder {
                     job.compute,
                     job.noise_mode,
                     job.physical_batch_size,
+                    job.units.records_per_unit,
                     average.saturating_add(noise),
                 )
             }
-            Task::Evaluate(job) => (Compute::Float32, NoiseMode::Standard, job.physical_batch_size, 0),
+            Task::Evaluate(job) => (
+                Compute::Float32,
+                NoiseMode::Standard,
+                job.physical_batch_size,
+                1,
+                0,
+            ),
         };
         let needs = Needs {
             graph: &self.graph,
             declared_sizes,
+            records_per_unit,
             compute,
             noise_mode,
         };
         needs.memory(physical_batch_size).total().saturating_add(beside)
+    }
+
+    /// Numbers the units of its datasets.
+    pub(crate) fn unit_key(&self) -> &UnitKey {
+        &self.agreed.unit_key
+    }
+
+    /// Which records are protected together.
+    pub(crate) fn units(&self) -> Units {
+        match &self.agreed.task {
+            Task::Train(job) => job.units.clone(),
+            Task::Evaluate(_) => Units::records(self.agreed.datasets.len()),
+        }
     }
 
     pub(crate) fn steps(&self) -> u64 {
@@ -235,12 +260,12 @@ impl RunOrder {
     }
 }
 
-/// Which classes a run's records are in stays the same however often its trainer starts: sealed with the order, and
-/// known to nobody.
-fn class_key() -> Result<ClassKey, Failure> {
+/// A key of a run: which slots its units have, or which classes the slots are in, stays the same however often its trainer
+/// starts. Sealed with the order, and known to nobody.
+fn fresh_key() -> Result<[u8; 32], Failure> {
     let mut key = [0; 32];
     match SystemRandom::new().fill(&mut key) {
-        Ok(()) => Ok(ClassKey(key)),
+        Ok(()) => Ok(key),
         Err(_) => Err(Failure::internal(NoRandomness)),
     }
 }

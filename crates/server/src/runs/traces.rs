@@ -136,6 +136,13 @@ fn policy() -> Policy {
 
 /// A whole run of a kind on `rows` records whose values are functions of `tag`: everything that happens, line by line.
 async fn trace(kind: RunKind, rows: u64, tag: f32) -> Vec<String> {
+    trace_of(kind, rows, tag, None).await
+}
+
+/// Where records are grouped into units: row `n` is of unit `n % units`.
+const BY_PATIENT: &str = r#"{"column":{"name":"patient","dtype":"i64","max_records":8,"declared_units":64}}"#;
+
+async fn trace_of(kind: RunKind, rows: u64, tag: f32, units: Option<u64>) -> Vec<String> {
     let directory = tempfile::tempdir().unwrap();
     let trace = Arc::<Mutex<(Vec<ObjectId>, Vec<String>)>>::default();
     let blocks = Recording {
@@ -163,15 +170,24 @@ async fn trace(kind: RunKind, rows: u64, tag: f32) -> Vec<String> {
         ServerIdentity::generate().unwrap(),
     ));
 
+    let contract = CONTRACT.replace(":64}", ":256}");
+    let contract = match units {
+        None => contract,
+        Some(_) => contract.replace(r#""record""#, BY_PATIENT),
+    };
     let mut upload = server
         .vault
         .begin_upload(UploadHeader {
             name: "north".into(),
             kind: DatasetKind::Private,
             owner: Principal::from_bytes([1; 32]),
-            contract_json: CONTRACT.replace(":64}", ":256}"),
+            contract_json: contract,
             declared_size: 256,
-            column_bytes: vec![16, 8],
+            column_bytes: if units.is_some() {
+                vec![16, 8, 8]
+            } else {
+                vec![16, 8]
+            },
             policy: policy(),
         })
         .unwrap();
@@ -181,7 +197,12 @@ async fn trace(kind: RunKind, rows: u64, tag: f32) -> Vec<String> {
     let y: Vec<u8> = (0..rows)
         .flat_map(|n| ((n as f32 * tag) as i64 % 2).to_le_bytes())
         .collect();
-    upload.push(rows, &[x, y]).unwrap();
+    let mut columns = vec![x, y];
+    columns.extend(units.map(|units| {
+        let patients = (0..rows).map(|row| (row % units) as i64);
+        patients.flat_map(i64::to_le_bytes).collect()
+    }));
+    upload.push(rows, &columns).unwrap();
     let dataset = upload.finish(rows, now).unwrap();
     trace.lock().unwrap().1.clear();
 
@@ -269,6 +290,21 @@ async fn neighbouring_datasets_leave_the_same_trace() {
             trace(RunKind::Training, rows, tag).await,
             "{rows} records, tag {tag}"
         );
+    }
+}
+
+/// A unit that comes or goes takes all its records with it; another grouping of the same rows is as silent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neighbouring_units_leave_the_same_trace() {
+    let of = |rows, tag, units| trace_of(RunKind::Training, rows, tag, Some(units));
+    let one = of(127, 1.0, 30).await;
+    let numbers = "frame of 1024 bytes to the trainer";
+    assert!(
+        one.iter().any(|line| line == numbers),
+        "256 rows of four bytes: {one:#?}"
+    );
+    for (rows, tag, units) in [(119, 1.0, 30), (127, 1.0, 16), (127, 7.5, 64), (1, 1.0, 1)] {
+        assert_eq!(one, of(rows, tag, units).await, "{rows} records, {units} units");
     }
 }
 

@@ -190,6 +190,7 @@ pub fn spec(model: Digest32, datasets: &[DatasetId], epsilon: f64, steps: u64) -
         input_columns: vec!["x".into(), "y".into()],
         model_name: "mlp".into(),
         batch_size: 16,
+        records_per_unit: None,
         max_batch_size: 0,
         steps,
         max_grad_norm: 1.0,

@@ -26,6 +26,7 @@ pub(crate) fn values(
             row_norms: None,
             channels,
             reduced: None,
+            units: None,
         });
     }
     let (unfolded, plain) = if plan.transposed {
@@ -52,6 +53,7 @@ pub(crate) fn values(
         row_norms,
         channels,
         reduced: None,
+        units: None,
     })
 }
 

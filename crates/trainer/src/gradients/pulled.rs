@@ -38,6 +38,7 @@ pub(crate) fn pull_back(
                 row_norms: None,
                 channels: None,
                 reduced: None,
+                units: None,
             });
         }
     }

@@ -27,8 +27,9 @@ const GRAM_ELEMENT: i64 = 110;
 
 impl Plan {
     /// Sets method and block of every parameter, and which convolutions are handled by rows. At most `kept` elements
-    /// of gradients are kept from norm to sum.
-    pub(crate) fn choose_methods(&mut self, batch_size: i64, mut kept: i64) {
+    /// of gradients are kept from norm to sum. A unit has `length` records, whose gradients are added up.
+    pub(crate) fn choose_methods(&mut self, length: i64, mut kept: i64) {
+        let batch_size = self.units;
         for tap in &mut self.taps {
             (tap.as_rows, tap.needs_row_norms) = (false, false);
         }
@@ -41,8 +42,10 @@ impl Plan {
             } else {
                 method(parameter, &self.taps, keep)
             };
-            parameter.block =
-                (BLOCK_ELEMENTS / elements.max(scratch(parameter, &self.taps))).clamp(1, batch_size);
+            let of_unit = elements
+                .max(scratch(parameter, &self.taps))
+                .saturating_mul(length);
+            parameter.block = (BLOCK_ELEMENTS / of_unit).clamp(1, batch_size);
             if self.written_out {
                 // Blocks of one length: kernels then round a record alike wherever it stands.
                 let whole = (1..=parameter.block).rev().find(|block| batch_size % block == 0);
@@ -69,9 +72,9 @@ impl Plan {
     ///
     /// # Errors
     /// [`EngineError::Unsupported`] for a parameter whose gradient is too large for that.
-    pub(crate) fn write_out(&mut self, graph: &TypedGraph, batch_size: i64) -> Result<()> {
+    pub(crate) fn write_out(&mut self, graph: &TypedGraph, records_per_unit: u32) -> Result<()> {
         self.written_out = true;
-        self.choose_methods(batch_size, KEPT_ELEMENTS);
+        self.choose_methods(i64::from(records_per_unit), KEPT_ELEMENTS);
         let elements = |each: &ParameterPlan| each.shape.iter().product::<i64>();
         match self
             .parameters
@@ -141,7 +144,7 @@ fn by_rows(parameter: &ParameterPlan, taps: &[TapPlan], keep: bool) -> Option<Me
             },
         ) => (*input_width, *output_width, LINEAR_ELEMENT, 0),
         (Role::Weight { .. }, TapKind::Convolution(plan)) if plan.groups == 1 => {
-            let (width, rows) = (plan.unfolded_width(), plan.length());
+            let (width, rows) = (plan.unfolded_width(), tap.rows_per_record);
             let unfolded = rows.saturating_mul(width).saturating_mul(UNFOLDED_ELEMENT);
             (width, plan.plain_width(), ELEMENT, unfolded)
         }

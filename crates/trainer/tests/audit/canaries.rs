@@ -10,7 +10,9 @@ use bastionai_graph::typed::{Argument, ValueId};
 use bastionai_trainer::Settings;
 use bastionai_trainer::records::Records;
 use bastionai_trainer::training::Training;
+use bastionai_trainer::units::UnitRows;
 use bastionai_wire::trainer::{DatasetShape, Job, TRAINER_PROTOCOL_VERSION};
+use bastionai_wire::units::Units;
 use bastionai_wire::{Optimizer, Schedule};
 use std::sync::Mutex;
 use tch::{Device, Kind, Tensor};
@@ -83,6 +85,7 @@ pub(crate) fn job(rows: usize, capacity: usize) -> Job {
             capacity: capacity as u64,
             rows: rows as u64,
         }],
+        units: Units::records(1),
         steps: 1,
         start_step: 0,
         checkpoint_ms: 1000,
@@ -141,6 +144,7 @@ impl Audited {
     pub(crate) fn new(model: &Model, job: &Job, columns: &[Tensor]) -> Self {
         let engine = model.engine(Settings {
             physical_batch_size: job.physical_batch_size,
+            records_per_unit: job.units.records_per_unit,
             micro_batches: job.micro_batches,
             max_grad_norm: job.max_grad_norm,
             clipping: job.clipping,
@@ -154,8 +158,9 @@ impl Audited {
             records.fill(input, 0, capacity, &bytes_of(column)).unwrap();
         }
         let _alone = GENERATOR.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let units = UnitRows::of_records(job.datasets.len());
         Self {
-            training: Training::new(engine, records, job).unwrap(),
+            training: Training::new(engine, records, units, job).unwrap(),
             divisor: job.expected_batch_size,
             step: job.start_step,
         }

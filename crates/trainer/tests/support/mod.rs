@@ -292,6 +292,7 @@ pub fn set_up() {
 pub fn settings(physical_batch_size: u32, max_grad_norm: f64) -> Settings {
     Settings {
         physical_batch_size,
+        records_per_unit: 1,
         micro_batches: 1,
         max_grad_norm,
         clipping: Clipping::Flat,
