@@ -267,8 +267,8 @@ fn records_of_a_unit_that_nearly_cancel_cannot_hide_what_is_left() {
         // The same record twice with opposite labels: of two classes the gradients of the last layer cancel but for a part.
         let x = &model.inputs[0] * scale;
         let labels = model.inputs[1].copy();
-        let _ = x.get(1).copy_(&x.get(0));
-        let _ = x.get(2).copy_(&x.get(0));
+        x.get(1).copy_(&x.get(0));
+        x.get(2).copy_(&x.get(0));
         for (row, label) in [(0, 0), (1, 1), (2, 2)] {
             let _ = labels.get(row).fill_(label);
         }
