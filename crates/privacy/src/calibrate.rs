@@ -487,6 +487,17 @@ mod tests {
     }
 
     #[test]
+    fn a_target_beyond_doubles_gets_noise_that_is_priced_and_no_step_that_is_not() {
+        let target = Target::new(800.0, 1e-5);
+        if let Ok(noise) = target.noise_multiplier(&|noise| steps(noise, 0.5, 1)) {
+            // One release above 0.9 tells so much: `accountant::tests`.
+            let z = 0.9 / noise;
+            assert!(0.5 * z * z + 0.24_f64.ln() <= 800.0, "{noise}");
+        }
+        assert!(target.steps(&|count| steps(0.01, 0.5, count)).is_err());
+    }
+
+    #[test]
     fn targets_that_mean_nothing_are_refused() {
         let event = |sigma| steps(sigma, 0.1, 10);
         for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {

@@ -54,7 +54,8 @@
 //!
 //! # Steps, reserves and early stops
 //! The rounds may be taken to be single *steps* of runs, in the order in which they really happen: each is a fixed
-//! mechanism given all that came before, whichever run it belongs to. So runs may overlap, and a run may stop at any step,
+//! mechanism given all that came before, whichever run it belongs to. (Of a run with correlated noise the round is a *turn* of
+//! a class, counted whole where it begins: what follows is computed from it. Such a run is never charged in part.) So runs may overlap, and a run may stop at any step,
 //! for reasons that earlier outputs give (an adaptive stopping time): the sums of the proof are those of steps *started*,
 //! which never fall. A reserve holds a run's planned steps, and freeing what was never started is sound, for at every
 //! moment started ≤ committed + reserved. A dead order's *reserve* may fall back below its budget and admit again: its

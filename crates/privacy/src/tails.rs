@@ -44,7 +44,8 @@ fn ln_binomial_mass(n: u64, q: f64, k: u64) -> f64 {
     let mean = size * q;
     let excess = hits - mean;
     let up = hits * libm::log1p(excess / mean);
-    let down = misses * libm::log1p(-excess / (size - mean));
+    // Not size − mean, which cancels where q is next to 1.
+    let down = misses * libm::log1p(-excess / (size * (1.0 - q)));
     let stirling = stirling_above(size) - stirling_below(hits) - stirling_below(misses);
     let scale = 0.5 * libm::log(size / (2.0 * std::f64::consts::PI * hits * misses));
     let rounding = 64.0 * f64::EPSILON * (1.0 + up.abs() + down.abs());

@@ -1,7 +1,7 @@
 //! The numbers of a run: sample rate, cap, micro-batches, noise, price. Pure: public inputs only, no clock.
 
 use crate::errors::{Failure, Reason};
-use crate::spec::{LossRequest, MAX_NOISE, Privacy, RunRequest};
+use crate::spec::{LossRequest, MAX_NOISE, MIN_NOISE, Privacy, RunRequest};
 use bastionai_graph::typed::TypedGraph;
 use bastionai_ledger::{Amount, Delta, Epsilon};
 use bastionai_privacy::banded::{BandedMatrix, BandedSteps, Planner, Workload};
@@ -84,9 +84,12 @@ impl Plan {
             Privacy::TargetEpsilon(epsilon) => sampled
                 .truncated_batch_size_for(epsilon, accounted_delta)
                 .map_err(unpriceable)?,
-            Privacy::NoiseMultiplier(multiplier) => sampled
-                .truncated_batch_size(joint_of(multiplier, request.loss), accounted_delta)
-                .map_err(unpriceable)?,
+            Privacy::NoiseMultiplier(multiplier) => {
+                let joint = not_void(joint_of(multiplier, request.loss))?;
+                sampled
+                    .truncated_batch_size(joint, accounted_delta)
+                    .map_err(unpriceable)?
+            }
         };
         let records_per_unit = request.records_per_unit.unwrap_or(1);
         let most_units = most_units(records_per_unit, request.max_batch_size)?;
@@ -97,8 +100,9 @@ impl Plan {
             Privacy::NoiseMultiplier(multiplier) => joint_of(multiplier, request.loss),
             Privacy::TargetEpsilon(epsilon) => {
                 let turns = |noise| sampled.event(Some(cap.min(sampled.dataset_size)), noise);
-                calibrate::noise_multiplier(epsilon, accounted_delta, RELATION, &turns)
-                    .map_err(unpriceable)?
+                let joint = calibrate::noise_multiplier(epsilon, accounted_delta, RELATION, &turns)
+                    .map_err(unpriceable)?;
+                not_void(joint)?
             }
         };
         let (noise_multiplier, loss_noise_multiplier) = match request.loss {
@@ -381,6 +385,18 @@ fn within_the_trainers_grid(what: &str, multiplier: f64) -> Result<(), Failure> 
     Err(Failure::new(Reason::Unpriceable, message))
 }
 
+/// A loss share near 1 leaves the released losses next to no noise, however much the gradients have.
+fn not_void(joint: f64) -> Result<f64, Failure> {
+    if joint >= MIN_NOISE {
+        return Ok(joint);
+    }
+    let message = format!(
+        "gradients and losses together would have a noise multiplier of {joint:.2e}, below {MIN_NOISE}: that protects nobody; lower the \
+         target epsilon or the loss_share, or raise the noise_multiplier"
+    );
+    Err(Failure::new(Reason::RunSpecInvalid, message))
+}
+
 fn unpriceable(error: impl std::error::Error) -> Failure {
     Failure::of(Reason::Unpriceable, error)
 }
@@ -427,6 +443,20 @@ mod tests {
                 "B={batch} T={steps}: {cost} for {target}"
             );
             assert_eq!(plan.amount.delta, delta());
+        }
+    }
+
+    #[test]
+    fn a_share_of_the_losses_cannot_take_all_noise_away() {
+        for share in [0.75, 0.9, 1.0 - 1e-6] {
+            let loss = Some(LossRequest { max_loss: 4.0, share });
+            let void = planned(
+                &request(64, 1000, Privacy::NoiseMultiplier(0.05), loss),
+                4096,
+                delta(),
+            );
+            let refusal = format!("{:?}", void.err().unwrap());
+            assert!(refusal.contains("protects nobody"), "{refusal}");
         }
     }
 

@@ -369,7 +369,7 @@ const MAX_NUMBER: f64 = 1e12;
 const MIN_EPSILON: f64 = 1e-3;
 const MAX_EPSILON: f64 = 1e3;
 /// Below this the guarantee is void and the accountant's grid too coarse; above, nothing is learned.
-const MIN_NOISE: f64 = 0.05;
+pub(crate) const MIN_NOISE: f64 = 0.05;
 /// The trainer takes no larger multiplier: its integer grid holds the noise of this many sensitivities.
 pub(crate) const MAX_NOISE: f64 = 8192.0;
 /// Sums of a physical batch are exact on the trainer's integer grid up to this.

@@ -91,7 +91,13 @@ impl SampledRelease {
         let x = loss_to_position(self.step, epsilon);
         let (plain, shifted) = (upper_tail(self.step, x), upper_tail(self.step, x - 1.0));
         // (1−q)·plain + q·shifted − e^ε·plain, arranged so that small q and ε cancel nothing.
-        let (gain, cost) = (q * (shifted - plain), libm::expm1(epsilon) * plain);
+        let gain = q * (shifted - plain);
+        if epsilon > LARGEST_EXPONENT {
+            // e^ε·plain is between nothing and all of it, and beyond doubles.
+            let half = 0.5 * gain.max(0.0);
+            return (half, half + self.rounding(x) * q * shifted);
+        }
+        let cost = libm::expm1(epsilon) * plain;
         let error = self.rounding(x) * (q * shifted + cost.min(q * shifted));
         ((gain - cost).max(0.0), error)
     }
@@ -104,8 +110,12 @@ impl SampledRelease {
             return (0.0, 0.0);
         }
         let (plain, shifted) = (upper_tail(self.step, -x), upper_tail(self.step, 1.0 - x));
-        let mixture = (1.0 - q) * plain + q * shifted;
-        let (gain, cost) = (q * (plain - shifted), libm::expm1(epsilon) * mixture);
+        let gain = q * (plain - shifted);
+        if epsilon > LARGEST_EXPONENT {
+            let half = 0.5 * gain.max(0.0);
+            return (half, half + self.rounding(x) * q * plain);
+        }
+        let cost = libm::expm1(epsilon) * ((1.0 - q) * plain + q * shifted);
         let error = self.rounding(x) * (q * plain + cost.min(q * plain));
         ((gain - cost).max(0.0), error)
     }
@@ -139,8 +149,12 @@ pub(super) fn solve(curve: impl Fn(f64) -> f64, delta: f64) -> Result<f64, Accou
             low = middle;
         }
     }
-    // NaN compares false above, so `high` was reached by comparisons that held.
-    Ok(high * ROUND_UP + 1e-12)
+    // NaN ends the doubling as well as a δ that is small enough: only the latter is an answer.
+    if curve(high) <= delta {
+        Ok(high * ROUND_UP + 1e-12)
+    } else {
+        Err(AccountingError::OutOfRange)
+    }
 }
 
 /// An ε ≥ 0 with curve(ε) > δ, next to the largest, rounded down; 0 where there is none. `curve` falls.
@@ -170,6 +184,8 @@ pub(super) fn solve_from_below(curve: impl Fn(f64) -> f64, delta: f64) -> Result
 
 /// Covers weights, products and sums of a mixture.
 const MIXED_UP: f64 = 1.0 + 8.0 * f64::EPSILON;
+/// e to this, times a tail of that size, is exact in doubles.
+const LARGEST_EXPONENT: f64 = 600.0;
 const MAX_EPSILON: f64 = 1e15;
 /// With the 1e-12 added: ten digits beyond any use, and above other people's rounding.
 const ROUND_UP: f64 = 1.0 + 1e-12;

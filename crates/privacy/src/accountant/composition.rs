@@ -36,15 +36,21 @@ pub(super) struct Chernoff {
 impl Chernoff {
     pub(super) fn epsilon(&self, delta: f64) -> f64 {
         let available = delta - self.infinite;
-        if available.is_nan() || available <= 0.0 {
+        if available.is_nan() || available <= 0.0 || !self.log_moment.is_finite() {
             return f64::INFINITY;
         }
         let bound = (self.log_moment - libm::log(available) + ln_peak(self.order)) / self.order;
+        if bound.is_nan() {
+            return f64::INFINITY;
+        }
         (bound * (1.0 + 1e-12)).max(0.0)
     }
 
     pub(super) fn delta(&self, epsilon: f64) -> f64 {
         let exponent = self.log_moment - self.order * epsilon + ln_peak(self.order);
+        if exponent.is_nan() || !self.log_moment.is_finite() {
+            return 1.0;
+        }
         (libm::exp(exponent) * (1.0 + 1e-12) + self.infinite).min(1.0)
     }
 }

@@ -396,7 +396,11 @@ impl<'a> Plan<'a> {
             log_moment_of_sum += *count as f64 * log_moment;
             transforms.include(losses, *count, order, log_moment)?;
         }
-        let low = (window.low / self.spacing).floor() as i64;
+        let low = (window.low / self.spacing).floor();
+        if low.is_nan() || low.abs() >= LARGEST_INDEX {
+            return Err(AccountingError::OutOfRange);
+        }
+        let low = low as i64;
         let sums = transforms.finish(low)?;
         if !log_moment_of_sum.is_finite() {
             return Err(AccountingError::OutOfRange);
@@ -503,6 +507,8 @@ const MARGIN: f64 = 0.25;
 const SMALLEST_DELTA: f64 = 1e-30;
 /// 16 MiB a vector; past it the grid is coarsened.
 const MAX_BINS: usize = 1 << 21;
+/// Grid points beyond it are not exact in f64.
+const LARGEST_INDEX: f64 = 9e15;
 const MAX_REGRIDS: usize = 8;
 const MAX_MOVES: usize = 8;
 const TILTS: i32 = 9;

@@ -82,6 +82,9 @@ fn first_below(tail: impl Fn(f64) -> f64, cut: f64, sigma: f64) -> f64 {
     let (mut low, mut high) = (0.0, 1.0 + 40.0 * sigma);
     while high - low > 1e-3 * sigma {
         let middle = 0.5 * (low + high);
+        if middle <= low || middle >= high {
+            break;
+        }
         if tail(middle) <= cut {
             high = middle;
         } else {
@@ -104,7 +107,7 @@ impl GridLosses {
                 Direction::Add => grid.fill_addition(*case, range),
             }
         }
-        Some(grid.finished())
+        grid.finished()
     }
 
     /// The same from below: see [`super::coarse`].
@@ -113,31 +116,46 @@ impl GridLosses {
         for (case, range) in cases.iter().zip(ranges) {
             coarse::fill(&mut grid, *case, direction, range);
         }
-        Some(grid.finished())
+        grid.finished()
     }
 
-    fn finished(mut self) -> Self {
+    /// A mass that is no number would drop out of every maximum and comparison later, and with it what it weighs.
+    fn finished(mut self) -> Option<Self> {
         for dot in &mut self.dots {
+            if !(dot.mass.is_finite() && dot.mass >= 0.0) {
+                return None;
+            }
             dot.ln_mass = libm::log(dot.mass);
         }
-        self
+        self.infinite.is_finite().then_some(self)
     }
 
     /// A grid that holds the losses of all cases, without probabilities, and the range of outputs of each case.
     fn empty(cases: &[Case], direction: Direction, spacing: f64, cut: f64) -> Option<(Self, Vec<Range>)> {
+        let cut_of = |index: usize, case: &Case| {
+            let cut = if index == 0 { cut } else { cut * RARE_CUT };
+            (cut / case.weight).min(LARGEST_CUT)
+        };
+        let cuts = || cases.iter().enumerate().map(|(index, case)| cut_of(index, case));
         let ranges: Vec<Range> = cases
             .iter()
-            .enumerate()
-            .map(|(index, case)| {
-                let cut = if index == 0 { cut } else { cut * RARE_CUT };
-                Range::new(case.step, direction, (cut / case.weight).min(LARGEST_CUT))
-            })
+            .zip(cuts())
+            .map(|(case, cut)| Range::new(case.step, direction, cut))
             .collect();
         let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
-        for (case, range) in cases.iter().zip(&ranges) {
+        for ((case, range), cut) in cases.iter().zip(&ranges).zip(cuts()) {
             let losses = range.losses(case.step);
             low = low.min(losses.0);
             high = high.max(losses.1);
+            let largest = match direction {
+                Direction::Remove => losses.1,
+                Direction::Add => -losses.0,
+            };
+            // The neighbour gives outputs of that loss e^−loss times as much.
+            let rarest = largest - libm::log(cut);
+            if rarest.is_nan() || rarest > LARGEST_LN {
+                return None;
+            }
         }
         let widest = low.abs().max(high.abs()) / spacing;
         if !(widest < MAX_INDEX && spacing > f64::MIN_POSITIVE) {
@@ -149,6 +167,9 @@ impl GridLosses {
         };
         let mut dots = dots((bottom / spacing).floor() as i64, (top / spacing).ceil() as i64);
         let (first, last) = (dots[0], dots[dots.len() - 1]);
+        if last as f64 * spacing > LARGEST_LN {
+            return None;
+        }
         // Nothing is spread where much of the probability has one loss.
         for (case, range) in cases.iter().zip(&ranges) {
             if case.step.noise == Noise::Laplace {
@@ -268,6 +289,8 @@ const DOTS_PER_RATIO: i64 = 200;
 const RARE_CUT: f64 = 100.0;
 /// Most that is cut off a side of a case, however unlikely the case.
 const LARGEST_CUT: f64 = 0.1;
+/// e^−this is still a normal double, and e^this finite: what is rarer would be 0, and its loss worth nothing.
+const LARGEST_LN: f64 = 700.0;
 /// Indices stay exact in f64, and so do sums of a few.
 const MAX_INDEX: f64 = 1e14;
 

@@ -632,3 +632,99 @@ proptest! {
         prop_assert!(both >= price(&left, 2e-6).max(price(&right, 2e-6)) * (1.0 - 1e-4) - 1e-7);
     }
 }
+
+/// An ε that one such release certainly costs: the test that says "in" where the output is above 0.9 is right with probability q/2
+/// and wrong with at most e^{−z²/2}.
+fn cost_of_a_threshold(noise_multiplier: f64, q: f64, delta: f64) -> f64 {
+    let z = 0.9 / noise_multiplier;
+    (0.5 * z * z + (0.5 * q - delta).ln()).max(0.0)
+}
+
+fn is_refused_or_at_least(price: Result<f64, AccountingError>, least: f64, what: &str) {
+    match price {
+        Err(AccountingError::OutOfRange) => {}
+        Ok(price) => assert!(price >= least, "{what}: {price} below {least}"),
+        Err(error) => panic!("{what}: {error}"),
+    }
+}
+
+#[test]
+fn losses_beyond_doubles_never_drop_out_of_the_price() {
+    for (sigma, q, count) in [
+        (0.01, 0.5, 1),
+        (0.01, 0.5, 20),
+        (0.01, 0.99, 3),
+        (0.025, 0.5, 30),
+        (5e-5, 0.015_625, 1000),
+        (0.02, 0.015_625, 1000),
+    ] {
+        let event = steps(sigma, q, count);
+        let least = cost_of_a_threshold(sigma, q, 1e-5);
+        let what = format!("{sigma} {q} {count}");
+        is_refused_or_at_least(epsilon(&event, AddOrRemoveOne, 1e-5), least, &what);
+        let beside = DpEvent::Composed {
+            events: vec![event, steps(1.0, 0.01, 10)],
+        };
+        is_refused_or_at_least(epsilon(&beside, AddOrRemoveOne, 1e-5), least, &what);
+        let profile = PrivacyProfile::new(&beside, AddOrRemoveOne, 1e-6);
+        is_refused_or_at_least(profile.and_then(|profile| profile.epsilon(1e-5)), least, &what);
+        match delta(&beside, AddOrRemoveOne, 0.5 * least) {
+            Err(AccountingError::OutOfRange) => {}
+            Ok(found) => assert!(found > 1e-5, "{what}: δ {found}"),
+            Err(error) => panic!("{what}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn laplace_releases_with_losses_beyond_doubles_cost_what_they_cost() {
+    let laplace = |loss: f64| DpEvent::Laplace {
+        noise_multiplier: 1.0 / loss,
+    };
+    let price = |event: &DpEvent| epsilon(event, AddOrRemoveOne, 1e-5);
+    is_refused_or_at_least(price(&laplace(2000.0)), 1999.9, "once");
+    is_refused_or_at_least(price(&repeated(laplace(2000.0), 2)), 1999.9, "twice");
+    let two = DpEvent::Composed {
+        events: vec![laplace(800.0), laplace(900.0)],
+    };
+    is_refused_or_at_least(price(&two), 899.9, "two");
+}
+
+#[test]
+fn what_no_double_holds_is_an_error_and_ends() {
+    for sigma in [f64::MIN_POSITIVE, 1e-300, 1e-14, 1e-6] {
+        let event = steps(sigma, 0.01, 10);
+        assert_eq!(
+            epsilon(&event, AddOrRemoveOne, 1e-5),
+            Err(AccountingError::OutOfRange),
+            "{sigma}"
+        );
+    }
+    for (event, delta) in [
+        (steps(1.0, 0.01, 1000), 1.0 - 1e-10),
+        (steps(50.0, 0.5, 1000), 0.999_999_999_999),
+    ] {
+        is_refused_or_at_least(epsilon(&event, AddOrRemoveOne, delta), 0.0, "δ next to 1");
+    }
+    for (event, epsilon) in [(steps(1.0, 1e-20, 1000), 1.0), (steps(1.0, 0.01, 10), 1e300)] {
+        match delta(&event, AddOrRemoveOne, epsilon) {
+            Err(AccountingError::OutOfRange) => {}
+            found => assert!(found.unwrap() <= 1e-9),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_price_is_below_what_a_threshold_tells(
+        ln_sigma in -7.0..-1.6_f64,
+        ln_q in -8.0..0.0_f64,
+        count in 1_u64..200,
+        ln_delta in -25.0..-12.0_f64,
+    ) {
+        let (sigma, q, delta) = (ln_sigma.exp(), ln_q.exp(), ln_delta.exp());
+        let least = cost_of_a_threshold(sigma, q, delta);
+        let what = format!("{sigma} {q} {count} {delta}");
+        is_refused_or_at_least(epsilon(&steps(sigma, q, count), AddOrRemoveOne, delta), least, &what);
+    }
+}
