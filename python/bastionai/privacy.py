@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Literal
 
 from bastionai import _internal
 from bastionai.display import svg_curve
-from bastionai.exceptions import InvalidRequest
+from bastionai.exceptions import BudgetExceeded, InvalidRequest
+from bastionai.policy import RenyiOrders, decimal
 
 #: By privacy loss distributions (tight), or by Rényi divergences (what most papers report).
 Accountant = Literal["pld", "rdp"]
@@ -401,6 +403,71 @@ def steps(
         InvalidRequest: If an argument is out of range, a single step costs too much, or no number of steps does.
     """
     return _internal.steps(target_epsilon, target_delta, noise_multiplier, sample_rate, accountant)
+
+
+class RenyiFilter:
+    """A lifetime (ε, δ) over mechanisms that are chosen in view of earlier outputs: the code by which ledgers decide.
+
+    >>> account = RenyiFilter(3.0, 1e-5)
+    >>> while account.admits(Gaussian(20.0)):
+    ...     account.spend(Gaussian(20.0))
+    >>> account.epsilon <= 3
+    True
+
+    Sums of Rényi divergences at fixed orders, exact; δ is split over the orders, since which of them holds depends on
+    outputs (docs/privacy.md, Composition). A mechanism is admitted while one order has enough.
+
+    Args:
+        epsilon: Lifetime ε.
+        delta: Lifetime δ.
+        orders: From 1.1 to 1024, rising, or a mapping to their weights in the split of δ; the ledger's own if left out.
+
+    Raises:
+        InvalidRequest: If they make no account.
+    """
+
+    def __init__(
+        self, epsilon: float | str | Decimal, delta: float | str | Decimal, *, orders: RenyiOrders | None = None
+    ) -> None:
+        self._lifetime = (decimal("epsilon", epsilon), decimal("delta", delta))
+        weighted = None
+        if orders is not None:
+            weights = orders if isinstance(orders, Mapping) else dict.fromkeys(orders, 1)
+            weighted = [(decimal("orders", order), weight) for order, weight in weights.items()]
+        self._filter = _internal.RenyiFilter(*self._lifetime, weighted)
+
+    def admits(self, event: Event, *, relation: Relation = "add_or_remove_one") -> bool:
+        """Whether the mechanism still fits; nothing is spent.
+
+        Raises:
+            InvalidRequest: If a parameter is out of range, or no proof covers the mechanism.
+        """
+        return self._filter.admits(event.to_json(), relation)
+
+    def spend(self, event: Event, *, relation: Relation = "add_or_remove_one") -> None:
+        """Counts a mechanism. Do this before it runs.
+
+        Raises:
+            BudgetExceeded: If it does not fit; nothing is counted.
+            InvalidRequest: If a parameter is out of range, or no proof covers the mechanism.
+        """
+        if not self._filter.spend(event.to_json(), relation):
+            epsilon, delta = self._lifetime
+            raise BudgetExceeded(f"{event!r} does not fit: {self.epsilon} of ε = {epsilon} at δ = {delta} is spent")
+
+    @property
+    def epsilon(self) -> Decimal:
+        """ε that the sums mean at the lifetime's δ. Of an end that was planned; :attr:`reading` holds at any moment."""
+        return Decimal(self._filter.epsilon())
+
+    @property
+    def reading(self) -> Decimal | None:
+        """ε of an odometer with the lifetime's δ, which holds at all times at once (Lécuyer 2021).
+
+        The lifetime's ε times 2, 1, 1/2, 1/4 or 1/8; None beyond.
+        """
+        text = self._filter.reading()
+        return None if text is None else Decimal(text)
 
 
 @dataclasses.dataclass(frozen=True)

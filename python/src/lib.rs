@@ -1,7 +1,7 @@
 //! The PyO3 module `bastionai._internal`: Python's way to client, graph and privacy. No logic of its own.
 //!
 //! `contract` and `model` check locally what is about to be sent; `session` speaks to a server, under a
-//! `policy`; `receipt` checks what came back; `privacy` answers what-ifs; `errors` is the one place
+//! `policy`; `receipt` checks what came back; `privacy` and `filter` answer what-ifs; `errors` is the one place
 //! where Rust errors become exceptions. Blocking calls release the GIL and look for signals, so that Ctrl-C works (`blocking`).
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -9,6 +9,7 @@ mod blocking;
 mod contract;
 mod errors;
 mod evaluation;
+mod filter;
 mod model;
 mod policy;
 mod privacy;
@@ -31,6 +32,8 @@ mod _internal {
     use super::errors::exceptions_by_reason;
     #[pymodule_export]
     use super::evaluation::{FetchedEvaluation, estimate_metrics, score_edges};
+    #[pymodule_export]
+    use super::filter::RenyiFilter;
     #[pymodule_export]
     use super::model::{check_archive, check_scores_archive};
     #[pymodule_export]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from decimal import Decimal
 
 import dp_accounting
 import numpy as np
@@ -13,7 +14,7 @@ from dp_accounting import pld, rdp
 from dp_accounting.pld import privacy_loss_distribution
 from scipy.linalg import toeplitz
 
-from bastionai import InvalidRequest, privacy
+from bastionai import BudgetExceeded, InvalidRequest, privacy
 
 RUNS = [(1.0, 0.01, 100, 1e-5), (0.7, 0.1, 50, 1e-6), (3.0, 1.0, 10, 1e-5), (2.5, 0.125, 120, 1e-5)]
 
@@ -140,6 +141,55 @@ def test_events_describe_mechanisms_and_price_them():
     assert cut.epsilon(1e-6) > privacy.epsilon(1.0, 0.0625, 1, 1e-6)
     both = privacy.PoissonSampled(0.1, privacy.Composed([privacy.Gaussian(2.0), privacy.Gaussian(2.0)]))
     assert both.epsilon(1e-5) == pytest.approx(privacy.epsilon(math.sqrt(2), 0.1, 1, 1e-5))
+
+
+def account_of(gaussians: int, noise: float, orders: list[float]) -> float:
+    """ε of equal Gaussians by Canonne, Kamath and Steinke 2020, proposition 12, δ = 1e-5 split evenly over orders."""
+    share = 1e-5 / len(orders)
+    return min(
+        gaussians * a / (2 * noise**2) + math.log(1 - 1 / a) - (math.log(share) + math.log(a)) / (a - 1) for a in orders
+    )
+
+
+@pytest.mark.parametrize("orders", [[8.0], [4.0, 8.0, 16.0]])
+def test_a_filter_admits_as_many_as_its_orders_allow_and_not_one_more(orders):
+    account = privacy.RenyiFilter(3.0, 1e-5, orders=orders)
+    event, spent = privacy.Gaussian(10.0), 0
+    while account.admits(event):
+        account.spend(event)
+        spent += 1
+        assert float(account.epsilon) == pytest.approx(account_of(spent, 10.0, orders), abs=1e-6)
+    assert account_of(spent, 10.0, orders) <= 3.0 < account_of(spent + 1, 10.0, orders)
+    left = account.epsilon
+    with pytest.raises(BudgetExceeded, match=r"does not fit: \d"):
+        account.spend(event)
+    assert account.epsilon == left, "refused, and nothing counted"
+    account.spend(privacy.NoOp())
+
+
+def test_an_odometer_reads_more_than_was_spent_and_rises_by_its_rungs():
+    account = privacy.RenyiFilter(4.0, 1e-6)
+    readings = [account.reading]
+    while account.admits(privacy.Gaussian(30.0)):
+        account.spend(privacy.Gaussian(30.0))
+        readings.append(account.reading)
+    assert readings[0] == Decimal("0.5")
+    rungs = sorted(set(readings))
+    assert rungs == [Decimal(rung) for rung in ("0.5", "1", "2", "4", "8")][: len(rungs)]
+    assert len(rungs) > 2
+    assert readings == sorted(readings)
+    exact = privacy.Gaussian(30.0 / math.sqrt(len(readings) - 1)).epsilon(1e-6)
+    assert exact <= float(account.epsilon) <= readings[-1]
+
+
+def test_a_filter_that_can_admit_nothing_is_refused_and_so_is_what_has_no_divergence():
+    for epsilon, delta, orders in ((0.001, 1e-9, None), (1.0, 1e-5, [0.5]), (1.0, 1e-5, {4: 0}), (-1.0, 1e-5, None)):
+        with pytest.raises(InvalidRequest):
+            privacy.RenyiFilter(epsilon, delta, orders=orders)
+    account = privacy.RenyiFilter(1.0, 1e-5)
+    assert not account.admits(privacy.NonPrivate())
+    with pytest.raises(InvalidRequest):
+        account.spend(privacy.PoissonSampled(0.5, privacy.PoissonSampled(0.5, privacy.Gaussian(1.0))))
 
 
 def test_a_planned_band_leaves_less_noise_and_its_event_meets_the_target():
