@@ -114,6 +114,23 @@ def test_noise_is_correlated_over_as_many_steps_as_the_price_says(connect, datas
     assert all(torch.isfinite(tensor).all() for tensor in run.state_dict().values())
 
 
+def test_correlated_noise_goes_with_hardened_sums_and_costs_the_same(connect, dataset):
+    def of(mode):
+        # A quarter of the records in four classes: everybody at each of their turns.
+        return learner(connect("scientist"), dataset, bands=4, noise_mode=mode, batch_size=64, optimizer=SGD(lr=0.1))
+
+    remote = of("hardened")
+    hardened, standard = (each.price(steps=8, eps=8.0, delta=1e-6) for each in (remote, of("standard")))
+    assert (hardened.bands, hardened.noise_mode, hardened.noise_slack) == (4, "hardened", 0.0)
+    assert hardened.noise_multiplier == standard.noise_multiplier
+    assert hardened.run_digest != standard.run_digest
+    run = remote.fit(steps=8, eps=8.0, delta=1e-6, progress=False)
+    assert run.state == "succeeded"
+    assert run.receipt.statement["run"]["noise_mode"] == "hardened"
+    start = mlp().state_dict()
+    assert not any(torch.equal(start[name], each) for name, each in run.state_dict().items())
+
+
 def test_a_rehearsal_takes_as_many_bands_as_it_has_room_for(connect, dataset):
     remote = learner(connect("scientist"), dataset, bands=8, batch_size=16)
     assert remote.price(steps=12, noise_multiplier=1.0, delta=1e-6).bands == 8
