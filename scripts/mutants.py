@@ -99,6 +99,13 @@ MUTANTS = [
         "step::no_record_moves_the_sum_of_a_step_by_more_than_is_charged",
     ),
     Mutant(
+        "norms-without-their-rounding",
+        f"{TRAINER}/clipping.rs",
+        "rule.factor(norm, magnitude.sqrt())",
+        "rule.factor(norm, magnitude.sqrt() * 0.0)",
+        "step::no_record_moves_the_sum_of_a_step_by_more_than_is_charged",
+    ),
+    Mutant(
         "noise-of-the-first-step-again",
         f"{TRAINER}/training.rs",
         "sums, noise, step, mean, threads)?;",
@@ -140,6 +147,13 @@ MUTANTS = [
         "        let order = self.order.of(step, 2, all.len()).ok_or_else(too_many)?;\n"
         "        let pooled: Vec<u64> = order.into_iter().take(size).map(|row| all[row]).collect();\n"
         "        let ranks = pooled\n",
+        "released::the_sample_of_a_step_is_a_poisson_sample",
+    ),
+    Mutant(
+        "padding-drawn",
+        f"{TRAINER}/sample.rs",
+        ".filter(|&&row| row < shape.rows)",
+        ".filter(|&&row| row < shape.capacity)",
         "released::the_sample_of_a_step_is_a_poisson_sample",
     ),
     Mutant(
@@ -228,18 +242,19 @@ def cargo(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def outcomes(tests: list[str]) -> dict[str, str]:
-    """Runs these tests; ``ok`` or ``FAILED`` for each."""
+def outcomes(tests: list[str]) -> tuple[dict[str, str], str]:
+    """Runs these tests; ``ok`` or ``FAILED`` for each, and what the first that failed said."""
     printed = cargo("--", "--exact", *tests).stdout
     found = dict(re.findall(r"^test (\S+) \.\.\. (ok|FAILED)$", printed, re.MULTILINE))
     unknown = [test for test in tests if test not in found]
     if unknown:
         sys.exit(f"no outcome of {', '.join(unknown)}:\n{printed[-4000:]}")
-    return found
+    said = re.search(r"panicked at .*\n(.*)", printed)
+    return found, said[1] if said else ""
 
 
-def verdict(mutant: Mutant) -> tuple[str, float]:
-    """Builds the mutant and runs its test."""
+def verdict(mutant: Mutant) -> tuple[str, float, str]:
+    """Builds the mutant and runs its test: what became of it, seconds, and what the test said."""
     file = TREE / mutant.file
     source = file.read_text()
     started = time.monotonic()
@@ -248,10 +263,11 @@ def verdict(mutant: Mutant) -> tuple[str, float]:
         built = cargo("--no-run")
         if built.returncode != 0:
             sys.exit(f"{mutant.name} does not compile:\n{built.stdout[-4000:]}")
-        outcome = outcomes([mutant.test])[mutant.test]
+        outcome, said = outcomes([mutant.test])
     finally:
         file.write_text(source)
-    return "killed" if outcome == "FAILED" else "SURVIVED", time.monotonic() - started
+    became = "killed" if outcome[mutant.test] == "FAILED" else "SURVIVED"
+    return became, time.monotonic() - started, said
 
 
 def main() -> int:
@@ -273,15 +289,15 @@ def main() -> int:
     chosen = [mutant for mutant in MUTANTS if not arguments.names or mutant.name in arguments.names]
     copy_dependencies()
     copy_tree()
-    broken = [test for test, outcome in outcomes(sorted({m.test for m in chosen})).items() if outcome != "ok"]
+    broken = [test for test, outcome in outcomes(sorted({m.test for m in chosen}))[0].items() if outcome != "ok"]
     if broken:
         print(f"fail without any mutant: {', '.join(broken)}", file=sys.stderr)
         return 1
     survivors = 0
     for mutant in chosen:
-        result, seconds = verdict(mutant)
+        result, seconds, said = verdict(mutant)
         survivors += result != "killed"
-        print(f"{mutant.name:32} {result:9} {seconds:5.0f} s  {mutant.test}", flush=True)
+        print(f"{mutant.name:32} {result:9} {seconds:5.0f} s  {mutant.test}\n    {said[:160]}", flush=True)
     print(f"mutants: {len(chosen) - survivors} of {len(chosen)} killed")
     return 1 if survivors else 0
 
