@@ -99,13 +99,6 @@ MUTANTS = [
         "step::no_record_moves_the_sum_of_a_step_by_more_than_is_charged",
     ),
     Mutant(
-        "norms-without-their-rounding",
-        f"{TRAINER}/clipping.rs",
-        "rule.factor(norm, magnitude.sqrt())",
-        "rule.factor(norm, magnitude.sqrt() * 0.0)",
-        "step::no_record_moves_the_sum_of_a_step_by_more_than_is_charged",
-    ),
-    Mutant(
         "noise-of-the-first-step-again",
         f"{TRAINER}/training.rs",
         "sums, noise, step, mean, threads)?;",
@@ -243,7 +236,7 @@ def cargo(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def outcomes(tests: list[str]) -> tuple[dict[str, str], str]:
-    """Runs these tests; ``ok`` or ``FAILED`` for each, and what the first that failed said."""
+    """Builds and runs these tests; ``ok`` or ``FAILED`` for each, and what the first that failed said."""
     printed = cargo("--", "--exact", *tests).stdout
     found = dict(re.findall(r"^test (\S+) \.\.\. (ok|FAILED)$", printed, re.MULTILINE))
     unknown = [test for test in tests if test not in found]
@@ -260,9 +253,6 @@ def verdict(mutant: Mutant) -> tuple[str, float, str]:
     started = time.monotonic()
     try:
         file.write_text(source.replace(mutant.source, mutant.replacement))
-        built = cargo("--no-run")
-        if built.returncode != 0:
-            sys.exit(f"{mutant.name} does not compile:\n{built.stdout[-4000:]}")
         outcome, said = outcomes([mutant.test])
     finally:
         file.write_text(source)
