@@ -186,6 +186,8 @@ class Run:
     def resume(self) -> Run:
         """Lifts your own suspension: the run goes on from its last checkpoint, unless another owner's stands.
 
+        A run that went on 32 times without a step released in between ends instead, cancelled and charged in full.
+
         Raises:
             PermissionRefused: If you did not suspend it.
         """

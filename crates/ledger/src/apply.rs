@@ -195,7 +195,11 @@ impl Ledger {
                 self.run_mut(suspended.run).suspended_by.insert(suspended.by);
             }
             Body::RunUnsuspended(unsuspended) => {
-                self.run_mut(unsuspended.run).suspended_by.remove(&unsuspended.by);
+                let run = self.run_mut(unsuspended.run);
+                run.suspended_by.remove(&unsuspended.by);
+                // Its trainer starts again, as after a restart.
+                let again = run.status == RunStatus::Started && !run.is_suspended();
+                run.idle_resumptions = run.idle_resumptions.saturating_add(u32::from(again));
             }
         }
     }

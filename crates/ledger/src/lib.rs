@@ -80,6 +80,6 @@ pub use pricing::PriceError;
 pub use propose::Proposal;
 pub use receipt::{IssueError, Receipt, ReceiptError, RuntimeEvidence};
 pub use refusal::Refusal;
-pub use state::{Dataset, Ledger, Orphan, Run, RunStatus};
+pub use state::{Dataset, Ledger, MAX_IDLE_RESUMPTIONS, Orphan, Run, RunStatus};
 pub use unit::privacy_units;
 pub use weights::{WeightTensor, weights_digest};

@@ -101,14 +101,18 @@ impl Ledger {
     /// The owner who suspended a run lets it go on.
     ///
     /// # Errors
-    /// [`Refusal::Suspension`] to anyone else; [`Refusal::RunStatus`] once it has ended.
+    /// [`Refusal::Suspension`] to anyone else; [`Refusal::RunStatus`] once it has ended; [`Refusal::GetsNowhere`] when it
+    /// would start on its records once too often: it is to be ended then.
     pub fn propose_unsuspension(
         &self,
         run: RunId,
         by: Principal,
         now_unix_ms: u64,
     ) -> Result<Proposal, Refusal> {
-        self.propose(Body::RunUnsuspended(RunUnsuspended { run, by }), now_unix_ms)
+        let proposal = self.propose(Body::RunUnsuspended(RunUnsuspended { run, by }), now_unix_ms)?;
+        // Asked of new entries only: chains of earlier releases may hold more of them.
+        self.check_idle_resumptions_of(run)?;
+        Ok(proposal)
     }
 
     /// A complete upload.

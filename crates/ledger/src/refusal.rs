@@ -230,6 +230,16 @@ pub enum Refusal {
         /// The run.
         run: RunId,
     },
+    /// Its trainer started again and again, and nothing came of it.
+    #[error(
+        "run {run} went on {times} times without advancing: it goes on no more, and ends as cancelled and charged in full"
+    )]
+    GetsNowhere {
+        /// The run.
+        run: RunId,
+        /// Times.
+        times: u32,
+    },
     /// Steps are released once, in order, and no further than planned.
     #[error("run {run} cannot advance to step {to}: it has released {released} of {steps}")]
     ReleasedStep {

@@ -11,7 +11,7 @@ use crate::id::{BootId, DatasetId, Digest32, Principal, RunId};
 use crate::name::is_showable;
 use crate::policy::{DatasetKind, RunKind};
 use crate::refusal::{MAX_CONTRACT_BYTES, MAX_DATASETS_PER_RUN, Refusal};
-use crate::state::{Dataset, Ledger, Run, RunStatus};
+use crate::state::{Dataset, Ledger, MAX_IDLE_RESUMPTIONS, Run, RunStatus};
 use std::collections::BTreeSet;
 
 impl Ledger {
@@ -191,6 +191,17 @@ impl Ledger {
         run.charges()
             .iter()
             .try_for_each(|charge| self.existing_dataset(charge.dataset)?.check_failures())
+    }
+
+    /// A suspension that is lifted starts a trainer on the same records again. Not asked where another owner's stands.
+    pub(crate) fn check_idle_resumptions_of(&self, run: RunId) -> Result<(), Refusal> {
+        let found = self.existing_run(run)?;
+        let times = found.idle_resumptions;
+        let starts = found.status == RunStatus::Started && found.suspended_by.len() == 1;
+        if starts && times >= MAX_IDLE_RESUMPTIONS {
+            return Err(Refusal::GetsNowhere { run, times });
+        }
+        Ok(())
     }
 
     /// Its data are read again: owners who have gone since lend it nothing more.

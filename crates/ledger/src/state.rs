@@ -58,13 +58,16 @@ pub struct Run {
     /// The boot that has it in hand: the one that reserved it, or the last that resumed it.
     pub(crate) boot: BootId,
     pub(crate) resumed_by: Vec<BootId>,
-    /// Times it was resumed since it last advanced, having started.
+    /// Times a boot or an owner let it go on since it last advanced.
     pub(crate) idle_resumptions: u32,
     /// Owners whose suspension stands.
     pub(crate) suspended_by: BTreeSet<Principal>,
     pub(crate) releases: Vec<(Principal, Digest32)>,
     pub(crate) kept: Vec<KeptWeights>,
 }
+
+/// Most times a run goes on without advancing in between; then it ends.
+pub const MAX_IDLE_RESUMPTIONS: u32 = 32;
 
 /// Where a run is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -371,8 +374,9 @@ impl Run {
     pub fn resumed_by(&self) -> &[BootId] {
         &self.resumed_by
     }
-    /// Times it was resumed after it had started and since it last advanced: a run that ends its server each time
-    /// shows here.
+    /// Times a boot went on with it, or owners let it go on after it had started, since it last advanced: a run that ends its
+    /// server each time shows here, and one whose trainer starts on the records again and again. See
+    /// [`MAX_IDLE_RESUMPTIONS`].
     pub fn idle_resumptions(&self) -> u32 {
         self.idle_resumptions
     }

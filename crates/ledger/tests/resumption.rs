@@ -132,6 +132,66 @@ fn a_run_that_never_gets_on_shows() {
     assert_eq!(ledger.run(&run_id(1)).unwrap().idle_resumptions(), 0);
 }
 
+fn suspend(ledger: &mut Ledger, by: u8) {
+    let proposal = ledger.propose_suspension(run_id(1), principal(by), T0);
+    take(ledger, proposal);
+}
+
+/// Each suspension that is lifted starts a trainer on the same records, as a restart does.
+#[test]
+fn a_run_that_owners_let_go_on_again_and_again_goes_on_no_more_and_is_charged() {
+    let mut ledger = running();
+    let lift = |ledger: &Ledger, by: u8| ledger.propose_unsuspension(run_id(1), principal(by), T0);
+    let idle = |ledger: &Ledger| ledger.run(&run_id(1)).unwrap().idle_resumptions();
+    restart(&mut ledger, 2);
+    resume(&mut ledger);
+    for count in 2..=MAX_IDLE_RESUMPTIONS {
+        suspend(&mut ledger, 1);
+        let proposal = lift(&ledger, 1);
+        take(&mut ledger, proposal);
+        assert_eq!(idle(&ledger), count);
+    }
+    suspend(&mut ledger, 1);
+    suspend(&mut ledger, 2);
+    let proposal = lift(&ledger, 1);
+    take(&mut ledger, proposal);
+    assert_eq!(
+        idle(&ledger),
+        MAX_IDLE_RESUMPTIONS,
+        "the other one's stands: nothing started"
+    );
+    assert_eq!(
+        lift(&ledger, 2).unwrap_err(),
+        Refusal::GetsNowhere {
+            run: run_id(1),
+            times: MAX_IDLE_RESUMPTIONS
+        }
+    );
+    let _ = commit(&mut ledger, 1, Outcome::Cancelled);
+    assert_eq!(committed(&ledger, 1), amount("2.0", "1e-6"), "in full");
+}
+
+#[test]
+fn a_run_that_advances_or_never_started_may_be_suspended_as_often_as_its_owners_like() {
+    let again = |ledger: &mut Ledger| {
+        suspend(ledger, 1);
+        let proposal = ledger.propose_unsuspension(run_id(1), principal(1), T0);
+        take(ledger, proposal);
+    };
+    let mut ledger = running();
+    for step in 41..=100 {
+        again(&mut ledger);
+        advance(&mut ledger, 1, step);
+    }
+    let mut ledger = new_ledger();
+    add_dataset(&mut ledger, dataset(1, policy(amount("6.0", "1e-5"))));
+    let _ = reserve(&mut ledger, run(1, 1, vec![charge(1, amount("2.0", "1e-6"))]), T0).unwrap();
+    for _ in 0..=MAX_IDLE_RESUMPTIONS {
+        again(&mut ledger);
+    }
+    assert_eq!(ledger.run(&run_id(1)).unwrap().idle_resumptions(), 0);
+}
+
 #[test]
 fn owners_suspend_and_lift_each_for_themselves() {
     let mut ledger = running();

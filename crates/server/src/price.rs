@@ -49,7 +49,7 @@ pub(crate) fn price(mut request: RunRequest, grounds: &Grounds) -> Result<Priced
     check_written_out(request.noise_mode, &graph)?;
     let declared_sizes = terms.declared_sizes();
     check_frames(&inputs, &declared_sizes)?;
-    let delta = terms.delta(request.delta);
+    let delta = terms.delta(request.delta)?;
     let units = terms.units(request.records_per_unit)?;
     request.records_per_unit = Some(units.records_per_unit);
     let sizes = Sizes {

@@ -148,11 +148,27 @@ impl Terms {
     }
 
     /// δ of the run: as asked, or a tenth of the smallest lifetime δ (rule D6).
-    pub(crate) fn delta(&self, asked: Option<Delta>) -> Delta {
-        let lifetimes = self.datasets.iter().filter_map(|dataset| dataset.lifetime_delta);
-        asked
-            .or_else(|| lifetimes.min().map(Delta::tenth))
-            .unwrap_or(REHEARSAL_DELTA)
+    ///
+    /// # Errors
+    /// [`Reason::RunSpecInvalid`] above a dataset's lifetime δ: no budget would admit it, and where divergences decide, the
+    /// sums of δ shown beside them would grow without bounds.
+    pub(crate) fn delta(&self, asked: Option<Delta>) -> Result<Delta, Failure> {
+        let lifetimes = self
+            .datasets
+            .iter()
+            .filter_map(|dataset| Some((dataset.lifetime_delta?, &dataset.name)));
+        match (asked, lifetimes.min()) {
+            (Some(asked), Some((lifetime, name))) if asked > lifetime => Err(Failure::new(
+                Reason::RunSpecInvalid,
+                format!(
+                    "target_delta = {asked} is above {lifetime}, the delta that dataset `{name}` has for its lifetime: \
+                     choose less, or leave it out for a tenth of that"
+                ),
+            )),
+            (Some(asked), _) => Ok(asked),
+            (None, Some((lifetime, _))) => Ok(lifetime.tenth()),
+            (None, None) => Ok(REHEARSAL_DELTA),
+        }
     }
 
     /// # Errors

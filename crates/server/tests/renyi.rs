@@ -159,3 +159,52 @@ async fn a_cancelled_run_pays_for_the_steps_it_started_and_its_receipt_says_so()
     assert!(receipt.datasets[1].renyi.is_none());
     server.stop().await;
 }
+
+/// What an earlier trainer had started, and not reported in time, is charged as well: all is.
+#[tokio::test]
+async fn a_run_that_is_cancelled_on_its_second_trainer_pays_for_all_steps() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = TestServer::start(directory.path(), "normal-30").await;
+    let peer = server.peer(&identity()).await;
+    let renyi = upload_under(&peer, "renyi", renyi_policy("6.0")).await;
+    let run = start(&peer, &[renyi], 1.0, 1000).await;
+    let mut watcher = peer.watch_run(run, 0).await.unwrap();
+    while timeout(watcher.next()).await.unwrap().unwrap().step < 3 {}
+    let (_, reserved) = divergences(&peer, renyi).await;
+    let suspended = peer.suspend_run(run).await.unwrap();
+    peer.resume_run(run).await.unwrap();
+    while timeout(watcher.next()).await.unwrap().unwrap().step <= suspended.released_step {}
+    let cancelled = peer.cancel_run(run).await.unwrap();
+    assert_eq!(cancelled.state, RunState::Cancelled);
+    assert_eq!(divergences(&peer, renyi).await, (reserved, 0.0));
+    server.stop().await;
+}
+
+/// Cancelled runs cost little in divergences, and their whole (ε, δ) in the sums shown beside: those must stay numbers.
+#[tokio::test]
+async fn a_delta_above_a_datasets_lifetime_is_refused_at_the_price() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = TestServer::start(directory.path(), "normal-0").await;
+    let peer = server.peer(&identity()).await;
+    let renyi = upload_under(&peer, "renyi", renyi_policy("6.0")).await;
+    let other = upload_under(&peer, "other", open_policy("6.0", "1e-3")).await;
+    let model = upload_mlp(&peer).await;
+    let asking = |delta| {
+        let mut spec = spec(model, &[other, renyi], 1.0, 5);
+        spec.target_delta = Some(delta);
+        spec
+    };
+    for above in [0.9, 1.000_001e-5] {
+        let error = peer.price(&asking(above)).await.unwrap_err();
+        assert_eq!(error.server_reason(), Some("run-spec-invalid"), "{error}");
+        assert!(
+            error.to_string().contains("`renyi`") && error.to_string().contains("above 1e-5,"),
+            "{error}"
+        );
+    }
+    assert!(
+        peer.price(&asking(1e-5)).await.is_ok(),
+        "all of it may be asked for"
+    );
+    server.stop().await;
+}

@@ -353,6 +353,37 @@ async fn an_owner_suspends_a_run_nothing_is_released_meanwhile_and_only_they_res
     server.stop().await;
 }
 
+/// Each time a trainer starts on the same records, and nothing comes of it.
+#[tokio::test]
+async fn a_run_that_is_suspended_and_resumed_for_ever_ends_as_cancelled_and_charged_in_full() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = TestServer::start(directory.path(), "normal-60000").await;
+    let peer = server.peer(&identity()).await;
+    let id = upload(&peer, "north", "6.0").await;
+    let run = start(&peer, &[id], 1.0, 60).await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while count(&entries(&peer, run).await, "run_started") == 0 {
+        assert!(Instant::now() < deadline, "it starts");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let reserved = epsilon_of(&peer, "north").await.1;
+    let mut resumed = 0;
+    let ended = loop {
+        peer.suspend_run(run).await.unwrap();
+        let shown = peer.resume_run(run).await.unwrap();
+        if !matches!(shown.state, RunState::Queued | RunState::Running) {
+            break shown;
+        }
+        resumed += 1;
+        assert!(resumed <= 32, "it goes on for ever");
+    };
+    assert_eq!((resumed, ended.state), (32, RunState::Cancelled));
+    let (committed, left, _) = epsilon_of(&peer, "north").await;
+    assert_eq!((committed, left), (reserved, 0), "all of it");
+    assert!(peer.resume_run(run).await.is_err(), "it has ended");
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_suspended_run_stays_suspended_over_restarts_and_its_scientist_may_cancel_it() {
     let directory = tempfile::tempdir().unwrap();

@@ -81,7 +81,7 @@ pub(crate) fn price(request: EvaluationRequest, grounds: &Grounds) -> Result<Pri
     check_label(&graph, &inputs, histograms.classes())?;
     let declared_sizes = terms.declared_sizes();
     check_frames(&inputs, &declared_sizes)?;
-    let release = Release::new(request.privacy, terms.delta(request.delta))?;
+    let release = Release::new(request.privacy, terms.delta(request.delta)?)?;
     let needs = Needs {
         graph: &graph,
         declared_sizes: &declared_sizes,

@@ -12,7 +12,8 @@ use crate::runs::{Cancelling, Finish, RunOrder, settle};
 use crate::state::Server;
 use crate::storage;
 use crate::warm_start;
-use bastionai_ledger::{Ledger, RunId};
+use bastionai_ledger::{Ledger, Refusal, RunId};
+use bastionai_vault::TransactError;
 use bastionai_wire::v1;
 use std::sync::Arc;
 use std::time::Duration;
@@ -177,7 +178,7 @@ pub(crate) async fn suspend(
 }
 
 /// Lifts the caller's own suspension. The run goes on from its last checkpoint when its turn comes, unless another
-/// owner's suspension stands.
+/// owner's suspension stands; one that went on too often without getting on ends, as cancelled.
 pub(crate) async fn resume(
     server: Arc<Server>,
     peer: &Peer,
@@ -193,7 +194,18 @@ pub(crate) async fn resume(
     }
     blocking(move || {
         let _one_at_a_time = server.runs.changing();
-        server.vault.unsuspend_run(run, by, server.now_unix_ms())?;
+        match server.vault.unsuspend_run(run, by, server.now_unix_ms()) {
+            Err(TransactError::Refused(refusal @ Refusal::GetsNowhere { .. })) => {
+                Event::NotResumed {
+                    run: Hex(run.as_bytes()),
+                    chain: &refusal.to_string(),
+                }
+                .emit();
+                end_idle(&server, &run)?;
+                return show(&server, &run);
+            }
+            lifted => lifted?,
+        }
         Event::RunUnsuspended {
             run: Hex(run.as_bytes()),
             by,

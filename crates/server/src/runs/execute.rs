@@ -81,7 +81,15 @@ fn work(server: &Server, live: &LiveRun) -> Result<Option<Weights>, Why> {
         let (command, mut record) = command(server, live, &order, start_step, state)?;
         let run = Hex(live.id.as_bytes());
         Event::TrainerStarted { run }.emit();
-        match supervise(&command, &mut record, &live.stop)? {
+        let started_before = server.vault.read(|ledger| ledger.started(&live.id).is_some());
+        let ended = supervise(&command, &mut record, &live.stop);
+        match ended.map_err(|why| {
+            if started_before {
+                why.of_a_later_trainer()
+            } else {
+                why
+            }
+        })? {
             Ended::Finished(state) => state,
             Ended::Paused => return Ok(None),
         }

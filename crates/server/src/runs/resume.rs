@@ -3,7 +3,7 @@
 use crate::log::{Event, Hex};
 use crate::state::Server;
 use bastionai_attestation::claims::RuntimeClaims;
-use bastionai_ledger::{Digest32, Ledger, Orphan, Run};
+use bastionai_ledger::{Digest32, Ledger, MAX_IDLE_RESUMPTIONS, Orphan, Run};
 use bastionai_vault::{NotResumable, Vault};
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ enum EndsHere {
     NotResumable(#[from] NotResumable),
     #[error("dataset `{0}` was withdrawn or its policy has expired")]
     NotLent(String),
-    #[error("{0} boots have gone on with it and none got any further: it may be what ends them")]
+    #[error("it went on {0} times and got no further: it may be what ends its boots")]
     GetsNowhere(u32),
 }
 
@@ -85,6 +85,3 @@ pub(crate) fn take_up_open_runs(server: &Arc<Server>) {
         server.runs.take_up(server, run, scientist, suspended);
     }
 }
-
-/// A run that brings its server down each time must not do so for ever.
-const MAX_IDLE_RESUMPTIONS: u32 = 32;

@@ -1,6 +1,7 @@
 //! One trainer process from spawn to its last checkpoint. The trainer gets a cleared environment, pipes and nothing
-//! else; records reach it only after [`Recorder::start`] made the run's start durable, and nothing it reports is
-//! seen by anyone before [`Recorder::release`] made it durable (output commit, rule D1).
+//! else; records (but for their number, which its job names) reach it only after [`Recorder::start`] made the run's
+//! start durable, and nothing it reports is seen by anyone before [`Recorder::release`] made it durable (output commit,
+//! rule D1).
 //!
 //! Blocking, on a thread of its own: it waits on a process, not on a peer.
 
@@ -138,6 +139,15 @@ pub(crate) enum Why {
 }
 
 impl Why {
+    /// What this says of the run where another trainer had started on its records before: which steps that one started,
+    /// nobody knows.
+    pub(crate) fn of_a_later_trainer(self) -> Self {
+        match self {
+            Self::Cancelled { .. } => Self::Cancelled { started_steps: None },
+            other => other,
+        }
+    }
+
     /// Whether a trainer was lost: it ran, and ended otherwise than by refusing or being stopped.
     pub(crate) const fn is_loss(&self) -> bool {
         matches!(
