@@ -171,8 +171,13 @@ mod tests {
         let z =
             |count: u64, p: f64| (count as f64 - steps as f64 * p) / (steps as f64 * p * (1.0 - p)).sqrt();
         assert_chi_squared(single.iter().map(|&count| z(count, q)));
-        let upper = (0..rows).flat_map(|a| (a + 1..rows).map(move |b| a * rows + b));
-        assert_chi_squared(upper.map(|index| z(pairs[index], q * q)));
+        // Σ (a − q)(b − q) over the steps: uncorrelated between pairs that share a row, as counts of both are not.
+        let together = |(a, b): (usize, usize)| {
+            let sum = pairs[a * rows + b] as f64 - q * (single[a] + single[b]) as f64 + steps as f64 * q * q;
+            sum / (q * (1.0 - q) * (steps as f64).sqrt())
+        };
+        let upper = (0..rows).flat_map(|a| (a + 1..rows).map(move |b| (a, b)));
+        assert_chi_squared(upper.map(together));
     }
 
     /// Σ z² is χ² with as many degrees of freedom as there are z (normal approximation, 5 sd).

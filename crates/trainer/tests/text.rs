@@ -113,10 +113,7 @@ fn large(rows: u64) -> Model {
         graph: g.finish(loss),
         parameters: vec![Tensor::zeros([rows as i64, 16], (Kind::Float, tch::Device::Cpu))],
         constants: vec![],
-        inputs: vec![
-            Tensor::randint(rows as i64, [64, 32], (Kind::Int64, tch::Device::Cpu)),
-            rand(Kind::Float, &[64, 32, 16]),
-        ],
+        inputs: vec![randint(rows as i64, &[64, 32]), rand(Kind::Float, &[64, 32, 16])],
         reference: Box::new(|_, _| unreachable!("only its cost is looked at")),
     }
 }

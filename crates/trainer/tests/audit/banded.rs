@@ -4,7 +4,9 @@
 use crate::canaries::{Audited, LONG, MAX_GRAD_NORM, NEXT_TO_NOTHING, diracs, drawn, job, linear};
 use crate::distinguishing::{Verdicts, best_cut};
 use crate::short_or_long;
-use crate::statistics::{assert_chi_squared, assert_normal, assert_unrelated, correlation, score};
+use crate::statistics::{
+    assert_chi_squared, assert_normal, assert_unrelated, correlation, joint_score, score,
+};
 use crate::step::HOSTILE;
 use crate::support::*;
 use bastionai_privacy::event::DpEvent;
@@ -132,20 +134,15 @@ fn a_record_has_one_turn_in_a_band_of_steps_at_every_start_and_is_then_drawn_ind
         (0..ROWS).map(|record| score(single(record), rounds, rate)),
     );
     // Two turns in a row; no turn is in two pairs.
-    let both = |record| {
-        count(
-            &|pair| at_turn(record, 2 * pair) && at_turn(record, 2 * pair + 1),
-            rounds / 2,
-        )
+    let in_a_row = |record| {
+        let pairs = (0..rounds / 2).map(|pair| (at_turn(record, 2 * pair), at_turn(record, 2 * pair + 1)));
+        joint_score(pairs, rate)
     };
-    assert_chi_squared(
-        "turns in a row",
-        (0..ROWS).map(|record| score(both(record), rounds / 2, rate * rate)),
-    );
+    assert_chi_squared("turns in a row", (0..ROWS).map(in_a_row));
     let pairs = (0..ROWS).flat_map(|i| (0..i).map(move |j| (i, j)));
     let pairs = pairs.map(|(i, j)| {
-        let both = count(&|round| at_turn(i, round) && at_turn(j, round), rounds);
-        score(both, rounds, rate * rate)
+        let together = (0..rounds).map(|round| (at_turn(i, round), at_turn(j, round)));
+        joint_score(together, rate)
     });
     assert_chi_squared("pairs", pairs);
 }

@@ -3,7 +3,9 @@
 
 use crate::canaries::{Audited, LONG, MAX_GRAD_NORM, NEXT_TO_NOTHING, diracs, job, linear};
 use crate::short_or_long;
-use crate::statistics::{assert_chi_squared, assert_normal, assert_unrelated, correlation, score};
+use crate::statistics::{
+    assert_chi_squared, assert_normal, assert_unrelated, correlation, joint_score, score,
+};
 use crate::support::*;
 use bastionai_wire::trainer::{Job, LossRelease};
 use tch::{Device, Kind, Tensor};
@@ -198,7 +200,8 @@ fn the_sample_of_a_step_is_a_poisson_sample() {
     let single = (0..ROWS).map(|i| score(count(&|sample| sample[i]), steps, RATE));
     assert_chi_squared("marginals", single);
     let pairs = (0..ROWS).flat_map(|i| (0..i).map(move |j| (i, j)));
-    let pair = |(i, j): (usize, usize)| score(count(&|sample| sample[i] && sample[j]), steps, RATE * RATE);
+    let pair =
+        |(i, j): (usize, usize)| joint_score(samples.iter().map(|sample| (sample[i], sample[j])), RATE);
     assert_chi_squared("pairs", pairs.map(pair));
     // A sample of fixed size has none of this variance, and with replacement or by epochs another.
     let sizes = samples
@@ -219,9 +222,9 @@ fn the_samples_of_two_steps_are_independent() {
     for lag in [1, 2, 4] {
         let again = |i: usize| {
             let both = samples[lag..].iter().zip(&samples);
-            both.filter(|(now, then)| now[i] && then[i]).count()
+            joint_score(both.map(|(now, then)| (now[i], then[i])), RATE)
         };
-        let scores = (0..ROWS).map(|i| score(again(i), steps - lag, RATE * RATE));
+        let scores = (0..ROWS).map(again);
         assert_chi_squared(&format!("steps {lag} apart"), scores);
     }
 }

@@ -128,6 +128,16 @@ pub(crate) fn score(count: usize, trials: usize, p: f64) -> f64 {
     (count as f64 - n * p) / (n * p * (1.0 - p)).sqrt()
 }
 
+/// How far two things that happen with probability `p` each are from independent, in standard deviations. Scores of pairs
+/// that share a thing are uncorrelated, which counts of both happening are not.
+pub(crate) fn joint_score(together: impl Iterator<Item = (bool, bool)>, p: f64) -> f64 {
+    let centred = |happened: bool| f64::from(u8::from(happened)) - p;
+    let (trials, sum) = together.fold((0.0, 0.0), |(trials, sum), (one, other)| {
+        (trials + 1.0, sum + centred(one) * centred(other))
+    });
+    sum / (p * (1.0 - p) * f64::sqrt(trials))
+}
+
 pub(crate) fn assert_unrelated(what: &str, left: &[f64], right: &[f64]) {
     let found = correlation(left, right);
     assert!(found.abs() < 5.0 / (left.len() as f64).sqrt(), "{what}: {found}");

@@ -12,6 +12,10 @@ use bastionai_graph::schema::{self, DefaultValue};
 use bastionai_graph::typed::*;
 use bastionai_trainer::{Batch, Engine, Settings, selftest};
 pub use bastionai_wire::{Clipping, Compute, NoiseMode};
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use rand_distr::{Distribution as _, StandardNormal};
+use std::cell::RefCell;
 use std::sync::Once;
 use tch::{Device, Kind, Tensor};
 
@@ -339,8 +343,29 @@ pub fn distance(left: &[f64], right: &[f64]) -> f64 {
     norm(&left.iter().zip(right).map(|(l, r)| l - r).collect::<Vec<_>>())
 }
 
+thread_local! {
+    /// Each test runs on a thread of its own, and libtorch's generator is one for all of them: what a test
+    /// draws would hang on which others run beside it.
+    static GENERATOR: RefCell<StdRng> = RefCell::new(StdRng::seed_from_u64(20_261_124));
+}
+
+/// Standard normal values, the same in each run of a test.
 pub fn rand(kind: Kind, shape: &[i64]) -> Tensor {
-    Tensor::randn(shape, (kind, Device::Cpu))
+    drawn::<f64>(shape, |generator| StandardNormal.sample(generator)).to_kind(kind)
+}
+
+/// Uniform integers below `end`, the same in each run of a test.
+pub fn randint(end: i64, shape: &[i64]) -> Tensor {
+    drawn(shape, |generator| generator.random_range(0..end))
+}
+
+fn drawn<T: tch::kind::Element>(shape: &[i64], mut draw: impl FnMut(&mut StdRng) -> T) -> Tensor {
+    let values: Vec<T> = GENERATOR.with_borrow_mut(|generator| {
+        (0..shape.iter().product())
+            .map(|_: i64| draw(generator))
+            .collect()
+    });
+    Tensor::from_slice(&values).reshape(shape)
 }
 
 /// Copies a row of ones' own making into a tensor.

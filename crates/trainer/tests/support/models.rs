@@ -81,10 +81,7 @@ pub fn classifier(dtype: DType, batch: i64) -> Model {
         graph: g.finish(loss),
         parameters: vec![rand(k, &[5, 6]), rand(k, &[5]), rand(k, &[3, 5]), rand(k, &[3])],
         constants: vec![],
-        inputs: vec![
-            rand(k, &[batch, 6]),
-            Tensor::randint(3, [batch], (Kind::Int64, Device::Cpu)),
-        ],
+        inputs: vec![rand(k, &[batch, 6]), randint(3, &[batch])],
         reference: Box::new(|p, i| {
             let h = i[0].linear(&p[0], Some(&p[1])).relu();
             h.linear(&p[2], Some(&p[3])).cross_entropy_loss::<Tensor>(
@@ -304,10 +301,7 @@ pub fn flattened(dtype: DType, batch: i64) -> Model {
         graph: g.finish(loss),
         parameters: vec![rand(k, &[3, 5]), rand(k, &[5])],
         constants: vec![],
-        inputs: vec![
-            rand(k, &[batch, 2, 3]),
-            Tensor::randint(5, [batch, 2], (Kind::Int64, Device::Cpu)),
-        ],
+        inputs: vec![rand(k, &[batch, 2, 3]), randint(5, &[batch, 2])],
         reference: Box::new(move |p, i| {
             let z = i[0].matmul(&p[0]) + &p[1];
             -z.log_softmax(-1, k)
@@ -493,7 +487,7 @@ pub fn scorer(classes: u64, batch: i64) -> Model {
         constants: vec![],
         inputs: vec![
             rand(Kind::Float, &[batch, 6]),
-            Tensor::randint(classes.max(2) as i64, [batch], (Kind::Int64, Device::Cpu)),
+            randint(classes.max(2) as i64, &[batch]),
         ],
         reference: Box::new(|p, i| i[0].linear::<Tensor>(&p[0], None)),
     }

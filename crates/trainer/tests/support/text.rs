@@ -15,7 +15,7 @@ pub fn all(dtype: DType, batch: i64) -> Vec<Model> {
 }
 
 fn ids(batch: i64, tokens: i64, words: i64) -> Tensor {
-    Tensor::randint(words, [batch, tokens], (Kind::Int64, Device::Cpu))
+    randint(words, &[batch, tokens])
 }
 
 fn embed(g: &mut Builder, table: ValueId, ids: ValueId, padding: i64, shape: &[Extent]) -> ValueId {
@@ -211,11 +211,7 @@ pub fn two_columns(dtype: DType, batch: i64) -> Model {
         graph: g.finish(loss),
         parameters: vec![rand(k, &[5, 4])],
         constants: vec![],
-        inputs: vec![
-            ids(batch, 3, 5),
-            Tensor::randint(5, [batch], (Kind::Int64, Device::Cpu)),
-            rand(k, &[batch, 3, 4]),
-        ],
+        inputs: vec![ids(batch, 3, 5), randint(5, &[batch]), rand(k, &[batch, 3, 4])],
         reference: Box::new(move |p, i| {
             let topic = Tensor::embedding(&p[0], &i[1], -1, false, false).unsqueeze(1);
             let hidden = Tensor::embedding(&p[0], &i[0], -1, false, false) * topic * &i[2];
