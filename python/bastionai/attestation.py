@@ -66,7 +66,7 @@ class Attestation:
     @property
     def simulated(self) -> bool:
         """Whether the evidence came from the development attester, which anyone can forge."""
-        return bool(self.document["report"]["simulated"])
+        return self.document["report"]["kind"] == "insecure-simulated"
 
     @property
     def ledger_key(self) -> str:

@@ -2,9 +2,11 @@
 
 use crate::binding::{Binding, BootBinding};
 use crate::claims::{Freshness, RuntimeClaims};
+use crate::insecure_simulated;
 use crate::policy::{AppraisalPolicy, ReferenceValues};
+use crate::report::{Kind, Platform, Report};
 use crate::result::{AppraisalError, AttestationResult, Refusal, Rule, Status};
-use crate::verify::{Report, VerifiedEvidence};
+use crate::verify::VerifiedEvidence;
 
 impl VerifiedEvidence {
     /// Appraises evidence given over a live session: `binding` is what *this* client knows of it.
@@ -57,7 +59,7 @@ impl VerifiedEvidence {
         check.platform(&self.report, policy);
         check.software(claims, policy);
         let accepted_without_reference_value = check.finish()?;
-        let all_good = !self.report.simulated
+        let all_good = self.report.kind() != Kind::InsecureSimulated
             && claims.insecure_flags.is_empty()
             && accepted_without_reference_value.is_empty();
         Ok(AttestationResult {
@@ -77,7 +79,7 @@ impl VerifiedEvidence {
 
 /// Collects refusals, so that a policy can be mended in one go.
 #[derive(Default)]
-struct Check {
+pub(crate) struct Check {
     refusals: Vec<Refusal>,
     unchecked: Vec<Rule>,
 }
@@ -112,32 +114,31 @@ impl Check {
     }
 
     fn platform(&mut self, report: &Report, policy: &AppraisalPolicy) {
-        self.demand(
-            Rule::Simulated,
-            !report.simulated || policy.allow_simulated,
-            || "simulated evidence, which anyone can forge".to_owned(),
-            || "evidence of a TEE (for development only, set allow_simulated)".to_owned(),
-        );
-        self.demand(
-            Rule::Debug,
-            !report.debug,
-            || "a debuggable guest".to_owned(),
-            || "debug off".to_owned(),
-        );
-        self.reference(
-            Rule::Measurement,
-            &report.measurement,
-            &policy.measurements,
-            hex::encode,
-        );
+        match &report.platform {
+            Platform::InsecureSimulated(report) => insecure_simulated::appraise(report, policy, self),
+        }
+    }
+
+    /// The rules that every launch measurement and chip meet.
+    pub(crate) fn launch(&mut self, policy: &AppraisalPolicy, measurement: &[u8; 48], chip_id: &[u8]) {
+        self.reference(Rule::Measurement, measurement, &policy.measurements, hex::encode);
         if let Some(chips) = &policy.chip_ids {
             self.demand(
                 Rule::ChipId,
-                chips.contains(&report.chip_id),
-                || hex::encode(report.chip_id),
+                chips.iter().any(|chip| chip == chip_id),
+                || hex::encode(chip_id),
                 || format!("one of {} pinned chips", chips.len()),
             );
         }
+    }
+
+    pub(crate) fn debug_off(&mut self, debug: bool) {
+        self.demand(
+            Rule::Debug,
+            !debug,
+            || "a debuggable guest".to_owned(),
+            || "debug off".to_owned(),
+        );
     }
 
     fn software(&mut self, claims: &RuntimeClaims, policy: &AppraisalPolicy) {
@@ -190,8 +191,13 @@ impl Check {
         }
     }
 
-    fn reference<T>(&mut self, rule: Rule, found: &T, values: &ReferenceValues<T>, show: fn(T) -> String)
-    where
+    pub(crate) fn reference<T>(
+        &mut self,
+        rule: Rule,
+        found: &T,
+        values: &ReferenceValues<T>,
+        show: fn(T) -> String,
+    ) where
         T: Clone + PartialEq,
     {
         let show = |value: &T| show(value.clone());
@@ -213,7 +219,7 @@ impl Check {
         }
     }
 
-    fn demand(
+    pub(crate) fn demand(
         &mut self,
         rule: Rule,
         met: bool,

@@ -6,10 +6,14 @@
 //! Format, all fields length-prefixed (`u32 LE`): label, measurement (48 bytes), chip id (64), debug
 //! (1 byte, 0 or 1), report data (64), Ed25519 signature (64) over all bytes before its field.
 
+use crate::appraise::Check;
 use crate::encoding::{DecodeError, Reader, Writer};
 use crate::evidence::{AttestError, Attester, Evidence};
-use crate::verify::{Report, VerifyError};
+use crate::policy::AppraisalPolicy;
+use crate::result::Rule;
+use crate::verify::VerifyError;
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+use serde::Serialize;
 
 /// Media type of simulated evidence.
 pub const MEDIA_TYPE: &str = "application/vnd.bastionai.insecure-simulated";
@@ -20,6 +24,20 @@ pub const DEVELOPMENT_MEASUREMENT: [u8; 48] = *b"bastionai insecure development 
 /// Chip id the simulated attester reports.
 pub const DEVELOPMENT_CHIP_ID: [u8; 64] =
     *b"bastionai insecure development chip............................!";
+
+/// What simulated evidence says, in the shape of what would be proof.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// Launch measurement.
+    #[serde(serialize_with = "crate::claims::as_hex")]
+    pub measurement: [u8; 48],
+    /// Identity of the chip.
+    #[serde(serialize_with = "crate::claims::as_hex")]
+    pub chip_id: [u8; 64],
+    /// Whether the host can read the guest's memory.
+    pub debug: bool,
+}
 
 /// Makes evidence that proves nothing, in the shape of evidence that would.
 #[derive(Clone, Debug)]
@@ -83,16 +101,8 @@ impl Attester for InsecureSimulatedAttester {
     }
 }
 
-/// The public half of the well-known key, the "vendor root" of simulated evidence.
-pub fn development_public_key() -> [u8; 32] {
-    let key = development_key().expect("a 32-byte seed is an Ed25519 key");
-    key.public_key()
-        .as_ref()
-        .try_into()
-        .expect("Ed25519 public keys have 32 bytes")
-}
-
-pub(crate) fn verify(bytes: &[u8], root: &[u8; 32]) -> Result<Report, VerifyError> {
+/// The report data and the rest of what evidence says.
+pub(crate) fn verify(bytes: &[u8], root: &[u8; 32]) -> Result<([u8; 64], Report), VerifyError> {
     let mut reader = Reader::new(bytes);
     let label = reader.field("label", 64)?;
     if label != LABEL {
@@ -114,13 +124,32 @@ pub(crate) fn verify(bytes: &[u8], root: &[u8; 32]) -> Result<Report, VerifyErro
     UnparsedPublicKey::new(&ED25519, root)
         .verify(signed, &signature)
         .map_err(|_| VerifyError::Signature)?;
-    Ok(Report {
+    let report = Report {
         measurement,
         chip_id,
         debug,
-        report_data,
-        simulated: true,
-    })
+    };
+    Ok((report_data, report))
+}
+
+/// The public half of the well-known key, the "vendor root" of simulated evidence.
+pub fn development_public_key() -> [u8; 32] {
+    let key = development_key().expect("a 32-byte seed is an Ed25519 key");
+    key.public_key()
+        .as_ref()
+        .try_into()
+        .expect("Ed25519 public keys have 32 bytes")
+}
+
+pub(crate) fn appraise(report: &Report, policy: &AppraisalPolicy, check: &mut Check) {
+    check.demand(
+        Rule::Simulated,
+        policy.allow_simulated,
+        || "simulated evidence, which anyone can forge".to_owned(),
+        || "evidence of a TEE (for development only, set allow_simulated)".to_owned(),
+    );
+    check.debug_off(report.debug);
+    check.launch(policy, &report.measurement, &report.chip_id);
 }
 
 impl From<DecodeError> for VerifyError {
@@ -147,7 +176,7 @@ mod tests {
         let evidence = InsecureSimulatedAttester::new().attest(&[7; 64]).unwrap();
         let verified = verify(&evidence, &TrustAnchors::bundled(), 1_000).unwrap();
         assert_eq!(verified.report().report_data, [7; 64]);
-        assert!(verified.report().simulated);
+        assert_eq!(verified.report().kind(), crate::Kind::InsecureSimulated);
     }
 
     #[test]

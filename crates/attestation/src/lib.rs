@@ -4,8 +4,8 @@
 //! what a server needs to ask its platform for evidence. In call order:
 //! [`claims`] (what the measured software says about how it runs, rule A4) →
 //! [`binding`] (ties evidence to one TLS session, or to one boot for offline receipts, rule A6) →
-//! [`evidence`] (the [`Attester`] and the bytes it makes) →
-//! [`mod@verify`] (cryptography up to a trust anchor) → [`mod@appraise`] (against a [`policy`]) → [`result`].
+//! [`evidence`] (the [`Attester`] and the bytes it makes, in an [`envelope`]) →
+//! [`mod@verify`] (cryptography up to a trust anchor; yields a [`report`]) → [`mod@appraise`] (against a [`policy`]) → [`result`].
 //! [`insecure_simulated`] is the development attester; its evidence can be forged by anyone.
 //!
 //! Two steps on purpose: [`verify()`] says *who made these bytes*, [`VerifiedEvidence::appraise`] says
@@ -18,16 +18,20 @@ pub mod appraise;
 pub mod binding;
 pub mod claims;
 mod encoding;
+pub mod envelope;
 pub mod evidence;
 pub mod insecure_simulated;
 pub mod policy;
+pub mod report;
 pub mod result;
 pub mod verify;
 
 pub use binding::{Binding, BootBinding, Role};
 pub use claims::{ClaimsError, Freshness, RuntimeClaims};
+pub use envelope::{Envelope, Item};
 pub use evidence::{AttestError, Attester, Evidence};
 pub use insecure_simulated::InsecureSimulatedAttester;
 pub use policy::{AppraisalPolicy, ReferenceValues};
+pub use report::{Kind, Platform, Report};
 pub use result::{AppraisalError, AttestationResult, Refusal, Rule, Status};
 pub use verify::{TrustAnchors, VerifiedEvidence, VerifyError, verify};

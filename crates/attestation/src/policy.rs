@@ -40,8 +40,8 @@ pub struct AppraisalPolicy {
     pub allowed_insecure_flags: Vec<String>,
     /// Lowest freshness level; absent means `unlock`, the lowest that prevents a rollback.
     pub minimum_freshness: Option<Freshness>,
-    /// If present, the only chips accepted: the answer to evidence relayed from an attacker's own machine.
-    pub chip_ids: Option<Vec<[u8; 64]>>,
+    /// If present, the only chips accepted, by the platform's own id (CHIP_ID, PPID): the answer to evidence relayed from an attacker's own machine.
+    pub chip_ids: Option<Vec<Vec<u8>>>,
     /// If present, the only ledger accepted.
     pub ledger_id: Option<[u8; 16]>,
 }

@@ -1,7 +1,7 @@
 //! What an appraisal yields: an [`AttestationResult`], or every rule that was not met.
 
 use crate::claims::RuntimeClaims;
-use crate::verify::Report;
+use crate::report::{Kind, Report};
 use serde::Serialize;
 use std::fmt;
 
@@ -155,14 +155,15 @@ impl AttestationResult {
 impl fmt::Display for AttestationResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let claims = &self.runtime_claims;
-        let status = match (self.status, self.report.simulated) {
+        let status = match (self.status, self.report.kind()) {
             (Status::Affirming, _) => "affirming",
-            (Status::Warning, false) => "warning",
-            (Status::Warning, true) => "warning: SIMULATED evidence, anyone can forge it",
+            (Status::Warning, Kind::InsecureSimulated) => "warning: SIMULATED evidence, anyone can forge it",
         };
         writeln!(f, "status             {status}")?;
         writeln!(f, "evidence           {}", self.media_type)?;
-        writeln!(f, "measurement        {}", hex::encode(self.report.measurement))?;
+        for (name, value) in self.report.platform.rows() {
+            writeln!(f, "{name:<18} {value}")?;
+        }
         writeln!(f, "server version     {}", claims.server_version)?;
         writeln!(f, "root key           {}", claims.root_key_provider)?;
         writeln!(

@@ -2,7 +2,7 @@
 
 use crate::evidence::Evidence;
 use crate::insecure_simulated;
-use serde::Serialize;
+use crate::report::{Platform, Report};
 
 /// The roots evidence may chain to, per kind of evidence.
 #[derive(Clone, Debug)]
@@ -48,25 +48,40 @@ pub enum VerifyError {
     /// Signed by another key, or changed on the way.
     #[error("the signature on the evidence does not verify against its trust anchor")]
     Signature,
-}
-
-/// What authentic evidence says, in words common to all platforms.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Report {
-    /// Launch measurement.
-    #[serde(serialize_with = "crate::claims::as_hex")]
-    pub measurement: [u8; 48],
-    /// Identity of the chip.
-    #[serde(serialize_with = "crate::claims::as_hex")]
-    pub chip_id: [u8; 64],
-    /// Whether the host can read the guest's memory.
-    pub debug: bool,
-    /// What the guest asked the platform to sign.
-    #[serde(serialize_with = "crate::claims::as_hex")]
-    pub report_data: [u8; 64],
-    /// Made by the development attester: forgeable by anyone.
-    pub simulated: bool,
+    /// A certificate, CRL or collateral that evidence of this kind needs is not there.
+    #[error("{what} is missing: {remedy}")]
+    MissingEndorsement {
+        /// What is missing.
+        what: String,
+        /// Where it can be had.
+        remedy: String,
+    },
+    /// An endorsement that does not lead from the evidence to a trust anchor.
+    #[error("{what}: {why}")]
+    Endorsement {
+        /// Which one, e.g. `VCEK certificate`.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A certificate, CRL or collateral outside its validity.
+    #[error("{what} is valid from {not_before} to {not_after} (Unix seconds), not at {now}")]
+    NotValidNow {
+        /// Which one.
+        what: String,
+        /// Start of its validity, Unix seconds.
+        not_before: u64,
+        /// End of its validity, Unix seconds.
+        not_after: u64,
+        /// The time given, Unix seconds.
+        now: u64,
+    },
+    /// Revoked by its issuer.
+    #[error("{what} is revoked by its issuer")]
+    Revoked {
+        /// Which certificate.
+        what: String,
+    },
 }
 
 /// Authentic evidence, not yet appraised. Only [`verify`] makes one.
@@ -103,7 +118,13 @@ pub fn verify(
         });
     }
     let report = match (evidence.media_type.as_str(), &anchors.simulated_root) {
-        (insecure_simulated::MEDIA_TYPE, Some(root)) => insecure_simulated::verify(&evidence.bytes, root)?,
+        (insecure_simulated::MEDIA_TYPE, Some(root)) => {
+            let (report_data, report) = insecure_simulated::verify(&evidence.bytes, root)?;
+            Report {
+                report_data,
+                platform: Platform::InsecureSimulated(report),
+            }
+        }
         (other, _) => {
             return Err(VerifyError::UnknownMediaType(other.chars().take(128).collect()));
         }
@@ -115,8 +136,8 @@ pub fn verify(
     })
 }
 
-/// Longest evidence read: reports with their certificate chains are some tens of KiB (rule 8).
-pub const MAX_EVIDENCE_BYTES: usize = 256 * 1024;
+/// Longest evidence read: reports with their chains, lists and collateral are some tens of KiB (rule 8).
+pub const MAX_EVIDENCE_BYTES: usize = 512 * 1024;
 
 #[cfg(test)]
 mod tests {

@@ -75,7 +75,7 @@ impl AppraisalTerms {
         policy.minimum_freshness = self.minimum_freshness.as_deref().map(freshness).transpose()?;
         let chips = self.chip_ids.map(|ids| {
             ids.iter()
-                .map(|id| fixed("chip_ids", id))
+                .map(|id| fixed::<64>("chip_ids", id).map(Vec::from))
                 .collect::<Result<Vec<_>, _>>()
         });
         policy.chip_ids = chips.transpose()?;

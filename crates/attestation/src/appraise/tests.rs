@@ -146,7 +146,7 @@ fn another_measurement_or_chip_is_refused() {
         .attest(&data)
         .unwrap();
     let policy = AppraisalPolicy {
-        chip_ids: Some(vec![crate::insecure_simulated::DEVELOPMENT_CHIP_ID]),
+        chip_ids: Some(vec![crate::insecure_simulated::DEVELOPMENT_CHIP_ID.to_vec()]),
         ..AppraisalPolicy::insecure_development()
     };
     assert_eq!(rules(&appraise(&evidence, &policy).unwrap_err()), [Rule::ChipId]);

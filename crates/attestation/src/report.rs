@@ -1,0 +1,61 @@
+//! What authentic evidence says: the words common to all platforms, and each platform's own.
+
+use crate::insecure_simulated;
+use serde::Serialize;
+use std::fmt;
+
+/// What authentic evidence says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// What the guest asked the platform to sign.
+    #[serde(serialize_with = "crate::claims::as_hex")]
+    pub report_data: [u8; 64],
+    /// The platform's own words.
+    #[serde(flatten)]
+    pub platform: Platform,
+}
+
+/// A platform's own words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Platform {
+    /// The development attester: forgeable by anyone.
+    InsecureSimulated(insecure_simulated::Report),
+}
+
+impl Report {
+    /// Which kind of platform speaks.
+    pub fn kind(&self) -> Kind {
+        match self.platform {
+            Platform::InsecureSimulated(_) => Kind::InsecureSimulated,
+        }
+    }
+}
+
+impl Platform {
+    /// What people are shown, by name.
+    pub(crate) fn rows(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::InsecureSimulated(report) => vec![("measurement", hex::encode(report.measurement))],
+        }
+    }
+}
+
+/// Kinds of platforms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Kind {
+    /// The development attester: forgeable by anyone.
+    InsecureSimulated,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::InsecureSimulated => "insecure-simulated",
+        })
+    }
+}
