@@ -129,7 +129,7 @@ MUTANTS = [
     Mutant(
         "shuffle-for-poisson",
         f"{TRAINER}/sample.rs",
-        "        let ranks = pooled\n",
+        "        let rank = |(thing, unit)| Ok((self.rank(step, Purpose::Cut, thing)?, unit));\n",
         "        let all = self.datasets.iter().scan(0, |first, shape| {\n"
         "            let rows = *first..*first + shape.rows;\n"
         "            *first += shape.capacity;\n"
@@ -137,9 +137,11 @@ MUTANTS = [
         "        });\n"
         "        let all: Vec<u64> = all.flatten().collect();\n"
         "        let size = (all.len() as f64 * self.sampler.probability()).round() as usize;\n"
-        "        let order = self.order.of(step, 2, all.len()).ok_or_else(too_many)?;\n"
-        "        let pooled: Vec<u64> = order.into_iter().take(size).map(|row| all[row]).collect();\n"
-        "        let ranks = pooled\n",
+        "        let order = all.into_iter().map(|row| Ok((self.rank(step, Purpose::Cut, row)?, row)));\n"
+        "        let mut order = order.collect::<Result<Vec<(u128, u64)>>>()?;\n"
+        "        order.sort_unstable();\n"
+        "        pooled = order.into_iter().take(size).map(|(_, row)| (row, Unit::Row(row))).collect();\n"
+        "        let rank = |(thing, unit)| Ok((self.rank(step, Purpose::Cut, thing)?, unit));\n",
         "released::the_sample_of_a_step_is_a_poisson_sample",
     ),
     Mutant(
@@ -152,8 +154,8 @@ MUTANTS = [
     Mutant(
         "no-clipping-of-losses",
         f"{TRAINER}/training.rs",
-        "(loss.clamp(0.0, max_loss) / max_loss * LOSS_UNITS)",
-        "(loss / max_loss * LOSS_UNITS)",
+        "loss.clamp(0.0, max_loss) / max_loss",
+        "loss / max_loss",
         "step::a_hostile_record_moves_what_a_training_releases_by_no_more_than_is_charged",
     ),
     Mutant(

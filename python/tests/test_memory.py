@@ -218,7 +218,7 @@ class Huge(nn.Module):
 @pytest.mark.parametrize(
     ("extent", "refusal", "said"),
     [
-        (2**34, bastionai.InvalidRequest, "even one record at a time needs about"),
+        (2**34, bastionai.InvalidRequest, "even one record at a time, or one unit of several, needs about"),
         (2**58, bastionai.ModelRefused, "more than 2^40 elements a record"),
     ],
 )
