@@ -24,6 +24,7 @@ pub mod insecure_simulated;
 pub mod policy;
 pub mod report;
 pub mod result;
+pub mod tpm;
 pub mod verify;
 
 pub use binding::{Binding, BootBinding, Role};

@@ -48,6 +48,14 @@ pub enum VerifyError {
     /// Signed by another key, or changed on the way.
     #[error("the signature on the evidence does not verify against its trust anchor")]
     Signature,
+    /// A piece of evidence that is not about what the rest is about.
+    #[error("{what} does not belong to the rest of the evidence: {why}")]
+    Unbound {
+        /// Which piece, e.g. `the list of PCR values`.
+        what: String,
+        /// What does not match.
+        why: String,
+    },
     /// A certificate, CRL or collateral that evidence of this kind needs is not there.
     #[error("{what} is missing: {remedy}")]
     MissingEndorsement {
