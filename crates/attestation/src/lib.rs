@@ -6,6 +6,7 @@
 //! [`binding`] (ties evidence to one TLS session, or to one boot for offline receipts, rule A6) →
 //! [`evidence`] (the [`Attester`] and the bytes it makes, in an [`envelope`]) →
 //! [`mod@verify`] (cryptography up to a trust anchor; yields a [`report`]) → [`mod@appraise`] (against a [`policy`]) → [`result`].
+//! [`mod@reference`] computes what honest hardware must report from the files that a machine boots.
 //! [`insecure_simulated`] is the development attester; its evidence can be forged by anyone.
 //!
 //! Two steps on purpose: [`verify()`] says *who made these bytes*, [`VerifiedEvidence::appraise`] says
@@ -22,6 +23,7 @@ pub mod envelope;
 pub mod evidence;
 pub mod insecure_simulated;
 pub mod policy;
+pub mod reference;
 pub mod report;
 pub mod result;
 pub mod tpm;

@@ -1,6 +1,7 @@
 //! What the command line accepts: one struct per verb, nothing decided here.
 
 use crate::appraisal::AppraisalArguments;
+use crate::verb::measure::MeasureVerb;
 use bastionai_client::{Bands, Metric};
 use bastionai_privacy::event::{NeighboringRelation, UnpricedRelation};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -28,6 +29,9 @@ pub(crate) enum Verb {
     Config(ConfigVerb),
     /// Ask a live server for evidence and judge it under your terms: exit 0 accepted, 2 refused.
     Appraise(AppraiseArguments),
+    /// Compute what honest hardware will report of a machine, from the files that it boots: reference values for a policy.
+    #[command(subcommand)]
+    Measure(MeasureVerb),
     /// Prove that each sample's loss in an exported model depends on that sample alone, or say why not.
     Check(CheckArguments),
     /// The ε of DP-SGD or of any composition: a tight upper bound by privacy loss distributions.

@@ -36,6 +36,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     match &arguments.verb {
         Verb::Check(check) => return verb::check::run(check, json),
         Verb::Appraise(appraise) => return verb::appraise::run(appraise, json),
+        Verb::Measure(measure) => verb::measure::run(measure, json)?,
         Verb::Keygen(keygen) => verb::keygen::run(keygen, json)?,
         Verb::Serve(serve) => verb::serve::run(serve, json)?,
         Verb::Config(config) => verb::config::run(config, json)?,

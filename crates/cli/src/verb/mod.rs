@@ -7,6 +7,7 @@ pub(crate) mod dataset;
 mod evaluate;
 pub(crate) mod keygen;
 pub(crate) mod ledger;
+pub(crate) mod measure;
 pub(crate) mod pages;
 mod priced;
 pub(crate) mod privacy;
