@@ -199,12 +199,21 @@ fn tdx(image: &[u8], boot: &DirectBoot<'_>, rtmr0: Option<Hex<48>>, json: bool) 
 }
 
 fn print_registers(reference: &TdxReference) {
-    let register = |value: Option<Hex<48>>| value.map_or("not computed".to_owned(), |value| value.to_string());
+    let register =
+        |value: Option<Hex<48>>| value.map_or("not computed".to_owned(), |value| value.to_string());
     let rows = [
         ("mrtd", reference.mrtd.to_string(), "firmware"),
-        ("rtmr0", register(reference.rtmr0), "firmware's configuration, and the machine"),
+        (
+            "rtmr0",
+            register(reference.rtmr0),
+            "firmware's configuration, and the machine",
+        ),
         ("rtmr1", register(reference.rtmr1), "kernel"),
-        ("rtmr2", register(reference.rtmr2), "command line and initial RAM disk"),
+        (
+            "rtmr2",
+            register(reference.rtmr2),
+            "command line and initial RAM disk",
+        ),
     ];
     let rows: Vec<_> = rows
         .into_iter()
