@@ -2,7 +2,7 @@
 
 use crate::convert::required;
 use crate::errors::ClientError;
-use crate::receipts::audit_receipt;
+use crate::receipts::audit_receipt_under;
 use crate::rows::Transfer;
 use crate::runs::Run;
 use crate::session::AppraisedPeer;
@@ -76,7 +76,7 @@ impl AppraisedPeer {
     ///
     /// # Guarantee
     /// The receipt is signed by the ledger key bound in the appraised evidence, and its own evidence meets
-    /// the same policy, so that [`audit_receipt`] accepts it later; it speaks of this run and, if `expected`
+    /// the same policy, so that [`crate::audit_receipt`] accepts it later; it speaks of this run and, if `expected`
     /// is given, of its run digest; the weights have the digest in the receipt. Otherwise nothing is
     /// returned.
     /// # Errors
@@ -150,8 +150,9 @@ impl AppraisedPeer {
         // What is kept must convince an auditor later, who has nothing but this file and a policy.
         let now_unix_ms = self.attestation().verified_unix_ms();
         let (envelope, policy) = (envelope.to_vec(), self.policy().clone());
+        let anchors = self.trust_anchors().clone();
         // Prices are recomputed: seconds of arithmetic, which would keep the session from being driven.
-        tokio::task::spawn_blocking(move || audit_receipt(&envelope, &policy, now_unix_ms))
+        tokio::task::spawn_blocking(move || audit_receipt_under(&envelope, &policy, &anchors, now_unix_ms))
             .await
             .map_err(|error| ClientError::Setup(format!("the receipt's check broke off: {error}")))??;
         Ok(receipt)

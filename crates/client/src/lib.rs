@@ -52,7 +52,7 @@ pub mod terms;
 pub mod withdrawal;
 
 pub use bastionai_attestation::{
-    AppraisalPolicy, AttestationResult, Freshness, ReferenceValues, RuntimeClaims,
+    AppraisalPolicy, AttestationResult, Freshness, ReferenceValues, RuntimeClaims, TrustAnchors,
 };
 pub use bastionai_graph::contract::DataContract;
 pub use bastionai_ledger::amount::{Amount, Delta, Epsilon, Rho};
@@ -69,7 +69,7 @@ pub use fetch::{FetchedReceipt, FetchedRun, WeightTensor, WeightsAt};
 pub use heads::HeadMemory;
 pub use identity::Identity;
 pub use ledger::{LedgerEntry, LedgerView};
-pub use receipts::{AuditedReceipt, audit_receipt};
+pub use receipts::{AuditedReceipt, audit_receipt, audit_receipt_under};
 pub use rows::{CheckedRecords, RecordBatch, Transfer};
 pub use runs::{
     Adam, Bands, Charge, Clipping, Compute, Decay, LossRelease, NoiseMode, Optimizer, Privacy, Progress,

@@ -44,6 +44,12 @@ impl AuditedReceipt {
 
 /// Checks a receipt (a DSSE envelope) with nothing but a policy.
 ///
+/// `at_unix_ms` is the time at which certificates, lists of revoked ones and collateral in the evidence must be valid.
+/// A receipt carries what was stapled when its boots began and outlives it: Intel's collateral is good for a month, a
+/// VLEK for a year. The safe choice is the auditor's own clock. A time in the past, say [`Receipt::issued_unix_ms`], is
+/// the auditor's decision to take what was valid then: of the time of issue a receipt is no proof, since the operator
+/// sets the server's clock, so whatever was withdrawn in between (a leaked key, a revoked certificate) passes.
+///
 /// # Guarantee
 /// A server that meets `policy` made the signing key in its TEE and signed exactly this statement; so
 /// did the server that reserved the run, if it was an earlier boot, and every one that went on with it; all are of
@@ -54,18 +60,36 @@ impl AuditedReceipt {
 pub fn audit_receipt(
     envelope: &[u8],
     policy: &AppraisalPolicy,
-    now_unix_ms: u64,
+    at_unix_ms: u64,
 ) -> Result<AuditedReceipt, ClientError> {
+    audit_receipt_under(envelope, policy, &TrustAnchors::bundled(), at_unix_ms)
+}
+
+/// The same by other roots than the vendors' own.
+///
+/// # Errors
+/// As [`audit_receipt`].
+pub fn audit_receipt_under(
+    envelope: &[u8],
+    policy: &AppraisalPolicy,
+    anchors: &TrustAnchors,
+    at_unix_ms: u64,
+) -> Result<AuditedReceipt, ClientError> {
+    let terms = Terms {
+        policy,
+        anchors,
+        at_unix_ms,
+    };
     let key = claimed_key(envelope)?;
     let receipt = Receipt::verify_offline(envelope, &key).map_err(|error| refused("?", error.to_string()))?;
     let ledger = receipt.ledger_head.ledger;
-    let issuer = appraise(&receipt, &receipt.issuer, ledger, policy, now_unix_ms)?;
+    let issuer = appraise(&receipt, &receipt.issuer, ledger, &terms)?;
     let runner = match &receipt.runner {
-        Some(runner) => Some(appraise(&receipt, runner, ledger, policy, now_unix_ms)?),
+        Some(runner) => Some(appraise(&receipt, runner, ledger, &terms)?),
         None => None,
     };
     let resumers = receipt.resumers.iter();
-    let resumers = resumers.map(|resumer| appraise(&receipt, resumer, ledger, policy, now_unix_ms));
+    let resumers = resumers.map(|resumer| appraise(&receipt, resumer, ledger, &terms));
     let resumers = resumers.collect::<Result<_, _>>()?;
     let freshness = match receipt.freshness {
         StatedFreshness::None => Freshness::None,
@@ -99,18 +123,24 @@ fn claimed_key(envelope: &[u8]) -> Result<LedgerPublicKey, ClientError> {
     serde_json::from_value(payload["issuer"]["ledger_key"].clone()).map_err(|_| unreadable())
 }
 
+/// What the boots of a receipt must meet.
+struct Terms<'a> {
+    policy: &'a AppraisalPolicy,
+    anchors: &'a TrustAnchors,
+    at_unix_ms: u64,
+}
+
 fn appraise(
     receipt: &Receipt,
     boot: &RuntimeEvidence,
     ledger: LedgerId,
-    policy: &AppraisalPolicy,
-    now_unix_ms: u64,
+    terms: &Terms<'_>,
 ) -> Result<AttestationResult, ClientError> {
     let evidence = Evidence {
         media_type: boot.evidence_media_type.clone(),
         bytes: boot.evidence.clone(),
     };
-    let verified = verify(&evidence, &TrustAnchors::bundled(), now_unix_ms)?;
+    let verified = verify(&evidence, terms.anchors, terms.at_unix_ms)?;
     let claims = RuntimeClaims::from_bytes(&boot.claims)?;
     if claims.ledger_id != *ledger.as_bytes() {
         let found = LedgerId::from_bytes(claims.ledger_id);
@@ -123,7 +153,7 @@ fn appraise(
         genesis_digest: *genesis_digest(ledger).as_bytes(),
         claims_sha256: Sha256::digest(&boot.claims).into(),
     };
-    let result = verified.appraise_boot(policy, &binding, &claims)?;
+    let result = verified.appraise_boot(terms.policy, &binding, &claims)?;
     check_head(&receipt.ledger_head, &claims).map_err(|what| refused(&receipt.run.id.to_string(), what))?;
     Ok(result)
 }

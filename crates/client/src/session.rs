@@ -65,6 +65,7 @@ pub async fn connect(
         facts,
         principal: identity.principal(),
         options: *options,
+        anchors: TrustAnchors::bundled(),
     })
 }
 
@@ -75,6 +76,7 @@ pub struct UnappraisedSession {
     facts: SessionFacts,
     principal: Principal,
     options: ConnectOptions,
+    anchors: TrustAnchors,
 }
 
 /// A server whose evidence was verified and appraised, on the one session over which it was given.
@@ -90,6 +92,7 @@ struct Shared {
     link: Link,
     options: ConnectOptions,
     policy: AppraisalPolicy,
+    anchors: TrustAnchors,
     attestation: AttestationResult,
     server: ServerInfo,
     heads: HeadMemory,
@@ -117,6 +120,12 @@ pub struct ServerInfo {
 }
 
 impl UnappraisedSession {
+    /// Verifies this session's evidence, and the evidence of receipts fetched over it, by these roots and no others;
+    /// by default the vendors' own ([`TrustAnchors::bundled`]).
+    pub fn with_trust_anchors(self, anchors: TrustAnchors) -> Self {
+        Self { anchors, ..self }
+    }
+
     /// Asks for evidence with a fresh nonce, verifies it, appraises it under `policy`, says hello, and
     /// checks that the server's ledger continues the one in `heads`. Only then is there a peer.
     ///
@@ -152,11 +161,17 @@ impl UnappraisedSession {
         let known = heads.known(ledger)?;
         let (mut server, head) = self.hello(attestation.runtime_claims()).await?;
         server.first_contact = known.is_none();
-        let Self { link, options, .. } = self;
+        let Self {
+            link,
+            options,
+            anchors,
+            ..
+        } = self;
         let shared = Shared {
             link,
             options,
             policy: policy.clone(),
+            anchors,
             attestation,
             server,
             heads: heads.clone(),
@@ -189,7 +204,7 @@ impl UnappraisedSession {
             media_type: reply.media_type,
             bytes: reply.evidence,
         };
-        let verified = verify(&evidence, &TrustAnchors::bundled(), now_unix_ms)?;
+        let verified = verify(&evidence, &self.anchors, now_unix_ms)?;
         let claims = RuntimeClaims::from_bytes(&reply.runtime_claims)?;
         let binding = Binding {
             nonce,
@@ -274,6 +289,11 @@ impl AppraisedPeer {
     /// The policy this peer was appraised under.
     pub fn policy(&self) -> &AppraisalPolicy {
         &self.shared.policy
+    }
+
+    /// The roots its evidence was verified by.
+    pub fn trust_anchors(&self) -> &TrustAnchors {
+        &self.shared.anchors
     }
 
     pub(crate) fn client(&self) -> BastionClient<Link> {

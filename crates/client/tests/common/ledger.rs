@@ -1,7 +1,7 @@
 //! A ledger as far as clients see it: a chain of links, its signed head, its boot.
 
 use bastionai_attestation::{
-    Attester, BootBinding, Freshness, InsecureSimulatedAttester, RuntimeClaims, claims,
+    Attester, BootBinding, Freshness, InsecureSimulatedAttester, RuntimeClaims, claims, insecure_simulated,
 };
 use bastionai_ledger::chain::{Head, Link, genesis_digest};
 use bastionai_ledger::entry::{Outcome, entry_hash};
@@ -26,6 +26,8 @@ pub struct TestLedger {
     pub boot: [u8; 16],
     /// One byte stands for one entry.
     pub entries: Vec<u8>,
+    /// The platform it runs on.
+    pub attester: Arc<dyn Attester>,
 }
 
 impl TestLedger {
@@ -34,6 +36,14 @@ impl TestLedger {
             key: Arc::new(LedgerKey::from_seed(&[9; 32])),
             boot: [4; 16],
             entries: entries.to_vec(),
+            attester: Arc::new(InsecureSimulatedAttester::new()),
+        }
+    }
+
+    pub fn on(attester: &Arc<dyn Attester>) -> Self {
+        Self {
+            attester: attester.clone(),
+            ..Self::new(&[1, 2, 3])
         }
     }
 
@@ -75,13 +85,14 @@ impl TestLedger {
 
     pub fn claims(&self) -> RuntimeClaims {
         let head = self.head().head;
+        let mut insecure_flags = vec![claims::INSECURE_FILE_ROOT_KEY.to_owned()];
+        if self.attester.media_type() == insecure_simulated::MEDIA_TYPE {
+            insecure_flags.push(claims::INSECURE_SIMULATED_EVIDENCE.to_owned());
+        }
         RuntimeClaims {
             server_version: "0.1.0".into(),
             root_key_provider: "InsecureFileRootKey".into(),
-            insecure_flags: vec![
-                claims::INSECURE_FILE_ROOT_KEY.into(),
-                claims::INSECURE_SIMULATED_EVIDENCE.into(),
-            ],
+            insecure_flags,
             configuration_digest: [1; 32],
             trainer_digest: [2; 32],
             libtorch_digest: [3; 32],
@@ -105,9 +116,7 @@ impl TestLedger {
             genesis_digest: *genesis_digest(LEDGER).as_bytes(),
             claims_sha256: claims.digest(),
         };
-        let evidence = InsecureSimulatedAttester::new()
-            .attest(&binding.report_data())
-            .unwrap();
+        let evidence = self.attester.attest(&binding.report_data()).unwrap();
         RuntimeEvidence {
             boot: BootId::from_bytes(self.boot),
             ledger_key: self.key.public_key(),

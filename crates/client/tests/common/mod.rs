@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod ledger;
+pub mod platforms;
 pub mod proxy;
 pub mod relay;
 pub mod service;
@@ -191,7 +192,10 @@ impl AsyncWrite for Accepted {
 }
 
 fn tls_config(behaviour: &Behaviour) -> (ServerConfig, [u8; 32]) {
-    let key = rcgen::KeyPair::generate_for(behaviour.certificate_algorithm).unwrap();
+    let key = match &behaviour.certificate_key {
+        Some(key) => rcgen::KeyPair::try_from(&key[..]).unwrap(),
+        None => rcgen::KeyPair::generate_for(behaviour.certificate_algorithm).unwrap(),
+    };
     let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
     let parsed = rustls::server::ParsedCertificate::try_from(certificate.der()).unwrap();
     let spki_sha256 = Sha256::digest(parsed.subject_public_key_info()).into();

@@ -1,7 +1,7 @@
 //! The service behind the test server.
 
 use super::ledger::TestLedger;
-use bastionai_attestation::{Attester, Binding, InsecureSimulatedAttester, Role};
+use bastionai_attestation::{Attester, Binding, Role};
 use bastionai_client::Digest32;
 use bastionai_wire::v1::bastion_server::Bastion;
 use bastionai_wire::v1::*;
@@ -27,6 +27,8 @@ type Attest =
 pub struct Behaviour {
     pub ledger: TestLedger,
     pub certificate_algorithm: &'static rcgen::SignatureAlgorithm,
+    /// PKCS #8; absent: a fresh key.
+    pub certificate_key: Option<Vec<u8>>,
     pub alpn: Vec<&'static str>,
     /// Answers evidence requests in place of the true attester.
     pub attest: Option<Arc<Attest>>,
@@ -53,6 +55,7 @@ impl Behaviour {
         Self {
             ledger: TestLedger::new(&[1, 2, 3]),
             certificate_algorithm: &rcgen::PKCS_ED25519,
+            certificate_key: None,
             alpn: vec!["h2"],
             attest: None,
             change_attest: |_| {},
@@ -66,6 +69,13 @@ impl Behaviour {
             fetch: Vec::new(),
             progress: Vec::new(),
             progress_ends: true,
+        }
+    }
+
+    pub fn on(attester: &Arc<dyn Attester>) -> Self {
+        Self {
+            ledger: TestLedger::on(attester),
+            ..Self::honest()
         }
     }
 
@@ -158,21 +168,27 @@ pub fn refusal(code: Code, reason: &'static str) -> Status {
 
 /// The reply of an honest server: fresh evidence for this very session.
 pub fn honest_reply(request: &AttestRequest, info: &SessionInfo, ledger: &TestLedger) -> AttestReply {
-    let claims = ledger.claims();
-    let binding = Binding {
+    bound_reply(&binding(request, info, ledger), ledger)
+}
+
+/// What evidence for this request on this session is bound to.
+pub fn binding(request: &AttestRequest, info: &SessionInfo, ledger: &TestLedger) -> Binding {
+    Binding {
         nonce: request.nonce[..].try_into().unwrap(),
         exporter: info.exporter,
         spki_sha256: info.spki_sha256,
         role: Role::Server,
-        claims_sha256: claims.digest(),
-    };
-    let evidence = InsecureSimulatedAttester::new()
-        .attest(&binding.report_data())
-        .unwrap();
+        claims_sha256: ledger.claims().digest(),
+    }
+}
+
+/// True evidence bound to whatever it is told, with the claims of this ledger.
+pub fn bound_reply(binding: &Binding, ledger: &TestLedger) -> AttestReply {
+    let evidence = ledger.attester.attest(&binding.report_data()).unwrap();
     AttestReply {
         media_type: evidence.media_type,
         evidence: evidence.bytes,
-        runtime_claims: claims.to_bytes(),
+        runtime_claims: ledger.claims().to_bytes(),
     }
 }
 
