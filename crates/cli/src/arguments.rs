@@ -122,7 +122,7 @@ pub(crate) struct ServeArguments {
     /// Where sealed data and the ledger live.
     #[arg(long)]
     pub(crate) data_dir: Option<PathBuf>,
-    /// The attester. Only `insecure-simulated` exists yet; it must be named, for it proves nothing.
+    /// Who vouches for this server: auto (the TEE of this machine), snp, tdx, azure, or insecure-simulated, which proves nothing.
     #[arg(long)]
     pub(crate) attester: Option<String>,
     /// The trainer binary; by default `bastionai-trainer` beside this one.

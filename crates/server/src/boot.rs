@@ -1,17 +1,19 @@
 //! What a start makes inside the TEE: boot id, ledger key, runtime claims, and the evidence that ties them
 //! together for offline receipts (rules A4, A6). Runs that an earlier boot left open are resumed or settled here.
 
-use crate::config::{AttesterKind, Config, DeviceKind, RootKeyKind};
+use crate::attester::{self, AttesterError};
+use crate::config::{Config, DeviceKind, RootKeyKind};
 use crate::log::Event;
 use crate::program::{TrainerError, TrainerProgram};
 use crate::root_key::INSECURE_FILE_ROOT_KEY;
 use crate::runs::resume;
 use crate::terms;
 use bastionai_attestation::claims::{self, RuntimeClaims};
-use bastionai_attestation::{AttestError, Attester, BootBinding, Freshness, InsecureSimulatedAttester};
+use bastionai_attestation::{AttestError, Attester, BootBinding, Freshness};
 use bastionai_ledger::{BootId, Digest32, LedgerKey, Orphan, RuntimeEvidence, SignatureError};
 use bastionai_vault::{StorageError, TransactError, Vault};
 use ring::rand::SystemRandom;
+use std::sync::Arc;
 
 /// This start of the server.
 pub(crate) struct Boot {
@@ -23,7 +25,7 @@ pub(crate) struct Boot {
     pub(crate) claims_digest: Digest32,
     /// What must be the same in a later boot that goes on with a run of this one.
     pub(crate) conditions: Digest32,
-    pub(crate) attester: Box<dyn Attester>,
+    pub(crate) attester: Arc<dyn Attester>,
     /// For receipts.
     pub(crate) evidence: RuntimeEvidence,
     pub(crate) trainer: TrainerProgram,
@@ -42,6 +44,9 @@ pub enum BootError {
     /// No path to the trainer.
     #[error("trainer.path is not set and this program's own path is unknown: {0}")]
     TrainerPath(#[source] std::io::Error),
+    /// Nobody to vouch for it.
+    #[error(transparent)]
+    Attester(#[from] AttesterError),
     /// No evidence.
     #[error(transparent)]
     Attest(#[from] AttestError),
@@ -55,7 +60,16 @@ pub enum BootError {
 
 impl Boot {
     /// Makes keys and claims, enters the boot in the ledger with its evidence, settles orphaned runs.
-    pub(crate) fn start(config: &Config, vault: &Vault, now_unix_ms: u64) -> Result<Self, BootError> {
+    pub(crate) fn start(
+        config: &Config,
+        vault: &Vault,
+        attester: Arc<dyn Attester>,
+        now_unix_ms: u64,
+    ) -> Result<Self, BootError> {
+        Event::Attester {
+            media_type: attester.media_type(),
+        }
+        .emit();
         let key = LedgerKey::generate(&SystemRandom::new())?;
         let id = vault.new_boot_id()?;
         let program = config.trainer.program().map_err(BootError::TrainerPath)?;
@@ -67,8 +81,7 @@ impl Boot {
             landlock_abi: trainer.sandbox.landlock_abi.unwrap_or_default(),
         }
         .emit();
-        let attester = attester(config.attester);
-        let runtime_claims = runtime_claims(config, vault, &trainer, id, &key);
+        let runtime_claims = runtime_claims(config, vault, &trainer, &*attester, id, &key);
         let claims_digest = Digest32::from_bytes(runtime_claims.digest());
         let binding = BootBinding {
             ledger_public_key: *key.public_key().as_bytes(),
@@ -126,27 +139,22 @@ impl Boot {
     }
 }
 
-fn attester(kind: AttesterKind) -> Box<dyn Attester> {
-    match kind {
-        AttesterKind::InsecureSimulated => Box::new(InsecureSimulatedAttester::new()),
-    }
-}
-
 /// Everything the launch measurement does not cover. The ledger head is the one this boot continues.
 fn runtime_claims(
     config: &Config,
     vault: &Vault,
     trainer: &TrainerProgram,
+    attester: &dyn Attester,
     boot: BootId,
     key: &LedgerKey,
 ) -> RuntimeClaims {
     let head = vault.head();
-    let AttesterKind::InsecureSimulated = config.attester;
     let RootKeyKind::InsecureFile = config.root_key;
-    let mut insecure_flags = vec![
-        claims::INSECURE_SIMULATED_EVIDENCE.to_owned(),
-        claims::INSECURE_FILE_ROOT_KEY.to_owned(),
-    ];
+    let mut insecure_flags = vec![claims::INSECURE_FILE_ROOT_KEY.to_owned()];
+    // By what it makes, not by what the configuration calls it.
+    if attester::is_simulated(attester) {
+        insecure_flags.push(claims::INSECURE_SIMULATED_EVIDENCE.to_owned());
+    }
     if trainer.sandbox.landlock_abi.is_none() {
         insecure_flags.push(claims::INSECURE_TRAINER_SANDBOX.to_owned());
     }

@@ -3,10 +3,12 @@
 //! Nothing here can make a release less private than its price (rule D2): limits and paths only. What
 //! weakens confidentiality carries `insecure` in its name and has no default, so somebody wrote it down.
 
+mod attestation;
 pub mod explain;
 mod limits;
 mod trainer;
 
+pub use attestation::{AttestationConfig, AttesterKind};
 pub use limits::Limits;
 pub use trainer::{DeviceKind, TrainerConfig};
 
@@ -26,13 +28,16 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Directory of the vault. One server at a time.
     pub data_dir: PathBuf,
-    /// Who vouches for this server. No default: simulated evidence must be asked for by name.
+    /// Who vouches for this server. No default: simulated evidence must be asked for by name, and is never a fall-back.
     pub attester: AttesterKind,
     /// Where the vault's root key comes from. No default, for the same reason.
     pub root_key: RootKeyKind,
     /// The root key's file, read and never made; absent: one in the data directory, made when there is no vault yet.
     #[serde(default)]
     pub root_key_file: Option<PathBuf>,
+    /// Where the platform's evidence and endorsements come from.
+    #[serde(default)]
+    pub attestation: AttestationConfig,
     /// Bounds on what peers can use.
     #[serde(default)]
     pub limits: Limits,
@@ -61,14 +66,6 @@ pub struct OperationsConfig {
 pub struct LogConfig {
     /// The least severe events that are written.
     pub level: Level,
-}
-
-/// Kinds of attesters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AttesterKind {
-    /// Proves nothing; for development. Clients refuse it unless they name it.
-    InsecureSimulated,
 }
 
 /// Providers of the vault's root key.
@@ -126,6 +123,7 @@ impl Config {
             attester: AttesterKind::InsecureSimulated,
             root_key: RootKeyKind::InsecureFile,
             root_key_file: None,
+            attestation: AttestationConfig::default(),
             limits: Limits::default(),
             trainer: TrainerConfig::default(),
             operations: OperationsConfig::default(),
@@ -254,6 +252,24 @@ mod tests {
         let error = Config::from_toml("data_dir = '/tmp/x'\nroot_key = 'insecure-file'\n", "server.toml")
             .unwrap_err();
         assert!(error.to_string().contains("attester"), "{error}");
+    }
+
+    #[test]
+    fn attesters_are_known_by_name_and_an_unknown_one_is_told_which_there_are() {
+        for name in ["auto", "snp", "tdx", "azure", "insecure-simulated"] {
+            let text = MINIMAL.replace("insecure-simulated", name);
+            let config = Config::from_toml(&text, "test").unwrap();
+            assert_eq!(config.attester, name.parse().unwrap());
+            assert!(
+                config.to_toml().contains(&format!("attester = \"{name}\"")),
+                "{name}"
+            );
+        }
+        let error = "sgx".parse::<AttesterKind>().unwrap_err().to_string();
+        assert!(
+            error.contains("sgx") && error.contains("auto, snp, tdx, azure"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! gRPC over attested TLS, governance, and supervision of trainers. Holds the keys; knows no libtorch, and
 //! nothing of what clients do with answers.
 //!
-//! In call order: [`config`] → `boot` (keys, claims, evidence) with `root_key` and `program` → `tls`,
+//! In call order: [`config`] → `attester` (the platform) → `boot` (keys, claims, evidence) with `root_key` and `program` → `tls`,
 //! `acceptor` (sessions) → `rpc` (one file per flow) over `state` → `governance` (who may), `spec`, `plan`,
 //! `memory` of a run and of the `machine`, `terms`, `price`, `digest` (what a run is and costs), `evaluation` (the same for an evaluation), `priced`, `quotes`,
 //! `models` and `partial_archive` → `runs` (queue, trainers, watchers).
@@ -22,6 +22,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod acceptor;
+mod attester;
 mod boot;
 mod charges;
 pub mod config;
@@ -58,6 +59,7 @@ mod tls;
 mod units;
 mod warm_start;
 
+pub use attester::AttesterError;
 pub use boot::BootError;
 pub use config::{Config, ConfigError};
 pub use process::harden_process;

@@ -83,6 +83,10 @@ pub(crate) enum Event<'a> {
         refunded: u64,
         failed: u64,
     },
+    /// Which platform vouches for this boot.
+    Attester {
+        media_type: &'static str,
+    },
     /// What confines trainers beside seccomp; ABI 0: this kernel has no Landlock.
     Sandbox {
         landlock_abi: u32,
@@ -227,6 +231,7 @@ impl Event<'_> {
                 refunded,
                 failed,
             } => info!(target: TARGET, event = "orphans", resumed, refunded, failed),
+            Self::Attester { media_type } => info!(target: TARGET, event = "attester", media_type),
             Self::Sandbox { landlock_abi } => info!(target: TARGET, event = "sandbox", landlock_abi),
             Self::TrainerMemory { bytes } => info!(target: TARGET, event = "trainer_memory", bytes),
             Self::AcceptFailed => warn!(target: TARGET, event = "accept_failed"),

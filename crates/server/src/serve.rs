@@ -1,6 +1,7 @@
 //! Start, serve, drain, stop.
 
 use crate::acceptor::{AcceptLimits, accept};
+use crate::attester;
 use crate::boot::{Boot, BootError};
 use crate::config::{Config, ConfigError, RootKeyKind};
 use crate::log::{Event, Hex};
@@ -10,6 +11,7 @@ use crate::rpc::Service;
 use crate::runs::resume;
 use crate::state::{self, now_unix_ms};
 use crate::tls::{IdentityError, ServerIdentity};
+use bastionai_attestation::Attester;
 use bastionai_vault::{OpenError, Vault, VaultConfig};
 use bastionai_wire::v1::bastion_server::BastionServer;
 use std::future::Future;
@@ -98,18 +100,30 @@ pub struct Server {
 }
 
 impl Server {
-    /// Checks the configuration, listens, opens the vault, boots.
+    /// Checks the configuration, finds the platform it names, listens, opens the vault, boots.
     ///
     /// # Errors
     /// [`ServeError`]; nothing was entered in the ledger unless everything before that worked.
     pub async fn start(config: Config) -> Result<Self, ServeError> {
+        config.check()?;
+        let (kind, places) = (config.attester, config.attestation.clone());
+        let opened = tokio::task::spawn_blocking(move || attester::open(kind, &places)).await?;
+        Self::start_attested_by(config, opened.map_err(BootError::from)?.into()).await
+    }
+
+    /// The same with an attester of the caller's in place of the one that the configuration names: for platforms of
+    /// tests. What the claims say of it follows from the evidence that it makes.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub async fn start_attested_by(config: Config, attester: Arc<dyn Attester>) -> Result<Self, ServeError> {
         config.check()?;
         let address = config.listen;
         let listen_error = |source| ServeError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
         let operations = listen_for_operations(config.operations.listen).await?;
-        let shared = Arc::new(tokio::task::spawn_blocking(move || boot(config)).await??);
+        let shared = Arc::new(tokio::task::spawn_blocking(move || boot(config, attester)).await??);
         if let Some(operations) = &operations {
             operations.serve(&shared);
         }
@@ -175,7 +189,7 @@ async fn listen_for_operations(address: Option<SocketAddr>) -> Result<Option<Ope
     Ok(Some(operations))
 }
 
-fn boot(config: Config) -> Result<state::Server, ServeError> {
+fn boot(config: Config, attester: Arc<dyn Attester>) -> Result<state::Server, ServeError> {
     create_data_dir(&config)?;
     let root = match config.root_key {
         RootKeyKind::InsecureFile => match &config.root_key_file {
@@ -186,7 +200,7 @@ fn boot(config: Config) -> Result<state::Server, ServeError> {
     let now_unix_ms = now_unix_ms();
     let vault = Vault::open(&config.data_dir, &root, VaultConfig::default(), now_unix_ms)?;
     let identity = ServerIdentity::generate()?;
-    let boot = Boot::start(&config, &vault, now_unix_ms)?;
+    let boot = Boot::start(&config, &vault, attester, now_unix_ms)?;
     let server = state::Server::new(config, vault, boot, identity);
     Event::TrainerMemory {
         bytes: server.trainer_memory_bytes,

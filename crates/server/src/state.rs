@@ -28,6 +28,8 @@ pub(crate) struct Server {
     pub(crate) quotes: Quotes,
     pub(crate) runs: Runs,
     pub(crate) storage: Storage,
+    /// Sessions take turns at the platform, in the order in which they asked.
+    pub(crate) attesting: tokio::sync::Mutex<()>,
     /// Of one trainer, on the host: stated or the machine's.
     pub(crate) trainer_memory_bytes: u64,
     throughput: OnceLock<Throughput>,
@@ -45,6 +47,7 @@ impl Server {
             runs: Runs::new(limits),
             storage: vault.read(|ledger| Storage::new(limits, ledger)),
             trainer_memory_bytes: config.trainer.memory_for(limits.concurrent_runs),
+            attesting: tokio::sync::Mutex::new(()),
             throughput: OnceLock::new(),
             uploads: Places::new(limits.concurrent_uploads, limits.uploads_per_principal),
             prices: Places::new(limits.concurrent_prices, limits.prices_per_principal),

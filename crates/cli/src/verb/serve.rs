@@ -33,15 +33,19 @@ pub(crate) fn run(arguments: &ServeArguments, json: bool) -> anyhow::Result<()> 
 
 /// A file if one is named, else the development defaults; flags win over both.
 fn configuration(arguments: &ServeArguments) -> anyhow::Result<Config> {
-    let attester = arguments.attester.as_deref().map(parse_attester).transpose()?;
+    let attester = arguments.attester.as_deref().map(str::parse).transpose();
+    let attester: Option<AttesterKind> = attester.context("--attester")?;
     let mut config = match (&arguments.config, &arguments.data_dir, attester) {
         (Some(path), _, _) => Config::load(path)?,
-        (None, Some(data_dir), Some(AttesterKind::InsecureSimulated)) => {
-            Config::insecure_development(data_dir)
-        }
+        // The flags name all that has no default but the root key, of which there is one kind: its claim says what it is.
+        (None, Some(data_dir), Some(attester)) => Config {
+            attester,
+            ..Config::insecure_development(data_dir)
+        },
         (None, None, _) => bail!("where should the vault live? Name --data-dir, or --config FILE"),
         (None, Some(_), None) => bail!(
-            "no attester is named. The only one yet is for development and proves nothing: --attester insecure-simulated"
+            "no attester is named: --attester auto for the TEE of this machine, or --attester insecure-simulated, which proves \
+             nothing, for development"
         ),
     };
     if let Some(attester) = attester {
@@ -59,13 +63,6 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<Config> {
         config.trainer.path = Some(trainer.clone());
     }
     Ok(config)
-}
-
-fn parse_attester(name: &str) -> anyhow::Result<AttesterKind> {
-    match name {
-        "insecure-simulated" => Ok(AttesterKind::InsecureSimulated),
-        other => bail!("--attester {other}: unknown; this version has only `insecure-simulated`"),
-    }
 }
 
 /// Written beside and renamed, so that a reader never sees half an address.

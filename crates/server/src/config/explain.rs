@@ -29,7 +29,12 @@ pub const EXPLAINED: &[Explained] = &[
         "the second server does not start",
         "",
     ),
-    row("attester", "who vouches for this server; no default", "", ""),
+    row(
+        "attester",
+        "who vouches for this server: auto (the TEE that is there), snp, tdx, azure, or insecure-simulated, which proves nothing; no default",
+        "the server does not start where that TEE is not, and says where it looked",
+        "src/attester/tests.rs::a_machine_without_a_tee_is_told_what_was_looked_for_where_and_what_to_do",
+    ),
     row(
         "root_key",
         "where the vault's root key comes from; no default",
@@ -41,6 +46,30 @@ pub const EXPLAINED: &[Explained] = &[
         "file of the root key (32 bytes); absent: `insecure-root-key` in data_dir, made at the first start",
         "the server does not start without the file it names",
         "src/root_key.rs::a_named_key_file_is_read_and_never_made",
+    ),
+    row(
+        "attestation.endorsements",
+        "directory whose certificates (pem, der, cer, crt), revocation lists (crl), Intel collateral (json) and TD quote (quote) are stapled to evidence; read anew each time",
+        "the server does not start with a directory that holds anything else",
+        "src/attester/endorsements.rs::what_is_no_endorsement_is_refused_by_name_and_none_is_needed",
+    ),
+    row(
+        "attestation.tsm",
+        "directory where the kernel makes reports of SEV-SNP and TDX (configfs-tsm)",
+        "",
+        "",
+    ),
+    row(
+        "attestation.tpm",
+        "the vTPM of an Azure confidential VM: a device, or a Unix socket",
+        "",
+        "",
+    ),
+    row(
+        "attestation.event_log",
+        "the firmware's log of a TD (ACPI table CCEL), stapled to evidence where it is",
+        "",
+        "",
     ),
     row(
         "limits.message_bytes",
@@ -140,7 +169,7 @@ pub const EXPLAINED: &[Explained] = &[
     ),
     row(
         "limits.attest_timeout_ms",
-        "time until a session asks for evidence",
+        "time until a session has asked for evidence and got it",
         "closed",
         "tests/sessions.rs::a_session_that_asks_for_no_evidence_is_closed_and_one_that_does_stays",
     ),

@@ -3,12 +3,14 @@
 use crate::acceptor::Peer;
 use crate::errors::Failure;
 use crate::log::Event;
+use crate::rpc::blocking;
 use crate::state::Server;
 use bastionai_attestation::{Binding, Role};
 use bastionai_wire::v1;
+use std::sync::Arc;
 
-pub(crate) fn attest(
-    server: &Server,
+pub(crate) async fn attest(
+    server: &Arc<Server>,
     peer: &Peer,
     request: &v1::AttestRequest,
 ) -> Result<v1::AttestReply, Failure> {
@@ -21,11 +23,11 @@ pub(crate) fn attest(
         role: Role::Server,
         claims_sha256: *server.boot.claims_digest.as_bytes(),
     };
-    let evidence = server
-        .boot
-        .attester
-        .attest(&binding.report_data())
-        .map_err(Failure::internal)?;
+    // A platform signs one report at a time, and takes milliseconds to seconds for it.
+    let _turn = server.attesting.lock().await;
+    let attester = Arc::clone(&server.boot.attester);
+    let evidence =
+        blocking(move || attester.attest(&binding.report_data()).map_err(Failure::internal)).await?;
     peer.mark_attested();
     Event::Attested {
         principal: peer.principal,

@@ -102,7 +102,7 @@ impl Bastion for Service {
         answer(
             "attest",
             peer.principal,
-            attest::attest(&self.server, &peer, &request.into_inner()),
+            attest::attest(&self.server, &peer, &request.into_inner()).await,
         )
     }
 

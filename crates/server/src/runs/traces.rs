@@ -162,7 +162,13 @@ async fn trace_of(kind: RunKind, rows: u64, tag: f32, units: Option<u64>) -> Vec
     config.trainer.path = Some(standin(directory.path()));
     config.trainer.threads = 1;
     config.trainer.commit_ms = 1;
-    let boot = Boot::start(&config, &vault, now).unwrap();
+    let boot = Boot::start(
+        &config,
+        &vault,
+        std::sync::Arc::new(bastionai_attestation::InsecureSimulatedAttester::new()),
+        now,
+    )
+    .unwrap();
     let server = Arc::new(Server::new(
         config,
         vault,
