@@ -5,6 +5,7 @@ pub mod example;
 pub mod process;
 pub mod raw;
 
+use bastionai_attestation::Attester;
 use bastionai_client::datasets::{DatasetKind, MayTrain, NewDataset, Policy};
 use bastionai_client::runs::{
     Clipping, Compute, LossRelease, NoiseMode, Optimizer, Privacy, RunSpec, RunState, Schedule,
@@ -18,6 +19,7 @@ use bastionai_server::{Config, Server};
 use example::own_example;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -44,6 +46,16 @@ impl TestServer {
         let mut config = config(directory, mode);
         edit(&mut config);
         let server = Server::start(config).await.expect("the server starts");
+        Self::run(directory, server)
+    }
+
+    /// On another platform than the simulated one.
+    pub async fn start_attested_by(directory: &Path, mode: &str, attester: Arc<dyn Attester>) -> Self {
+        let server = Server::start_attested_by(config(directory, mode), attester).await;
+        Self::run(directory, server.expect("the server starts"))
+    }
+
+    fn run(directory: &Path, server: Server) -> Self {
         let address = server.address();
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
