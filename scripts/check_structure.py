@@ -14,10 +14,11 @@ PREFIX = "bastionai-"
 
 # crate -> siblings it may depend on (normal dependencies; tests may look up at their users' side).
 ALLOWED: dict[str, set[str]] = {
-    "attestation": set(),
+    "dsse": set(),
+    "attestation": {"dsse"},
     "privacy": set(),
     "graph": set(),
-    "ledger": {"privacy"},
+    "ledger": {"privacy", "dsse"},
     "wire": set(),
     "vault": {"ledger"},
     "trainer": {"graph", "privacy", "wire"},

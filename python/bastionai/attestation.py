@@ -6,6 +6,7 @@ import html
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 #: What a server says of itself that hands data to a GPU which no evidence covers.
@@ -31,6 +32,9 @@ class AppraisalPolicy:
         minimum_freshness: ``none``, ``unlock`` (the lowest that prevents a rollback) or ``witness``.
         chip_ids: The only chips accepted, 128 hex digits each; None: any genuine one.
         ledger_id: The only ledger accepted, 32 hex digits.
+        manifest: The signed manifest of a release, its path or its content: its reference values fill in those that are
+            absent here, and never replace one; the result names the release.
+        manifest_key: The public key that must have signed it, 64 hex digits: whom you trust to make releases.
     """
 
     measurements: Sequence[str] | str = ()
@@ -42,10 +46,24 @@ class AppraisalPolicy:
     minimum_freshness: str = "unlock"
     chip_ids: Sequence[str] | None = None
     ledger_id: str | None = None
+    manifest: Path | bytes | None = None
+    manifest_key: str | None = None
 
     def to_json(self) -> str:
-        """The policy as the verifier reads it."""
-        return json.dumps(asdict(self))
+        """The policy as the verifier reads it.
+
+        Raises:
+            ValueError: If only one of `manifest` and `manifest_key` is given.
+            OSError: If the manifest cannot be read.
+        """
+        terms = asdict(self)
+        manifest, key = terms.pop("manifest"), terms.pop("manifest_key")
+        if (manifest is None) != (key is None):
+            raise ValueError("manifest and manifest_key go together: a manifest counts under a key that you trust")
+        if manifest is not None:
+            signed = manifest if isinstance(manifest, bytes) else Path(manifest).read_bytes()
+            terms["manifest"] = {"signed": signed.decode("utf-8", errors="replace"), "key": key}
+        return json.dumps(terms)
 
 
 class Attestation:

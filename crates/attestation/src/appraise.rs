@@ -72,6 +72,7 @@ impl VerifiedEvidence {
             report: self.report,
             runtime_claims: claims.clone(),
             accepted_without_reference_value,
+            release: policy.release.clone(),
             verified_unix_ms: self.verified_unix_ms,
         })
     }

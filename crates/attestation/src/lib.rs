@@ -6,7 +6,8 @@
 //! [`binding`] (ties evidence to one TLS session, or to one boot for offline receipts, rule A6) →
 //! [`evidence`] (the [`Attester`] and the bytes it makes, in an [`envelope`]) →
 //! [`mod@verify`] (cryptography up to a trust anchor; yields a [`report`]) → [`mod@appraise`] (against a [`policy`]) → [`result`].
-//! [`mod@reference`] computes what honest hardware must report from the files that a machine boots.
+//! [`mod@reference`] computes what honest hardware must report from the files that a machine boots,
+//! [`release`] has them signed.
 //! [`insecure_simulated`] is the development attester; its evidence can be forged by anyone.
 //!
 //! Two steps on purpose: [`verify()`] says *who made these bytes*, [`VerifiedEvidence::appraise`] says
@@ -24,6 +25,7 @@ pub mod evidence;
 pub mod insecure_simulated;
 pub mod policy;
 pub mod reference;
+pub mod release;
 pub mod report;
 pub mod result;
 pub mod tpm;
@@ -35,6 +37,7 @@ pub use envelope::{Envelope, Item};
 pub use evidence::{AttestError, Attester, Evidence};
 pub use insecure_simulated::InsecureSimulatedAttester;
 pub use policy::{AppraisalPolicy, ReferenceValues};
+pub use release::{Artifact, ManifestError, Release, ReleaseManifest, VerifiedManifest};
 pub use report::{Kind, Platform, Report};
 pub use result::{AppraisalError, AttestationResult, Refusal, Rule, Status};
 pub use verify::{TrustAnchors, VerifiedEvidence, VerifyError, verify};

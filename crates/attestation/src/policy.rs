@@ -5,6 +5,7 @@
 
 use crate::claims::{self, Freshness};
 use crate::insecure_simulated::DEVELOPMENT_MEASUREMENT;
+use crate::release::Release;
 
 /// The values of one property that a relying party accepts.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -44,6 +45,8 @@ pub struct AppraisalPolicy {
     pub chip_ids: Option<Vec<Vec<u8>>>,
     /// If present, the only ledger accepted.
     pub ledger_id: Option<[u8; 16]>,
+    /// The release whose manifest filled reference values in.
+    pub(crate) release: Option<Release>,
 }
 
 impl AppraisalPolicy {
@@ -66,6 +69,7 @@ impl AppraisalPolicy {
             minimum_freshness: Some(Freshness::None),
             chip_ids: None,
             ledger_id: None,
+            release: None,
         }
     }
 }

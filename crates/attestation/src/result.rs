@@ -1,6 +1,7 @@
 //! What an appraisal yields: an [`AttestationResult`], or every rule that was not met.
 
 use crate::claims::RuntimeClaims;
+use crate::release::Release;
 use crate::report::{Kind, Report};
 use serde::Serialize;
 use std::fmt;
@@ -106,6 +107,8 @@ pub struct AttestationResult {
     pub(crate) report: Report,
     pub(crate) runtime_claims: RuntimeClaims,
     pub(crate) accepted_without_reference_value: Vec<Rule>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) release: Option<Release>,
     pub(crate) verified_unix_ms: u64,
 }
 
@@ -144,6 +147,11 @@ impl AttestationResult {
     /// Rules for which the policy accepted any value.
     pub fn accepted_without_reference_value(&self) -> &[Rule] {
         &self.accepted_without_reference_value
+    }
+
+    /// The release whose manifest gave reference values, and for which rules.
+    pub fn release(&self) -> Option<&Release> {
+        self.release.as_ref()
     }
 
     /// When the evidence was verified, by the verifier's clock.
@@ -187,6 +195,9 @@ impl fmt::Display for AttestationResult {
             claims.ledger_sequence,
             hex::encode(claims.ledger_head)
         )?;
+        if let Some(release) = &self.release {
+            writeln!(f, "release            {release}")?;
+        }
         let unchecked: Vec<String> = self
             .accepted_without_reference_value
             .iter()

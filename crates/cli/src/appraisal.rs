@@ -1,5 +1,6 @@
 //! What a relying party demands of a server, as flags and as a file.
 
+use crate::manifest;
 use anyhow::Context;
 use bastionai_client::terms::OneOrMany;
 use bastionai_client::{AppraisalPolicy, AppraisalTerms};
@@ -11,12 +12,18 @@ use std::path::PathBuf;
 #[command(next_help_heading = "What the server must prove")]
 pub(crate) struct AppraisalArguments {
     /// Accept evidence of the development attester, which proves nothing, and whatever it says.
-    #[arg(long, conflicts_with_all = ["policy", "measurement", "configuration_digest", "trainer_digest", "libtorch_digest",
+    #[arg(long, conflicts_with_all = ["policy", "manifest", "measurement", "configuration_digest", "trainer_digest", "libtorch_digest",
         "root_key_provider", "minimum_freshness", "chip_id", "ledger_id"])]
     pub(crate) allow_simulated: bool,
     /// Terms in a JSON file, as `bastionai.AppraisalPolicy(…).to_json()` writes it; the flags below win over it.
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// The manifest of a release: its reference values fill in those that you do not give; the result names the release.
+    #[arg(long, value_name = "FILE", requires = "manifest_key")]
+    manifest: Option<PathBuf>,
+    /// The public key of whoever makes the release, 64 hex digits or a file that holds them: only you can say whom you trust.
+    #[arg(long, value_name = "HEX|FILE", requires = "manifest")]
+    manifest_key: Option<String>,
     /// Launch measurement, 96 hex digits (repeatable).
     #[arg(long, value_name = "HEX")]
     measurement: Vec<String>,
@@ -78,7 +85,11 @@ impl AppraisalArguments {
         }
         terms.minimum_freshness = self.minimum_freshness.clone().or(terms.minimum_freshness);
         terms.ledger_id = self.ledger_id.clone().or(terms.ledger_id);
-        Ok(terms.into_policy()?)
+        let policy = terms.into_policy()?;
+        match (&self.manifest, &self.manifest_key) {
+            (Some(path), Some(key)) => Ok(policy.with_manifest(&manifest::verified(path, key)?)),
+            _ => Ok(policy),
+        }
     }
 }
 

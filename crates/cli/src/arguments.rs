@@ -2,6 +2,7 @@
 
 use crate::appraisal::AppraisalArguments;
 use crate::verb::measure::MeasureVerb;
+use crate::verb::release_manifest::ReleaseManifestArguments;
 use bastionai_client::{Bands, Metric};
 use bastionai_privacy::event::{NeighboringRelation, UnpricedRelation};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -32,6 +33,8 @@ pub(crate) enum Verb {
     /// Compute what honest hardware will report of a machine, from the files that it boots: reference values for a policy.
     #[command(subcommand)]
     Measure(MeasureVerb),
+    /// Sign the reference values of a release, for `appraise --manifest`.
+    ReleaseManifest(ReleaseManifestArguments),
     /// Prove that each sample's loss in an exported model depends on that sample alone, or say why not.
     Check(CheckArguments),
     /// The ε of DP-SGD or of any composition: a tight upper bound by privacy loss distributions.

@@ -7,6 +7,7 @@
 mod appraisal;
 mod arguments;
 mod connect;
+mod manifest;
 mod output;
 mod rows;
 mod verb;
@@ -37,6 +38,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Verb::Check(check) => return verb::check::run(check, json),
         Verb::Appraise(appraise) => return verb::appraise::run(appraise, json),
         Verb::Measure(measure) => verb::measure::run(measure, json)?,
+        Verb::ReleaseManifest(release) => verb::release_manifest::run(release, json)?,
         Verb::Keygen(keygen) => verb::keygen::run(keygen, json)?,
         Verb::Serve(serve) => verb::serve::run(serve, json)?,
         Verb::Config(config) => verb::config::run(config, json)?,

@@ -4,7 +4,7 @@
 //! SubjectPublicKeyInfo. There is no registration and no authority: whoever holds the key is the principal.
 
 use bastionai_ledger::id::Principal;
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ED25519, PublicKeyData};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ED25519, PublicKeyData, SigningKey};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -112,6 +112,18 @@ impl Identity {
         self.principal
     }
 
+    /// The Ed25519 public key.
+    pub fn public_key(&self) -> [u8; 32] {
+        let bytes = self.key.der_bytes();
+        bytes.try_into().expect("an Ed25519 public key has 32 bytes")
+    }
+
+    /// Signs `message`. What is signed says what it is: TLS and envelopes (DSSE) each begin in a way of their own.
+    pub fn sign(&self, message: &[u8]) -> [u8; 64] {
+        let signature = self.key.sign(message).expect("Ed25519 signs any message");
+        signature.try_into().expect("an Ed25519 signature has 64 bytes")
+    }
+
     /// A self-signed certificate and its key, for one TLS session.
     pub(crate) fn certificate(
         &self,
@@ -199,6 +211,15 @@ mod tests {
         let parsed = rustls::server::ParsedCertificate::try_from(&certificate).unwrap();
         let digest = Sha256::digest(parsed.subject_public_key_info());
         assert_eq!(identity.principal().as_bytes()[..], digest[..]);
+    }
+
+    #[test]
+    fn signatures_verify_under_the_public_key() {
+        let identity = Identity::generate().unwrap();
+        let key = ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, identity.public_key());
+        let signature = identity.sign(b"message");
+        assert!(key.verify(b"message", &signature).is_ok());
+        assert!(key.verify(b"massage", &signature).is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! An appraisal policy as people write it: a JSON object, or flags. Whatever has no reference value refuses.
 
-use bastionai_attestation::{AppraisalPolicy, Freshness, ReferenceValues};
+use bastionai_attestation::reference::Hex;
+use bastionai_attestation::{AppraisalPolicy, Freshness, ReferenceValues, ReleaseManifest};
 use serde::Deserialize;
 
 /// A relying party's terms in text form. Reference values are lists, or the one word `any`; `any` accepts
@@ -26,6 +27,18 @@ pub struct AppraisalTerms {
     pub chip_ids: Option<Vec<String>>,
     /// The only ledger accepted, 32 hex digits.
     pub ledger_id: Option<String>,
+    /// A release whose reference values fill in those that are absent.
+    pub manifest: Option<ManifestTerms>,
+}
+
+/// The manifest of a release, and whom the relying party trusts to make one.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestTerms {
+    /// The signed manifest, as `bastionai release-manifest` writes it.
+    pub signed: String,
+    /// The Ed25519 key that must have signed it, 64 lower-case hex digits.
+    pub key: String,
 }
 
 /// One text, or several.
@@ -80,7 +93,17 @@ impl AppraisalTerms {
         });
         policy.chip_ids = chips.transpose()?;
         policy.ledger_id = self.ledger_id.map(|id| fixed("ledger_id", &id)).transpose()?;
-        Ok(policy)
+        match self.manifest {
+            None => Ok(policy),
+            Some(ManifestTerms { signed, key }) => {
+                let Hex(key) = key
+                    .parse()
+                    .map_err(|error| TermsError(format!("manifest.key: {error}")))?;
+                let verified = ReleaseManifest::verify(signed.as_bytes(), &key)
+                    .map_err(|error| TermsError(format!("manifest.signed: {error}")))?;
+                Ok(policy.with_manifest(&verified))
+            }
+        }
     }
 }
 
@@ -153,12 +176,50 @@ mod tests {
     }
 
     #[test]
+    fn a_release_fills_in_what_is_absent_under_the_key_that_is_named() {
+        use bastionai_attestation::Artifact;
+        use bastionai_attestation::reference::ReferenceSet;
+        let maker = crate::Identity::generate().unwrap();
+        let manifest = ReleaseManifest {
+            artifacts: vec![Artifact {
+                name: "bastionai".to_owned(),
+                sha256: [1; 32],
+            }],
+            version: "0.1.0".to_owned(),
+            source_revision: "abc".to_owned(),
+            reference_values: ReferenceSet {
+                trainer_digests: vec![Hex([2; 32])],
+                libtorch_digests: vec![Hex([3; 32])],
+                ..ReferenceSet::default()
+            },
+        };
+        let signed = manifest
+            .sign(&maker.public_key(), |message| maker.sign(message))
+            .unwrap();
+        let json = |key: [u8; 32]| {
+            serde_json::json!({
+                "libtorch_digests": ["04".repeat(32)],
+                "manifest": {"signed": String::from_utf8(signed.clone()).unwrap(), "key": hex::encode(key)},
+            })
+            .to_string()
+        };
+        let filled = policy(&json(maker.public_key())).unwrap();
+        assert_eq!(filled.trainer_digests, ReferenceValues::AnyOf(vec![[2; 32]]));
+        assert_eq!(filled.libtorch_digests, ReferenceValues::AnyOf(vec![[4; 32]]));
+        assert_eq!(filled.measurements, ReferenceValues::Missing);
+        let error = policy(&json([7; 32])).unwrap_err();
+        assert!(error.contains("manifest.signed"), "{error}");
+    }
+
+    #[test]
     fn a_field_that_is_wrong_is_named() {
         for (json, named) in [
             (r#"{"trainer_digests":["zz"]}"#, "trainer_digests"),
             (r#"{"measurements":"abab"}"#, "96 hex digits"),
             (r#"{"minimum_freshness":"some"}"#, "witness"),
             (r#"{"trainer_digest":[]}"#, "trainer_digest"),
+            (r#"{"manifest":{"signed":"{}"}}"#, "key"),
+            (r#"{"manifest":{"signed":"{}","key":"AB"}}"#, "manifest.key"),
         ] {
             let error = policy(json).unwrap_err();
             assert!(error.contains(named), "{json}: {error}");

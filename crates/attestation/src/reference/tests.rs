@@ -189,6 +189,15 @@ fn mrtd_is_the_published_one_of_a_published_image() {
     );
 }
 
+/// aleph-vm's Python twin of it (`tdx_measurement.py`), run once on the image of `make.py`.
+#[test]
+fn mrtd_of_our_image_is_that_of_another_program() {
+    assert_eq!(
+        hex::encode(Tdvf::parse(OVMF).unwrap().mrtd()),
+        "ec5c6cee567965b28e1dcc2dde7120ec154984ff59f8b50f08877853735b1f1f320954853d1d62d255e7e63854eda056"
+    );
+}
+
 #[test]
 fn mrtd_covers_what_is_measured_and_where_pages_are_added() {
     let honest = Tdvf::parse(OVMF).unwrap().mrtd();
@@ -374,6 +383,7 @@ fn a_set_is_written_and_read_in_one_way_and_holds_each_value_once() {
             rtmr0: None,
             rtmr1: Some(Hex([3; 48])),
             rtmr2: None,
+            rtmr3: None,
         }],
         ..ReferenceSet::default()
     };

@@ -89,6 +89,9 @@ pub struct TdxReference {
     /// Command line and initial RAM disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtmr2: Option<Hex<48>>,
+    /// What programs extend; zero where none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtmr3: Option<Hex<48>>,
 }
 
 /// The PCRs of one shape of guest with a vTPM.
@@ -143,12 +146,13 @@ impl ReferenceSet {
         once(snp.chain(tdx))
     }
 
-    /// All values of RTMR 0, 1 or 2, each once; empty for another index.
+    /// All values of RTMR 0 to 3, each once; empty for another index.
     pub fn rtmr(&self, index: usize) -> Vec<[u8; 48]> {
         let register = |reference: &TdxReference| match index {
             0 => reference.rtmr0,
             1 => reference.rtmr1,
             2 => reference.rtmr2,
+            3 => reference.rtmr3,
             _ => None,
         };
         once(self.tdx.iter().filter_map(register).map(|register| register.0))

@@ -169,6 +169,8 @@ fn tdx(image: &[u8], boot: &DirectBoot<'_>, rtmr0: Option<Hex<48>>, json: bool) 
         rtmr0,
         rtmr1: Some(Hex(rtmr::replay(&events["rtmr1"]))),
         rtmr2: Some(Hex(rtmr::replay(&events["rtmr2"]))),
+        // Nothing on the way to the server extends it, nor does the server.
+        rtmr3: Some(Hex(rtmr::replay(&[]))),
     };
     let measured = Measured {
         reference_values: ReferenceSet {
@@ -214,6 +216,11 @@ fn print_registers(reference: &TdxReference) {
             register(reference.rtmr2),
             "command line and initial RAM disk",
         ),
+        (
+            "rtmr3",
+            register(reference.rtmr3),
+            "nothing: no program of ours extends it",
+        ),
     ];
     let rows: Vec<_> = rows
         .into_iter()
@@ -228,7 +235,7 @@ fn print_policy(values: &ReferenceSet) {
     println!("measurements = {}", list(&values.measurements()));
     if !values.tdx.is_empty() {
         println!("\n[tdx]");
-        for index in 0..3 {
+        for index in 0..4 {
             let register = values.rtmr(index);
             if !register.is_empty() {
                 println!("rtmr{index} = {}", list(&register));

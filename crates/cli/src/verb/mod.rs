@@ -12,6 +12,7 @@ pub(crate) mod pages;
 mod priced;
 pub(crate) mod privacy;
 pub(crate) mod receipt;
+pub(crate) mod release_manifest;
 pub(crate) mod run;
 pub(crate) mod serve;
 mod start;
