@@ -54,7 +54,7 @@ pub fn rtmr1_events(boot: &DirectBoot<'_>) -> Result<Vec<Event>, MeasureError> {
     Ok(vec![image, calling, separator(), leaving, left])
 }
 
-/// The events of RTMR2: command line and initial RAM disk, measured by the kernel's EFI stub (Linux 5.18 and later).
+/// The events of RTMR2: command line and initial RAM disk, measured by the kernel's EFI stub (Linux 6.9 and later).
 ///
 /// # Errors
 /// [`MeasureError::Machine`] for a command line that is not ASCII, which firmware converts in no defined way, and for no
