@@ -1,8 +1,8 @@
 """SMS spam: a pretrained BERT is fine-tuned on text messages that nobody may read. The quick tour, line by line.
 
 An owner lends the SMS Spam Collection under a limit for the life of the data. A scientist fine-tunes a pretrained
-MiniLM (a BERT of six layers), all of its weights, and gets the trained model back. The same is then done in the open,
-to compare.
+MiniLM (a BERT of six layers): its last layers and a classifier on the mean of its tokens, and gets the trained model
+back. The same is then done in the open, to compare.
 
     python examples/sms_spam.py --data SMSSpamCollection
 
@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 from study import Outcome, Records, arguments, commonest, console, needed, results, row, split, study
 from study import train_in_the_open as train_plainly
+from torch import nn
 from torch.utils.data import TensorDataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
 import bastionai
@@ -33,7 +34,35 @@ CLASSES = ["ham", "spam"]
 TOKENS = 48
 BATCH_SIZE = 256
 HELD_OUT = 0.2
-LEARNING_RATE = 5e-4
+LEARNING_RATE = 1e-3
+#: The others stay as they came: noise is added to every weight that is trained, and these have less to say.
+TRAINED_LAYERS = 2
+#: Of the mean of tokens: the classifier starts from nothing and has to go as far as the noise lets it in few steps.
+SCALE = 20.0
+
+
+class Classifier(nn.Module):
+    """A linear classifier of the masked mean of tokens, which is what sentence-transformers' models are trained for.
+
+    Args:
+        name: Folder or hub name of a BERT-like encoder.
+        classes: How many.
+    """
+
+    def __init__(self, name: str, classes: int) -> None:
+        super().__init__()
+        self.encoder = AutoModel.from_pretrained(name, add_pooling_layer=False)
+        self.encoder.requires_grad_(False)
+        self.encoder.encoder.layer[-TRAINED_LAYERS:].requires_grad_(True)
+        self.classifier = nn.Linear(self.encoder.config.hidden_size, classes)
+        nn.init.zeros_(self.classifier.weight)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Logits ``[B, classes]`` of tokens ``[B, T]``."""
+        hidden = self.encoder(input_ids, attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+        return self.classifier(SCALE * mean)
 
 
 def read(path: Path, tokenizer: PreTrainedTokenizerBase, tokens: int) -> Records:
@@ -68,12 +97,12 @@ def main() -> int:
     set_seed(options.seed)
     name = options.model or packaged_model()
     tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=len(CLASSES))
+    model = Classifier(name, len(CLASSES))
     tokens, batch_size = int(options.tokens or TOKENS), int(options.batch_size or BATCH_SIZE)
     lent, test = split(read(file, tokenizer, tokens), HELD_OUT, options.seed)
     contract = bastionai.DataContract(
         [
-            bastionai.Column("input_ids", "int64", (tokens,), range=(0, model.config.vocab_size - 1)),
+            bastionai.Column("input_ids", "int64", (tokens,), range=(0, model.encoder.config.vocab_size - 1)),
             bastionai.Column("attention_mask", "int64", (tokens,), range=(0, 1)),
             bastionai.Column("label", "int64", classes=CLASSES),
         ],
