@@ -2,11 +2,11 @@
 
 use crate::binding::{Binding, BootBinding};
 use crate::claims::{Freshness, RuntimeClaims};
-use crate::insecure_simulated;
 use crate::policy::{AppraisalPolicy, ReferenceValues};
 use crate::report::{Kind, Platform, Report};
 use crate::result::{AppraisalError, AttestationResult, Refusal, Rule, Status};
 use crate::verify::VerifiedEvidence;
+use crate::{insecure_simulated, nvidia};
 
 impl VerifiedEvidence {
     /// Appraises evidence given over a live session: `binding` is what *this* client knows of it.
@@ -57,6 +57,7 @@ impl VerifiedEvidence {
         let mut check = Check::default();
         check.bound(&self.report, report_data, claims_sha256, claims);
         check.platform(&self.report, policy);
+        nvidia::appraise(&self.report.gpus, &policy.nvidia, &mut check);
         check.software(claims, policy);
         let accepted_without_reference_value = check.finish()?;
         let all_good = self.report.kind() != Kind::InsecureSimulated
@@ -203,7 +204,7 @@ impl Check {
     {
         let show = |value: &T| show(value.clone());
         match values {
-            ReferenceValues::AcceptAny => self.unchecked.push(rule),
+            ReferenceValues::AcceptAny => self.accept_unchecked(rule),
             ReferenceValues::Missing => {
                 let wanted = || "a reference value, and the policy has none (rule A5)".to_owned();
                 self.demand(rule, false, || show(found), wanted);
@@ -236,7 +237,14 @@ impl Check {
         }
     }
 
-    fn finish(self) -> Result<Vec<Rule>, AppraisalError> {
+    /// The policy accepts any value for this rule; said once, however many values it was.
+    pub(crate) fn accept_unchecked(&mut self, rule: Rule) {
+        if !self.unchecked.contains(&rule) {
+            self.unchecked.push(rule);
+        }
+    }
+
+    pub(crate) fn finish(self) -> Result<Vec<Rule>, AppraisalError> {
         if self.refusals.is_empty() {
             Ok(self.unchecked)
         } else {

@@ -8,6 +8,7 @@
 //! [`mod@verify`] (cryptography up to a trust anchor; yields a [`report`]) → [`mod@appraise`] (against a [`policy`]) → [`result`].
 //! [`mod@reference`] computes what honest hardware must report from the files that a machine boots,
 //! [`release`] has them signed.
+//! [`nvidia`] is the evidence of GPUs, beside that of the CPU.
 //! [`insecure_simulated`] is the development attester; its evidence can be forged by anyone.
 //!
 //! Two steps on purpose: [`verify()`] says *who made these bytes*, [`VerifiedEvidence::appraise`] says
@@ -23,6 +24,7 @@ mod encoding;
 pub mod envelope;
 pub mod evidence;
 pub mod insecure_simulated;
+pub mod nvidia;
 pub mod policy;
 pub mod reference;
 pub mod release;

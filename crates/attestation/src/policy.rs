@@ -5,6 +5,7 @@
 
 use crate::claims::{self, Freshness};
 use crate::insecure_simulated::DEVELOPMENT_MEASUREMENT;
+use crate::nvidia;
 use crate::release::Release;
 
 /// The values of one property that a relying party accepts.
@@ -43,6 +44,8 @@ pub struct AppraisalPolicy {
     pub minimum_freshness: Option<Freshness>,
     /// If present, the only chips accepted, by the platform's own id (CHIP_ID, PPID): the answer to evidence relayed from an attacker's own machine.
     pub chip_ids: Option<Vec<Vec<u8>>>,
+    /// GPUs.
+    pub nvidia: nvidia::Policy,
     /// If present, the only ledger accepted.
     pub ledger_id: Option<[u8; 16]>,
     /// The release whose manifest filled reference values in.
@@ -68,6 +71,7 @@ impl AppraisalPolicy {
             ],
             minimum_freshness: Some(Freshness::None),
             chip_ids: None,
+            nvidia: nvidia::Policy::default(),
             ledger_id: None,
             release: None,
         }

@@ -1,6 +1,6 @@
 //! What authentic evidence says: the words common to all platforms, and each platform's own.
 
-use crate::insecure_simulated;
+use crate::{insecure_simulated, nvidia};
 use serde::Serialize;
 use std::fmt;
 
@@ -14,6 +14,8 @@ pub struct Report {
     /// The platform's own words.
     #[serde(flatten)]
     pub platform: Platform,
+    /// GPUs that signed for the same report data. See [`nvidia`] for what that does not prove.
+    pub gpus: Vec<nvidia::Report>,
 }
 
 /// A platform's own words.

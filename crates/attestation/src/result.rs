@@ -23,6 +23,16 @@ pub enum Rule {
     Measurement,
     /// Chip allow-list.
     ChipId,
+    /// Evidence of GPUs.
+    Gpu,
+    /// A GPU's driver and VBIOS.
+    GpuFirmware,
+    /// A GPU's measurements.
+    GpuMeasurement,
+    /// A GPU's confidential-computing mode.
+    GpuMode,
+    /// GPU allow-list.
+    GpuDevice,
     /// Configuration digest.
     Configuration,
     /// Trainer digest.
@@ -48,6 +58,11 @@ impl fmt::Display for Rule {
             Self::Debug => "debug",
             Self::Measurement => "measurement",
             Self::ChipId => "chip-id",
+            Self::Gpu => "gpu",
+            Self::GpuFirmware => "gpu-firmware",
+            Self::GpuMeasurement => "gpu-measurement",
+            Self::GpuMode => "gpu-mode",
+            Self::GpuDevice => "gpu-device",
             Self::Configuration => "configuration",
             Self::Trainer => "trainer",
             Self::Libtorch => "libtorch",
@@ -171,6 +186,9 @@ impl fmt::Display for AttestationResult {
         writeln!(f, "evidence           {}", self.media_type)?;
         for (name, value) in self.report.platform.rows() {
             writeln!(f, "{name:<18} {value}")?;
+        }
+        for gpu in &self.report.gpus {
+            writeln!(f, "gpu                {}", gpu.row())?;
         }
         writeln!(f, "server version     {}", claims.server_version)?;
         writeln!(f, "root key           {}", claims.root_key_provider)?;

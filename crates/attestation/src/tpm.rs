@@ -8,7 +8,7 @@
 //! `signature` (by which key).
 
 mod attest;
-mod cursor;
+pub(crate) mod cursor;
 mod quote;
 mod signature;
 

@@ -1,13 +1,15 @@
 //! Verification: cryptography up to a trust anchor, offline, with the time passed in. No policy here.
 
+use crate::envelope::Envelope;
 use crate::evidence::Evidence;
-use crate::insecure_simulated;
 use crate::report::{Platform, Report};
+use crate::{insecure_simulated, nvidia};
 
 /// The roots evidence may chain to, per kind of evidence.
 #[derive(Clone, Debug)]
 pub struct TrustAnchors {
     simulated_root: Option<[u8; 32]>,
+    pub(crate) nvidia: nvidia::Roots,
 }
 
 impl TrustAnchors {
@@ -18,12 +20,22 @@ impl TrustAnchors {
     pub fn bundled() -> Self {
         Self {
             simulated_root: Some(insecure_simulated::development_public_key()),
+            nvidia: nvidia::Roots::bundled(),
         }
     }
 
     /// No root at all: every evidence is refused.
     pub fn none() -> Self {
-        Self { simulated_root: None }
+        Self {
+            simulated_root: None,
+            nvidia: nvidia::Roots::default(),
+        }
+    }
+
+    /// Trusts GPUs whose chains end in one of these certificates (DER), instead of those trusted before.
+    pub fn with_nvidia(mut self, roots: Vec<Vec<u8>>) -> Self {
+        self.nvidia = nvidia::Roots(roots);
+        self
     }
 }
 
@@ -125,21 +137,33 @@ pub fn verify(
             most: MAX_EVIDENCE_BYTES,
         });
     }
-    let report = match (evidence.media_type.as_str(), &anchors.simulated_root) {
+    let (report_data, platform) = match (evidence.media_type.as_str(), &anchors.simulated_root) {
         (insecure_simulated::MEDIA_TYPE, Some(root)) => {
             let (report_data, report) = insecure_simulated::verify(&evidence.bytes, root)?;
-            Report {
-                report_data,
-                platform: Platform::InsecureSimulated(report),
-            }
+            (report_data, Platform::InsecureSimulated(report))
         }
         (other, _) => {
             return Err(VerifyError::UnknownMediaType(other.chars().take(128).collect()));
         }
     };
+    // Simulated evidence is no envelope, so that no authentic GPU adorns it.
+    let gpus = match &platform {
+        Platform::InsecureSimulated(_) => vec![],
+        #[allow(unreachable_patterns, reason = "simulated evidence is the only kind so far")]
+        _ => nvidia::verify(
+            &Envelope::from_bytes(&evidence.bytes)?,
+            &report_data,
+            &anchors.nvidia,
+            now_unix_ms,
+        )?,
+    };
     Ok(VerifiedEvidence {
         media_type: evidence.media_type.clone(),
-        report,
+        report: Report {
+            report_data,
+            platform,
+            gpus,
+        },
         verified_unix_ms: now_unix_ms,
     })
 }
