@@ -5,6 +5,7 @@ use crate::claims::{Freshness, RuntimeClaims};
 use crate::policy::{AppraisalPolicy, ReferenceValues};
 use crate::report::{Kind, Platform, Report};
 use crate::result::{AppraisalError, AttestationResult, Refusal, Rule, Status};
+use crate::tdx;
 use crate::verify::VerifiedEvidence;
 use crate::{insecure_simulated, nvidia};
 
@@ -118,6 +119,7 @@ impl Check {
     fn platform(&mut self, report: &Report, policy: &AppraisalPolicy) {
         match &report.platform {
             Platform::InsecureSimulated(report) => insecure_simulated::appraise(report, policy, self),
+            Platform::Tdx(report) => tdx::appraise(report, policy, self),
         }
     }
 

@@ -30,6 +30,7 @@ pub mod reference;
 pub mod release;
 pub mod report;
 pub mod result;
+pub mod tdx;
 pub mod tpm;
 pub mod verify;
 

@@ -7,6 +7,7 @@ use crate::claims::{self, Freshness};
 use crate::insecure_simulated::DEVELOPMENT_MEASUREMENT;
 use crate::nvidia;
 use crate::release::Release;
+use crate::tdx;
 
 /// The values of one property that a relying party accepts.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -46,6 +47,8 @@ pub struct AppraisalPolicy {
     pub chip_ids: Option<Vec<Vec<u8>>>,
     /// GPUs.
     pub nvidia: nvidia::Policy,
+    /// What an Intel TDX platform must meet besides.
+    pub tdx: tdx::Policy,
     /// If present, the only ledger accepted.
     pub ledger_id: Option<[u8; 16]>,
     /// The release whose manifest filled reference values in.
@@ -72,6 +75,7 @@ impl AppraisalPolicy {
             minimum_freshness: Some(Freshness::None),
             chip_ids: None,
             nvidia: nvidia::Policy::default(),
+            tdx: tdx::Policy::default(),
             ledger_id: None,
             release: None,
         }

@@ -1,6 +1,6 @@
 //! What authentic evidence says: the words common to all platforms, and each platform's own.
 
-use crate::{insecure_simulated, nvidia};
+use crate::{insecure_simulated, nvidia, tdx};
 use serde::Serialize;
 use std::fmt;
 
@@ -25,6 +25,8 @@ pub struct Report {
 pub enum Platform {
     /// The development attester: forgeable by anyone.
     InsecureSimulated(insecure_simulated::Report),
+    /// Intel TDX.
+    Tdx(Box<tdx::Report>),
 }
 
 impl Report {
@@ -32,6 +34,7 @@ impl Report {
     pub fn kind(&self) -> Kind {
         match self.platform {
             Platform::InsecureSimulated(_) => Kind::InsecureSimulated,
+            Platform::Tdx(_) => Kind::Tdx,
         }
     }
 }
@@ -41,6 +44,7 @@ impl Platform {
     pub(crate) fn rows(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::InsecureSimulated(report) => vec![("measurement", hex::encode(report.measurement))],
+            Self::Tdx(report) => report.rows(),
         }
     }
 }
@@ -52,12 +56,15 @@ impl Platform {
 pub enum Kind {
     /// The development attester: forgeable by anyone.
     InsecureSimulated,
+    /// Intel TDX.
+    Tdx,
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::InsecureSimulated => "insecure-simulated",
+            Self::Tdx => "tdx",
         })
     }
 }

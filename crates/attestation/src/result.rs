@@ -33,6 +33,30 @@ pub enum Rule {
     GpuMode,
     /// GPU allow-list.
     GpuDevice,
+    /// RTMR0 of a TD.
+    TdxRtmr0,
+    /// RTMR1 of a TD.
+    TdxRtmr1,
+    /// RTMR2 of a TD.
+    TdxRtmr2,
+    /// RTMR3 of a TD.
+    TdxRtmr3,
+    /// Intel's verdict on a TDX platform.
+    TdxTcbStatus,
+    /// Lowest TEE_TCB_SVN of a TDX platform.
+    TdxTcbFloor,
+    /// Age of Intel's collateral.
+    TdxCollateralAge,
+    /// Two threads a core on a TDX platform.
+    TdxSmt,
+    /// Attributes of a TD.
+    TdxAttributes,
+    /// The TDX module and its signer.
+    TdxModule,
+    /// What a TD's host chose: MRCONFIGID, MROWNER, MROWNERCONFIG.
+    TdxOwner,
+    /// Service TDs bound to a TD.
+    TdxServiceTd,
     /// Configuration digest.
     Configuration,
     /// Trainer digest.
@@ -63,6 +87,18 @@ impl fmt::Display for Rule {
             Self::GpuMeasurement => "gpu-measurement",
             Self::GpuMode => "gpu-mode",
             Self::GpuDevice => "gpu-device",
+            Self::TdxRtmr0 => "tdx-rtmr0",
+            Self::TdxRtmr1 => "tdx-rtmr1",
+            Self::TdxRtmr2 => "tdx-rtmr2",
+            Self::TdxRtmr3 => "tdx-rtmr3",
+            Self::TdxTcbStatus => "tdx-tcb-status",
+            Self::TdxTcbFloor => "tdx-tcb-floor",
+            Self::TdxCollateralAge => "tdx-collateral-age",
+            Self::TdxSmt => "tdx-smt",
+            Self::TdxAttributes => "tdx-attributes",
+            Self::TdxModule => "tdx-module",
+            Self::TdxOwner => "tdx-owner",
+            Self::TdxServiceTd => "tdx-service-td",
             Self::Configuration => "configuration",
             Self::Trainer => "trainer",
             Self::Libtorch => "libtorch",
@@ -181,6 +217,7 @@ impl fmt::Display for AttestationResult {
         let status = match (self.status, self.report.kind()) {
             (Status::Affirming, _) => "affirming",
             (Status::Warning, Kind::InsecureSimulated) => "warning: SIMULATED evidence, anyone can forge it",
+            (Status::Warning, _) => "warning: accepted with something missing",
         };
         writeln!(f, "status             {status}")?;
         writeln!(f, "evidence           {}", self.media_type)?;

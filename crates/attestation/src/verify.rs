@@ -3,13 +3,14 @@
 use crate::envelope::Envelope;
 use crate::evidence::Evidence;
 use crate::report::{Platform, Report};
-use crate::{insecure_simulated, nvidia};
+use crate::{insecure_simulated, nvidia, tdx};
 
 /// The roots evidence may chain to, per kind of evidence.
 #[derive(Clone, Debug)]
 pub struct TrustAnchors {
     simulated_root: Option<[u8; 32]>,
     pub(crate) nvidia: nvidia::Roots,
+    tdx: Option<tdx::Roots>,
 }
 
 impl TrustAnchors {
@@ -21,6 +22,7 @@ impl TrustAnchors {
         Self {
             simulated_root: Some(insecure_simulated::development_public_key()),
             nvidia: nvidia::Roots::bundled(),
+            tdx: Some(tdx::Roots::bundled()),
         }
     }
 
@@ -29,6 +31,7 @@ impl TrustAnchors {
         Self {
             simulated_root: None,
             nvidia: nvidia::Roots::default(),
+            tdx: None,
         }
     }
 
@@ -36,6 +39,14 @@ impl TrustAnchors {
     pub fn with_nvidia(mut self, roots: Vec<Vec<u8>>) -> Self {
         self.nvidia = nvidia::Roots(roots);
         self
+    }
+
+    /// With another root for Intel TDX, e.g. of a test CA, in place of Intel's.
+    pub fn with_intel(self, root: tdx::Roots) -> Self {
+        Self {
+            tdx: Some(root),
+            ..self
+        }
     }
 }
 
@@ -137,19 +148,24 @@ pub fn verify(
             most: MAX_EVIDENCE_BYTES,
         });
     }
-    let (report_data, platform) = match (evidence.media_type.as_str(), &anchors.simulated_root) {
-        (insecure_simulated::MEDIA_TYPE, Some(root)) => {
+    let unknown = || VerifyError::UnknownMediaType(evidence.media_type.chars().take(128).collect());
+    let (report_data, platform) = match evidence.media_type.as_str() {
+        insecure_simulated::MEDIA_TYPE => {
+            let root = anchors.simulated_root.as_ref().ok_or_else(unknown)?;
             let (report_data, report) = insecure_simulated::verify(&evidence.bytes, root)?;
             (report_data, Platform::InsecureSimulated(report))
         }
-        (other, _) => {
-            return Err(VerifyError::UnknownMediaType(other.chars().take(128).collect()));
+        tdx::MEDIA_TYPE => {
+            let roots = anchors.tdx.as_ref().ok_or_else(unknown)?;
+            let envelope = Envelope::from_bytes(&evidence.bytes)?;
+            let (report_data, report) = tdx::verify(&envelope, roots, now_unix_ms)?;
+            (report_data, Platform::Tdx(Box::new(report)))
         }
+        _ => return Err(unknown()),
     };
     // Simulated evidence is no envelope, so that no authentic GPU adorns it.
     let gpus = match &platform {
         Platform::InsecureSimulated(_) => vec![],
-        #[allow(unreachable_patterns, reason = "simulated evidence is the only kind so far")]
         _ => nvidia::verify(
             &Envelope::from_bytes(&evidence.bytes)?,
             &report_data,
