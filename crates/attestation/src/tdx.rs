@@ -66,9 +66,17 @@ pub(crate) fn verify(
     }
     let (report_data, mut report) = verify_quote(envelope.one(QUOTE)?, collateral, roots, now_unix_ms)?;
     if let Some(log) = envelope.at_most_one(EVENT_LOG)? {
-        report.events = event_log::replay(log, &report.rtmrs)?;
+        report.events = replay_event_log(log, &report.rtmrs)?;
     }
     Ok((report_data, report))
+}
+
+/// The events of a firmware's log, if its replay gives RTMR0–3.
+///
+/// # Errors
+/// [`VerifyError::Malformed`] for what is no such log, and for one that gives other registers.
+pub fn replay_event_log(log: &[u8], rtmrs: &[[u8; 48]; 4]) -> Result<Vec<Event>, VerifyError> {
+    event_log::replay(log, rtmrs)
 }
 
 /// What a quote says, if it is authentic. Also for quotes that come inside other evidence (Azure).

@@ -31,7 +31,8 @@ pub struct Policy {
     /// somebody who has read an advisory can say that the software in the TD answers it.
     pub accepted_advisories: Vec<String>,
     /// Accept `OutOfDate`, `OutOfDateConfigurationNeeded` and the statuses that advise a relaunch. False: published
-    /// vulnerabilities of the platform are open. The result then says that the status went unchecked.
+    /// vulnerabilities of the platform are open. The result then says that the status went unchecked. A platform
+    /// below every level that Intel lists is refused all the same.
     pub allow_out_of_date: bool,
     /// Lowest TEE_TCB_SVN, each byte for itself. None: Intel's verdict covers it; for those who want more.
     #[serde(deserialize_with = "optional_svn")]
@@ -151,6 +152,7 @@ pub(crate) fn appraise(report: &Report, policy: &AppraisalPolicy, check: &mut Ch
 fn tcb(report: &Report, tdx: &Policy, check: &mut Check) {
     use TcbStatus as Status;
     let found = || match report.advisories.is_empty() {
+        _ if !report.tcb_listed => format!("{}, below every level that Intel lists", report.tcb_status),
         true => report.tcb_status.to_string(),
         false => format!("{} with {}", report.tcb_status, report.advisories.join(", ")),
     };
@@ -177,7 +179,7 @@ fn tcb(report: &Report, tdx: &Policy, check: &mut Check) {
         | Status::OutOfDateConfigurationNeeded
         | Status::TDRelaunchAdvised
         | Status::TDRelaunchAdvisedConfigurationNeeded
-            if tdx.allow_out_of_date =>
+            if tdx.allow_out_of_date && report.tcb_listed =>
         {
             check.reference(Rule::TdxTcbStatus, &(), &ReferenceValues::AcceptAny, |()| {
                 String::new()

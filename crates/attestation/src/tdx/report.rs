@@ -1,6 +1,6 @@
 //! What an authentic TD quote says, together with what Intel says of its platform.
 
-use super::collateral::Verdict;
+use super::collateral::{Verdict, is_listed};
 use super::quote::Body;
 use crate::claims::as_hex;
 use dcap_qvl::PckCertFlag;
@@ -54,6 +54,9 @@ pub struct Report {
     pub mr_service_td: Option<[u8; 48]>,
     /// Intel's verdict over platform, TDX module and quoting enclave.
     pub tcb_status: TcbStatus,
+    /// Whether the platform meets any level that Intel lists, at the TD's launch and now. If not, its status is
+    /// `OutOfDate` for want of a word, and no policy accepts it.
+    pub tcb_listed: bool,
     /// Advisories that the verdict names.
     pub advisories: Vec<String>,
     /// The verdict on processor, microcode and TDX module at the TD's launch.
@@ -154,6 +157,8 @@ impl Report {
             tee_tcb_svn2: body.v1_5.map(|(svn, _)| svn),
             mr_service_td: body.v1_5.map(|(_, hash)| hash),
             tcb_status: claims.tcb.status.into(),
+            tcb_listed: is_listed(&claims.platform.tcb_level)
+                && claims.platform.current_tcb_level.as_ref().is_none_or(is_listed),
             advisories: claims.tcb.advisory_ids,
             platform_tcb_status: claims.platform.tcb_level.tcb_status.into(),
             current_tcb_status: claims
@@ -181,9 +186,10 @@ impl Report {
         let mut rows = vec![("measurement", hex::encode(self.mr_td))];
         let names = ["RTMR0", "RTMR1", "RTMR2", "RTMR3"];
         rows.extend(names.into_iter().zip(self.rtmrs.iter().map(hex::encode)));
-        let advisories = match self.advisories.is_empty() {
-            true => String::new(),
-            false => format!(" ({})", self.advisories.join(", ")),
+        let advisories = match (self.tcb_listed, self.advisories.is_empty()) {
+            (false, _) => " (below every level that Intel lists)".to_owned(),
+            (true, true) => String::new(),
+            (true, false) => format!(" ({})", self.advisories.join(", ")),
         };
         rows.extend([
             ("TCB status", format!("{}{advisories}", self.tcb_status)),

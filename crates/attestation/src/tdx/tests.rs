@@ -226,6 +226,15 @@ fn tcb_statuses_other_than_up_to_date_need_a_choice_by_name() {
 }
 
 #[test]
+fn a_platform_below_every_level_listed_is_refused_whatever_the_policy_allows() {
+    let mut platform = platform();
+    platform.td.tee_tcb_svn[2] = 0;
+    let (rule, text) = refusal(&platform, |policy| policy.tdx.allow_out_of_date = true);
+    assert_eq!(rule, Rule::TdxTcbStatus);
+    assert!(text.contains("below every level"), "{text}");
+}
+
+#[test]
 fn floors_ages_and_lists_refuse_by_name() {
     let mut old = platform();
     old.collateral = Some(TestCollateral::issued(NOW - 8 * 86_400));
