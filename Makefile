@@ -67,7 +67,7 @@ bench: setup
 # Half a minute for each parser. Needs a nightly toolchain and cargo-fuzz.
 fuzz-smoke:
 	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install cargo-fuzz, and rustup toolchain install nightly"; exit 1; }
-	@for target in archive contract typed_graph firmware manifest; do cargo +nightly fuzz run $$target -- -max_total_time=30 || exit 1; done
+	@for target in archive contract typed_graph firmware manifest tdx; do cargo +nightly fuzz run $$target -- -max_total_time=30 || exit 1; done
 
 # The manual of the crates, and what `bastionai` says about itself: manual pages and shell completions, in target/.
 docs: binaries

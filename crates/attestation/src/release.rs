@@ -254,6 +254,16 @@ impl AppraisalPolicy {
             Rule::Libtorch,
             self.libtorch_digests.fill(bytes(&values.libtorch_digests)),
         );
+        let tdx = &mut self.tdx;
+        let registers = [
+            (Rule::TdxRtmr0, &mut tdx.rtmr0),
+            (Rule::TdxRtmr1, &mut tdx.rtmr1),
+            (Rule::TdxRtmr2, &mut tdx.rtmr2),
+            (Rule::TdxRtmr3, &mut tdx.rtmr3),
+        ];
+        for (index, (rule, register)) in registers.into_iter().enumerate() {
+            fill(rule, register.fill(values.rtmr(index)));
+        }
         self.release = Some(Release {
             version: verified.manifest.version.clone(),
             source_revision: verified.manifest.source_revision.clone(),

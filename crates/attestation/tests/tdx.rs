@@ -1,4 +1,5 @@
 //! TDX quotes of real machines (`../shared/evidence/tdx`) and of a test Intel.
+#![allow(clippy::unwrap_used)]
 
 use bastionai_attestation::{
     Envelope, Evidence, Item, Platform, TrustAnchors, VerifyError, envelope, tdx, verify,
