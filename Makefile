@@ -64,10 +64,14 @@ bench: setup
 	@cargo build $(CARGO_FLAGS) --workspace --bins --lib --examples
 	@$(PY) benches/run.py
 
-# Half a minute for each parser. Needs a nightly toolchain and cargo-fuzz.
+# Half a minute for each parser (FUZZ_SECONDS), from seeds made of fixtures and, where it is there, of ../shared/evidence.
+# Needs a nightly toolchain and cargo-fuzz.
+FUZZ_SECONDS ?= 30
 fuzz-smoke:
 	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install cargo-fuzz, and rustup toolchain install nightly"; exit 1; }
-	@for target in archive contract typed_graph firmware manifest tdx; do cargo +nightly fuzz run $$target -- -max_total_time=30 || exit 1; done
+	@python3 scripts/fuzz_seeds.py
+	@for target in $$(cargo +nightly fuzz list); do \
+		echo "fuzz-smoke: $$target"; cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 # The manual of the crates, and what `bastionai` says about itself: manual pages and shell completions, in target/.
 docs: binaries
