@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "server": {"attestation", "vault", "ledger", "privacy", "graph", "wire"},
     "client": {"attestation", "graph", "ledger", "privacy", "wire"},
     "cli": {"server", "client", "attestation", "graph", "ledger", "privacy"},
+    "test-platforms": {"attestation"},
     "python": {"client", "attestation", "graph", "ledger", "privacy"},
 }
 # third-party crate -> the only crates of ours that may name it.
