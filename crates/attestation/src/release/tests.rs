@@ -195,11 +195,12 @@ fn every_flipped_byte_of_a_manifest_is_refused() {
 
 #[test]
 fn a_manifest_fills_what_is_missing_and_never_what_was_written() {
-    let own = AppraisalPolicy {
+    let mut own = AppraisalPolicy {
         trainer_digests: ReferenceValues::AnyOf(vec![[9; 32]]),
         libtorch_digests: ReferenceValues::AcceptAny,
         ..AppraisalPolicy::default()
     };
+    own.tdx.rtmr2 = ReferenceValues::AcceptAny;
     let policy = own.with_manifest(&verified());
     assert_eq!(policy.trainer_digests, ReferenceValues::AnyOf(vec![[9; 32]]));
     assert_eq!(policy.libtorch_digests, ReferenceValues::AcceptAny);
@@ -212,7 +213,16 @@ fn a_manifest_fills_what_is_missing_and_never_what_was_written() {
         policy.measurements,
         ReferenceValues::AnyOf(vec![crate::insecure_simulated::DEVELOPMENT_MEASUREMENT, [2; 48]])
     );
+    assert_eq!(
+        policy.tdx.rtmr0,
+        ReferenceValues::Missing,
+        "the release does not say"
+    );
+    assert_eq!(policy.tdx.rtmr1, ReferenceValues::AnyOf(vec![[3; 48]]));
+    assert_eq!(policy.tdx.rtmr2, ReferenceValues::AcceptAny);
+    assert_eq!(policy.tdx.rtmr3, ReferenceValues::AnyOf(vec![[0; 48]]));
     let rules = policy.release.unwrap().rules;
+    assert!(rules.contains(&Rule::TdxRtmr1) && !rules.contains(&Rule::TdxRtmr2));
     assert!(rules.contains(&Rule::Measurement) && !rules.contains(&Rule::Trainer));
     assert!(!rules.contains(&Rule::Libtorch) && !rules.contains(&Rule::Configuration));
 }
