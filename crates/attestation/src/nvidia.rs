@@ -19,6 +19,7 @@ mod dice;
 pub mod formats;
 mod opaque;
 mod spdm;
+mod written;
 
 pub use appraise::{Firmware, Policy, appraise_alone};
 pub use chain::{CHAIN_LENGTH, MAX_CERTIFICATE_BYTES};
@@ -30,7 +31,7 @@ use crate::verify::{TrustAnchors, VerifyError};
 use chain::Chain;
 use opaque::Opaque;
 use ring::signature::{ECDSA_P384_SHA384_FIXED, UnparsedPublicKey};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 use spdm::Transcript;
 use std::collections::{BTreeMap, BTreeSet};
@@ -265,7 +266,7 @@ pub enum Architecture {
 }
 
 /// Which protection a GPU says is on (its feature flag). A GPU with confidential computing off signs no report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Mode {

@@ -2,16 +2,17 @@
 #![allow(clippy::unwrap_used)]
 
 use bastionai_attestation::nvidia::{self, Evidence, Firmware, Mode, Policy, Report, formats, nonce};
-use bastionai_attestation::{ReferenceValues, Rule, TrustAnchors, VerifyError};
+use bastionai_attestation::{Attester, Envelope, ReferenceValues, Rule, TrustAnchors, VerifyError, tdx};
 use bastionai_test_platforms::nvidia::{
-    DEVICE, Gpu, IDENTITY, LEAF, Measured, Model, PROVISIONER, ROOT, Vendor, tlv,
+    DEVICE, Gpu, IDENTITY, LEAF, Measured, Model, PROVISIONER, ROOT, Vendor, WithGpus, tlv,
 };
+use bastionai_test_platforms::tdx::{TestIntel, TestTdx};
 use proptest::prelude::*;
 use rcgen::{
     BasicConstraints, CustomExtension, DistinguishedName, DnType, IsCa, KeyUsagePurpose, date_time_ymd,
 };
 use std::path::PathBuf;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 /// 2026-01-01.
 const NOW_MS: u64 = 1_767_225_600_000;
@@ -688,6 +689,114 @@ fn the_nonce_is_the_hash_written_in_the_protocol() {
     fields.extend_from_slice(&[9; 64]);
     let expected = ring::digest::digest(&ring::digest::SHA256, &fields);
     assert_eq!(nonce(&[9; 64])[..], *expected.as_ref());
+}
+
+#[test]
+fn a_policy_is_written_as_lists_or_the_word_any() {
+    let written = format!(
+        r#"
+        minimum_count = 1
+        modes = ["confidential", "protected-pcie"]
+        device_serials = ["0123456789ABCDEF"]
+        [[firmware]]
+        driver_version = "590.12"
+        vbios_version = "96.00.a5.00.01"
+        measurements = {{ 1 = ["{}"], 3 = "any" }}
+        "#,
+        "01".repeat(48)
+    );
+    let read: Policy = toml::from_str(&written).unwrap();
+    let mut expected = change_firmware(|firmware| {
+        firmware
+            .measurements
+            .insert(1, ReferenceValues::AnyOf(vec![[1; 48]]));
+        firmware.measurements.insert(3, ReferenceValues::AcceptAny);
+    });
+    expected.modes.push(Mode::ProtectedPcie);
+    expected.device_serials = Some(vec!["0123456789ABCDEF".to_owned()]);
+    assert_eq!(read, expected);
+    assert_eq!(toml::from_str::<Policy>("").unwrap(), Policy::default());
+    let any: Policy = toml::from_str("firmware = \"any\"").unwrap();
+    assert_eq!(any.firmware, ReferenceValues::AcceptAny);
+
+    for (from, to) in [
+        ("minimum_count", "minimum"),
+        ("\"any\"", "\"all\""),
+        ("3 =", "03 ="),
+        ("3 =", "0 ="),
+        ("3 =", "256 ="),
+        ("0101", "01"),
+        ("protected-pcie", "off"),
+        ("vbios_version", "version"),
+    ] {
+        assert!(
+            toml::from_str::<Policy>(&written.replacen(from, to, 1)).is_err(),
+            "{to}"
+        );
+    }
+}
+
+static INTEL: LazyLock<Arc<TestIntel>> = LazyLock::new(|| Arc::new(TestIntel::new()));
+
+fn machine() -> WithGpus<TestTdx> {
+    let gpus = ["A", "B"].map(|serial| {
+        let gpu = VENDOR.gpu(&Model {
+            serial: serial.to_owned(),
+            ..Model::default()
+        });
+        let measured = Measured::by(&gpu);
+        (gpu, measured)
+    });
+    WithGpus {
+        cpu: TestTdx::at(Arc::clone(&INTEL), NOW_MS / 1000),
+        gpus: gpus.into(),
+    }
+}
+
+fn verified(
+    evidence: &bastionai_attestation::Evidence,
+    anchors: TrustAnchors,
+) -> Result<Vec<Report>, VerifyError> {
+    let anchors = anchors.with_intel(tdx::Roots::new(INTEL.root_ca()));
+    let verified = bastionai_attestation::verify(evidence, &anchors, NOW_MS)?;
+    Ok(verified.report().gpus.clone())
+}
+
+#[test]
+fn the_gpus_of_a_confidential_machine_stand_beside_its_cpu() {
+    let evidence = machine().attest(&[1; 64]).unwrap();
+    let gpus = verified(&evidence, anchors()).unwrap();
+    let serials: Vec<_> = gpus.iter().map(|gpu| gpu.device_serial.as_str()).collect();
+    assert_eq!(serials, ["A", "B"]);
+    assert!(gpus.iter().all(|gpu| gpu.nonce == nonce(&[1; 64])));
+    assert_eq!(
+        verified(&machine().cpu.attest(&[1; 64]).unwrap(), anchors()).unwrap(),
+        []
+    );
+    assert!(
+        verified(&evidence, TrustAnchors::none()).is_err(),
+        "no root for its GPUs"
+    );
+}
+
+#[test]
+fn gpus_of_another_session_do_not_pass_beside_a_cpu() {
+    let machine = machine();
+    let earlier = machine.attest(&[1; 64]).unwrap();
+    let now = machine.cpu.attest(&[2; 64]).unwrap();
+    let mut mixed = Envelope::from_bytes(&now.bytes).unwrap();
+    let items = Envelope::from_bytes(&earlier.bytes).unwrap().evidence;
+    mixed.evidence.extend(
+        items
+            .into_iter()
+            .filter(|item| item.media_type == nvidia::MEDIA_TYPE),
+    );
+    let mixed = bastionai_attestation::Evidence {
+        bytes: mixed.to_bytes(),
+        ..now
+    };
+    let error = verified(&mixed, anchors()).unwrap_err();
+    assert!(matches!(error, VerifyError::Unbound { .. }), "{error}");
 }
 
 #[test]

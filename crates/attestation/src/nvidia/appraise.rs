@@ -1,14 +1,16 @@
 //! What a relying party demands of GPUs.
 
-use super::{Digest, Mode, Report};
+use super::{Digest, Mode, Report, written};
 use crate::appraise::Check;
 use crate::policy::ReferenceValues;
 use crate::result::{AppraisalError, Rule};
+use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What every GPU of a server must be. [`Default`] demands reference values and has none: it refuses every GPU, and no
 /// server without one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Policy {
     /// Fewest GPUs with evidence. None by default: a server that computes on a GPU without evidence says so in its
@@ -16,6 +18,7 @@ pub struct Policy {
     pub minimum_count: usize,
     /// Driver, VBIOS and measurements that go together. Missing by default (rule A5): a GPU of unknown firmware may be
     /// debuggable, and nothing but its measurements says so.
+    #[serde(deserialize_with = "written::releases")]
     pub firmware: ReferenceValues<Firmware>,
     /// Modes accepted. [`Mode::Confidential`] by default: under protected PCIe data crosses NVLink in the clear, and who
     /// does not state it may be in that mode.
@@ -39,7 +42,8 @@ impl Default for Policy {
 
 /// Reference values of one release of a GPU's firmware, from NVIDIA's reference integrity manifests (RIM) of that driver
 /// and that VBIOS.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Firmware {
     /// As reported: `590.12`.
     pub driver_version: String,
@@ -47,6 +51,7 @@ pub struct Firmware {
     pub vbios_version: String,
     /// Digests by index. A GPU must report every index that is here; an index that is not must be reported as zeros
     /// (not in use) or not at all: what nobody has a value for is refused.
+    #[serde(deserialize_with = "written::measurements")]
     pub measurements: BTreeMap<u8, ReferenceValues<Digest>>,
 }
 
