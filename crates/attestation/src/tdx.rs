@@ -1,8 +1,8 @@
 //! Intel TDX: a quote, signed by the platform's quoting enclave, that chains to Intel's SGX root.
 //!
-//! In call order: [`quote`] reads the bytes → [`chain`] verifies the signatures from the quote up to the root →
-//! [`collateral`] asks `dcap-qvl` what Intel says of that platform → [`event_log`] replays the firmware's log →
-//! [`report`] is what comes out → [`policy`] says whether it is good enough.
+//! In call order: `quote` reads the bytes → `chain` verifies the signatures from the quote up to the root →
+//! `collateral` asks `dcap-qvl` what Intel says of that platform → `event_log` replays the firmware's log →
+//! `report` is what comes out → `policy` says whether it is good enough.
 //!
 //! Sources: Intel TDX DCAP Quoting Library API, revision 0.9, appendix 3 (quote formats 4 and 5); Intel SGX PCK
 //! Certificate and CRL Profile Specification; Intel TDX Module ABI Specification 348551 (TD attributes).

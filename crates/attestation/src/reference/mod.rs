@@ -1,7 +1,7 @@
 //! Reference values: what evidence must show, computed from the files that a machine boots (RFC 9334).
 //!
 //! Whoever has the firmware, the kernel, the initial RAM disk and the command line of a release can compute what honest
-//! hardware will report, on any machine and without a TEE. In call order: [`ovmf`] (the table at the end of a firmware
+//! hardware will report, on any machine and without a TEE. In call order: `ovmf` (the table at the end of a firmware
 //! image) → [`snp`] (AMD's launch digest) or [`tdvf`] (Intel's MRTD) and [`rtmr`] (RTMR1, RTMR2 and the part of RTMR0 that
 //! is firmware) → [`values`] (all of a release's, as they are written down).
 //!
