@@ -216,7 +216,7 @@ pub struct Report {
     /// SHA-384 of the firmware that holds the attestation key, certified by the GPU's boot ROM.
     #[serde(serialize_with = "crate::claims::as_hex")]
     pub fwid: Digest,
-    /// Whether the boot ROM flagged that firmware as not configured, not secure, in recovery or in debug mode. Hopper's
+    /// Whether the boot ROM flagged that firmware as not secure, in recovery or in debug mode. Hopper's
     /// certificates have no such flags: there debug firmware shows in the measurements only.
     pub is_flagged: bool,
     /// SHA-384 digests by index, from 1; an index that is not in use is all zeros.

@@ -363,8 +363,15 @@ fn firmware_that_the_boot_rom_flagged_is_reported_as_such() {
     };
     let good = fwid(&sha384, &[0x5A; 48]);
     assert!(!with_dice(&tlv(0x30, &good)).unwrap().is_flagged);
-    let debug = [&good[..], &tlv(0x87, &[4, 0x10])].concat();
-    assert!(with_dice(&tlv(0x30, &debug)).unwrap().is_flagged);
+    let flagged = |flags: u8| {
+        let fields = [&good[..], &tlv(0x87, &[4, flags])].concat();
+        with_dice(&tlv(0x30, &fields)).unwrap().is_flagged
+    };
+    assert!(
+        flagged(0x40) && flagged(0x20) && flagged(0x10),
+        "not secure, recovery, debug"
+    );
+    assert!(!flagged(0x00) && !flagged(0x80), "not configured");
     for (name, contents) in [
         ("nothing", vec![]),
         ("no fields", tlv(0x30, &[])),

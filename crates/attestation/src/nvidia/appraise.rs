@@ -121,7 +121,7 @@ pub(crate) fn appraise(gpus: &[Report], policy: &Policy, check: &mut Check) {
             Rule::Debug,
             !gpu.is_flagged,
             || format!("GPU {} flagged by its boot ROM", gpu.device_serial),
-            || "firmware that is configured, secure, and in no recovery or debug mode".to_owned(),
+            || "firmware that is secure and in no recovery or debug mode".to_owned(),
         );
         check.demand(
             Rule::GpuMode,

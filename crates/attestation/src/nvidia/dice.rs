@@ -15,13 +15,16 @@ const SHA384: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.16.840.1.101.3.
 /// `fwids [6] IMPLICIT FWIDLIST` and `flags [7] IMPLICIT OperationalFlags` of DiceTcbInfo.
 const FWIDS: u8 = 6;
 const FLAGS: u8 = 7;
+/// *notSecure*, *recovery* and *debug*, bits 1 to 3 of OperationalFlags, in its first byte. *notConfigured* (bit 0) is set in
+/// the certificates of Blackwell in use (expected values of NVIDIA's SDK, `golden/blackwell_chain.json`).
+const UNSAFE_FLAGS: u8 = 0x70;
 
 /// What the extension says.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Dice {
     /// SHA-384 of the firmware that holds the key.
     pub(super) fwid: Digest,
-    /// Whether any operational flag is set: not configured, not secure, recovery, debug.
+    /// Whether an operational flag is set that makes it unsafe: not secure, recovery, debug.
     pub(super) is_flagged: bool,
 }
 
@@ -60,7 +63,12 @@ fn tcb_info<'r>(fields: &mut impl Reader<'r>) -> Result<Dice, Error> {
         match number.value() {
             FWIDS => digest = Some(fwid(&mut SliceReader::new(field.value())?)?),
             // BIT STRING: the first byte counts unused bits.
-            FLAGS => is_flagged |= field.value().iter().skip(1).any(|bits| *bits != 0),
+            FLAGS => {
+                is_flagged |= field
+                    .value()
+                    .get(1)
+                    .is_some_and(|flags| flags & UNSAFE_FLAGS != 0)
+            }
             _ => {}
         }
     }
