@@ -1,5 +1,6 @@
 //! Appraisal: is this authentic evidence good enough for *me*? Fail closed on everything unknown.
 
+use crate::azure;
 use crate::binding::{Binding, BootBinding};
 use crate::claims::{Freshness, RuntimeClaims};
 use crate::policy::{AppraisalPolicy, ReferenceValues};
@@ -118,6 +119,7 @@ impl Check {
 
     fn platform(&mut self, report: &Report, policy: &AppraisalPolicy) {
         match &report.platform {
+            Platform::Azure(report) => azure::appraise(report, policy, self),
             Platform::InsecureSimulated(report) => insecure_simulated::appraise(report, policy, self),
             Platform::Tdx(report) => tdx::appraise(report, policy, self),
         }

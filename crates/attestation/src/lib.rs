@@ -18,6 +18,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod appraise;
+pub mod azure;
 pub mod binding;
 pub mod claims;
 mod encoding;

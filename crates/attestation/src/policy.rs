@@ -3,6 +3,7 @@
 //! A5: a reference value that is missing refuses. Doing without one is a choice made by name
 //! ([`ReferenceValues::AcceptAny`]) and is shown in the result.
 
+use crate::azure;
 use crate::claims::{self, Freshness};
 use crate::insecure_simulated::DEVELOPMENT_MEASUREMENT;
 use crate::nvidia;
@@ -49,6 +50,8 @@ pub struct AppraisalPolicy {
     pub nvidia: nvidia::Policy,
     /// What an Intel TDX platform must meet besides.
     pub tdx: tdx::Policy,
+    /// What is demanded of Azure VMs, beyond what is demanded of the TEE underneath.
+    pub azure: azure::Policy,
     /// If present, the only ledger accepted.
     pub ledger_id: Option<[u8; 16]>,
     /// The release whose manifest filled reference values in.
@@ -76,6 +79,7 @@ impl AppraisalPolicy {
             chip_ids: None,
             nvidia: nvidia::Policy::default(),
             tdx: tdx::Policy::default(),
+            azure: azure::Policy::default(),
             ledger_id: None,
             release: None,
         }

@@ -1,6 +1,6 @@
 //! What authentic evidence says: the words common to all platforms, and each platform's own.
 
-use crate::{insecure_simulated, nvidia, tdx};
+use crate::{azure, insecure_simulated, nvidia, tdx};
 use serde::Serialize;
 use std::fmt;
 
@@ -23,6 +23,8 @@ pub struct Report {
 #[serde(tag = "kind", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Platform {
+    /// An Azure confidential VM.
+    Azure(Box<azure::Report>),
     /// The development attester: forgeable by anyone.
     InsecureSimulated(insecure_simulated::Report),
     /// Intel TDX.
@@ -33,6 +35,7 @@ impl Report {
     /// Which kind of platform speaks.
     pub fn kind(&self) -> Kind {
         match self.platform {
+            Platform::Azure(_) => Kind::Azure,
             Platform::InsecureSimulated(_) => Kind::InsecureSimulated,
             Platform::Tdx(_) => Kind::Tdx,
         }
@@ -43,6 +46,7 @@ impl Platform {
     /// What people are shown, by name.
     pub(crate) fn rows(&self) -> Vec<(&'static str, String)> {
         match self {
+            Self::Azure(report) => azure::rows(report),
             Self::InsecureSimulated(report) => vec![("measurement", hex::encode(report.measurement))],
             Self::Tdx(report) => report.rows(),
         }
@@ -54,6 +58,8 @@ impl Platform {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Kind {
+    /// An Azure confidential VM: SEV-SNP or TDX underneath, quotes of a vTPM.
+    Azure,
     /// The development attester: forgeable by anyone.
     InsecureSimulated,
     /// Intel TDX.
@@ -63,6 +69,7 @@ pub enum Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Azure => "azure",
             Self::InsecureSimulated => "insecure-simulated",
             Self::Tdx => "tdx",
         })

@@ -71,6 +71,18 @@ pub enum Rule {
     Freshness,
     /// Pinned ledger.
     Ledger,
+    /// PCR values of a vTPM.
+    Pcr,
+    /// UEFI secure boot.
+    SecureBoot,
+    /// Consoles of the host.
+    Console,
+    /// Configuration of an Azure VM.
+    VmConfiguration,
+    /// Pinned Azure VMs.
+    VmId,
+    /// Version of a vTPM's firmware.
+    TpmFirmware,
 }
 
 impl fmt::Display for Rule {
@@ -106,6 +118,12 @@ impl fmt::Display for Rule {
             Self::InsecureFlags => "insecure-flags",
             Self::Freshness => "freshness",
             Self::Ledger => "ledger",
+            Self::Pcr => "pcr",
+            Self::SecureBoot => "secure-boot",
+            Self::Console => "console",
+            Self::VmConfiguration => "vm-configuration",
+            Self::VmId => "vm-id",
+            Self::TpmFirmware => "tpm-firmware",
         })
     }
 }

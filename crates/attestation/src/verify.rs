@@ -3,14 +3,14 @@
 use crate::envelope::Envelope;
 use crate::evidence::Evidence;
 use crate::report::{Platform, Report};
-use crate::{insecure_simulated, nvidia, tdx};
+use crate::{azure, insecure_simulated, nvidia, tdx};
 
 /// The roots evidence may chain to, per kind of evidence.
 #[derive(Clone, Debug)]
 pub struct TrustAnchors {
     simulated_root: Option<[u8; 32]>,
     pub(crate) nvidia: nvidia::Roots,
-    tdx: Option<tdx::Roots>,
+    pub(crate) tdx: Option<tdx::Roots>,
 }
 
 impl TrustAnchors {
@@ -150,6 +150,11 @@ pub fn verify(
     }
     let unknown = || VerifyError::UnknownMediaType(evidence.media_type.chars().take(128).collect());
     let (report_data, platform) = match evidence.media_type.as_str() {
+        azure::MEDIA_TYPE => {
+            let envelope = Envelope::from_bytes(&evidence.bytes)?;
+            let (report_data, report) = azure::verify(&envelope, anchors, now_unix_ms)?;
+            (report_data, Platform::Azure(Box::new(report)))
+        }
         insecure_simulated::MEDIA_TYPE => {
             let root = anchors.simulated_root.as_ref().ok_or_else(unknown)?;
             let (report_data, report) = insecure_simulated::verify(&evidence.bytes, root)?;

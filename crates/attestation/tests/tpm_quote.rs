@@ -1,4 +1,5 @@
 //! Quotes of real vTPMs (`../shared/evidence/azure`), under the attestation keys that their paravisors name.
+#![allow(clippy::unwrap_used)]
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -2,5 +2,6 @@
 //! real platforms. For tests and fuzzing alone: nothing that users run links it, and no bundled trust anchor knows it.
 #![forbid(unsafe_code)]
 
+pub mod azure;
 pub mod nvidia;
 pub mod tdx;

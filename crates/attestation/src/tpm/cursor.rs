@@ -59,11 +59,6 @@ impl<'a> Cursor<'a> {
         self.take(field, length)
     }
 
-    /// A number of four bytes, little-endian: event logs are written by firmware, not by TPMs.
-    pub(crate) fn u32_le(&mut self, field: &str) -> Result<u32, VerifyError> {
-        Ok(u32::from_le_bytes(self.array(field)?))
-    }
-
     /// A number of two bytes, little-endian.
     pub(crate) fn u16_le(&mut self, field: &str) -> Result<u16, VerifyError> {
         Ok(u16::from_le_bytes(self.array(field)?))
