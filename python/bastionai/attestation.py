@@ -84,7 +84,7 @@ class Attestation:
     @property
     def simulated(self) -> bool:
         """Whether the evidence came from the development attester, which anyone can forge."""
-        return self.document["report"]["kind"] == "insecure-simulated"
+        return bool(self.document["report"]["kind"] == "insecure-simulated")
 
     @property
     def ledger_key(self) -> str:
